@@ -1,0 +1,70 @@
+"""Errors that speak to the user: what was given, what was expected, what to do.
+
+The command line prints the message of a `LbitclsError` without a traceback and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LbitclsError(Exception):
+    """Base of every error that is the user's to mend."""
+
+    exit_code = 1
+
+
+class ConfigError(LbitclsError):
+    """A config, an option or an argument is wrong."""
+
+    exit_code = 2
+
+
+class DataError(LbitclsError):
+    """Data is missing, corrupt, or not what the config says."""
+
+
+class CheckpointError(LbitclsError):
+    """A checkpoint is missing, unreadable, or of another model."""
+
+
+class DependencyError(LbitclsError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class TrainingError(LbitclsError):
+    """Training cannot go on (a loss that is not finite, say)."""
+
+
+def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The candidate most like `name`, or None when none is similar (case does not count)."""
+    by_lower = {str(c).lower(): str(c) for c in candidates}
+    found = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[found[0]] if found else None
+
+
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: `"; did you mean 'fc'?"`, or `"."` when none is similar.
+
+    Example:
+        >>> suggest("head.fc1", ["head.fc", "neck"])
+        "; did you mean 'head.fc'?"
+    """
+    best = nearest(name, candidates)
+    return f"; did you mean '{best}'?" if best is not None else "."
+
+
+def reject_unknown_keys(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `ConfigError` for the first key of `given` that `known` does not hold.
+
+    Args:
+        owner: what the keys belong to, as the message names it (`"lr_config"`, `"LSQConv"`).
+        given: keys the user wrote.
+        known: keys that have a meaning.
+    """
+    known = sorted(known)
+    for key in given:
+        if key not in known:
+            takes = ", ".join(known) or "nothing"
+            raise ConfigError(f"{owner} takes no '{key}'{suggest(key, known)} It takes: {takes}.")

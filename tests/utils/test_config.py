@@ -1,0 +1,133 @@
+"""Config files: inheritance, the three formats, and the answers to mistakes."""
+
+from pathlib import Path
+
+import pytest
+
+from lbitcls.utils import Config
+from lbitcls.utils.config import parse_option, require_sections
+from lbitcls.utils.errors import ConfigError
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+BASE = """model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18))
+optimizer = dict(type='SGD', lr=0.1)
+"""
+
+
+def test_a_config_inherits_and_overrides_its_base(tmp_path: Path) -> None:
+    write(tmp_path, "base.py", BASE)
+    path = write(tmp_path, "child.py", "_base_ = './base.py'\nmodel = dict(backbone=dict(depth=50))\n")
+    cfg = Config.fromfile(path)
+    assert cfg.model.backbone.depth == 50
+    assert cfg.model.backbone.type == "ResNet"
+    assert cfg["optimizer"]["lr"] == 0.1
+
+
+def test_yaml_and_json_are_read_and_1e_3_is_a_number(tmp_path: Path) -> None:
+    yaml = write(tmp_path, "a.yaml", "optimizer: {type: SGD, lr: 1e-3, betas: [9e-1, 1E4]}\nwork_dir: 1e\n")
+    json = write(tmp_path, "a.json", '{"optimizer": {"type": "SGD", "lr": 1e-3}}')
+    cfg = Config.fromfile(yaml)
+    assert cfg.optimizer.lr == 1e-3 and cfg.optimizer.betas == [0.9, 1e4] and cfg.work_dir == "1e"
+    assert Config.fromfile(json).optimizer.lr == 1e-3
+
+
+def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
+    cfg = Config.fromfile(write(tmp_path, "base.py", BASE))
+    cfg.dump(tmp_path / "out.py")
+    assert Config.fromfile(tmp_path / "out.py").to_dict() == cfg.to_dict()
+    assert Config.fromstring(cfg.pretty_text).to_dict() == cfg.to_dict()
+
+
+def test_a_third_party_import_does_not_make_a_config_lazy(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.py", "import rich\nfrom packaging import version\n" + BASE)
+    assert Config.fromfile(path).model.type == "ImageClassifier"
+
+
+@pytest.mark.parametrize("name, section", [("optimiser", "optimizer"), ("total_epoch", "total_epochs")])
+def test_a_name_nearly_a_sections_is_an_error(tmp_path: Path, name: str, section: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' is no section.*did you mean '{section}'"):
+        Config.fromfile(write(tmp_path, "a.py", BASE + f"{name} = 3\n"))
+
+
+def test_helper_variables_are_legal(tmp_path: Path) -> None:
+    text = "img_norm_cfg = dict(mean=[0])\nnum_nodes = 1\ndataset_type = 'ImageNetV1'\nname = 'x'\n"
+    assert Config.fromfile(write(tmp_path, "a.py", BASE + text)).num_nodes == 1
+
+
+def test_another_frameworks_section_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="here it is lr_config"):
+        Config.fromfile(write(tmp_path, "a.py", BASE + "param_scheduler = dict()\n"))
+
+
+def test_a_syntax_error_names_the_file_and_line_also_in_a_base(tmp_path: Path) -> None:
+    write(tmp_path, "base.py", "model = dict(\n")
+    path = write(tmp_path, "child.py", "_base_ = ['base.py']\n")
+    with pytest.raises(ConfigError, match=r"base\.py is not Python.*line 1"):
+        Config.fromfile(path)
+
+
+def test_an_error_while_the_config_runs_names_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.py cannot be read: NameError.*line 3"):
+        Config.fromfile(write(tmp_path, "a.py", BASE + "seed = undefined_name\n"))
+
+
+def test_missing_files_are_named_with_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path, "resnet.py", BASE)
+    with pytest.raises(ConfigError, match=r"no config file .*resnett\.py; did you mean 'resnet\.py'"):
+        Config.fromfile(tmp_path / "resnett.py")
+    with pytest.raises(ConfigError, match=r"has the base 'none\.py'"):
+        Config.fromfile(write(tmp_path, "b.py", "_base_ = 'none.py'\n"))
+
+
+def test_a_base_that_leads_back_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.py", "_base_ = 'b.py'\n")
+    write(tmp_path, "b.py", "_base_ = 'a.py'\n")
+    with pytest.raises(ConfigError, match="its own base"):
+        Config.fromfile(path)
+
+
+def test_broken_yaml_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.yaml cannot be read"):
+        Config.fromfile(write(tmp_path, "a.yaml", "model: [1,\n"))
+
+
+def test_options_override_dotted_keys_and_list_items(tmp_path: Path) -> None:
+    cfg = Config.fromfile(write(tmp_path, "a.py", BASE + "data = dict(train=dict(pipeline=[dict(type='A')]))\n"))
+    cfg.merge_from_dict({"optimizer.lr": 0.5, "data.train.pipeline.0.type": "B", "compile": True, "ema.decay": 0.9})
+    assert cfg.optimizer.lr == 0.5 and cfg.data.train.pipeline[0].type == "B"
+    assert cfg.compile is True and cfg.ema.decay == 0.9
+
+
+def test_an_option_for_a_key_that_is_not_there_is_an_error_unless_added(tmp_path: Path) -> None:
+    cfg = Config.fromfile(write(tmp_path, "a.py", BASE))
+    with pytest.raises(ConfigError, match=r"'optimizer\.lrr'; did you mean 'lr'"):
+        cfg.merge_from_dict({"optimizer.lrr": 1})
+    with pytest.raises(ConfigError, match="'optimzer'; did you mean 'optimizer'"):
+        cfg.merge_from_dict({"optimzer.lr": 1})
+    with pytest.raises(ConfigError, match=r"is the value 0\.1"):
+        cfg.merge_from_dict({"optimizer.lr.x": 1})
+    cfg.merge_from_dict({"+optimizer.nesterov": True})
+    assert cfg.optimizer.nesterov is True
+
+
+def test_option_values_are_python_literals() -> None:
+    assert parse_option("a.b=1e-3") == ("a.b", 1e-3)
+    assert parse_option("a=[1,2]") == ("a", [1, 2])
+    assert parse_option("a=1,x") == ("a", [1, "x"])
+    assert parse_option("a=true") == ("a", True)
+    assert parse_option("a=none") == ("a", None)
+    assert parse_option("a=dir/b=c") == ("a", "dir/b=c")
+    with pytest.raises(ConfigError, match="key=value"):
+        parse_option("lr")
+
+
+def test_sections_that_a_purpose_needs_are_named(tmp_path: Path) -> None:
+    cfg = Config.fromfile(write(tmp_path, "a.py", BASE))
+    with pytest.raises(ConfigError, match="training needs data"):
+        require_sections(cfg, ("model", "data"), "training")
