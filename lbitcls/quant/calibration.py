@@ -1,0 +1,139 @@
+"""First values from data, and the state of all quantizers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantizer import Quantizer
+from lbitcls.utils.errors import DataError
+
+SAMPLE_SIZE = 2**18
+"""Elements kept of each batch at each quantizer: enough for any statistic, little beside the activations."""
+
+
+def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """Every quantizer of a model, with its full name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Quantizer))
+
+
+def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that quantizers learn (they take no weight decay)."""
+    return [p for _, quantizer in quantizers(model) for p in quantizer.parameters()]
+
+
+def set_quantization(model: nn.Module, enabled: bool) -> None:
+    """Switch all quantizers of a model on or off (off: the layers compute in float)."""
+    for _, quantizer in quantizers(model):
+        quantizer.enable(enabled)
+
+
+def refresh(model: nn.Module) -> None:
+    """Have all quantizers read their buffers again, after something else than loading wrote them (a broadcast)."""
+    for _, quantizer in quantizers(model):
+        quantizer.refresh()
+
+
+def regularization(model: nn.Module) -> Tensor | float:
+    """Sum of the quantizers' own additions to the loss; 0.0 where no method has one."""
+    terms = [term for _, quantizer in quantizers(model) if (term := quantizer.regularization()) is not None]
+    return torch.stack(terms).sum() if terms else 0.0
+
+
+def uninitialized(model: nn.Module) -> list[str]:
+    """Names of the quantizers that never took first values."""
+    return [name for name, quantizer in quantizers(model) if not quantizer.is_initialized]
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
+    """Give every quantizer that has none its first values: weights' from the weights, inputs' from data.
+
+    The model runs in float meanwhile, in the mode it is in (in training mode BatchNorm uses the batch's statistics,
+    and its running ones stay as they are).
+
+    Args:
+        model: a transformed model.
+        batches: tensors (N, C, H, W), or dicts with such an `img`, on any device.
+
+    Returns:
+        How many quantizers took their first values.
+
+    Raises:
+        DataError: an input quantizer saw no data: `batches` is empty, or the forward pass does not reach its layer.
+    """
+    pending = uninitialized(model)
+    for layer in model.modules():
+        quantizer = layer.weight_quantizer if isinstance(layer, QuantLayer) else None
+        if quantizer is not None and not quantizer.is_initialized:
+            quantizer.initialize(layer.get_parameter("weight"))
+    waiting = {name: q for name, q in quantizers(model) if not q.is_initialized}
+    if waiting:
+        samples = _observe(model, waiting, batches)
+        for name, quantizer in waiting.items():
+            quantizer.initialize(torch.cat(samples[name]))
+    return len(pending)
+
+
+def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[Any]) -> dict[str, list[Tensor]]:
+    """Samples of what reaches each quantizer, in float; every quantizer must see some."""
+    samples: dict[str, list[Tensor]] = {name: [] for name in waiting}
+    hooks = [
+        quantizer.register_forward_pre_hook(lambda _, inputs, name=name: samples[name].append(_sample(inputs[0])))
+        for name, quantizer in waiting.items()
+    ]
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), _float(model), _running_statistics_kept(model):
+            for batch in batches:
+                images = batch["img"] if isinstance(batch, dict) else batch
+                getattr(model, "predict", model)(images.to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    unseen = [name for name, seen in samples.items() if not seen]
+    if unseen:
+        raise DataError(
+            f"calibration: no data reached {unseen[0]}{f' and {len(unseen) - 1} others' if unseen[1:] else ''}; "
+            "give at least one batch, and leave layers that the forward pass does not use out of the transformer."
+        )
+    return samples
+
+
+def _sample(x: Tensor) -> Tensor:
+    """At most `SAMPLE_SIZE` elements of `x` at equal distances, with its extremes, in one row."""
+    flat = x.detach().float().flatten()
+    stride = -(-flat.numel() // SAMPLE_SIZE)
+    if stride <= 1:
+        return flat.clone()
+    return torch.cat([flat[::stride], flat.aminmax().min[None], flat.aminmax().max[None]])
+
+
+@contextmanager
+def _float(model: nn.Module) -> Iterator[None]:
+    """Quantizers hand their input on for the time being; their state stays as it is."""
+    active = [(quantizer, quantizer.is_enabled) for _, quantizer in quantizers(model)]
+    for quantizer, _ in active:
+        quantizer._active = False
+    try:
+        yield
+    finally:
+        for quantizer, was_active in active:
+            quantizer._active = was_active
+
+
+@contextmanager
+def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Put the running statistics of normalization layers back as they were."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept):
+            for name, value in buffers.items():
+                norm.get_buffer(name).copy_(value)

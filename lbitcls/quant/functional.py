@@ -1,0 +1,71 @@
+"""The formulas that quantizers are made of, as functions of tensors.
+
+A grid is given by `scale` (one step) and the bounds `low = quant_min - zero_point`, `high = quant_max - zero_point`
+in steps. Everything here is elementwise; `scale`, `low` and `high` broadcast against `x`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def to_steps(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`x` in whole steps, `round(clip(x / scale, low, high))`: integers as floats; ties go to even, as in ONNX."""
+    return torch.clamp(torch.round(x / scale), low, high)
+
+
+def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The value of the grid nearest to `x`, in the dtype of `x`."""
+    return to_steps(x, scale, low, high) * scale
+
+
+def fake_quantize_plain(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`fake_quantize` in one buffer, for use without a gradient."""
+    return x.div(scale).round_().clamp_(low, high).mul_(scale)
+
+
+def learned_step_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `fake_quantize` for a learned scale (LSQ, arXiv:1902.08153, equations 3 and 5).
+
+    Returns:
+        The gradient of `x`: `grad` inside the range (its ends included), 0 outside. Each element's part of the
+        gradient of `scale`: `grad` times `round(v) - v` inside, times the bound outside, where `v = x / scale`.
+    """
+    v = x / scale
+    inside = (v >= low) & (v <= high)
+    steps = torch.clamp(torch.round(v), low, high)
+    return torch.where(inside, grad, 0.0), torch.where(inside, steps - v, steps) * grad
+
+
+def learned_step_gradients_plain(
+    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`learned_step_gradients` for the CPU, in fewer passes over memory: the parts are `grad * steps - grad_x * v`."""
+    if x.device.type != "cpu" or low.dim() or high.dim():
+        return learned_step_gradients(grad, x, scale, low, high)
+    v = x / scale
+    grad_x = torch.ops.aten.hardtanh_backward(grad, v, _just_beyond(low, -math.inf), _just_beyond(high, math.inf))
+    parts = torch.round(v).clamp_(low, high).mul_(grad)
+    return grad_x, parts.addcmul_(grad_x, v, value=-1)
+
+
+def _just_beyond(bound: Tensor, direction: float) -> float:
+    """The next number beyond a bound (of normal size), since hardtanh's range excludes its ends."""
+    beyond = float(torch.nextafter(bound, bound.new_tensor(direction)))
+    return beyond if bound != 0 else math.copysign(torch.finfo(bound.dtype).tiny, direction)
+
+
+def _ste(soft: Tensor, hard: Tensor) -> Tensor:
+    """`hard` in the forward pass, the gradient of `soft` in the backward pass (straight-through estimator).
+
+    Written so that the value is exactly `hard`; `soft + (hard - soft).detach()` moves it by an ulp.
+    """
+    return hard.detach() + (soft - soft.detach())
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x`, whose gradient is multiplied by `factor` (LSQ, section 2.2)."""
+    return _ste(x * factor, x)

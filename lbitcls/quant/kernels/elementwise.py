@@ -1,0 +1,161 @@
+"""An elementwise formula and its backward pass, as one differentiable function.
+
+A method gives two formulas of `(x, *parameters)`: the value, and the gradients of `x` and of each element's part of
+the parameters. `Elementwise` makes of them a function that saves `x` and the parameters only, computes everything
+else again in the backward pass, and sums the parts of a parameter's gradient over the elements that share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lbitcls.quant.kernels import selection
+from lbitcls.quant.spec import along, compute_dtype
+
+Formula = Callable[..., Tensor]
+Gradients = Callable[..., tuple[Tensor, ...]]
+
+
+class Elementwise:
+    """The differentiable function of a pair of formulas.
+
+    The formulas are computed in float32 (float64 for float64); value and gradient have the dtype of `x`.
+
+    Args:
+        forward: `(x, *parameters) -> value`, elementwise.
+        backward: `(grad, x, *parameters) -> (grad of x, part of the gradient of each parameter)`, elementwise; the
+            last parameters may have none, which makes them constants.
+        plain_forward: the same value in fewer passes over memory where nothing is compiled; None: `forward`.
+        plain_backward: the same gradients, likewise; None: `backward`.
+
+    Example:
+        >>> times = Elementwise(lambda x, a: a * x, lambda g, x, a: (a * g, x * g))
+        >>> times(torch.ones(3), None, torch.tensor(2.0))
+        tensor([2., 2., 2.])
+    """
+
+    def __init__(
+        self,
+        forward: Formula,
+        backward: Gradients,
+        plain_forward: Formula | None = None,
+        plain_backward: Gradients | None = None,
+    ) -> None:
+        self._forward, self._plain_forward = (
+            _in_compute_dtype(forward),
+            _in_compute_dtype(plain_forward or forward),
+        )
+        self._backward = _summed(backward)
+        self._plain_backward = _summed(plain_backward or backward)
+        self._fused_forward: Callable[..., Tensor] = torch.compile(self._forward, dynamic=True)
+        self._fused_backward: Callable[..., tuple[Tensor, ...]] = torch.compile(self._backward, dynamic=True)
+        self._function = _autograd_function(self)
+
+    def __call__(self, x: Tensor, channel_axis: int | None, *parameters: Tensor) -> Tensor:
+        """Apply the formula.
+
+        Args:
+            x: any shape, floating point.
+            channel_axis: the axis that parameters of shape (C,) belong to; None: all have the shape ().
+            parameters: each of shape () or (C,).
+        """
+        return self._function.apply(x, channel_axis, *parameters)
+
+    def value(self, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]) -> Tensor:
+        """The value, without a gradient, by the kernels in use."""
+        if not torch.compiler.is_compiling() and selection.active_kind() == "fused":
+            x = _dense(x)
+            rows = self._fused_forward(_as_rows(x, channel_axis), *_columns(parameters, channel_axis))
+            return _like(rows, x, channel_axis)
+        formula = self._forward if torch.compiler.is_compiling() else self._plain_forward
+        return formula(x, *(along(p, x.dim(), channel_axis) for p in parameters))
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Gradients of `x` and of the parameters that have one, by the kernels in use."""
+        if not torch.compiler.is_compiling() and selection.active_kind() == "fused":
+            x = _dense(x)
+            grad = grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+            arguments = (_as_rows(grad, channel_axis), _as_rows(x, channel_axis))
+            grad_x, *sums = self._fused_backward(*arguments, *_columns(parameters, channel_axis))
+            return (_like(grad_x, x, channel_axis), *(s.view(p.shape) for s, p in zip(sums, parameters)))
+        formula = self._backward if torch.compiler.is_compiling() else self._plain_backward
+        grad_x, *sums = formula(grad, x, *(along(p, x.dim(), channel_axis) for p in parameters))
+        return (grad_x, *(s.view(p.shape) for s, p in zip(sums, parameters)))
+
+
+def _autograd_function(elementwise: Elementwise) -> Any:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, channel_axis: int | None, *parameters: Tensor) -> Tensor:
+            ctx.save_for_backward(x, *parameters)
+            ctx.channel_axis = channel_axis
+            return elementwise.value(x, channel_axis, parameters)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            x, *parameters = ctx.saved_tensors
+            gradients = elementwise.gradients(grad, x, ctx.channel_axis, tuple(parameters))
+            constants = (None,) * (1 + len(parameters) - len(gradients))
+            return (gradients[0], None, *gradients[1:], *constants)
+
+    return Function
+
+
+def _in_compute_dtype(formula: Formula) -> Formula:
+    def computed(x: Tensor, *parameters: Tensor) -> Tensor:
+        return formula(x.to(compute_dtype(x)), *parameters).to(x.dtype)
+
+    return computed
+
+
+def _summed(backward: Gradients) -> Gradients:
+    """`backward` in the dtype of computation, with each parameter's parts summed to the parameter's shape."""
+
+    def summed(grad: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        dtype = compute_dtype(x)
+        grad_x, *parts = backward(grad.to(dtype), x.to(dtype), *parameters)
+        return (grad_x.to(x.dtype), *(_sum_to(part, p) for part, p in zip(parts, parameters)))
+
+    return summed
+
+
+def _sum_to(part: Tensor, parameter: Tensor) -> Tensor:
+    axes = [axis for axis in range(part.dim()) if parameter.dim() == 0 or parameter.shape[axis] == 1]
+    return part.sum(axes) if axes else part
+
+
+# Fused kernels see a vector, or a matrix with a row for each channel, whatever shape and memory format the tensor
+# has, so that one compilation serves every layer.
+
+
+def _as_rows(x: Tensor, channel_axis: int | None) -> Tensor:
+    if channel_axis is None:
+        return x.detach().as_strided((x.numel(),), (1,))
+    return x.detach().movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
+
+
+def _columns(parameters: tuple[Tensor, ...], channel_axis: int | None) -> list[Tensor]:
+    return [along(p.detach(), 2, None if channel_axis is None else 0) for p in parameters]
+
+
+def _like(rows: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
+    """`rows` in the shape of `x`."""
+    if channel_axis is None:
+        return rows.as_strided(x.shape, x.stride())
+    return rows.view(x.movedim(channel_axis, 0).shape).movedim(0, channel_axis)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x`, in one block of memory without gaps, in whatever order of axes."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape)):
+        if size > 1 and stride != expected:
+            return x.contiguous()
+        expected *= size
+    return x

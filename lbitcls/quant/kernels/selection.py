@@ -1,0 +1,64 @@
+"""Which kernels run: chosen once for a process, since their step gradients differ in the last bits.
+
+`plain`: PyTorch's operators. `fused`: each formula compiled by inductor into one pass over memory, which needs a C++
+compiler (CPU) or Triton (GPU). Forward values are bit-equal in both.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+
+import torch
+
+from lbitcls.utils.errors import ConfigError, DependencyError, suggest
+
+KINDS = ("plain", "fused")
+_active = "plain"
+
+
+def active_kind() -> str:
+    """The kind of kernels in use."""
+    return _active
+
+
+def select_kernels(kind: str = "auto", device: str | torch.device = "cpu") -> str:
+    """Choose the kernels of this process.
+
+    Args:
+        kind: `plain`, `fused`, or `auto`: `fused` where it can be compiled for `device`.
+        device: where the model runs.
+
+    Returns:
+        The kind chosen.
+
+    Raises:
+        ConfigError: an unknown kind.
+        DependencyError: `fused` where there is no compiler.
+    """
+    global _active
+    if kind not in ("auto", *KINDS):
+        raise ConfigError(f"kernels are auto, {', '.join(KINDS)}; got '{kind}'{suggest(kind, KINDS)}")
+    compiles = can_compile(torch.device(device).type)
+    if kind == "fused" and not compiles:
+        raise DependencyError(
+            f"kernels='fused' compiles for {device} and needs {_needs(torch.device(device).type)}; "
+            "install it, or use kernels='plain'."
+        )
+    _active = ("fused" if compiles else "plain") if kind == "auto" else kind
+    return _active
+
+
+def _needs(device_type: str) -> str:
+    return "Triton (pip install triton)" if device_type == "cuda" else "a C++ compiler (g++ or clang++, or CXX)"
+
+
+@functools.lru_cache
+def can_compile(device_type: str) -> bool:
+    """Whether inductor finds what it needs to compile for a device."""
+    if device_type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    return any(shutil.which(name) for name in names)

@@ -1,0 +1,215 @@
+"""Methods by name, and what a config may say of a quantized layer.
+
+A method is a pair of quantizers, one for weights and one for inputs. `register_method("LSQ", weight=LSQ, input=LSQ)`
+makes the entries `LSQConv` and `LSQLinear` known to configs, as `dict(type='LSQConv', num_bit_w=4, num_bit_a=4)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lbitcls.quant.layers import ENTRY_SUFFIXES, LAYER_KINDS, QuantLayer, num_channels
+from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.spec import check_num_bits
+from lbitcls.registry import QUANT_LAYERS, check_arguments
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys
+
+FLOAT_BITS = 32
+KEY_ALIASES = {
+    "nbits_w": "num_bit_w",
+    "nbits_a": "num_bit_a",
+    "bit_w": "num_bit_w",
+    "bit_a": "num_bit_a",
+}
+ENTRY_ALIASES = {"LSQConv2d": "LSQConv"}
+_LAYER_KEYS = ("num_bit_w", "num_bit_a", "bSetQ", "quant_activation", "per_channel")
+_OF_ONE_ROLE = {"signed": "input", "narrow_range": "weight"}
+_GIVEN_BY_LAYER = ("num_bits", "role", "num_channels", "channel_axis")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named pair of quantizers (`input` None: weights only)."""
+
+    name: str
+    weight: type[Quantizer]
+    input: type[Quantizer] | None
+
+    def options(self) -> dict[str, tuple[str, ...]]:
+        """Options that the quantizers take, to the roles ("weight", "input") that take each."""
+        taken: dict[str, tuple[str, ...]] = {}
+        for role, quantizer in (("weight", self.weight), ("input", self.input)):
+            for name in _keywords(quantizer) if quantizer is not None else ():
+                if _OF_ONE_ROLE.get(name, role) == role:
+                    taken[name] = (*taken.get(name, ()), role)
+        return taken
+
+
+METHODS: dict[str, Method] = {}
+"""Every method whose module is imported, by name."""
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """What `type='LSQConv'` stands for: a method for a kind of layer."""
+
+    name: str
+    method: Method
+    kind: str
+
+    def __call__(self, layer: nn.Module, **options: Any) -> nn.Module:
+        """The quantized form of the float `layer`; the options are a config's, under their own names.
+
+        Raises:
+            ConfigError: another kind of layer, an unknown option, or bits that the method does not have.
+        """
+        if type(layer) is not LAYER_KINDS[self.kind].float_type:
+            raise ConfigError(f"{self.name} replaces a {self.kind}; got a {type(layer).__name__}.")
+        settings = self.settings(options)
+        if not settings.weight_bits and not settings.input_bits:
+            return layer
+        kind = LAYER_KINDS[self.kind]
+        return kind.from_float(
+            layer,
+            self._weight_quantizer(layer, kind, settings),
+            self._input_quantizer(settings),
+            self.method.name,
+        )
+
+    def settings(self, options: dict[str, Any]) -> LayerSettings:
+        """Read a config's options: bits of weight and input (None: float), and the quantizers' own options."""
+        options = canonical_keys(self.name, options)
+        known = self.method.options()
+        reject_unknown_keys(self.name, options, (*_LAYER_KEYS, *known, *KEY_ALIASES))
+        quantize = options.pop("bSetQ", True)
+        inputs = options.pop("quant_activation", self.method.input is not None) and quantize
+        per_channel = options.pop("per_channel", False)
+        bits = {
+            "num_bit_w": self._bits(options, "num_bit_w", quantize),
+            "num_bit_a": self._bits(options, "num_bit_a", inputs),
+        }
+        by_role = {role: {k: v for k, v in options.items() if role in known.get(k, ())} for role in ("weight", "input")}
+        return LayerSettings(bits["num_bit_w"], bits["num_bit_a"], per_channel, by_role["weight"], by_role["input"])
+
+    def _bits(self, options: dict[str, Any], key: str, wanted: bool) -> int | None:
+        bits = options.pop(key, None)
+        if not wanted or bits == FLOAT_BITS:
+            return None
+        if bits is None:
+            raise ConfigError(f"{self.name} needs '{key}' (2 to 8; 32: float).")
+        return check_num_bits(bits, f"{self.name} ({key})")
+
+    def _weight_quantizer(self, layer: nn.Module, kind: type[QuantLayer], settings: LayerSettings) -> Quantizer | None:
+        if settings.weight_bits is None:
+            return None
+        channels = num_channels(layer, kind) if settings.per_channel else None
+        return self.method.weight(
+            settings.weight_bits,
+            role="weight",
+            num_channels=channels,
+            channel_axis=kind.weight_channel_axis,
+            **settings.weight_options,
+        )
+
+    def _input_quantizer(self, settings: LayerSettings) -> Quantizer | None:
+        if settings.input_bits is None or self.method.input is None:
+            return None
+        return self.method.input(settings.input_bits, role="input", **settings.input_options)
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """A config entry, read: bits (None: float), granularity, and each quantizer's own options."""
+
+    weight_bits: int | None
+    input_bits: int | None
+    per_channel: bool
+    weight_options: dict[str, Any]
+    input_options: dict[str, Any]
+
+
+def register_method(name: str, weight: type[Quantizer], input: type[Quantizer] | None) -> None:
+    """Make a method known to configs, as `<name>Conv`, `<name>Linear`, ….
+
+    Args:
+        name: the method's name, as configs write it before the kind of layer.
+        weight: quantizer class of weights.
+        input: quantizer class of inputs; None: the method quantizes weights only.
+    """
+    METHODS[name] = Method(name, weight, input)
+    for kind, suffix in ENTRY_SUFFIXES.items():
+        entry = f"{name}{suffix}"
+        QUANT_LAYERS.register_module(name=entry, module=LayerEntry(entry, METHODS[name], kind))
+
+
+def canonical_keys(owner: str, options: dict[str, Any]) -> dict[str, Any]:
+    """`options` with older spellings replaced; `ConfigError` when a key is given twice."""
+    renamed: dict[str, Any] = {}
+    for key, value in options.items():
+        name = KEY_ALIASES.get(key, key)
+        if name in renamed:
+            raise ConfigError(f"{owner} is given '{name}' twice (as '{key}' too).")
+        renamed[name] = value
+    return renamed
+
+
+def find_entry(cfg: Any) -> tuple[Any, dict[str, Any]]:
+    """The registered entry that `dict(type=NAME, …)` names, and the options beside it."""
+    if not isinstance(cfg, dict) or not isinstance(cfg.get("type"), str):
+        raise ConfigError(f"a quantized layer is given as dict(type='LSQConv', num_bit_w=4, num_bit_a=4); got {cfg!r}.")
+    options = dict(cfg)
+    name = options.pop("type")
+    return QUANT_LAYERS.find(ENTRY_ALIASES.get(name, name)), options
+
+
+def build_quant_layer(cfg: dict[str, Any], layer: nn.Module) -> nn.Module:
+    """The quantized layer that replaces a float one.
+
+    Args:
+        cfg: `dict(type=ENTRY, num_bit_w=…, num_bit_a=…, …)`.
+        layer: the float layer; its parameters are kept (the same tensors).
+
+    Returns:
+        The quantized layer; `layer` itself when the entry leaves it float (`bSetQ=False`, or 32 bits for both).
+
+    Example:
+        >>> layer = build_quant_layer(dict(type="LSQConv", num_bit_w=4, num_bit_a=4), nn.Conv2d(8, 8, 3))
+        >>> layer.weight_quantizer(layer.weight).shape
+        torch.Size([8, 8, 3, 3])
+    """
+    entry, options = find_entry(cfg)
+    if isinstance(entry, LayerEntry):
+        return entry(layer, **options)
+    return build_own_layer(entry, layer, options)
+
+
+def build_own_layer(cls: type[nn.Module], layer: nn.Module, options: dict[str, Any]) -> nn.Module:
+    """A user's own class, built from the arguments of the float layer and given its parameters."""
+    arguments = {**constructor_arguments(layer), **options}
+    check_arguments(cls, arguments)
+    own = cls(**arguments)
+    own.load_state_dict(layer.state_dict(), strict=False)
+    return own.to(next(layer.parameters()).device).train(layer.training)
+
+
+def constructor_arguments(layer: nn.Module) -> dict[str, Any]:
+    """The arguments that would build a float Conv or Linear like `layer`."""
+    names = inspect.signature(type(layer).__init__).parameters
+    found = {n: getattr(layer, n) for n in names if n not in ("self", "device", "dtype", "bias") and hasattr(layer, n)}
+    return {**found, "bias": layer.bias is not None}
+
+
+def _keywords(quantizer: type[Quantizer]) -> set[str]:
+    """Keyword arguments of a quantizer's own that a config may give, through all its base classes."""
+    names: set[str] = set()
+    for cls in quantizer.__mro__:
+        if cls is nn.Module:
+            break
+        if "__init__" in cls.__dict__:
+            parameters = inspect.signature(cls.__dict__["__init__"]).parameters.values()
+            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return names - {"self", *_GIVEN_BY_LAYER}

@@ -1,0 +1,206 @@
+"""`Quantizer`, the base of every method: state, first values, and one formula for training and export.
+
+    steps   = round(clip(normalize(x) / scale, quant_min - zero_point, quant_max - zero_point))
+    forward = steps * scale                  # fake quantize
+    integer = steps + zero_point             # to_integer()
+
+A method says what `scale` and `zero_point` are (`grid`), what their first values are (`first_values`), and how
+gradients pass the rounding (`formula`). All state lives in buffers and parameters that are filled in place, so that
+optimizer, EMA and DDP keep seeing the same tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.quant import functional
+from lbitcls.quant.kernels import Elementwise
+from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range
+from lbitcls.utils.errors import ConfigError, LbitclsError
+
+
+class NotInitializedError(LbitclsError):
+    """A quantizer is used in eval before it ever saw data."""
+
+
+class Quantizer(nn.Module):
+    """Maps a tensor to the nearest values of an integer grid, and says what the integers are.
+
+    Args:
+        num_bits: 2 to 8.
+        role: "weight" or "input", where the layer uses it.
+        signed: whether negative values are represented; None: decided once, from the first data.
+        num_channels: number of separate grids along `channel_axis`; None: one grid for the tensor.
+        channel_axis: the axis of the channels.
+        narrow_range: leave out the most negative integer; None: for 8-bit weights, whose signs an exporter flips.
+
+    Attributes:
+        initialized: buffer; whether the parameters took their first values.
+        enabled: buffer; when False the quantizer hands its input on unchanged.
+    """
+
+    formula: Elementwise
+    """How gradients pass the rounding; called with `x`, the channel axis, scale, and the bounds in steps."""
+
+    initialized: Tensor
+    enabled: Tensor
+    negative: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        num_bits: int,
+        role: str = "input",
+        signed: bool | None = None,
+        num_channels: int | None = None,
+        channel_axis: int = 0,
+        narrow_range: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if role not in ("weight", "input"):
+            raise ConfigError(f"a quantizer's role is 'weight' or 'input'; got '{role}'.")
+        self.num_bits = check_num_bits(num_bits, type(self).__name__)
+        self.role = role
+        self.num_channels = num_channels
+        self.channel_axis = None if num_channels is None else channel_axis
+        self.narrow_range = (role == "weight" and num_bits == 8) if narrow_range is None else narrow_range
+        self._signed_by_config = True if role == "weight" and signed is None else signed
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("enabled", torch.ones((), dtype=torch.bool))
+        self.register_buffer("negative", torch.tensor(bool(self._signed_by_config)))
+        self.register_buffer("low", torch.zeros(()), persistent=False)
+        self.register_buffer("high", torch.zeros(()), persistent=False)
+        self.refresh()
+
+    # What a method gives
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`scale`, and the bounds `low` and `high` in steps, each of shape () or (C,), differentiable."""
+        raise NotImplementedError
+
+    def first_values(self, x: Tensor) -> None:
+        """Fill the parameters from data, in place (called once, without gradient, with the normalized `x`)."""
+        raise NotImplementedError
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """What is done to `x` before it is divided by the scale."""
+        return x
+
+    def regularization(self) -> Tensor | None:
+        """The method's own addition to the loss, or None."""
+        return None
+
+    # What every method has
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake quantize `x`: values on the grid, in the shape and dtype of `x`."""
+        if not self._active:
+            return x
+        if not self._ready:
+            self._take_first_values(x)
+        scale, low, high = self.grid(x)
+        return self.formula(self.normalize(x), self.channel_axis, scale, low, high)
+
+    @torch.no_grad()
+    def to_integer(self, x: Tensor) -> Tensor:
+        """The integers that `x` becomes, int32, between `quant_min` and `quant_max`."""
+        scale, low, high = (along(t, x.dim(), self.channel_axis) for t in self.grid(x))
+        steps = functional.to_steps(self.normalize(x).to(compute_dtype(x)), scale, low, high)
+        return (steps + (self.quant_min - low)).to(torch.int32)
+
+    @torch.no_grad()
+    def qparams(self) -> QParams:
+        """The grid, as exporters read it."""
+        scale, low, _ = self.grid(torch.zeros((1,) * 4, device=self.low.device))
+        zero_point = (self.quant_min - low).to(torch.int32).expand(scale.shape)
+        return QParams(scale.clone(), zero_point.clone(), self.quant_min, self.quant_max, self.channel_axis)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the grid has negative values."""
+        return self._negative
+
+    @property
+    def quant_min(self) -> int:
+        """Smallest integer."""
+        return integer_range(self.num_bits, self.signed, self.narrow_range)[0]
+
+    @property
+    def quant_max(self) -> int:
+        """Largest integer."""
+        return integer_range(self.num_bits, self.signed, self.narrow_range)[1]
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the first values are taken (the buffer's mirror: no device sync)."""
+        return self._ready
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether the quantizer quantizes (the buffer's mirror: no device sync)."""
+        return self._active
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Take the first values from `x`, taken before or not; decides `signed` if the config did not."""
+        x = x.detach().to(compute_dtype(x))
+        if self._signed_by_config is None:
+            self.negative.fill_(bool((x < 0).any()))
+            self.refresh()
+        self.first_values(self.normalize(x))
+        self.initialized.fill_(True)
+        self.refresh()
+
+    def enable(self, enabled: bool = True) -> None:
+        """Switch the quantizer on or off; while off, its parameters need no gradient."""
+        self.enabled.fill_(enabled)
+        for parameter in self.parameters(recurse=False):
+            parameter.requires_grad_(enabled)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the buffers again after they were changed from outside (loading, a broadcast)."""
+        self._ready, self._active = bool(self.initialized), bool(self.enabled)
+        self._negative = bool(self.negative)
+        self.low.fill_(self.quant_min)
+        self.high.fill_(self.quant_max)
+
+    @torch.compiler.disable
+    def _take_first_values(self, x: Tensor) -> None:
+        if not self.training:
+            raise NotInitializedError(
+                f"this {self.num_bits}-bit {self.role} quantizer ({type(self).__name__}) never saw data, so it has no "
+                "scale: call lbitcls.quant.calibrate(model, batches), or load the checkpoint of a quantized model."
+            )
+        self.initialize(x)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A float checkpoint has none of a quantizer's keys: the weights are new, so first values are taken anew.
+        if not any(key.startswith(prefix) for key in state_dict):
+            self.initialized.fill_(False)
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        self.refresh()
+
+    def extra_repr(self) -> str:
+        """Bits, role, grid and state."""
+        state = "" if self._ready else ", not initialized"
+        channels = "per tensor" if self.channel_axis is None else f"per channel ({self.num_channels})"
+        sign = "signed" if self.signed else "unsigned"
+        return f"{self.num_bits} bits, {self.role}, {sign}, {channels}{state}{'' if self._active else ', off'}"
+
+
+def per_grid(x: Tensor, channel_axis: int | None) -> Tensor:
+    """`x` as a matrix (grids, elements that share one): (1, n) per tensor, (C, n / C) per channel."""
+    if channel_axis is None:
+        return x.reshape(1, -1)
+    return x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
+
+
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Fill a parameter of shape () or (C,) in place with the values of its grids."""
+    parameter.data.copy_(values.reshape(parameter.shape))

@@ -1,0 +1,1 @@
+"""The quantization methods: one file each, registered at its foot."""

@@ -1,0 +1,69 @@
+"""LSQ: learned step size quantization (Esser et al., 2020, arXiv:1902.08153).
+
+    v̄ = round(clip(v / s, quant_min, quant_max)),   v̂ = v̄ · s                                       (equations 1, 2)
+    ∂v̂/∂s = round(v/s) - v/s inside the range, quant_min or quant_max outside, times g              (equation 3)
+    ∂v̂/∂v = 1 inside, 0 outside                                                                    (equation 5)
+    g = 1 / sqrt(n · quant_max),   first s = 2·mean|v| / sqrt(quant_max)                              (section 2.2, 2.1)
+
+Deviations:
+- n for inputs is the number of features of one sample, not of the batch, so that nothing depends on the batch size.
+- 8-bit weights use -127..127, so that every code has its negative (an exporter flips the signs of channels).
+- The gradient at exactly the ends of the range passes (the paper's inequality is strict): a ReLU's zeros lie there.
+- A scale that training drives below zero is taken by its magnitude; where all values are zero the first scale is
+  that of the whole tensor, or 1 / quant_max.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.quant import functional
+from lbitcls.quant.kernels import Elementwise
+from lbitcls.quant.methods import register_method
+from lbitcls.quant.quantizer import Quantizer, fill, per_grid
+
+SMALLEST_SCALE = 1e-12
+
+
+class LSQ(Quantizer):
+    """Learned step size: one learned scale for the tensor, or one for each channel.
+
+    Args:
+        num_bits: 2 to 8.
+        per_channel: for weights, a scale for each output channel.
+        **kwargs: as `Quantizer`.
+
+    Example:
+        >>> quantizer = LSQ(4, role="weight")
+        >>> quantizer(torch.randn(8, 3, 3, 3)).unique().numel() <= 16
+        True
+    """
+
+    formula = Elementwise(
+        functional.fake_quantize,
+        functional.learned_step_gradients,
+        functional.fake_quantize_plain,
+        functional.learned_step_gradients_plain,
+    )
+
+    def __init__(self, num_bits: int, **kwargs: Any) -> None:
+        super().__init__(num_bits, **kwargs)
+        self.scale = nn.Parameter(torch.ones(() if self.num_channels is None else (self.num_channels,)))
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n = x.numel() // max(self.scale.numel(), 1) if self.role == "weight" else x[:1].numel()
+        scale = functional.scale_gradient(self.scale, 1 / math.sqrt(max(n, 1) * self.quant_max))
+        return scale.abs().clamp(min=SMALLEST_SCALE), self.low, self.high
+
+    def first_values(self, x: Tensor) -> None:
+        mean = per_grid(x, self.channel_axis).abs().mean(1)
+        scale = 2 * mean / math.sqrt(self.quant_max)
+        fallback = scale.mean() if scale.mean() > 0 else scale.new_tensor(1 / self.quant_max)
+        fill(self.scale, torch.where(scale > 0, scale, fallback))
+
+
+register_method("LSQ", weight=LSQ, input=LSQ)

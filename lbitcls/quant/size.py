@@ -1,0 +1,36 @@
+"""How large a model is, in float and at the bits of its quantized layers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantizer import Quantizer
+
+FLOAT_BITS = 32
+
+
+def model_size(model: nn.Module) -> dict[str, float]:
+    """Size of what inference needs, in KiB: parameters, BatchNorm's running statistics, scales.
+
+    Returns:
+        `float_kib`: all of it in 32 bits, without quantizers. `quantized_kib`: weights with an enabled quantizer at
+        its bits, its scale and zero point in 32 bits each, the rest in 32 bits.
+    """
+    float_bits = quantized_bits = 0
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            quantized_bits += 2 * FLOAT_BITS * (module.num_channels or 1) * int(module.is_enabled)
+            continue
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if not tensor.is_floating_point():
+                continue
+            float_bits += FLOAT_BITS * tensor.numel()
+            quantized_bits += _bits(module, name) * tensor.numel()
+    return {"float_kib": float_bits / 8192, "quantized_kib": quantized_bits / 8192}
+
+
+def _bits(module: nn.Module, name: str) -> int:
+    if name == "weight" and isinstance(module, QuantLayer) and module.weight_quantizer is not None:
+        return module.weight_quantizer.num_bits if module.weight_quantizer.is_enabled else FLOAT_BITS
+    return FLOAT_BITS

@@ -1,0 +1,201 @@
+"""The model transformer: replaces float layers of a model by quantized ones, as a config says.
+
+It plans first, and changes the model only when the whole plan holds. It swaps modules by their names and never
+traces, so control flow in a model's code is no obstacle.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lbitcls.quant.layers import kind_of, quantized_kind
+from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
+from lbitcls.quant.plan import Plan, PlanRow, own_parameters
+from lbitcls.registry import TRANSFORMERS
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+
+Rules = dict[str, tuple[str, Any]]  # full layer name -> (the rule's place in the config, the entry)
+
+
+@TRANSFORMERS.register_module(name=["ModelTransformer", "mTransformerV2", "QuanTransformer"])
+class ModelTransformer:
+    """Replaces layers by the first rule that names them: excluded, special (by full name), policy (by exact type).
+
+    Args:
+        quan_policy: entry for each kind of layer: `dict(Conv2d=dict(type='LSQConv', num_bit_w=4, num_bit_a=4), …)`.
+        special_layers: `dict(layers_name=[…], convert_type=[…])`: full names of layers, and an entry for each.
+        exclude_layers: full names of layers, or of modules with all that is in them, that stay float.
+
+    Example:
+        >>> transformer = ModelTransformer(dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4)))
+        >>> print(transformer.plan(model).table())
+        >>> model = transformer(model)
+    """
+
+    def __init__(
+        self,
+        quan_policy: Mapping[str, Any],
+        special_layers: Mapping[str, Any] | None = None,
+        exclude_layers: Sequence[str] = (),
+    ) -> None:
+        for kind, entry in quan_policy.items():
+            quantized_kind(kind)
+            _check_entry(f"quan_policy.{kind}", entry, kind)
+        self.quan_policy = dict(quan_policy)
+        self.special_names, self.special_entries = _special(special_layers or {})
+        self.exclude_layers = [exclude_layers] if isinstance(exclude_layers, str) else list(exclude_layers)
+
+    def __call__(self, model: nn.Module, logger: logging.Logger | None = None) -> nn.Module:
+        """Plan, log the plan, and replace the layers of `model` in place; returns `model`."""
+        plan = self.plan(model)
+        new_layers = self._build(model, plan)
+        (logger or logging.getLogger("lbitcls")).info("quantization plan\n%s", plan.table())
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if id(module) in new_layers:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, new_layers[id(module)])
+        return model
+
+    def plan(self, model: nn.Module) -> Plan:
+        """What calling the transformer would do; changes nothing.
+
+        Raises:
+            ConfigError: a name matches no layer, a layer is named twice, an entry does not fit its layer, or nothing
+                would be quantized.
+        """
+        modules = dict(model.named_modules())
+        special = self._special_rules(model, modules)
+        excluded = self._excluded(model, modules)
+        both = sorted(set(special) & set(excluded))
+        if both:
+            raise ConfigError(f"'{both[0]}' is both in special_layers and in exclude_layers; name it in one.")
+        rows = [self._row(n, m, special, excluded) for n, m in modules.items() if own_parameters(m)]
+        if not any(row.quantized or row.cfg is not None for row in rows):
+            raise ConfigError(
+                f"quan_policy ({', '.join(self.quan_policy) or 'empty'}) and special_layers match no layer of "
+                f"{type(model).__name__}; is it quantized already?"
+            )
+        return Plan(tuple(rows))
+
+    def _build(self, model: nn.Module, plan: Plan) -> dict[int, nn.Module]:
+        new_layers = {}
+        for row in plan.quantized:
+            if not row.name:
+                raise ConfigError(f"the model is itself a {row.kind}: put it into a module to have it replaced.")
+            layer = model.get_submodule(row.name)
+            new_layers[id(layer)] = build_quant_layer(row.cfg or {}, layer)
+        return new_layers
+
+    def _special_rules(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> Rules:
+        rules: Rules = {}
+        for i, (name, entry) in enumerate(zip(self.special_names, self.special_entries)):
+            place = f"special_layers.layers_name[{i}]"
+            full = resolve_name(name, model, modules, place)
+            if kind_of(modules[full]) is None:
+                raise ConfigError(f"{place} = '{name}' is a {type(modules[full]).__name__}, which is not quantized.")
+            if full in rules:
+                raise ConfigError(f"{place} = '{name}' names '{full}' a second time.")
+            if entry is not None:
+                _check_entry(f"special_layers.convert_type[{i}]", entry, str(kind_of(modules[full])))
+            rules[full] = (place, entry)
+        return rules
+
+    def _excluded(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+        excluded = {}
+        for i, name in enumerate(self.exclude_layers):
+            place = f"exclude_layers[{i}]"
+            full = resolve_name(name, model, modules, place)
+            excluded.update({n: place for n in modules if n == full or n.startswith(f"{full}.")})
+        return excluded
+
+    def _row(self, name: str, module: nn.Module, special: Rules, excluded: Mapping[str, str]) -> PlanRow:
+        kind = kind_of(module)
+        rule, cfg = "", None
+        if kind is None:
+            rule = _why_float(module)
+        elif name in excluded:
+            rule = excluded[name]
+        elif name in special:
+            rule, cfg = special[name]
+        elif kind in self.quan_policy:
+            rule, cfg = f"quan_policy.{kind}", self.quan_policy[kind]
+        else:
+            rule = f"quan_policy has no {kind}"
+        entry, bits_w, bits_a = _settings(cfg)
+        if cfg is not None and entry is None:
+            rule += " leaves it float"
+        weight: nn.Parameter | None = getattr(module, "weight", None)
+        shape = () if weight is None else tuple(weight.shape)
+        return PlanRow(name, type(module).__name__, shape, entry, bits_w, bits_a, rule, own_parameters(module), cfg)
+
+
+def build_mtransformer(cfg: dict[str, Any]) -> ModelTransformer:
+    """The model transformer of a config's section `quant_transformer`.
+
+    Example:
+        >>> transformer = build_mtransformer(cfg.quant_transformer)
+        >>> model = transformer(model, logger=logger)
+    """
+    return TRANSFORMERS.build(dict(cfg))
+
+
+def resolve_name(name: str, model: nn.Module, modules: Mapping[str, nn.Module], place: str) -> str:
+    """The full name that `name` stands for: itself, or what a module's `layer_aliases` translate it to."""
+    if name in modules:
+        return name
+    for prefix, module in modules.items():
+        aliases = getattr(module, "layer_aliases", {})
+        for old, new in aliases.items():
+            if name == f"{prefix}.{old}" and f"{prefix}.{new}" in modules:
+                return f"{prefix}.{new}"
+    raise ConfigError(f"{place} = '{name}' names no layer of {type(model).__name__}{suggest(name, _names(modules))}")
+
+
+def _names(modules: Iterable[str]) -> list[str]:
+    return [name for name in modules if name]
+
+
+def _special(section: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+    reject_unknown_keys("special_layers", section, ("layers_name", "convert_type"))
+    names, entries = list(section.get("layers_name", [])), list(section.get("convert_type", []))
+    if len(names) != len(entries):
+        raise ConfigError(
+            f"special_layers has {len(names)} layers_name and {len(entries)} convert_type; each layer needs its entry."
+        )
+    return names, entries
+
+
+def _check_entry(place: str, cfg: Any, kind: str) -> None:
+    """Raise `ConfigError`, saying where in the config, unless `cfg` is an entry for this kind of layer."""
+    try:
+        entry, options = find_entry(cfg)
+        if isinstance(entry, LayerEntry):
+            if entry.kind != kind:
+                raise ConfigError(f"{entry.name} replaces a {entry.kind}, not a {kind}.")
+            entry.settings(options)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def _settings(cfg: Any) -> tuple[str | None, int | None, int | None]:
+    """Name and bits of an entry; no name where the entry leaves the layer float."""
+    if cfg is None:
+        return None, None, None
+    entry, options = find_entry(cfg)
+    if not isinstance(entry, LayerEntry):
+        return cfg["type"], options.get("num_bit_w"), options.get("num_bit_a")
+    settings = entry.settings(options)
+    name = entry.name if settings.weight_bits or settings.input_bits else None
+    return name, settings.weight_bits, settings.input_bits
+
+
+def _why_float(module: nn.Module) -> str:
+    if isinstance(module, nn.MultiheadAttention):
+        return "the projections of attention are computed inside it"
+    if any(parent.__name__ in ("Linear", "Conv1d", "Conv2d") for parent in type(module).__mro__[1:]):
+        return f"a layer is matched by its exact type, and {type(module).__name__} is a subclass"
+    return "not a kind of layer that is quantized"
