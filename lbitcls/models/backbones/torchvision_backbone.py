@@ -1,0 +1,59 @@
+"""Any classification network of torchvision, by its name there, with its last linear layer cut off."""
+
+from __future__ import annotations
+
+import torchvision
+from torch import Tensor, nn
+
+from lbitcls.models.backbones.base import BaseBackbone
+from lbitcls.registry import BACKBONES
+from lbitcls.utils.errors import ConfigError, suggest
+
+# Their side branches give a tuple in training.
+_WITH_SIDE_BRANCHES = ("googlenet", "inception_v3")
+
+
+@BACKBONES.register_module()
+class TorchvisionBackbone(BaseBackbone):
+    """A network of `torchvision.models` that gives what its last linear layer takes, features (N, C).
+
+    The network is the submodule `model`; its last linear layer becomes an identity, and a published file's
+    weights of that layer go to the head. C is `num_features`; a head for another number of channels is
+    refused with the right one.
+
+    Args:
+        name: as in `torchvision.models.list_models()`, `'shufflenet_v2_x1_0'` for one. SqueezeNet has no
+            linear
+            layer: use the backbone `SqueezeNet`.
+        norm_eval: keep every normalization in eval mode during training.
+
+    Example:
+        >>> TorchvisionBackbone("shufflenet_v2_x1_0").num_features
+        1024
+    """
+
+    state_prefix = "model."
+
+    def __init__(self, name: str, norm_eval: bool = False) -> None:
+        super().__init__(norm_eval=norm_eval)
+        known = torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            raise ConfigError(
+                f"TorchvisionBackbone: torchvision has no classifier '{name}'{suggest(name, known)} "
+                f"Known: {', '.join(known)}."
+            )
+        options = {"aux_logits": False, "init_weights": True} if name in _WITH_SIDE_BRANCHES else {}
+        self.name = name
+        self.model = torchvision.models.get_model(name, weights=None, **options)
+        linear = [key for key, layer in self.model.named_modules() if isinstance(layer, nn.Linear)]
+        if not linear:
+            raise ConfigError(
+                f"TorchvisionBackbone: '{name}' has no linear layer to cut off; use "
+                "backbone=dict(type='SqueezeNet', version='1_1') with head=dict(type='ConvClsHead', …)."
+            )
+        self.published_classifier = linear[-1]
+        self.out_channels = (self.model.get_submodule(linear[-1]).in_features,)
+        self.model.set_submodule(linear[-1], nn.Identity())
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        return (self.model(img),)

@@ -1,0 +1,80 @@
+"""The published CIFAR ResNets, `resnet20-*.th` of akamaster/pytorch_resnet_cifar10 (GitHub), as checkpoints.
+
+Their files hold the state dict of a `DataParallel` model (`module.conv1.weight`, …, `module.linear.bias`) and
+the best accuracy. They were trained on images normalized with ImageNet's mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from lbitcls.models.builder import build_classifier
+from lbitcls.models.state_dict import plain_state_dict
+from lbitcls.utils import save_checkpoint
+from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
+from lbitcls.utils.errors import CheckpointError
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+
+def convert_cifar_resnet(source: str | Path, target: str | Path) -> dict:
+    """Write the option-A CIFAR ResNet in `source` as a checkpoint; its size is read off the weights.
+
+    Nothing in the file is executed: it is read as plain data (`weights_only`).
+
+    Args:
+        source: a published `resnet*.th`.
+        target: the checkpoint to write.
+
+    Returns:
+        The config of the model, as `cfg.model`.
+
+    Raises:
+        CheckpointError: the file cannot be read as plain data, or is of another network.
+    """
+    state = plain_state_dict(read_checkpoint(source)["state_dict"])
+    config = cifar_resnet_config(state, str(source))
+    model = build_classifier(config)
+    load_checkpoint(model, source, strict=True)
+    if config["head"]["num_classes"] == len(CIFAR10_CLASSES):
+        model.CLASSES = CIFAR10_CLASSES  # type: ignore[assignment]
+    save_checkpoint(model, target, meta={"config": f"model = {config!r}\n", "epoch": 0, "iter": 0})
+    return config
+
+
+def cifar_resnet_config(state: Mapping[str, Tensor], source: str) -> dict:
+    """The config of the classifier whose published weights are `state`; messages call the file `source`."""
+    blocks = {key.split(".")[1] for key in state if key.startswith("layer1.")}
+    if not {"conv1.weight", "linear.weight"} <= set(state) or not blocks:
+        raise CheckpointError(
+            f"{source} is no CIFAR ResNet with option-A shortcuts: expected conv1, layer1 … layer3 and "
+            f"linear, found {', '.join(sorted({key.split('.')[0] for key in state}))}."
+        )
+    base_channels, in_channels = state["conv1.weight"].shape[:2]
+    num_classes, features = state["linear.weight"].shape
+    backbone = {
+        "type": "ResNetCIFAROptionA",
+        "depth": 6 * len(blocks) + 2,
+        "in_channels": in_channels,
+        "base_channels": base_channels,
+    }
+    return {
+        "type": "ImageClassifier",
+        "backbone": backbone,
+        "neck": {"type": "GlobalAveragePooling"},
+        "head": {"type": "LinearClsHead", "num_classes": num_classes, "in_channels": features},
+    }
