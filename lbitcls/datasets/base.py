@@ -1,0 +1,243 @@
+"""What every data set has: labels, class names, a pipeline, samples that depend on (seed, epoch, index).
+
+A data set of your own derives from `FileDataset` (paths and labels) or `MemoryDataset` (images and labels),
+is registered with `@DATASETS.register_module()` and is built from `data.train` of a config.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lbitcls.datasets.pipelines.compose import Compose
+from lbitcls.datasets.pipelines.decode import UnreadableImage
+from lbitcls.datasets.pipelines.formatting import Collect, to_float
+from lbitcls.datasets.rng import epoch_key, fold, fold_array
+from lbitcls.utils.errors import ConfigError, DataError, suggest
+
+Key = int | tuple[int, int]
+
+
+class BaseDataset(Dataset):
+    """A labelled set of images.
+
+    Args:
+        labels: class of each sample, integers (N,).
+        pipeline: steps, as in a config. Without a `Collect` at its end the image and its label are collected.
+        class_names: names of the classes in order of their labels, or None when they are not known.
+        on_error: what a loader does with an image that cannot be read: `'raise'`, or `'skip'` (the batch gets
+            smaller and `skipped` holds the message).
+
+    Attributes:
+        labels: int64 array (N,).
+        CLASSES: tuple of str, or None.
+        seed: of the augmentation when samples are taken by `ds[key]`; a loader has its own.
+        skipped: message by index of every image that a loader left out.
+        images: uint8 (N, C, H, W) when the images are in memory, else None.
+    """
+
+    # Not annotated with a value: a subclass may hold its names in the class (`ImageNet.CLASSES`).
+    CLASSES: Any = None
+    images: Tensor | None = None
+
+    def __init__(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        pipeline: Sequence[Any],
+        class_names: Sequence[str] | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(
+                f"on_error is 'raise' or 'skip'; got {on_error!r}{suggest(str(on_error), ['raise', 'skip'])}"
+            )
+        self.labels = np.asarray(labels, dtype=np.int64)
+        if not len(self.labels):
+            raise DataError(f"{type(self).__name__} has no images.")
+        if class_names is not None:
+            self.CLASSES = tuple(class_names)
+        steps = list(pipeline)
+        if not any(_is_collect(step) for step in steps):
+            steps.append(Collect(keys=["img", "gt_label"]))
+        self.pipeline = Compose(steps)
+        self.on_error = on_error
+        self.seed = 0
+        self.skipped: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside a data set of {len(self)} samples")
+        return self.sample(self.seed, epoch, index % len(self))
+
+    def describe(self, index: int) -> str:
+        """Path or name of a sample."""
+        raise NotImplementedError
+
+    def info(self, index: int) -> dict[str, Any]:
+        """What the pipeline starts from."""
+        raise NotImplementedError
+
+    def sample(self, seed: int, epoch: int, index: int) -> dict[str, Any]:
+        """One sample: `img` float32 (C, H, W), `gt_label` int64 (), and whatever else the pipeline collects.
+
+        Raises:
+            UnreadableImage: the image is missing or corrupt.
+        """
+        start = self.info(index)
+        start["gt_label"] = self.labels[index]
+        sample = self.pipeline(start, key=fold(epoch_key(seed, epoch), index))
+        sample["img"] = to_float(sample["img"])
+        sample["gt_label"] = torch.tensor(self.labels[index])
+        return sample
+
+    @property
+    def batchwise(self) -> bool:
+        """Whether `batch` can be used: images in memory, and a batch form of every step of the pipeline."""
+        return self.images is not None and self.pipeline.batchwise
+
+    def batch(self, seed: int, epoch: int, indices: np.ndarray) -> dict[str, Any]:
+        """The samples `indices`, int64 (N,), at once; equal to those that `sample` gives one by one."""
+        assert self.images is not None
+        keys = fold_array(epoch_key(seed, epoch), indices)
+        img = self.pipeline.batch(self.images[torch.from_numpy(indices)], keys)
+        return {"img": to_float(img), "gt_label": torch.from_numpy(self.labels[indices])}
+
+
+def _is_collect(step: Any) -> bool:
+    return isinstance(step, Collect) or (isinstance(step, dict) and step.get("type") in ("Collect", Collect))
+
+
+class FileDataset(BaseDataset):
+    """Images in files.
+
+    Args:
+        paths: path of each image.
+        in_memory: decode every image when the data set is built and keep them as bytes, which needs images of
+            one size; then they are augmented batch by batch.
+
+    The other arguments are those of `BaseDataset`.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        pipeline: Sequence[Any],
+        class_names: Sequence[str] | None = None,
+        on_error: str = "raise",
+        in_memory: bool = False,
+    ) -> None:
+        super().__init__(labels, pipeline, class_names, on_error)
+        # One array of bytes: a list of a million strings would be copied, page by page, into every worker
+        # process.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        if in_memory:
+            self.images = self._read_all()
+
+    def describe(self, index: int) -> str:
+        return os.fsdecode(self._paths[index])
+
+    def info(self, index: int) -> dict[str, Any]:
+        if self.images is not None:
+            return {"img": self.images[index], "filename": self.describe(index)}
+        return {"img_info": {"filename": self.describe(index)}, "img_prefix": None}
+
+    def _read_all(self) -> Tensor:
+        """Every image, uint8 (N, C, H, W); under `on_error='skip'` unreadable ones leave the data set."""
+        images, kept = [], []
+        for index in range(len(self)):
+            try:
+                images.append(self.pipeline.load(self.describe(index)))
+                kept.append(index)
+            except UnreadableImage as error:
+                if self.on_error == "raise":
+                    raise
+                self.skipped[index] = str(error)
+        sizes = sorted({tuple(image.shape) for image in images})
+        if len(sizes) != 1:
+            raise DataError(
+                f"{type(self).__name__}(in_memory=True) needs readable images of one size; found "
+                f"{', '.join(map(str, sizes[:4])) or 'none'}{', …' if len(sizes) > 4 else ''} (C, H, W)."
+            )
+        self._paths, self.labels = self._paths[kept], self.labels[kept]
+        return torch.stack(images)
+
+
+class MemoryDataset(BaseDataset):
+    """Images in memory.
+
+    Args:
+        images: uint8 (N, C, H, W), RGB or grayscale.
+        name: what a sample is called (`"MNIST train"`).
+
+    The other arguments are those of `BaseDataset`.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Sequence[int] | np.ndarray,
+        pipeline: Sequence[Any],
+        class_names: Sequence[str] | None = None,
+        on_error: str = "raise",
+        name: str = "",
+    ) -> None:
+        super().__init__(labels, pipeline, class_names, on_error)
+        self.images = images
+        self.name = name or type(self).__name__
+
+    def describe(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def info(self, index: int) -> dict[str, Any]:
+        assert self.images is not None
+        return {"img": self.images[index], "filename": self.describe(index)}
+
+
+def resolve_split(owner: str, split: str | None, train: bool | None, test_mode: bool | None) -> str:
+    """`'train'` or `'test'`, from the three ways in which configs say it; `'train'` when none is given.
+
+    Args:
+        owner: name of the data set, for messages.
+        split: `'train'` or `'test'`.
+        train: torchvision's key.
+        test_mode: mmcls's key.
+
+    Raises:
+        ConfigError: another split, or keys that contradict each other.
+    """
+    if split not in (None, "train", "test"):
+        raise ConfigError(f"{owner}: split is 'train' or 'test'; got {split!r}.")
+    said = {
+        f"split={split!r}": split,
+        f"train={train}": None if train is None else ("train" if train else "test"),
+        f"test_mode={test_mode}": None if test_mode is None else ("test" if test_mode else "train"),
+    }
+    given = {key: value for key, value in said.items() if value is not None}
+    if len(set(given.values())) > 1:
+        raise ConfigError(f"{owner}: {' and '.join(given)} contradict each other; give one of them.")
+    return next(iter(given.values()), "train")
+
+
+def read_class_names(classes: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    """Class names as a config gives them: a list, the path of a text file with a name per line, or None."""
+    if classes is None:
+        return None
+    if not isinstance(classes, str):
+        return tuple(classes)
+    try:
+        lines = Path(classes).expanduser().read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"classes is a list of names, or a file with a name per line; {error}.") from error
+    return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,47 @@
+"""A data set from its section of a config."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+from lbitcls.datasets.root import Roots
+from lbitcls.registry import DATASETS
+from lbitcls.utils.errors import ConfigError
+
+
+def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> Any:
+    """Build a data set.
+
+    Args:
+        cfg: `dict(type='ImageNet', data_prefix=…, ann_file=…, pipeline=[…])`; its `data_root` is searched
+            first.
+        data_root: one folder or several, below which a relative path is looked for next (a `data_root` at the
+            top of the config, then the `--data-root` flag); None is left out. See `lbitcls.datasets.root`.
+
+    Returns:
+        The data set: see `lbitcls.datasets.base.BaseDataset`.
+
+    Raises:
+        ConfigError: an unknown type or key.
+        DataError: the data is missing or corrupt.
+
+    Example:
+        >>> len(build_dataset(dict(type="Digits", split="test", pipeline=[])))
+        360
+    """
+    if not isinstance(cfg, dict) or "type" not in cfg:
+        raise ConfigError(f"a data set is given as dict(type='…', pipeline=[…], …); got {cfg!r}.")
+    arguments = dict(cfg)
+    roots = [*_as_list(arguments.pop("data_root", None)), *_as_list(data_root)]
+    kind = arguments["type"]
+    target = DATASETS.find(kind) if isinstance(kind, str) else kind
+    # A user's data set may know where its data lies without being told.
+    if "data_root" in inspect.signature(target).parameters:
+        arguments["data_root"] = roots
+    return DATASETS.build(arguments)
+
+
+def _as_list(roots: Roots) -> list[Any]:
+    return [roots] if isinstance(roots, (str, os.PathLike)) or roots is None else list(roots)

@@ -1,0 +1,87 @@
+"""CIFAR-10 and CIFAR-100 from their published files, which torchvision reads after a check of their md5."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.datasets
+
+from lbitcls.datasets.base import MemoryDataset, resolve_split
+from lbitcls.datasets.root import Roots, download_root, exclusive, locate, missing, search_roots
+from lbitcls.registry import DATASETS
+from lbitcls.utils.errors import DataError
+
+
+@DATASETS.register_module()
+class CIFAR10(MemoryDataset):
+    """Small photos, 50,000 to train and 10,000 to test; RGB 32×32, uint8 (3, 32, 32).
+
+    Args:
+        pipeline: steps, as in a config.
+        data_prefix: the folder `cifar-10-batches-py`, or one that holds it or the published archive
+            `cifar-10-python.tar.gz`; by default they are looked for as `lbitcls.datasets.root` says.
+        split: `'train'` (default) or `'test'`; or give `train` (bool) or `test_mode` (bool).
+        download: fetch the files when they are nowhere, into the first data root.
+        data_root: see `build_dataset`.
+    """
+
+    _reader: Any = torchvision.datasets.CIFAR10
+
+    def __init__(
+        self,
+        pipeline: Sequence[Any] = (),
+        data_prefix: str | None = None,
+        split: str | None = None,
+        train: bool | None = None,
+        test_mode: bool | None = None,
+        download: bool = False,
+        data_root: Roots = None,
+    ) -> None:
+        owner = type(self).__name__
+        split = resolve_split(owner, split, train, test_mode)
+        roots = search_roots(data_root)
+        folder = self._find(data_prefix, roots)
+        if folder is None and not download:
+            name = data_prefix or self._reader.base_folder
+            raise DataError(missing(name, roots, owner, "download=True fetches it.", archive=self._archive))
+        stored = self._read(folder.parent if folder else download_root(roots), split, fetch=folder is None)
+        images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
+        super().__init__(images, stored.targets, pipeline, stored.classes, name=f"{owner} {split}")
+
+    @property
+    def _archive(self) -> str:
+        """Stem of the published archive's name."""
+        return self._reader.filename.partition(".")[0]
+
+    def _find(self, prefix: str | None, roots: list[Path]) -> Path | None:
+        """The folder of the batches."""
+        base = self._reader.base_folder
+        found = locate(Path(prefix or ".", base), roots, self._archive)
+        if found is None and prefix and Path(prefix).name == base:
+            found = locate(prefix, roots, self._archive)
+        return found
+
+    def _read(self, root: Path, split: str, fetch: bool) -> Any:
+        try:
+            with (
+                warnings.catch_warnings(),
+                exclusive(root / self._reader.base_folder) if fetch else nullcontext(),
+            ):
+                # NumPy 2.4 deprecates a detail of how these files were pickled in 2009.
+                warnings.filterwarnings("ignore", message=".*align should be passed as Python or NumPy boolean")
+                return self._reader(root, train=split == "train", download=fetch)
+        except (RuntimeError, OSError) as error:
+            act = "the download failed" if fetch else "the files are there, but torchvision refuses them"
+            raise DataError(f"{type(self).__name__}: {act} ({root}): {error}") from error
+
+
+@DATASETS.register_module()
+class CIFAR100(CIFAR10):
+    """Like `CIFAR10` with 100 classes (the fine labels), from `cifar-100-python`."""
+
+    _reader = torchvision.datasets.CIFAR100

@@ -1,0 +1,93 @@
+"""Images in folders: a folder for each class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lbitcls.datasets.base import FileDataset, read_class_names
+from lbitcls.datasets.root import Roots, find_data, search_roots
+from lbitcls.registry import DATASETS
+from lbitcls.utils.errors import DataError, suggest
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+NO_DOWNLOAD = "It is not downloaded: put it there yourself."
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in `folder`, sorted; hidden ones are none."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def images_below(folder: Path) -> list[str]:
+    """Paths of the images in `folder` and its sub-folders, sorted."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(parent, name) for name in sorted(names) if is_image(name)]
+    return found
+
+
+def read_class_folders(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Paths and labels of the images in the class folders of `folder`.
+
+    Args:
+        folder: holds the class folders.
+        names: of the class folders, in order of their labels.
+
+    Raises:
+        DataError: no class folders, one that `names` does not hold, or one without images.
+    """
+    present = class_folders(folder)
+    if not present:
+        raise DataError(f"{folder} has no class folders; a folder of images for each class is expected in it.")
+    label_of = {name: label for label, name in enumerate(names)}
+    paths: list[str] = []
+    labels: list[int] = []
+    for name in present:
+        if name not in label_of:
+            raise DataError(f"{folder / name} is a folder of no class in classes{suggest(name, names)}")
+        images = images_below(folder / name)
+        if not images:
+            raise DataError(f"{folder / name} has no images ({', '.join(IMAGE_SUFFIXES)}); remove it or fill it.")
+        paths += images
+        labels += [label_of[name]] * len(images)
+    return paths, labels
+
+
+@DATASETS.register_module()
+class ImageFolder(FileDataset):
+    """A folder of images for each class; labels follow the sorted names of the folders.
+
+    Args:
+        data_prefix: the folder that holds the class folders, looked for as `lbitcls.datasets.root` says.
+        pipeline: steps, as in a config.
+        classes: names of the class folders in the order of their labels (a list, or a file with a name per
+            line), where the sorted order is not wanted.
+        on_error: `'raise'` or `'skip'` images that cannot be read.
+        in_memory: keep all images decoded; they need one size.
+        test_mode: part of older configs; it changes nothing.
+        data_root: see `build_dataset`.
+    """
+
+    def __init__(
+        self,
+        data_prefix: str,
+        pipeline: Sequence[Any] = (),
+        classes: Sequence[str] | str | None = None,
+        on_error: str = "raise",
+        in_memory: bool = False,
+        test_mode: bool = False,
+        data_root: Roots = None,
+    ) -> None:
+        folder = find_data(data_prefix, search_roots(data_root), type(self).__name__, NO_DOWNLOAD)
+        names = read_class_names(classes) or class_folders(folder)
+        paths, labels = read_class_folders(folder, names)
+        super().__init__(paths, labels, pipeline, names, on_error, in_memory)

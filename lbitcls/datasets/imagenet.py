@@ -1,0 +1,137 @@
+"""ImageNet, in class folders, in one flat folder, or with a list file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lbitcls.datasets.base import FileDataset, read_class_names
+from lbitcls.datasets.folder import NO_DOWNLOAD, class_folders, images_below, read_class_folders
+from lbitcls.datasets.root import Roots, find_data, search_roots
+from lbitcls.registry import DATASETS
+from lbitcls.utils.errors import ConfigError, DataError
+
+_CLASSES = 1000
+
+
+@cache
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1,000 class names in order of their labels, as torchvision has them."""
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+class _LazyNames:
+    """`ImageNet.CLASSES`, read from torchvision when first asked for; an instance may have its own."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> tuple[str, ...]:
+        return imagenet_classes()
+
+
+def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[int]]:
+    """Paths and labels from a list file, `path label` in each line.
+
+    Args:
+        path: the list file; its paths may hold spaces, empty lines count for nothing.
+        prefix: folder to which the paths are relative.
+        classes: number of classes; labels are below it.
+
+    Raises:
+        DataError: a line that is something else; the message gives its number.
+    """
+    paths, labels = [], []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            name, _, label = line.strip().rpartition(" ")
+            if not name or not (label.isascii() and label.isdigit()):
+                raise DataError(f"{path}:{number}: expected 'path label', the label a number; got {line.strip()!r}.")
+            if int(label) >= classes:
+                raise DataError(f"{path}:{number}: label {label} is not below {classes}, the number of classes.")
+            paths.append(os.path.join(prefix, name.strip()))
+            labels.append(int(label))
+    if not paths:
+        raise DataError(f"{path} lists no images; each line is 'path label'.")
+    return paths, labels
+
+
+@DATASETS.register_module()
+class ImageNet(FileDataset):
+    """Images of the 1,000 ImageNet classes, or of others in the same layout.
+
+    Without `ann_file`, `data_prefix` holds a folder for each class (labels follow their sorted names), or
+    exactly 1,000 images, one of each class, whose sorted names follow the labels.
+
+    Args:
+        data_prefix: folder of the images, looked for as `lbitcls.datasets.root` says.
+        pipeline: steps, as in a config.
+        ann_file: a list file with `path label` in each line, paths relative to `data_prefix`; it is looked
+            for like `data_prefix`, then in that folder.
+        classes: names of the classes (a list, or a file with a name per line), if they are not ImageNet's.
+        on_error: `'raise'` or `'skip'` images that cannot be read.
+        in_memory: keep all images decoded; they need one size.
+        test_mode: part of older configs; it changes nothing.
+        data_root: see `build_dataset`.
+    """
+
+    CLASSES: Any = _LazyNames()
+    _needs_list = False
+
+    def __init__(
+        self,
+        data_prefix: str,
+        pipeline: Sequence[Any] = (),
+        ann_file: str | None = None,
+        classes: Sequence[str] | str | None = None,
+        on_error: str = "raise",
+        in_memory: bool = False,
+        test_mode: bool = False,
+        data_root: Roots = None,
+    ) -> None:
+        owner = type(self).__name__
+        if self._needs_list and not ann_file:
+            raise ConfigError(f"{owner} needs ann_file, a list of 'path label' lines; ImageNet reads folders.")
+        roots = search_roots(data_root)
+        folder = find_data(data_prefix, roots, owner, NO_DOWNLOAD)
+        names = read_class_names(classes)
+        if ann_file:
+            listed = find_data(ann_file, [*roots, folder], owner, NO_DOWNLOAD)
+            paths, labels = read_list(listed, folder, len(names or imagenet_classes()))
+        else:
+            paths, labels, names = _read_folder(folder, names)
+        super().__init__(paths, labels, pipeline, names, on_error, in_memory)
+
+
+def _read_folder(folder: Path, names: tuple[str, ...] | None) -> tuple[list[str], list[int], tuple[str, ...] | None]:
+    """Paths, labels and class names of a folder; None for the names: ImageNet's."""
+    folders = class_folders(folder)
+    if folders:
+        paths, labels = read_class_folders(folder, folders)
+        if names is None and len(folders) != _CLASSES:
+            names = tuple(folders)
+        elif names is not None and len(names) != len(folders):
+            raise DataError(f"{folder} has {len(folders)} class folders, but classes has {len(names)} names.")
+        return paths, labels, names
+    paths = images_below(folder)
+    expected = len(names) if names else _CLASSES
+    if len(paths) != expected:
+        raise DataError(
+            f"{folder} has no class folders and {len(paths)} images; expected class folders, or one image of "
+            f"each of {expected} classes in the order of their names, or a list of 'path label' lines as ann_file."
+        )
+    return paths, list(range(expected)), names
+
+
+@DATASETS.register_module()
+class ImageNetV1(ImageNet):
+    """`ImageNet` with a list file, which is needed here: `ann_file` has `path label` in each line.
+
+    The arguments are those of `ImageNet`.
+    """
+
+    _needs_list = True

@@ -1,0 +1,109 @@
+"""MNIST and FashionMNIST, from their idx files (plain or gzipped); torchvision downloads them."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.datasets
+
+from lbitcls.datasets.base import MemoryDataset, resolve_split
+from lbitcls.datasets.root import Roots, download_root, exclusive, locate, missing, search_roots
+from lbitcls.registry import DATASETS
+from lbitcls.utils.errors import DataError
+
+_FILES = {"train": "train", "test": "t10k"}
+_UNSIGNED_BYTE = 8
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array of an idx file (a magic number, big-endian sizes, then the bytes), gzipped or not.
+
+    Raises:
+        DataError: the file is corrupt or holds something else.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot read this file: {error}.") from error
+    dims = content[3] if len(content) > 3 else 0
+    start = 4 + 4 * dims
+    is_idx = content[:3] == bytes((0, 0, _UNSIGNED_BYTE)) and dims > 0 and len(content) >= start
+    shape = np.frombuffer(content[4:start] if is_idx else b"", ">i4")
+    if not is_idx or len(content) != start + shape.prod(dtype=int):
+        raise DataError(f"{path}: not a whole idx file of bytes ({len(content)} bytes).")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+@DATASETS.register_module()
+class MNIST(MemoryDataset):
+    """Handwritten digits, 60,000 to train and 10,000 to test; grayscale 28×28, uint8 (1, 28, 28).
+
+    Args:
+        pipeline: steps, as in a config.
+        data_prefix: the folder with the idx files, or one that holds them in `raw/` or `MNIST/raw/`; by
+            default `MNIST`, looked for as `lbitcls.datasets.root` says.
+        split: `'train'` (default) or `'test'`; or give `train` (bool) or `test_mode` (bool).
+        download: fetch the files when they are nowhere, into the first data root.
+        data_root: see `build_dataset`.
+    """
+
+    CLASSES: Any = tuple("0123456789")
+    _reader: Any = torchvision.datasets.MNIST
+
+    def __init__(
+        self,
+        pipeline: Sequence[Any] = (),
+        data_prefix: str | None = None,
+        split: str | None = None,
+        train: bool | None = None,
+        test_mode: bool | None = None,
+        download: bool = False,
+        data_root: Roots = None,
+    ) -> None:
+        owner = type(self).__name__
+        split = resolve_split(owner, split, train, test_mode)
+        roots = search_roots(data_root)
+        pair = self._find(data_prefix or owner, roots, split)
+        if pair is None and download:
+            pair = self._download(roots, split)
+        if pair is None:
+            hint = f"It holds {_FILES[split]}-images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz. "
+            hint += "download=True fetches it."
+            raise DataError(missing(data_prefix or owner, roots, owner, hint))
+        images, labels = map(read_idx, pair)
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise DataError(f"{pair[0]}: {images.shape} images do not go with {labels.shape} labels of {pair[1]}.")
+        # A copy: the array over the file's bytes is read-only.
+        super().__init__(torch.from_numpy(images.copy())[:, None], labels, pipeline, name=f"{owner} {split}")
+
+    def _find(self, prefix: str, roots: list[Path], split: str) -> tuple[Path, Path] | None:
+        for below in (".", "raw", f"{type(self).__name__}/raw"):
+            for suffix in ("", ".gz"):
+                names = (f"{_FILES[split]}-{part}-ubyte{suffix}" for part in ("images-idx3", "labels-idx1"))
+                images, labels = (locate(Path(prefix, below, name), roots) for name in names)
+                if images and labels:
+                    return images, labels
+        return None
+
+    def _download(self, roots: list[Path], split: str) -> tuple[Path, Path] | None:
+        root = download_root(roots)
+        try:
+            with exclusive(root / type(self).__name__):
+                self._reader(root, download=True)
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"{type(self).__name__}: the download into {root} failed: {error}") from error
+        return self._find(type(self).__name__, [root], split)
+
+
+@DATASETS.register_module()
+class FashionMNIST(MNIST):
+    """Clothes, in the form of MNIST; its arguments are MNIST's."""
+
+    CLASSES = tuple(torchvision.datasets.FashionMNIST.classes)
+    _reader = torchvision.datasets.FashionMNIST

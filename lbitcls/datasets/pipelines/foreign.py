@@ -1,0 +1,212 @@
+"""Steps of torchvision and mmcv, which take their random numbers from the global generators.
+
+`Compose` seeds those for each sample. So it does for a step of your own: a class
+registered with `@PIPELINES.register_module()` whose instances take a sample's dict and return it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lbitcls.datasets.pipelines.transform import one_of, probability
+from lbitcls.registry import PIPELINES, check_arguments
+from lbitcls.utils.errors import ConfigError, DependencyError, suggest
+
+_WHOLE_BATCH = ("CutMix", "MixUp")
+
+
+class ImageFunction:
+    """A step that hands the sample's image to a function of tensors (C, H, W)."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        results["img"] = self.function(results["img"])
+        return results
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+
+def build_v2(name: str, arguments: dict[str, Any]) -> ImageFunction:
+    """The transform `name` of `torchvision.transforms.v2`, working on the image as a tensor.
+
+    Args:
+        name: name of the class.
+        arguments: its arguments; `dtype` and `interpolation` may be given as strings, transforms inside as
+            dicts.
+
+    Raises:
+        ConfigError: no such class, an argument it does not take, or a transform of whole batches.
+    """
+    return ImageFunction(_v2_object(name, arguments))
+
+
+def _v2_object(name: str, arguments: dict[str, Any]) -> Any:
+    from torchvision.transforms import v2
+
+    if name in _WHOLE_BATCH:
+        raise ConfigError(f"v2.{name} mixes the images of a batch; it is no step of a pipeline of single images.")
+    kinds = {k: v for k, v in vars(v2).items() if isinstance(v, type) and issubclass(v, v2.Transform)}
+    if name not in kinds:
+        raise ConfigError(f"torchvision.transforms.v2 has no transform '{name}'{suggest(name, kinds)}")
+    check_arguments(kinds[name], arguments)
+    try:
+        return kinds[name](**{key: _v2_value(key, value) for key, value in arguments.items()})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"v2.{name}: {error}") from error
+
+
+def _v2_value(key: str, value: Any) -> Any:
+    from torchvision.transforms.v2 import InterpolationMode
+
+    if isinstance(value, dict) and str(value.get("type", "")).startswith("v2."):
+        return _v2_object(value["type"][3:], {k: v for k, v in value.items() if k != "type"})
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
+        return [_v2_value(key, item) for item in value]
+    if key == "dtype" and isinstance(value, str):
+        return getattr(torch, value.removeprefix("torch."))
+    if key == "interpolation" and isinstance(value, str):
+        return InterpolationMode(one_of("v2", key, value, tuple(mode.value for mode in InterpolationMode)))
+    return value
+
+
+@PIPELINES.register_module()
+class ColorJitter(ImageFunction):
+    """Change brightness, contrast, saturation and hue at random (torchvision's `v2.ColorJitter`).
+
+    Args:
+        brightness: a factor is drawn from [1 - b, 1 + b], or from (lower, upper).
+        contrast: as brightness.
+        saturation: as brightness.
+        hue: a shift is drawn from [-h, h], h at most 0.5.
+    """
+
+    def __init__(
+        self,
+        brightness: float | Sequence[float] = 0,
+        contrast: float | Sequence[float] = 0,
+        saturation: float | Sequence[float] = 0,
+        hue: float | Sequence[float] = 0,
+    ) -> None:
+        amounts = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        super().__init__(_v2_object("ColorJitter", amounts))
+
+
+@PIPELINES.register_module()
+class AutoAugment(ImageFunction):
+    """A learned policy of augmentations (torchvision's `v2.AutoAugment`).
+
+    Args:
+        policy: `'imagenet'`, `'cifar10'` or `'svhn'`.
+    """
+
+    def __init__(self, policy: str = "imagenet") -> None:
+        from torchvision.transforms.v2 import AutoAugmentPolicy
+
+        one_of("AutoAugment", "policy", policy, tuple(kind.value for kind in AutoAugmentPolicy))
+        super().__init__(_v2_object("AutoAugment", {"policy": AutoAugmentPolicy(policy)}))
+
+
+@PIPELINES.register_module()
+class RandAugment(ImageFunction):
+    """Some augmentations at random, all of one strength (torchvision's `v2.RandAugment`).
+
+    Args:
+        num_ops: how many.
+        magnitude: their strength, 0 to `num_magnitude_bins` - 1.
+        num_magnitude_bins: number of strengths.
+    """
+
+    def __init__(self, num_ops: int = 2, magnitude: int = 9, num_magnitude_bins: int = 31) -> None:
+        given = {"num_ops": num_ops, "magnitude": magnitude, "num_magnitude_bins": num_magnitude_bins}
+        super().__init__(_v2_object("RandAugment", given))
+
+
+@PIPELINES.register_module()
+class RandomErasing(ImageFunction):
+    """Overwrite a rectangle with a probability (torchvision's `v2.RandomErasing`).
+
+    Args:
+        erase_prob: the probability.
+        min_area_ratio: smallest area, as a share of the image's.
+        max_area_ratio: largest area.
+        aspect_range: bounds of height / width, or one bound b for (b, 1 / b).
+        mode: `'const'` fills in `fill_color`, `'rand'` normal noise of the image's kind (after `Normalize`).
+        fill_color: one value or one for each channel, in the units that the image has at this step.
+    """
+
+    def __init__(
+        self,
+        erase_prob: float = 0.5,
+        min_area_ratio: float = 0.02,
+        max_area_ratio: float = 0.4,
+        aspect_range: float | Sequence[float] = (3 / 10, 10 / 3),
+        mode: str = "const",
+        fill_color: float | Sequence[float] = (128, 128, 128),
+    ) -> None:
+        one_of("RandomErasing", "mode", mode, ("const", "rand"))
+        lower, upper = (aspect_range, 1 / aspect_range) if isinstance(aspect_range, float) else tuple(aspect_range)
+        constant = list(fill_color) if isinstance(fill_color, Sequence) else fill_color
+        arguments = {
+            "p": probability("RandomErasing", "erase_prob", erase_prob),
+            "scale": (min_area_ratio, max_area_ratio),
+            "ratio": (lower, upper),
+            "value": "random" if mode == "rand" else constant,
+        }
+        super().__init__(_v2_object("RandomErasing", arguments))
+
+
+class MMCVTransform:
+    """A transform of mmcv 2.x between our steps.
+
+    mmcv's images are NumPy arrays (H, W, C) in BGR, so the image is converted on the way in and back to RGB
+    on the way out; after `mmcv.Normalize` the channels stay in the order that its `to_rgb` gave them.
+
+    Args:
+        name: name of the class in `mmcv.transforms`.
+        arguments: its arguments.
+
+    Raises:
+        DependencyError: mmcv is not installed.
+        ConfigError: no such class, or a wrong argument.
+    """
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        if name.startswith("Load"):
+            raise ConfigError(f"mmcv.{name}: files are read by LoadImageFromFile here; use that.")
+        try:
+            transforms = importlib.import_module("mmcv.transforms")
+        except ImportError as error:
+            raise DependencyError(f"'mmcv.{name}' needs mmcv 2.x: pip install 'lbitcls[mmcv]' ({error}).") from error
+        kinds = {k: v for k, v in vars(transforms).items() if isinstance(v, type)}
+        if name not in kinds:
+            raise ConfigError(f"mmcv.transforms has no '{name}'{suggest(name, kinds)}")
+        check_arguments(kinds[name], arguments)
+        self.transform = kinds[name](**arguments)
+        self._orders_channels = name == "Normalize"
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        results["img"] = np.ascontiguousarray(_reordered(results["img"]).permute(1, 2, 0).numpy())
+        height, width = results["img"].shape[:2]
+        results["img_shape"] = (height, width)
+        results = self.transform(results)
+        image = results["img"]
+        img = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 3 else image[:, :, None])).permute(2, 0, 1)
+        results["img"] = img if self._orders_channels else _reordered(img)
+        return results
+
+    def __repr__(self) -> str:
+        return f"mmcv.{self.transform!r}"
+
+
+def _reordered(img: Tensor) -> Tensor:
+    """RGB to BGR and back."""
+    return img.flip(0) if img.size(0) == 3 else img

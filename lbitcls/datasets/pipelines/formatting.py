@@ -1,0 +1,104 @@
+"""The last steps of a pipeline: tensors, and the keys that a batch is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lbitcls.datasets.pipelines.transform import BatchDraw, Draw, Transform
+from lbitcls.registry import PIPELINES
+from lbitcls.utils.errors import ConfigError, suggest
+
+
+def to_float(img: Tensor) -> Tensor:
+    """float32 in [0, 1] from bytes; an image that is float already stays as it is."""
+    if img.dtype == torch.uint8:
+        return img.contiguous().to(torch.float32).div_(255)
+    return img.to(torch.float32)
+
+
+def _present(step: str, key: str, results: dict[str, Any]) -> Any:
+    if key not in results:
+        raise ConfigError(f"{step}: a sample has no '{key}'{suggest(key, results)} It has: {', '.join(results)}.")
+    return results[key]
+
+
+@PIPELINES.register_module()
+class ImageToTensor(Transform):
+    """Make images float tensors: bytes that no `Normalize` met become float32 in [0, 1], (C, H, W).
+
+    Args:
+        keys: keys of the images in the sample's dict.
+    """
+
+    def __init__(self, keys: Sequence[str] = ("img",)) -> None:
+        self.keys = tuple(keys)
+
+    @property
+    def batchwise(self) -> bool:  # type: ignore[override]
+        return self.keys == ("img",)
+
+    def process(self, results: dict[str, Any], draw: Draw) -> dict[str, Any]:
+        for key in self.keys:
+            results[key] = to_float(_present("ImageToTensor", key, results))
+        return results
+
+    def apply_batch(self, imgs: Tensor, draw: BatchDraw) -> Tensor:
+        return to_float(imgs)
+
+
+@PIPELINES.register_module()
+class ToTensor(Transform):
+    """Make numbers, sequences and arrays tensors; an image becomes float as by `ImageToTensor`.
+
+    Args:
+        keys: keys of the sample's dict.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = tuple(keys)
+
+    @property
+    def batchwise(self) -> bool:  # type: ignore[override]
+        return set(self.keys) <= {"img", "gt_label"}
+
+    def process(self, results: dict[str, Any], draw: Draw) -> dict[str, Any]:
+        for key in self.keys:
+            value = _present("ToTensor", key, results)
+            results[key] = to_float(value) if key == "img" else torch.as_tensor(np.asarray(value))
+        return results
+
+    def apply_batch(self, imgs: Tensor, draw: BatchDraw) -> Tensor:
+        return to_float(imgs) if "img" in self.keys else imgs
+
+
+@PIPELINES.register_module()
+class Collect(Transform):
+    """Keep what the model takes.
+
+    Args:
+        keys: these entries of the sample's dict stay as they are.
+        meta_keys: these go into a dict under `img_metas`: `filename`, `ori_shape` (H, W, C) or `img_shape`.
+    """
+
+    def __init__(self, keys: Sequence[str], meta_keys: Sequence[str] = ()) -> None:
+        self.keys, self.meta_keys = tuple(keys), tuple(meta_keys)
+
+    @property
+    def batchwise(self) -> bool:  # type: ignore[override]
+        return set(self.keys) <= {"img", "gt_label"} and not self.meta_keys
+
+    def process(self, results: dict[str, Any], draw: Draw) -> dict[str, Any]:
+        collected = {key: _present("Collect", key, results) for key in self.keys}
+        if self.meta_keys:
+            channels, height, width = results["img"].shape
+            known = {**results, "img_shape": (height, width, channels)}
+            collected["img_metas"] = {key: _present("Collect", key, known) for key in self.meta_keys}
+        return collected
+
+    def apply_batch(self, imgs: Tensor, draw: BatchDraw) -> Tensor:
+        return imgs

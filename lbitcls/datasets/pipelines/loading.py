@@ -1,0 +1,110 @@
+"""The first step of a pipeline: where the image comes from."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import Tensor
+
+from lbitcls.datasets.pipelines.decode import as_image, read_image, with_channels
+from lbitcls.datasets.pipelines.transform import BatchDraw, Draw, Transform, log_once, one_of
+from lbitcls.registry import PIPELINES
+from lbitcls.utils.errors import ConfigError, DataError
+
+# color_type of configs: (mode of the decoder, whether the EXIF orientation is applied)
+_COLOR_TYPES = {
+    "color": ("rgb", True),
+    "grayscale": ("gray", True),
+    "unchanged": ("unchanged", True),
+    "color_ignore_orientation": ("rgb", False),
+    "grayscale_ignore_orientation": ("gray", False),
+}
+_CHANNELS = {"rgb": 3, "gray": 1}
+
+
+@PIPELINES.register_module()
+class LoadImageFromFile(Transform):
+    """Decode an image file, or take the array that the sample already holds.
+
+    Images are uint8 tensors (C, H, W), RGB (never BGR), whatever decoded them. A photo is turned as its EXIF
+    orientation says, like mmcv's `'color'`; `'color_ignore_orientation'` leaves it, like torchvision's
+    ImageFolder.
+
+    Args:
+        color_type: `'color'` (3 channels), `'grayscale'` (1), `'unchanged'` (1 or 3, as the file has it), or
+            `'color_ignore_orientation'`, `'grayscale_ignore_orientation'`.
+        to_float32: accepted; images stay bytes up to `Normalize`, which computes in float32.
+        file_client_args: `dict(backend='disk')`, the only store there is.
+        imdecode_backend: accepted; the decoder is torchvision's, then Pillow.
+
+    The sample's dict holds either `img` (an array: see `as_image`), or `img_info=dict(filename=…)` with
+    `img_prefix` (a folder or None). Written: `img`, `filename`, `ori_shape` (H, W, C).
+    """
+
+    batchwise = True
+
+    def __init__(
+        self,
+        color_type: str = "color",
+        to_float32: bool = False,
+        file_client_args: dict | None = None,
+        imdecode_backend: str | None = None,
+    ) -> None:
+        one_of("LoadImageFromFile", "color_type", color_type, tuple(_COLOR_TYPES))
+        self.color_type = color_type
+        if file_client_args not in (None, {"backend": "disk"}):
+            raise ConfigError(
+                "LoadImageFromFile reads files from disk: file_client_args is dict(backend='disk') or left "
+                f"out; got {file_client_args!r}."
+            )
+        if to_float32 or imdecode_backend:
+            log_once(
+                "LoadImageFromFile: to_float32 and imdecode_backend change nothing here: images are decoded "
+                "by torchvision (or Pillow) and stay bytes up to Normalize, which computes in float32"
+            )
+        self._mode, self._upright = _COLOR_TYPES[color_type]
+
+    def process(self, results: dict[str, Any], draw: Draw) -> dict[str, Any]:
+        given = results.get("img")
+        if given is None:
+            results["filename"] = filename = _path(results)
+            img = self.load(filename)
+        else:
+            img = self._recolor(as_image(given))
+        results["img"] = img
+        channels, height, width = img.shape
+        results["ori_shape"] = (height, width, channels)
+        return results
+
+    def load(self, path: str) -> Tensor:
+        """Decode a file: uint8 (C, H, W)."""
+        return read_image(path, self._mode, self._upright)
+
+    def apply_batch(self, imgs: Tensor, draw: BatchDraw) -> Tensor:
+        return self._recolor(imgs)
+
+    def _recolor(self, img: Tensor) -> Tensor:
+        return with_channels(img, _CHANNELS[self._mode]) if self._mode in _CHANNELS else img
+
+
+def _path(results: dict[str, Any]) -> str:
+    info = results.get("img_info")
+    if not isinstance(info, dict) or "filename" not in info:
+        raise DataError(
+            "a sample is a file name, an array, dict(img_info=dict(filename=…), img_prefix=… or None) or "
+            f"dict(img=array); got a dict with {', '.join(map(repr, results)) or 'no keys'}."
+        )
+    prefix = results.get("img_prefix")
+    return os.path.join(prefix, info["filename"]) if prefix else os.fspath(info["filename"])
+
+
+@PIPELINES.register_module()
+class LoadImageFromNori:
+    """Refused: the store that it read is private."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        raise ConfigError(
+            "LoadImageFromNori reads a private store that is not available; use dict(type='LoadImageFromFile') "
+            "with the images in a folder (data_prefix) and, if you have one, a list file (ann_file)."
+        )

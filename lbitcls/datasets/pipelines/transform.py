@@ -1,0 +1,107 @@
+"""What a step of a pipeline is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lbitcls.datasets.rng import global_draw
+
+Draw = Callable[[], float]
+BatchDraw = Callable[[], np.ndarray]
+
+_logger = logging.getLogger(__name__)
+
+
+class Transform:
+    """A step of a pipeline: a change of the image, or of the sample's dict.
+
+    A step takes its random numbers from `draw()`, each uniform in [0, 1). They belong to the sample, so that
+    a step does the same to it whether it comes alone (`apply`) or in a batch (`apply_batch`).
+    """
+
+    batchwise = False
+    """Whether the step has a batch form."""
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Do the step by itself, with random numbers from torch's global generator."""
+        return self.process(results, global_draw)
+
+    def process(self, results: dict[str, Any], draw: Draw) -> dict[str, Any]:
+        """Change a sample's dict in place and return it."""
+        results["img"] = self.apply(results["img"], draw)
+        return results
+
+    def apply(self, img: Tensor, draw: Draw) -> Tensor:
+        """The image (C, H, W) after the step; `img` itself stays as it is."""
+        raise NotImplementedError
+
+    def apply_batch(self, imgs: Tensor, draw: BatchDraw) -> Tensor:
+        """Images (N, C, H, W) after the step, which may write into `imgs`; `draw()` gives N numbers."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
+        return f"{type(self).__name__}({told})"
+
+
+class FixedTransform(Transform):
+    """A step without random numbers, written once for (C, H, W) and (N, C, H, W)."""
+
+    batchwise = True
+
+    def change(self, img: Tensor) -> Tensor:
+        """The image or images (..., C, H, W) after the step."""
+        raise NotImplementedError
+
+    def apply(self, img: Tensor, draw: Draw) -> Tensor:
+        return self.change(img)
+
+    def apply_batch(self, imgs: Tensor, draw: BatchDraw) -> Tensor:
+        return self.change(imgs)
+
+
+def chosen(draw: BatchDraw, probability: float) -> Tensor:
+    """Which images of a batch a step with this probability changes: bool (N,)."""
+    return torch.from_numpy(draw() < probability)
+
+
+@cache
+def log_once(message: str) -> None:
+    """Log an information once in a process."""
+    _logger.info(message)
+
+
+def one_of(step: str, key: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """`value`, or a `ConfigError` when it is none of `choices`."""
+    from lbitcls.utils.errors import ConfigError, suggest
+
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ConfigError(f"{step}: {key} is one of {listed}; got {value!r}{suggest(str(value), map(str, choices))}")
+    return value
+
+
+def size_pair(step: str, key: str, value: Any) -> tuple[int, int]:
+    """(h, w) from an int (a square) or a pair of positive ints."""
+    from lbitcls.utils.errors import ConfigError
+
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ConfigError(f"{step}: {key} is a number of pixels or (height, width); got {value!r}.")
+    return pair
+
+
+def probability(step: str, key: str, value: Any) -> float:
+    """`value` if it lies in [0, 1], else a `ConfigError`."""
+    from lbitcls.utils.errors import ConfigError
+
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(f"{step}: {key} is a probability, 0 to 1; got {value!r}.")
+    return float(value)

@@ -1,0 +1,29 @@
+"""How worker processes take signals: they live until the main process has saved, and end when it says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+
+def outlive_signals(worker: int) -> None:
+    """Make this process, a loader's worker, ignore every SIGINT, and SIGTERM unless its parent sends it.
+
+    Ctrl-C and a scheduler's SIGTERM reach each process of a job, but the main one still needs its workers to
+    finish the iteration. multiprocessing ends workers with SIGTERM too, when a loader is dropped or the
+    program exits; to ignore that one would hang both.
+
+    Args:
+        worker: number of the worker, which torch gives.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none; there SIGTERM ends a worker whoever sends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # what torch expects of a worker that its parent ends
