@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.ranges import find_rule
 from lbitcls.utils.errors import DataError
 
 SAMPLE_SIZE = 2**18
@@ -50,7 +51,7 @@ def uninitialized(model: nn.Module) -> list[str]:
     return [name for name, quantizer in quantizers(model) if not quantizer.is_initialized]
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
+def calibrate(model: nn.Module, batches: Iterable[Any], method: str | None = None) -> int:
     """Give every quantizer that has none its first values: weights' from the weights, inputs' from data.
 
     The model runs in float meanwhile, in the mode it is in (in training mode BatchNorm uses the batch's statistics,
@@ -59,6 +60,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     Args:
         model: a transformed model.
         batches: tensors (N, C, H, W), or dicts with such an `img`, on any device.
+        method: `minmax`, `percentile` or `mse`: the rule that finds ranges; None: each method's own.
 
     Returns:
         How many quantizers took their first values.
@@ -66,16 +68,16 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     Raises:
         DataError: an input quantizer saw no data: `batches` is empty, or the forward pass does not reach its layer.
     """
+    rule = find_rule(method)
     pending = uninitialized(model)
-    for layer in model.modules():
-        quantizer = layer.weight_quantizer if isinstance(layer, QuantLayer) else None
-        if quantizer is not None and not quantizer.is_initialized:
-            quantizer.initialize(layer.get_parameter("weight"))
+    for layer in (module for module in model.modules() if isinstance(module, QuantLayer)):
+        if layer.weight_quantizer is not None and not layer.weight_quantizer.is_initialized:
+            layer.weight_quantizer.initialize(layer.weight_to_quantize(), rule)
     waiting = {name: q for name, q in quantizers(model) if not q.is_initialized}
     if waiting:
         samples = _observe(model, waiting, batches)
         for name, quantizer in waiting.items():
-            quantizer.initialize(torch.cat(samples[name]))
+            quantizer.initialize(torch.cat(samples[name]), rule)
     return len(pending)
 
 

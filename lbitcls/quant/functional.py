@@ -7,9 +7,12 @@ in steps. Everything here is elementwise; `scale`, `low` and `high` broadcast ag
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+SMALLEST_SCALE = 1e-12
 
 
 def to_steps(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -67,5 +70,26 @@ def _ste(soft: Tensor, hard: Tensor) -> Tensor:
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """`x`, whose gradient is multiplied by `factor` (LSQ, section 2.2)."""
+    """`x`, whose gradient is multiplied by `factor`."""
     return _ste(x * factor, x)
+
+
+class _PositiveScale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.factor = factor
+        return scale.abs().clamp_(min=SMALLEST_SCALE)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (scale,) = ctx.saved_tensors
+        return torch.where(scale < 0, grad * -ctx.factor, grad * ctx.factor), None
+
+
+def positive_scale(scale: Tensor, factor: float = 1.0) -> Tensor:
+    """The magnitude of a learned scale, at least `SMALLEST_SCALE`; its gradient is multiplied by `factor`.
+
+    The factor is LSQ's (section 2.2); the magnitude keeps a scale usable that training drove below zero.
+    """
+    return _PositiveScale.apply(scale, factor)

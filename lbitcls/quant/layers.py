@@ -10,12 +10,16 @@ import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbitcls.quant.kernels.recompute import recomputing, worthwhile
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.utils.errors import ConfigError
+
+SMALLEST_FACTOR = 1e-8
+SMALLEST_RECOMPUTED = 2**16  # elements; below this the call costs more than the memory is worth
 
 
 class QuantLayer(nn.Module):
@@ -60,9 +64,13 @@ class QuantLayer(nn.Module):
         del layer._modules["weight_quantizer"], layer._modules["input_quantizer"], layer.__dict__["method"]
         return layer
 
+    def weight_to_quantize(self) -> Tensor:
+        """The float tensor that the weight quantizer sees."""
+        return self.weight
+
     def apply_quantized(self, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`operation(input, weight)` on the quantized input and weight."""
-        quantized = [_quantize(self.input_quantizer, x), _quantize(self.weight_quantizer, self.weight)]
+        quantized = [_quantize(self.input_quantizer, x), _quantize(self.weight_quantizer, self.weight_to_quantize())]
         values = [value for value, _ in quantized]
         if worthwhile():
             return recomputing(lambda: operation(*values), *quantized)
@@ -73,6 +81,8 @@ def _quantize(quantizer: Quantizer | None, x: Tensor) -> tuple[Tensor, Callable[
     """`x` quantized, and how to quantize it again; no way where nothing is quantized."""
     if quantizer is None or not quantizer.is_enabled:
         return x if quantizer is None else quantizer(x), None
+    if x.numel() < SMALLEST_RECOMPUTED:
+        return quantizer(x), None
     return quantizer(x), lambda: quantizer.forward(x)
 
 
@@ -94,13 +104,60 @@ class QuantConv1d(QuantLayer, nn.Conv1d):
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
-    """Quantized `Conv2d`."""
+    """Quantized `Conv2d`.
+
+    With `fold(norm)` the weight is quantized as it is after the BatchNorm is folded into it, weight · γ/σ, and the
+    result is divided by γ/σ again before the BatchNorm, which stays in its place (PyTorch's ConvBn QAT, Jacob et al.,
+    arXiv:1712.05877, section 3.2, with running statistics). In float this changes nothing.
+    """
 
     float_type = nn.Conv2d
+    folded_norm: tuple[nn.BatchNorm2d, ...] = ()  # a tuple hides the norm from this module's children and state
+
+    def fold(self, norm: nn.BatchNorm2d) -> None:
+        """Quantize the weight as folded with the BatchNorm that takes this layer's output."""
+        self.folded_norm = (norm,)
+
+    def fold_factor(self) -> Tensor | None:
+        """γ/σ (O,) of the folded BatchNorm, 1 where γ is 0; None: nothing is folded."""
+        if not self.folded_norm:
+            return None
+        norm = self.folded_norm[0]
+        if norm.running_var is None:
+            return None
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return torch.where(factor.abs() < SMALLEST_FACTOR, torch.ones_like(factor), factor)
+
+    def weight_to_quantize(self) -> Tensor:
+        """The weight, times γ/σ where a BatchNorm is folded."""
+        factor = self.fold_factor()
+        return self.weight if factor is None else self.weight * factor.view(-1, 1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Input (N, C, H, W) to (N, O, H', W')."""
-        return self.apply_quantized(x, lambda xq, wq: self._conv_forward(xq, wq, self.bias))
+        factor = self.fold_factor()
+        if factor is None:
+            return self.apply_quantized(x, lambda xq, wq: self._conv_forward(xq, wq, self.bias))
+        y = self.apply_quantized(x, lambda xq, wq: self._conv_forward(xq, wq, None)) / factor.view(1, -1, 1, 1)
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+
+
+class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
+    """Quantized `ConvTranspose2d`."""
+
+    float_type = nn.ConvTranspose2d
+    weight_channel_axis = 1
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Input (N, C, H, W) to (N, O, H', W')."""
+        stride, padding, dilation = list(self.stride), [int(p) for p in self.padding], list(self.dilation)
+        kernel_size = list(self.kernel_size)
+        extra = self._output_padding(x, output_size, stride, padding, kernel_size, 2, dilation)
+
+        def operation(xq: Tensor, wq: Tensor) -> Tensor:
+            return F.conv_transpose2d(xq, wq, self.bias, stride, padding, extra, self.groups, dilation)
+
+        return self.apply_quantized(x, operation)
 
 
 class QuantLinear(QuantLayer, nn.Linear):
@@ -117,15 +174,23 @@ LAYER_KINDS: dict[str, type[QuantLayer]] = {
     "Conv2d": QuantConv2d,
     "Linear": QuantLinear,
     "Conv1d": QuantConv1d,
+    "ConvTranspose2d": QuantConvTranspose2d,
 }
 """Float layer type, by its name, to the quantized layer that replaces it."""
 
-ENTRY_SUFFIXES: dict[str, str] = {"Conv2d": "Conv", "Linear": "Linear", "Conv1d": "Conv1d"}
+ENTRY_SUFFIXES: dict[str, str] = {
+    "Conv2d": "Conv",
+    "Linear": "Linear",
+    "Conv1d": "Conv1d",
+    "ConvTranspose2d": "ConvTranspose2d",
+}
 """What a layer kind adds to a method's name in a config: `LSQ` + `Conv`."""
 
 
 def num_channels(layer: nn.Module, kind: type[QuantLayer]) -> int:
     """Number of output channels of a float layer's weight."""
+    if kind.weight_channel_axis == 1 and layer.groups != 1:
+        raise ConfigError(f"per_channel needs groups=1 in a {type(layer).__name__}; it has {layer.groups}.")
     return int(layer.weight.shape[kind.weight_channel_axis])  # type: ignore[index]
 
 

@@ -25,7 +25,15 @@ KEY_ALIASES = {
     "bit_w": "num_bit_w",
     "bit_a": "num_bit_a",
 }
-ENTRY_ALIASES = {"LSQConv2d": "LSQConv"}
+ENTRY_ALIASES = {
+    "LSQConv2d": "LSQConv",
+    "LSQPlusConv2d": "LSQPlusConv",
+    "LSQDPlusConv2d": "LSQPlusConv",
+    "DRFConv": "DoReFaConv",
+    "DRFLinear": "DoReFaLinear",
+    "APOTQuantConv2d": "APoTConv",
+    "APOTQuantLinear": "APoTLinear",
+}
 _LAYER_KEYS = ("num_bit_w", "num_bit_a", "bSetQ", "quant_activation", "per_channel")
 _OF_ONE_ROLE = {"signed": "input", "narrow_range": "weight"}
 _GIVEN_BY_LAYER = ("num_bits", "role", "num_channels", "channel_axis")
@@ -88,20 +96,18 @@ class LayerEntry:
         quantize = options.pop("bSetQ", True)
         inputs = options.pop("quant_activation", self.method.input is not None) and quantize
         per_channel = options.pop("per_channel", False)
-        bits = {
-            "num_bit_w": self._bits(options, "num_bit_w", quantize),
-            "num_bit_a": self._bits(options, "num_bit_a", inputs),
-        }
+        weight_bits = self._bits(options, "num_bit_w", quantize, self.method.weight.lowest_bits)
+        input_bits = self._bits(options, "num_bit_a", inputs, 2)
         by_role = {role: {k: v for k, v in options.items() if role in known.get(k, ())} for role in ("weight", "input")}
-        return LayerSettings(bits["num_bit_w"], bits["num_bit_a"], per_channel, by_role["weight"], by_role["input"])
+        return LayerSettings(weight_bits, input_bits, per_channel, by_role["weight"], by_role["input"])
 
-    def _bits(self, options: dict[str, Any], key: str, wanted: bool) -> int | None:
+    def _bits(self, options: dict[str, Any], key: str, wanted: bool, lowest: int) -> int | None:
         bits = options.pop(key, None)
         if not wanted or bits == FLOAT_BITS:
             return None
         if bits is None:
-            raise ConfigError(f"{self.name} needs '{key}' (2 to 8; 32: float).")
-        return check_num_bits(bits, f"{self.name} ({key})")
+            raise ConfigError(f"{self.name} needs '{key}' ({lowest} to 8; 32: float).")
+        return check_num_bits(bits, f"{self.name} ({key})", lowest)
 
     def _weight_quantizer(self, layer: nn.Module, kind: type[QuantLayer], settings: LayerSettings) -> Quantizer | None:
         if settings.weight_bits is None:
@@ -163,7 +169,10 @@ def find_entry(cfg: Any) -> tuple[Any, dict[str, Any]]:
         raise ConfigError(f"a quantized layer is given as dict(type='LSQConv', num_bit_w=4, num_bit_a=4); got {cfg!r}.")
     options = dict(cfg)
     name = options.pop("type")
-    return QUANT_LAYERS.find(ENTRY_ALIASES.get(name, name)), options
+    name = ENTRY_ALIASES.get(name, name)
+    if name.startswith("APoT") and not options.pop("power", True):
+        name = name.replace("APoT", "UQ")  # the APoT code's switch for its baseline
+    return QUANT_LAYERS.find(name), options
 
 
 def build_quant_layer(cfg: dict[str, Any], layer: nn.Module) -> nn.Module:

@@ -11,15 +11,17 @@ optimizer, EMA and DDP keep seeing the same tensors.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range
 from lbitcls.utils.errors import ConfigError, LbitclsError
+
+RangeRule = Callable[[Tensor, "Quantizer"], tuple[Tensor, Tensor]]
 
 
 class NotInitializedError(LbitclsError):
@@ -45,6 +47,10 @@ class Quantizer(nn.Module):
     formula: Elementwise
     """How gradients pass the rounding; called with `x`, the channel axis, scale, and the bounds in steps."""
 
+    lowest_bits: ClassVar[int] = 2
+    needs_data: bool = True
+    """Whether the grid's parameters take first values from data (else the grid is constant)."""
+
     initialized: Tensor
     enabled: Tensor
     negative: Tensor
@@ -63,7 +69,7 @@ class Quantizer(nn.Module):
         super().__init__()
         if role not in ("weight", "input"):
             raise ConfigError(f"a quantizer's role is 'weight' or 'input'; got '{role}'.")
-        self.num_bits = check_num_bits(num_bits, type(self).__name__)
+        self.num_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
         self.role = role
         self.num_channels = num_channels
         self.channel_axis = None if num_channels is None else channel_axis
@@ -78,16 +84,32 @@ class Quantizer(nn.Module):
 
     # What a method gives
 
-    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`scale`, and the bounds `low` and `high` in steps, each of shape () or (C,), differentiable."""
+    def grid(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What `formula` takes after `x` and the channel axis: `scale` first; each of shape () or (C,)."""
         raise NotImplementedError
 
     def first_values(self, x: Tensor) -> None:
-        """Fill the parameters from data, in place (called once, without gradient, with the normalized `x`)."""
+        """Fill the parameters from data, in place, by the method's own rule (no gradient; `x` is normalized)."""
         raise NotImplementedError
 
+    def set_range(self, lower: Tensor, upper: Tensor) -> None:
+        """Fill the parameters, in place, so that the grid spans `lower` <= 0 to `upper` >= 0 (one for each grid)."""
+        raise NotImplementedError
+
+    def integer_range(self) -> tuple[int, int]:
+        """Smallest and largest integer."""
+        return integer_range(self.num_bits, self.signed, self.narrow_range)
+
+    def zero_point(self) -> Tensor:
+        """The integer that stands for 0, as a float of the scale's shape."""
+        return torch.zeros_like(self.low)
+
+    def levels(self) -> Tensor | None:
+        """The integers that occur, ascending, where not every one in the range does; else None."""
+        return None
+
     def normalize(self, x: Tensor) -> Tensor:
-        """What is done to `x` before it is divided by the scale."""
+        """What is done to `x` before it is divided by the scale (computed in `compute_dtype`)."""
         return x
 
     def regularization(self) -> Tensor | None:
@@ -102,22 +124,29 @@ class Quantizer(nn.Module):
             return x
         if not self._ready:
             self._take_first_values(x)
-        scale, low, high = self.grid(x)
-        return self.formula(self.normalize(x), self.channel_axis, scale, low, high)
+        return self.formula(self.normalize(x), self.channel_axis, *self.grid(x)).to(x.dtype)
 
     @torch.no_grad()
     def to_integer(self, x: Tensor) -> Tensor:
         """The integers that `x` becomes, int32, between `quant_min` and `quant_max`."""
-        scale, low, high = (along(t, x.dim(), self.channel_axis) for t in self.grid(x))
-        steps = functional.to_steps(self.normalize(x).to(compute_dtype(x)), scale, low, high)
-        return (steps + (self.quant_min - low)).to(torch.int32)
+        grid = self.grid(x)
+        x = x.to(compute_dtype(x))
+        value = self.formula(self.normalize(x), self.channel_axis, *grid)
+        steps = value / along(grid[0], x.dim(), self.channel_axis)
+        return torch.round(steps + along(self.zero_point(), x.dim(), self.channel_axis)).to(torch.int32)
 
     @torch.no_grad()
-    def qparams(self) -> QParams:
-        """The grid, as exporters read it."""
-        scale, low, _ = self.grid(torch.zeros((1,) * 4, device=self.low.device))
-        zero_point = (self.quant_min - low).to(torch.int32).expand(scale.shape)
-        return QParams(scale.clone(), zero_point.clone(), self.quant_min, self.quant_max, self.channel_axis)
+    def qparams(self, x: Tensor | None = None) -> QParams:
+        """The grid, as exporters read it.
+
+        Args:
+            x: the weight; needed where the grid follows it (DoReFa's 1-bit weights).
+        """
+        scale = self.grid(self.low.new_zeros((1, 1, 1, 1)) if x is None else x)[0]
+        zero_point = self.zero_point().to(torch.int32).expand(scale.shape)
+        return QParams(
+            scale.clone(), zero_point.clone(), self.quant_min, self.quant_max, self.channel_axis, self.levels()
+        )
 
     @property
     def signed(self) -> bool:
@@ -127,12 +156,12 @@ class Quantizer(nn.Module):
     @property
     def quant_min(self) -> int:
         """Smallest integer."""
-        return integer_range(self.num_bits, self.signed, self.narrow_range)[0]
+        return self.integer_range()[0]
 
     @property
     def quant_max(self) -> int:
         """Largest integer."""
-        return integer_range(self.num_bits, self.signed, self.narrow_range)[1]
+        return self.integer_range()[1]
 
     @property
     def is_initialized(self) -> bool:
@@ -145,13 +174,21 @@ class Quantizer(nn.Module):
         return self._active
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Take the first values from `x`, taken before or not; decides `signed` if the config did not."""
-        x = x.detach().to(compute_dtype(x))
+    def initialize(self, x: Tensor, rule: RangeRule | None = None) -> None:
+        """Take the first values from `x`, taken before or not; decides `signed` if the config did not.
+
+        Args:
+            x: a weight, or a sample of the inputs.
+            rule: finds each grid's range in a matrix (grids, values); None: the method's own rule.
+        """
+        x = self.normalize(x.detach().to(compute_dtype(x)))
         if self._signed_by_config is None:
             self.negative.fill_(bool((x < 0).any()))
             self.refresh()
-        self.first_values(self.normalize(x))
+        if rule is None:
+            self.first_values(x)
+        else:
+            self.set_range(*rule(per_grid(x, self.channel_axis), self))
         self.initialized.fill_(True)
         self.refresh()
 
@@ -164,7 +201,8 @@ class Quantizer(nn.Module):
 
     def refresh(self) -> None:
         """Read the buffers again after they were changed from outside (loading, a broadcast)."""
-        self._ready, self._active = bool(self.initialized), bool(self.enabled)
+        self._ready = not self.needs_data or bool(self.initialized)
+        self._active = bool(self.enabled)
         self._negative = bool(self.negative)
         self.low.fill_(self.quant_min)
         self.high.fill_(self.quant_max)
@@ -201,6 +239,17 @@ def per_grid(x: Tensor, channel_axis: int | None) -> Tensor:
     return x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
 
 
+def per_channel(values: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
+    """The values (grids,) of `per_grid` rows, shaped to broadcast against `x`."""
+    return values[0] if channel_axis is None else along(values, x.dim(), channel_axis)
+
+
 def fill(parameter: Tensor, values: Tensor) -> None:
     """Fill a parameter of shape () or (C,) in place with the values of its grids."""
     parameter.data.copy_(values.reshape(parameter.shape))
+
+
+def fill_scale(parameter: Tensor, scale: Tensor, otherwise: float) -> None:
+    """Fill a scale in place; a grid that saw zeros only takes the mean of the others, or `otherwise`."""
+    mean = scale.mean()
+    fill(parameter, torch.where(scale > 0, scale, torch.where(mean > 0, mean, otherwise)))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
-from lbitcls.quant.layers import kind_of, quantized_kind
+from lbitcls.quant.layers import QuantConv2d, kind_of, quantized_kind
 from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
 from lbitcls.quant.plan import Plan, PlanRow, own_parameters
 from lbitcls.registry import TRANSFORMERS
@@ -29,10 +30,13 @@ class ModelTransformer:
         quan_policy: entry for each kind of layer: `dict(Conv2d=dict(type='LSQConv', num_bit_w=4, num_bit_a=4), …)`.
         special_layers: `dict(layers_name=[…], convert_type=[…])`: full names of layers, and an entry for each.
         exclude_layers: full names of layers, or of modules with all that is in them, that stay float.
+        fold_bn: quantize the weight of each Conv2d that is followed, in the order of definition within one module, by
+            a BatchNorm2d of its output channels as it is after folding (see `QuantConv2d`).
 
     Example:
         >>> transformer = ModelTransformer(dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4)))
         >>> print(transformer.plan(model).table())
+        layer ...
         >>> model = transformer(model)
     """
 
@@ -41,12 +45,14 @@ class ModelTransformer:
         quan_policy: Mapping[str, Any],
         special_layers: Mapping[str, Any] | None = None,
         exclude_layers: Sequence[str] = (),
+        fold_bn: bool = False,
     ) -> None:
         for kind, entry in quan_policy.items():
             quantized_kind(kind)
             _check_entry(f"quan_policy.{kind}", entry, kind)
         self.quan_policy = dict(quan_policy)
         self.special_names, self.special_entries = _special(special_layers or {})
+        self.fold_bn = fold_bn
         self.exclude_layers = [exclude_layers] if isinstance(exclude_layers, str) else list(exclude_layers)
 
     def __call__(self, model: nn.Module, logger: logging.Logger | None = None) -> nn.Module:
@@ -58,6 +64,8 @@ class ModelTransformer:
             if id(module) in new_layers:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, new_layers[id(module)])
+        if self.fold_bn:
+            fold_norms(model)
         return model
 
     def plan(self, model: nn.Module) -> Plan:
@@ -131,6 +139,19 @@ class ModelTransformer:
         weight: nn.Parameter | None = getattr(module, "weight", None)
         shape = () if weight is None else tuple(weight.shape)
         return PlanRow(name, type(module).__name__, shape, entry, bits_w, bits_a, rule, own_parameters(module), cfg)
+
+
+def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
+    """Fold each BatchNorm2d into the quantized Conv2d defined just before it; returns the pairs of names."""
+    pairs = []
+    for parent, module in model.named_modules():
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            fits = isinstance(conv, QuantConv2d) and type(norm) is nn.BatchNorm2d and norm.affine
+            if fits and conv.weight_quantizer is not None and conv.out_channels == norm.num_features:
+                conv.fold(norm)
+                pairs.append((f"{parent}.{conv_name}", f"{parent}.{norm_name}"))
+    return pairs
 
 
 def build_mtransformer(cfg: dict[str, Any]) -> ModelTransformer:

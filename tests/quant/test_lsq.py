@@ -185,7 +185,7 @@ def test_a_negative_scale_counts_by_its_magnitude_and_zero_stays_finite() -> Non
 @pytest.mark.parametrize("shape, channels", [((8, 4, 5, 5), None), ((8, 4, 3, 3), 8), ((7,), None)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_fused_kernels_give_the_same_values(
-    shape: tuple[int, ...], channels: int | None, memory_format: torch.memory_format
+    compiler: None, shape: tuple[int, ...], channels: int | None, memory_format: torch.memory_format
 ) -> None:
     results = {}
     for kind in ("plain", "fused"):
@@ -207,7 +207,7 @@ def test_fused_kernels_give_the_same_values(
     torch.testing.assert_close(results["plain"][2], results["fused"][2], rtol=1e-4, atol=1e-6)
 
 
-def test_whole_model_compilation_gives_the_same_values_and_gradients() -> None:
+def test_whole_model_compilation_gives_the_same_values_and_gradients(compiler: None) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         build_quant_layer(dict(type="LSQConv", num_bit_w=4, num_bit_a=4, per_channel=True), nn.Conv2d(3, 4, 3)),

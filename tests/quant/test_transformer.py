@@ -196,3 +196,48 @@ def test_a_users_own_class_is_built_from_the_float_layers_arguments() -> None:
     transformer(quan_policy=dict(Conv2d=dict(type="DoublingConv", times=3)))(model)
     assert type(model.backbone.stem) is DoublingConv and model.backbone.stem.padding == (1, 1)
     torch.testing.assert_close(model.backbone.stem(x), expected)
+
+
+def test_folding_quantizes_the_weight_as_it_is_after_folding() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False))
+    model[1].weight.data.uniform_(-2, 2)
+    model[1].weight.data[0] = 0
+    model[1].running_var.uniform_(0.1, 3)
+    model[1].running_mean.normal_()
+    float_keys, x = list(model.state_dict()), torch.rand(4, 3, 8, 8)
+    expected = copy.deepcopy(model).eval()(x)
+    policy = dict(Conv2d=dict(type="TorchQATConv", num_bit_w=8, num_bit_a=32, per_channel=True))
+    transformer(quan_policy=policy, fold_bn=True)(model)
+    assert set(float_keys) <= set(model.state_dict()) and not model[3].folded_norm
+    calibrate(model.eval(), [x])
+    folded = model[0].weight * (model[1].weight / (model[1].running_var + model[1].eps).sqrt()).view(-1, 1, 1, 1)
+    scale = folded[1:].abs().amax((1, 2, 3)) / 127.5
+    torch.testing.assert_close(model[0].weight_quantizer.qparams().scale[1:], scale)
+    torch.testing.assert_close(model(x), expected, atol=0.05, rtol=0.05)
+    copied = copy.deepcopy(model)
+    assert copied[0].folded_norm[0] is copied[1]  # a copy folds its own norm
+    model.train()(x).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "layer, x",
+    [
+        (nn.Conv1d(3, 4, 3, stride=2), torch.randn(2, 3, 9)),
+        (nn.ConvTranspose2d(3, 4, 3, stride=2, output_padding=1), torch.randn(2, 3, 5, 5)),
+        (nn.Linear(3, 4), torch.randn(2, 7, 3)),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", groups=2), torch.randn(2, 4, 6, 6)),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_every_kind_of_layer_computes_on_its_quantized_tensors(layer: nn.Module, x: Tensor) -> None:
+    float_layer = copy.deepcopy(layer)
+    kind = type(layer).__name__
+    suffix = {"Conv2d": "Conv"}.get(kind, kind)
+    entry = dict(type=f"LSQ{suffix}", num_bit_w=4, num_bit_a=4, per_channel=True)
+    quantized = transformer(quan_policy={kind: entry})(nn.Sequential(layer))[0]
+    calibrate(quantized, [x])
+    float_layer.weight.data.copy_(quantized.weight_quantizer(quantized.weight))
+    assert torch.equal(quantized(x), float_layer(quantized.input_quantizer(x)))
+    assert quantized.weight_quantizer.scale.numel() == 4

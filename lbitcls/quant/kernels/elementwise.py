@@ -31,6 +31,7 @@ class Elementwise:
             last parameters may have none, which makes them constants.
         plain_forward: the same value in fewer passes over memory where nothing is compiled; None: `forward`.
         plain_backward: the same gradients, likewise; None: `backward`.
+        tables: how many of the last parameters are vectors to look values up in, whatever their length.
 
     Example:
         >>> times = Elementwise(lambda x, a: a * x, lambda g, x, a: (a * g, x * g))
@@ -44,7 +45,9 @@ class Elementwise:
         backward: Gradients,
         plain_forward: Formula | None = None,
         plain_backward: Gradients | None = None,
+        tables: int = 0,
     ) -> None:
+        self._tables = tables
         self._forward, self._plain_forward = (
             _in_compute_dtype(forward),
             _in_compute_dtype(plain_forward or forward),
@@ -69,10 +72,10 @@ class Elementwise:
         """The value, without a gradient, by the kernels in use."""
         if not torch.compiler.is_compiling() and selection.active_kind() == "fused":
             x = _dense(x)
-            rows = self._fused_forward(_as_rows(x, channel_axis), *_columns(parameters, channel_axis))
+            rows = self._fused_forward(_as_rows(x, channel_axis), *self._columns(parameters, channel_axis))
             return _like(rows, x, channel_axis)
         formula = self._forward if torch.compiler.is_compiling() else self._plain_forward
-        return formula(x, *(along(p, x.dim(), channel_axis) for p in parameters))
+        return formula(x, *self._shaped(parameters, x.dim(), channel_axis))
 
     def gradients(
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
@@ -82,11 +85,20 @@ class Elementwise:
             x = _dense(x)
             grad = grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
             arguments = (_as_rows(grad, channel_axis), _as_rows(x, channel_axis))
-            grad_x, *sums = self._fused_backward(*arguments, *_columns(parameters, channel_axis))
+            grad_x, *sums = self._fused_backward(*arguments, *self._columns(parameters, channel_axis))
             return (_like(grad_x, x, channel_axis), *(s.view(p.shape) for s, p in zip(sums, parameters)))
         formula = self._backward if torch.compiler.is_compiling() else self._plain_backward
-        grad_x, *sums = formula(grad, x, *(along(p, x.dim(), channel_axis) for p in parameters))
+        grad_x, *sums = formula(grad, x, *self._shaped(parameters, x.dim(), channel_axis))
         return (grad_x, *(s.view(p.shape) for s, p in zip(sums, parameters)))
+
+    def _shaped(self, parameters: tuple[Tensor, ...], dim: int, channel_axis: int | None) -> list[Tensor]:
+        """The parameters, to broadcast against a tensor with `dim` axes; tables as they are."""
+        split = len(parameters) - self._tables
+        return [*(along(p, dim, channel_axis) for p in parameters[:split]), *parameters[split:]]
+
+    def _columns(self, parameters: tuple[Tensor, ...], channel_axis: int | None) -> list[Tensor]:
+        """The parameters, to broadcast against rows."""
+        return [p.detach() for p in self._shaped(parameters, 2, None if channel_axis is None else 0)]
 
 
 def _autograd_function(elementwise: Elementwise) -> Any:
@@ -138,10 +150,6 @@ def _as_rows(x: Tensor, channel_axis: int | None) -> Tensor:
     if channel_axis is None:
         return x.detach().as_strided((x.numel(),), (1,))
     return x.detach().movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
-
-
-def _columns(parameters: tuple[Tensor, ...], channel_axis: int | None) -> list[Tensor]:
-    return [along(p.detach(), 2, None if channel_axis is None else 0) for p in parameters]
 
 
 def _like(rows: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:

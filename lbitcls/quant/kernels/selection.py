@@ -10,6 +10,8 @@ import functools
 import importlib.util
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -52,7 +54,11 @@ def select_kernels(kind: str = "auto", device: str | torch.device = "cpu") -> st
 
 
 def _needs(device_type: str) -> str:
-    return "Triton (pip install triton)" if device_type == "cuda" else "a C++ compiler (g++ or clang++, or CXX)"
+    return (
+        "Triton (pip install triton)"
+        if device_type == "cuda"
+        else "a C++ compiler (g++ or clang++, or CXX) and Python's headers (python3-dev)"
+    )
 
 
 @functools.lru_cache
@@ -61,4 +67,5 @@ def can_compile(device_type: str) -> bool:
     if device_type == "cuda":
         return importlib.util.find_spec("triton") is not None
     names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
-    return any(shutil.which(name) for name in names)
+    headers = Path(sysconfig.get_path("include"), "Python.h")  # inductor wraps its kernels for Python
+    return headers.is_file() and any(shutil.which(name) for name in names)

@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer, fill, per_grid
-
-SMALLEST_SCALE = 1e-12
+from lbitcls.quant.quantizer import Quantizer, fill_scale, per_grid
 
 
 class LSQ(Quantizer):
@@ -54,16 +52,19 @@ class LSQ(Quantizer):
         super().__init__(num_bits, **kwargs)
         self.scale = nn.Parameter(torch.ones(() if self.num_channels is None else (self.num_channels,)))
 
-    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n = x.numel() // max(self.scale.numel(), 1) if self.role == "weight" else x[:1].numel()
-        scale = functional.scale_gradient(self.scale, 1 / math.sqrt(max(n, 1) * self.quant_max))
-        return scale.abs().clamp(min=SMALLEST_SCALE), self.low, self.high
+    def grid(self, x: Tensor) -> tuple[Tensor, ...]:
+        n = x.numel() // self.scale.numel() if self.role == "weight" else x[:1].numel()
+        factor = 1 / math.sqrt(max(n, 1) * self.quant_max)
+        return functional.positive_scale(self.scale, factor), self.low, self.high
 
     def first_values(self, x: Tensor) -> None:
         mean = per_grid(x, self.channel_axis).abs().mean(1)
-        scale = 2 * mean / math.sqrt(self.quant_max)
-        fallback = scale.mean() if scale.mean() > 0 else scale.new_tensor(1 / self.quant_max)
-        fill(self.scale, torch.where(scale > 0, scale, fallback))
+        fill_scale(self.scale, 2 * mean / math.sqrt(self.quant_max), 1 / self.quant_max)
+
+    def set_range(self, lower: Tensor, upper: Tensor) -> None:
+        scale = upper / self.quant_max
+        scale = torch.maximum(scale, lower / self.quant_min) if self.signed else scale
+        fill_scale(self.scale, scale, 1 / self.quant_max)
 
 
 register_method("LSQ", weight=LSQ, input=LSQ)

@@ -1,0 +1,163 @@
+"""Training step of quantized models against the float model: time and saved activations, as ratios measured in one run.
+
+    python benchmarks/qat_step.py [--model resnet20] [--methods LSQ] [--bits 4] [--threads 1] [--device cpu] [--json F]
+
+Variants are built in one process and take turns, so that a busy machine slows all of them alike; each figure is the
+median of ratios of a variant's step to the float step beside it (`compiled` ones: to the compiled float step).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lbitcls.models import build_classifier
+from lbitcls.quant import build_mtransformer, calibrate, regularization, select_kernels
+from lbitcls.quant.kernels.selection import can_compile
+
+MODELS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {
+    "resnet20": (dict(type="ResNetCIFAROptionA", depth=20), (3, 32, 32), 64),
+    "resnet18": (dict(type="ResNet", depth=18), (3, 224, 224), 512),
+}
+
+
+class Variant:
+    """A model with an optimizer, stepped on one fixed batch with the kernels it is measured with."""
+
+    def __init__(self, args: argparse.Namespace, method: str | None, kernels: str, compiled: bool) -> None:
+        self.kernels, self.compiled = kernels, compiled
+        backbone, shape, channels = MODELS[args.model]
+        torch.manual_seed(0)
+        head = dict(
+            type="LinearClsHead",
+            num_classes=10,
+            in_channels=channels,
+            loss=dict(type="CrossEntropyLoss", loss_weight=1.0),
+            topk=(1,),
+        )
+        self.model = build_classifier(
+            dict(type="ImageClassifier", backbone=backbone, neck=dict(type="GlobalAveragePooling"), head=head)
+        )
+        self.images = torch.randn(args.batch, *shape).to(args.device)
+        self.labels = torch.randint(0, 10, (args.batch,)).to(args.device)
+        if method is not None:
+            bits = dict(num_bit_w=args.bits, num_bit_a=args.bits)
+            policy = dict(Conv2d=dict(type=f"{method}Conv", **bits), Linear=dict(type=f"{method}Linear", **bits))
+            build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(self.model)
+        self.model.to(args.device).train()
+        calibrate(self.model, [self.images[:16]])
+        if compiled:
+            self.model.compile()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01, 0.9)
+
+    def step(self) -> None:
+        """One training step."""
+        select_kernels(self.kernels, self.images.device)
+        self.optimizer.zero_grad()
+        self._loss().backward()
+        self.optimizer.step()
+
+    def saved_bytes(self) -> int:
+        """Bytes of all different blocks of memory that autograd keeps between forward and backward pass."""
+        select_kernels(self.kernels, self.images.device)
+        held: list[torch.Tensor] = []
+        baseline = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+            self._loss()
+        blocks = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+        return sum(size for block, size in blocks.items() if block not in baseline)
+
+    def _loss(self) -> torch.Tensor:
+        return self.model(self.images, gt_label=self.labels, return_loss=True)["loss"] + regularization(self.model)
+
+
+def variants(args: argparse.Namespace) -> dict[str, Variant]:
+    """The float step, and every method with each kind of kernels; compiled ones where there is a compiler."""
+    compiles = can_compile(torch.device(args.device).type)
+    built = {"float": Variant(args, None, "plain", False)}
+    if compiles:
+        built["float compiled"] = Variant(args, None, "plain", True)
+    for method in args.methods:
+        built[f"{method} plain"] = Variant(args, method, "plain", False)
+        if compiles:
+            built[f"{method} fused"] = Variant(args, method, "fused", False)
+            built[f"{method} compiled"] = Variant(args, method, "plain", True)
+    return built
+
+
+def seconds(step: Callable[[], None], args: argparse.Namespace) -> float:
+    """Time of one step; with one CPU thread the processor's, which other programs do not lengthen."""
+    clock = time.process_time if args.device == "cpu" and args.threads == 1 else time.perf_counter
+    start = clock()
+    step()
+    if args.device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each variant: time and memory as ratios to the float step."""
+    built = variants(args)
+    for variant in built.values():
+        variant.step()
+        variant.step()
+    times: dict[str, list[float]] = {name: [] for name in built}
+    for _ in range(args.repeats):
+        for name, variant in built.items():
+            times[name].append(seconds(variant.step, args))
+    float_bytes = built["float"].saved_bytes()
+    rows = []
+    for name, variant in built.items():
+        base = times["float compiled" if variant.compiled else "float"]
+        ratio = statistics.median(a / b for a, b in zip(times[name], base, strict=True))
+        # A compiled graph saves through autograd too, but may keep views that the hooks count differently.
+        memory = None if variant.compiled else variant.saved_bytes() / float_bytes
+        rows.append(
+            dict(
+                variant=name,
+                milliseconds=1000 * statistics.median(times[name]),
+                time=ratio,
+                saved_activations=memory,
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(MODELS), default="resnet20")
+    parser.add_argument("--methods", nargs="+", default=["LSQ"])
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the rows there too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = measure(args)
+    print(
+        f"{args.model}, W{args.bits}A{args.bits}, batch {args.batch}, {args.threads} thread(s), {platform.processor()}"
+    )
+    print(f"{'variant':20} {'ms':>8} {'time':>6} {'saved activations':>18}")
+    for row in rows:
+        memory = "" if row["saved_activations"] is None else f"{row['saved_activations']:.2f}"
+        print(f"{row['variant']:20} {row['milliseconds']:8.1f} {row['time']:6.2f} {memory:>18}")
+    if args.json:
+        args.json.write_text(json.dumps(dict(torch=torch.__version__, arguments=vars(args), rows=rows), default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""APoT: additive powers of two, and UQ, the uniform baseline of its paper (Li et al., 2020, arXiv:1909.13144).
+
+    Q = γ · {Σ_i p_i},  p_i in {0, 2^-i, 2^-(i+n), 2^-(i+2n)},  i = 0 … n - 1,  n terms of 2 bits        (equation 5)
+    weights: w_n = (w - mean w) / std w, then clipped and projected                                  (section 2.3)
+    x̂ = α · project(clip(x / α, -1, 1)),  ∂x̂/∂α = project(x / α) - x / α inside, sign(x) outside       (equation 7)
+
+An odd number of bits adds a term of one bit, as the authors' code does. Levels are held as integers times one scale,
+α / largest integer. The nearest level is taken; half-way goes towards zero.
+
+Deviations:
+- The first α has the least mean squared error on the data; the paper starts from 3 for weights and 8 for inputs.
+- The gradient of α is multiplied by LSQ's factor, here 1 / sqrt(n · (2^b - 1)), so that one learning rate suits all
+  layers.
+- Signed inputs have the levels of one bit less on both sides of zero.
+- UQ weights of b bits use -(2^(b-1) - 1) … 2^(b-1) - 1, symmetric as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.quant import functional
+from lbitcls.quant.kernels import Elementwise
+from lbitcls.quant.methods import register_method
+from lbitcls.quant.quantizer import Quantizer, fill_scale, per_channel, per_grid
+from lbitcls.quant.ranges import mse
+from lbitcls.quant.spec import compute_dtype
+
+
+def magnitudes(num_bits: int) -> list[int]:
+    """The 2^num_bits levels from 0 up, as integers (1 to 8 bits).
+
+    Example:
+        >>> magnitudes(3)
+        [0, 1, 2, 3, 4, 6, 8, 10]
+    """
+    terms, single = divmod(num_bits, 2)
+    exponents = [list(range(i, 2 * terms, terms)) for i in range(terms)]
+    for i in range(terms):
+        exponents[i].append(2 * terms + single + i)
+    if single:
+        exponents.append([2 * terms])
+    largest = 3 * terms + single - 1
+    return sorted({sum(term) for term in product(*([0, *(2 ** (largest - e) for e in es)] for es in exponents))})
+
+
+def project(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
+    """The nearest level; `bounds` are the midpoints between neighbouring `levels` (both in steps)."""
+    v = torch.clamp(x / scale, low, high)
+    return torch.copysign(levels[torch.bucketize(v.abs(), bounds)], v) * scale
+
+
+def project_gradients(
+    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Straight-through inside the range; the scale's part is `level - v` inside and the bound outside."""
+    v = x / scale
+    inside = (v >= low) & (v <= high)
+    clipped = torch.clamp(v, low, high)
+    steps = torch.copysign(levels[torch.bucketize(clipped.abs(), bounds)], v)
+    return torch.where(inside, grad, 0.0), torch.where(inside, steps - v, clipped) * grad
+
+
+class _Clipped(Quantizer):
+    """A learned clip α; weights are normalized first."""
+
+    def __init__(self, num_bits: int, **kwargs: Any) -> None:
+        super().__init__(num_bits, narrow_range=True, **kwargs)
+        self.clip = nn.Parameter(torch.ones(() if self.num_channels is None else (self.num_channels,)))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if self.role == "input":
+            return x
+        x = x.to(compute_dtype(x))
+        rows = per_grid(x.detach(), self.channel_axis)
+        mean, deviation = rows.mean(1), rows.std(1, correction=0).clamp(min=functional.SMALLEST_SCALE)
+        return (x - per_channel(mean, x, self.channel_axis)) / per_channel(deviation, x, self.channel_axis)
+
+    def grid(self, x: Tensor) -> tuple[Tensor, ...]:
+        n = x.numel() // self.clip.numel() if self.role == "weight" else x[:1].numel()
+        factor = 1 / math.sqrt(max(n, 1) * (2**self.num_bits - 1))
+        return functional.positive_scale(self.clip, factor) / self.quant_max, self.low, self.high
+
+    def first_values(self, x: Tensor) -> None:
+        self.set_range(*mse(per_grid(x, self.channel_axis), self))
+
+    def set_range(self, lower: Tensor, upper: Tensor) -> None:
+        fill_scale(self.clip, torch.maximum(upper, -lower) if self.signed else upper, 1.0)
+
+
+class UQ(_Clipped):
+    """Uniform levels with a learned clip."""
+
+    formula = Elementwise(
+        functional.fake_quantize,
+        functional.learned_step_gradients,
+        functional.fake_quantize_plain,
+        functional.learned_step_gradients_plain,
+    )
+
+
+class APoT(_Clipped):
+    """Levels that are sums of powers of two, with a learned clip.
+
+    Args:
+        num_bits: 2 to 8.
+        **kwargs: as `Quantizer`.
+    """
+
+    bounds: Tensor
+    magnitudes: Tensor
+
+    formula = Elementwise(project, project_gradients, tables=2)
+
+    def refresh(self) -> None:
+        self._negative = bool(self.negative)
+        levels = torch.tensor(self._magnitudes(), dtype=self.low.dtype, device=self.low.device)
+        self.register_buffer("magnitudes", levels, persistent=False)
+        self.register_buffer("bounds", (levels[1:] + levels[:-1]) / 2, persistent=False)
+        super().refresh()
+
+    def _magnitudes(self) -> list[int]:
+        return magnitudes(self.num_bits - int(self.signed))
+
+    def integer_range(self) -> tuple[int, int]:
+        largest = self._magnitudes()[-1]
+        return (-largest if self.signed else 0), largest
+
+    def levels(self) -> Tensor:
+        positive = self.magnitudes.to(torch.int32)
+        return torch.cat([-positive.flip(0)[:-1], positive]) if self.signed else positive
+
+    def grid(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (*super().grid(x), self.bounds, self.magnitudes)
+
+
+register_method("UQ", weight=UQ, input=UQ)
+register_method("APoT", weight=APoT, input=APoT)

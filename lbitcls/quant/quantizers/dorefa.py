@@ -1,0 +1,115 @@
+"""DoReFa-Net (Zhou et al., 2016, arXiv:1606.06160).
+
+    weights: w' = tanh(w) / max |tanh(w)|,   w_q = 2 · quantize_b((w' + 1) / 2) - 1                   (equation 9)
+    1-bit weights: w_q = sign(w) · mean |w|                                                         (equation 7)
+    inputs: quantize_b(clip(x, 0, 1)),   quantize_b(r) = round((2^b - 1) · r) / (2^b - 1)      (equations 11, 5)
+    the rounding has the straight-through gradient
+
+The levels of weights are the odd integers from -(2^b - 1) to 2^b - 1, times 1 / (2^b - 1): zero is none of them.
+
+Deviations:
+- 8-bit weights use the 255 levels -127..127 times 1/127, with zero: odd integers up to 255 do not fit int8.
+- Signed inputs have the range [-1, 1] on a symmetric grid; the paper's [0, 1] would zero what is negative.
+- `per_channel` takes the maximum of each output channel; the paper has one for the tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lbitcls.quant import functional
+from lbitcls.quant.kernels import Elementwise
+from lbitcls.quant.methods import register_method
+from lbitcls.quant.quantizer import Quantizer, per_channel, per_grid
+from lbitcls.quant.spec import compute_dtype
+
+
+def odd_levels(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The nearest odd number of steps, from `low` to `high`."""
+    return (2 * torch.round((torch.clamp(x / scale, low, high) - low) / 2) + low) * scale
+
+
+def straight_through(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor]:
+    """`grad` inside the range, its ends included, 0 outside."""
+    v = x / scale
+    return (torch.where((v >= low) & (v <= high), grad, 0.0),)
+
+
+def everywhere(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor]:
+    """`grad`: the normalized weight is never outside the range (but by a rounding error), and 1 bit has none."""
+    return (grad,)
+
+
+UNIFORM = Elementwise(functional.fake_quantize, straight_through, functional.fake_quantize_plain)
+ODD = Elementwise(odd_levels, everywhere)
+
+
+class DoReFaWeight(Quantizer):
+    """Weights, normalized by tanh and their maximum, on odd levels (255 levels with zero at 8 bits).
+
+    Args:
+        num_bits: 1 to 8.
+        **kwargs: as `Quantizer`.
+    """
+
+    lowest_bits = 1
+    needs_data = False
+
+    @property
+    def formula(self) -> Elementwise:  # type: ignore[override]
+        """Odd levels; uniform ones at 8 bits."""
+        return UNIFORM if self.num_bits == 8 else ODD
+
+    def integer_range(self) -> tuple[int, int]:
+        largest = 127 if self.num_bits == 8 else 2**self.num_bits - 1
+        return -largest, largest
+
+    def levels(self) -> Tensor | None:
+        if self.num_bits == 8:
+            return None
+        return torch.arange(self.quant_min, self.quant_max + 1, 2, dtype=torch.int32, device=self.low.device)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if self.num_bits == 1:
+            return x
+        bent = torch.tanh(x.to(compute_dtype(x)))
+        widest = per_grid(bent, self.channel_axis).abs().amax(1).clamp(min=functional.SMALLEST_SCALE)
+        return bent / per_channel(widest, x, self.channel_axis)
+
+    def grid(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.num_bits == 1:
+            scale = per_grid(x.detach(), self.channel_axis).abs().mean(1).clamp(min=functional.SMALLEST_SCALE)
+            return (scale if self.channel_axis is not None else scale[0]), self.low, self.high
+        return 1 / self.high, self.low, self.high
+
+    def first_values(self, x: Tensor) -> None:
+        """Nothing: the grid is constant."""
+
+    def set_range(self, lower: Tensor, upper: Tensor) -> None:
+        """Nothing: the grid is constant."""
+
+
+class DoReFaInput(Quantizer):
+    """Inputs in [0, 1], or in [-1, 1] where they are signed."""
+
+    formula = UNIFORM
+
+    def __init__(self, num_bits: int, **kwargs: Any) -> None:
+        super().__init__(num_bits, narrow_range=True, **kwargs)
+        self.needs_data = self._signed_by_config is None
+        self.refresh()
+
+    def grid(self, x: Tensor) -> tuple[Tensor, ...]:
+        return 1 / self.high, self.low, self.high
+
+    def first_values(self, x: Tensor) -> None:
+        """Nothing: the grid is constant; only its sign is read from data."""
+
+    def set_range(self, lower: Tensor, upper: Tensor) -> None:
+        """Nothing: the grid is constant."""
+
+
+register_method("DoReFa", weight=DoReFaWeight, input=DoReFaInput)

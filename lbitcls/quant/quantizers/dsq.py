@@ -1,0 +1,131 @@
+"""DSQ: differentiable soft quantization (Gong et al., 2019, arXiv:1908.05033).
+
+    Δ = (u - l) / (2^b - 1),   m_i = l + (i + 1/2) Δ,   φ(x) = s · tanh(k (x - m_i)),   s = 1 / tanh(kΔ/2)   (eq. 2-4)
+    Q_S(x) = l + Δ (i + (φ(x) + 1) / 2) inside cell i, l below and u above the range                        (eq. 6)
+    k = log(2/α - 1) / Δ; α in (0, 1/2) is learned: the gap between φ and the staircase at the cell's edge   (eq. 7, 8)
+
+The value is the staircase (the nearest level), the gradients are those of Q_S: of x, of the range and of α.
+
+Deviations:
+- Zero is on the grid: l is used as a whole zero point for inputs; weights have a symmetric range, l = -u.
+- The first range has the least mean squared error on the data.
+- The paper bounds α and adds λ/2·α² to the loss (section 3.3) without giving λ: `alpha_decay` is 1e-4 by default.
+- Gradients of the range are multiplied by LSQ's factor 1 / sqrt(n · (2^b - 1)).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.quant import affine, functional
+from lbitcls.quant.kernels import Elementwise
+from lbitcls.quant.methods import register_method
+from lbitcls.quant.quantizer import Quantizer, fill, fill_scale, per_grid
+from lbitcls.quant.ranges import mse
+
+SMALLEST_ALPHA, LARGEST_ALPHA = 1e-3, 0.499
+
+
+def soft_step(v: Tensor, sharpness: Tensor) -> Tensor:
+    """φ at `v` steps: from -1 at the lower edge of a cell between two levels to 1 at its upper edge.
+
+    Args:
+        v: values in steps.
+        sharpness: kΔ > 0.
+    """
+    return torch.tanh(sharpness * (v - torch.floor(v) - 0.5)) / torch.tanh(sharpness / 2)
+
+
+def soft_gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    sharpness: Tensor,
+    quant_min: Tensor,
+    quant_max: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of Q_S for x, and each element's part of those of scale, offset and sharpness."""
+    zero = affine.zero_point(scale, offset, quant_min, quant_max)
+    v = x / scale
+    below, above = v < quant_min - zero, v > quant_max - zero
+    outside = below | above
+    t = v - torch.floor(v) - 0.5
+    edge, inner = torch.tanh(sharpness / 2), torch.tanh(sharpness * t)
+    slope = sharpness * (1 - inner * inner) / (2 * edge)
+    bent = (t * (1 - inner * inner) - inner * (1 - edge * edge) / (2 * edge)) / (2 * edge)
+    grad_scale = torch.where(outside, torch.where(below, quant_min, quant_max), torch.round(v) - slope * v) * grad
+    return (
+        torch.where(outside, 0.0, grad * slope),
+        grad_scale,
+        torch.where(outside, grad, 0.0),
+        torch.where(outside, 0.0, grad * scale * bent),
+    )
+
+
+def _forward(x: Tensor, scale: Tensor, offset: Tensor, sharpness: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return affine.fake_quantize(x, scale, offset, low, high)
+
+
+def _forward_plain(x: Tensor, scale: Tensor, offset: Tensor, sharpness: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return affine.fake_quantize_plain(x, scale, offset, low, high)
+
+
+class DSQ(Quantizer):
+    """A learned range and a learned sharpness of the soft staircase whose gradient is used.
+
+    Args:
+        num_bits: 2 to 8.
+        alpha: first α, in (0, 0.5); small: steep.
+        alpha_decay: λ of the loss term λ/2·α².
+        **kwargs: as `Quantizer`.
+    """
+
+    formula = Elementwise(_forward, soft_gradients, _forward_plain)
+
+    def __init__(self, num_bits: int, alpha: float = 0.2, alpha_decay: float = 1e-4, **kwargs: Any) -> None:
+        super().__init__(num_bits, **kwargs)
+        shape = () if self.num_channels is None else (self.num_channels,)
+        self.alpha_decay = alpha_decay
+        self.upper = nn.Parameter(torch.ones(shape))
+        self.lower = nn.Parameter(-torch.ones(shape)) if self.role == "input" else None
+        self.alpha = nn.Parameter(torch.full(shape, float(alpha)))
+
+    def grid(self, x: Tensor) -> tuple[Tensor, ...]:
+        n = x.numel() // self.upper.numel() if self.role == "weight" else x[:1].numel()
+        scale, offset = self._scale_and_offset(1 / math.sqrt(max(n, 1) * (2**self.num_bits - 1)))
+        alpha = self.alpha.clamp(SMALLEST_ALPHA, LARGEST_ALPHA)
+        return scale, offset, torch.log(2 / alpha - 1), self.low, self.high
+
+    def zero_point(self) -> Tensor:
+        scale, offset = self._scale_and_offset(1.0)
+        return affine.zero_point(scale, offset, self.low, self.high)
+
+    def first_values(self, x: Tensor) -> None:
+        self.set_range(*mse(per_grid(x, self.channel_axis), self))
+
+    def set_range(self, lower: Tensor, upper: Tensor) -> None:
+        if self.lower is None:
+            fill_scale(self.upper, torch.maximum(upper, -lower), 1.0)
+        else:
+            fill(self.lower, lower)
+            fill(self.upper, torch.where(upper > lower, upper, lower + 1))
+
+    def regularization(self) -> Tensor | None:
+        return self.alpha_decay / 2 * self.alpha.square().sum() if self.alpha_decay and self.is_enabled else None
+
+    def _scale_and_offset(self, factor: float) -> tuple[Tensor, Tensor]:
+        if self.lower is None:
+            scale = functional.positive_scale(self.upper, factor) / self.quant_max
+            return scale, torch.zeros_like(scale)
+        lower = functional.scale_gradient(self.lower, factor)
+        scale = functional.positive_scale(functional.scale_gradient(self.upper, factor) - lower)
+        scale = scale / (2**self.num_bits - 1)
+        return scale, lower - self.quant_min * scale
+
+
+register_method("DSQ", weight=DSQ, input=DSQ)

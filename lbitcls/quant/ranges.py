@@ -1,0 +1,65 @@
+"""Rules that find the range of a grid in data: from these come a quantizer's first values.
+
+A rule takes a matrix (grids, values) and the quantizer, and gives the lower ends (<= 0) and upper ends (>= 0).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lbitcls.quant.quantizer import Quantizer, RangeRule
+from lbitcls.utils.errors import ConfigError, suggest
+
+CANDIDATES = 60
+LARGEST_SEARCH = 2**16
+PERCENTILE = 99.99
+
+
+def minmax(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value."""
+    return rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+
+
+def percentile(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+    """The range without the outermost 0.01 % of the values, half of them on each side that has any."""
+    rows = _thinned(rows, 2**22)
+    number = rows.shape[1]
+    tail = int(number * (1 - PERCENTILE / 100))
+    ordered = rows.sort(1).values
+    return ordered[:, tail].clamp(max=0), ordered[:, number - 1 - tail].clamp(min=0)
+
+
+def mse(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+    """The range, a fraction of the whole one, whose grid has the least mean squared error."""
+    lower, upper = minmax(rows, quantizer)
+    sample = _thinned(rows, LARGEST_SEARCH)
+    best = torch.full_like(lower, float("inf"))
+    kept = (lower.clone(), upper.clone())
+    for fraction in torch.linspace(1, 1 / CANDIDATES, CANDIDATES).tolist():
+        quantizer.set_range(lower * fraction, upper * fraction)
+        error = _error(sample, quantizer)
+        better = error < best
+        best = torch.where(better, error, best)
+        kept = tuple(torch.where(better, e * fraction, k) for e, k in zip((lower, upper), kept))  # type: ignore[assignment]
+    return kept
+
+
+RULES: dict[str, RangeRule] = {"minmax": minmax, "percentile": percentile, "mse": mse}
+
+
+def find_rule(name: str | None) -> RangeRule | None:
+    """The rule by its name; None for None, each method's own."""
+    if name is not None and name not in RULES:
+        raise ConfigError(f"calibration.method is {', '.join(RULES)}, or None; got '{name}'{suggest(str(name), RULES)}")
+    return None if name is None else RULES[name]
+
+
+def _error(rows: Tensor, quantizer: Quantizer) -> Tensor:
+    axis = None if quantizer.channel_axis is None else 0
+    return (quantizer.formula.value(rows, axis, quantizer.grid(rows)) - rows).square().mean(1)
+
+
+def _thinned(rows: Tensor, most: int) -> Tensor:
+    """At most `most` values of each row, at equal distances."""
+    return rows[:, :: max(1, -(-rows.shape[1] // most))]

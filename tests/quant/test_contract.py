@@ -1,0 +1,241 @@
+"""The contract that every registered quantizer passes, whatever its method, bits, granularity and sign."""
+
+import copy
+import itertools
+import pickle
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lbitcls.quant.kernels import select_kernels
+from lbitcls.quant.methods import METHODS
+from lbitcls.quant.quantizer import NotInitializedError, Quantizer
+from lbitcls.quant.spec import along
+from lbitcls.registry import QUANT_LAYERS
+
+QUANT_LAYERS.names()  # imports every method
+
+Case = tuple[str, str, int, bool, bool]  # method, role, bits, per channel, signed
+
+CASES: list[Case] = [
+    (name, role, bits, per_channel, signed)
+    for name, role, bits in itertools.product(METHODS, ("weight", "input"), range(1, 9))
+    for per_channel, signed in ([(False, True), (True, True)] if role == "weight" else [(False, True), (False, False)])
+    if bits >= (METHODS[name].weight.lowest_bits if role == "weight" else 2)
+]
+CHANNELS = 3
+
+
+def make(case: Case) -> Quantizer:
+    name, role, bits, per_channel, signed = case
+    cls = getattr(METHODS[name], role)
+    return cls(bits, role=role, signed=signed, num_channels=CHANNELS if per_channel else None)
+
+
+def data(case: Case, seed: int = 0, size: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(CHANNELS, 40, generator=generator) * size
+    return x if case[4] else x.relu()
+
+
+def ready(case: Case, seed: int = 0) -> Quantizer:
+    quantizer = make(case)
+    quantizer.initialize(data(case, seed))
+    return quantizer.eval()
+
+
+def values_of_grid(quantizer: Quantizer, x: Tensor) -> Tensor:
+    """Every value of the grid, a row for each grid."""
+    qparams = quantizer.qparams(x)
+    levels = qparams.levels
+    if levels is None:
+        levels = torch.arange(qparams.quant_min, qparams.quant_max + 1)
+    scale, zero_point = qparams.scale.reshape(-1, 1), qparams.zero_point.reshape(-1, 1)
+    return (levels - zero_point) * scale
+
+
+each_case = pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c[0]}-{c[1]}-{c[2]}{'-channel' * c[3]}{'-signed' * c[4]}"
+)
+few_cases = pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c[2] in (2, 4, 8)],
+    ids=lambda c: f"{c[0]}-{c[1]}-{c[2]}{'-channel' * c[3]}{'-signed' * c[4]}",
+)
+
+
+@each_case
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1e-6, 0.1, 1.0, 3.0, 1e6]))
+def test_integers_are_what_is_trained(case: Case, seed: int, size: float) -> None:
+    quantizer, x = ready(case), data((*case[:4], True), seed, size)
+    y, integers = quantizer(x), quantizer.to_integer(x)
+    assert torch.equal(y, quantizer.qparams(x).dequantize(integers))
+    assert integers.min() >= quantizer.quant_min and integers.max() <= quantizer.quant_max
+    rows = y.reshape(CHANNELS, -1) if case[3] else y.reshape(1, -1)
+    assert all(row.unique().numel() <= 2 ** case[2] for row in rows)
+
+
+@each_case
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1e-3, 1.0, 30.0]))
+def test_a_value_goes_to_the_nearest_level(case: Case, seed: int, size: float) -> None:
+    """Normalized: error at most half the local step inside the range, the end outside; hence idempotent."""
+    quantizer, x = ready(case), data((*case[:4], True), seed, size)
+    x = quantizer.normalize(x)
+    grid = quantizer.grid(x)
+    y = quantizer.formula(x, quantizer.channel_axis, *grid)
+    levels = values_of_grid(quantizer, x).expand(CHANNELS, -1) if case[3] else values_of_grid(quantizer, x)
+    rows_x, rows_y = (t.reshape(levels.shape[0], -1) for t in (x, y))
+    best = (rows_x[:, :, None] - levels[:, None, :]).abs().amin(2)
+    largest = levels.abs().amax(1, keepdim=True)
+    assert ((rows_x - rows_y).abs() <= best + 1e-6 * (largest + rows_x.abs())).all()
+    assert torch.equal(quantizer.formula(y, quantizer.channel_axis, *grid), y)
+
+
+@each_case
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_staircase_is_monotone(case: Case, seed: int) -> None:
+    quantizer = ready(case)
+    x = quantizer.normalize(data((*case[:4], True), seed, 2.0)).sort(1).values
+    y = quantizer.formula(x, quantizer.channel_axis, *quantizer.grid(x))
+    rows = y if case[3] else x.flatten().sort().values
+    rows = y if case[3] else quantizer.formula(rows, None, *quantizer.grid(x))[None]
+    assert (rows.diff(dim=1) >= 0).all()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[1] == "input"], ids=str)
+def test_zero_stays_zero_at_inputs(case: Case) -> None:
+    for shift in (-3.0, 0.0, 3.0):
+        quantizer = make(case)
+        quantizer.initialize(data(case) + shift)
+        assert (quantizer.eval()(torch.zeros(3)) == 0).all()
+
+
+@each_case
+def test_gradients_are_finite_and_zero_outside_the_range(case: Case) -> None:
+    quantizer, x = ready(case), data((*case[:4], True), 1, 5.0)
+    x = quantizer.normalize(x).detach().requires_grad_(True)
+    quantizer.formula(x, quantizer.channel_axis, *quantizer.grid(x)).sum().backward()
+    levels = values_of_grid(quantizer, x)
+    low, high = (along(t, 2, quantizer.channel_axis) for t in (levels[:, 0].squeeze(), levels[:, -1].squeeze()))
+    edge = 1e-5 * (high - low).clamp(min=1e-6)
+    outside, inside = (x < low - edge) | (x > high + edge), (x > low + edge) & (x < high - edge)
+    assert x.grad.isfinite().all() and (x.grad[inside] != 0).all()
+    if case[1] == "input" or case[0] not in ("DoReFa", "PACT"):  # DoReFa's weights are normalized into their range
+        assert (x.grad[outside] == 0).all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in quantizer.parameters())
+
+
+@few_cases
+def test_parameters_stay_the_same_objects_and_survive_saving(case: Case) -> None:
+    quantizer, x = make(case), data(case)
+    before = dict(quantizer.named_parameters())
+    expected = quantizer(x)
+    assert all(dict(quantizer.named_parameters())[name] is p for name, p in before.items())
+    loaded = make(case)
+    loaded.load_state_dict(quantizer.state_dict())
+    assert loaded.is_initialized
+    for other in (loaded, copy.deepcopy(quantizer), pickle.loads(pickle.dumps(quantizer))):
+        assert torch.equal(other.eval()(x), expected)
+
+
+STRANGE = {
+    "zeros": torch.zeros(CHANNELS, 4),
+    "constant": torch.full((CHANNELS, 4), 2.5),
+    "negative": -torch.rand(CHANNELS, 4) - 1,
+    "one element": torch.full((CHANNELS, 1), -0.3),
+    "huge": torch.tensor([[1e30, -1e30, 1e-30, 0.0]] * CHANNELS),
+    "tiny": torch.full((CHANNELS, 4), 1e-35),
+}
+
+
+@few_cases
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_data_stays_finite(case: Case, kind: str) -> None:
+    quantizer, x = make(case), STRANGE[kind].clone().requires_grad_(True)
+    for _ in range(2):
+        y = quantizer(x)
+        y.sum().backward()
+    assert y.isfinite().all() and x.grad.isfinite().all()
+    assert all(p.isfinite().all() and (p.grad is None or p.grad.isfinite().all()) for p in quantizer.parameters())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[3]], ids=str)
+def test_per_channel_is_per_tensor_slice_by_slice(case: Case) -> None:
+    whole, x = ready(case), data(case, 2)
+    for i in range(CHANNELS):
+        one = make((*case[:3], False, case[4]))
+        state = {k: v[i] if v.dim() else v for k, v in whole.state_dict().items()}
+        one.load_state_dict(state)
+        torch.testing.assert_close(one.eval()(x[i : i + 1]), whole(x)[i : i + 1], rtol=1e-6, atol=0)
+
+
+@few_cases
+def test_eval_changes_no_buffer(case: Case) -> None:
+    quantizer = ready(case)
+    before = {k: v.clone() for k, v in quantizer.state_dict().items()}
+    quantizer(data(case, 3, 100.0))
+    assert all(torch.equal(v, before[k]) for k, v in quantizer.state_dict().items())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[2] == 4], ids=str)
+def test_without_data_eval_raises_where_data_is_needed(case: Case) -> None:
+    quantizer = make(case).eval()
+    if quantizer.needs_data:
+        with pytest.raises(NotInitializedError, match="never saw data"):
+            quantizer(data(case))
+    else:
+        assert quantizer(data(case)).isfinite().all()
+
+
+@few_cases
+def test_half_precision_is_computed_in_float32(case: Case) -> None:
+    quantizer, x = ready(case), data(case).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = quantizer(x)
+    assert y.dtype is torch.bfloat16 and torch.equal(y, quantizer(x.float()).bfloat16())
+
+
+@pytest.fixture
+def fused() -> Iterator[None]:
+    select_kernels("fused")
+    yield
+    select_kernels("plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in CASES if c[2] in (2, 4, 8)], ids=str)
+def test_fused_kernels_agree_with_plain_ones(case: Case, fused: None) -> None:
+    results = []
+    for kind in ("plain", "fused"):
+        select_kernels(kind)
+        quantizer, x = ready(case), data(case, 4).requires_grad_(True)
+        y = quantizer(x)
+        y.backward(data(case, 5))
+        results.append((y, x.grad, *(p.grad for p in quantizer.parameters())))
+    for plain, fused_one in zip(*results):
+        torch.testing.assert_close(plain, fused_one, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_compiled_models_agree_with_eager_ones(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    for i in (0, 2):
+        model[i] = QUANT_LAYERS.find(f"{name}Conv")(model[i], num_bit_w=4, num_bit_a=4)
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    results = []
+    for m in (copy.deepcopy(model), torch.compile(copy.deepcopy(model), fullgraph=True)):
+        y = m(x)
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad for p in m.parameters())])
+    for eager, compiled in zip(*results):
+        torch.testing.assert_close(eager, compiled, rtol=1e-3, atol=1e-3)
