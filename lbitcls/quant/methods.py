@@ -14,11 +14,10 @@ from torch import nn
 
 from lbitcls.quant.layers import ENTRY_SUFFIXES, LAYER_KINDS, QuantLayer, num_channels
 from lbitcls.quant.quantizer import Quantizer
-from lbitcls.quant.spec import check_num_bits
+from lbitcls.quant.spec import FLOAT_BITS, check_num_bits
 from lbitcls.registry import QUANT_LAYERS, check_arguments
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
 
-FLOAT_BITS = 32
 KEY_ALIASES = {
     "nbits_w": "num_bit_w",
     "nbits_a": "num_bit_a",

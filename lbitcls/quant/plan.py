@@ -60,7 +60,7 @@ class Plan:
 
     def table(self) -> str:
         """The plan as aligned text: the replaced layers, then what stays float, and why, by kind."""
-        lines = _aligned(
+        lines = aligned(
             [("layer", "kind", "shape", "entry", "weight", "input", "rule")]
             + [
                 (
@@ -88,7 +88,8 @@ def _bits(num_bits: int | None) -> str:
     return "float" if num_bits is None else f"{num_bits} bits"
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines of text with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
 

@@ -6,8 +6,7 @@ from torch import nn
 
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
-
-FLOAT_BITS = 32
+from lbitcls.quant.spec import FLOAT_BITS
 
 
 def model_size(model: nn.Module) -> dict[str, float]:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from lbitcls.utils.errors import ConfigError
 
+FLOAT_BITS = 32
+"""Bits of a tensor that is not quantized, as configs write it."""
+
 
 @dataclass(frozen=True)
 class QParams:

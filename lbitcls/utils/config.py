@@ -50,6 +50,7 @@ SECTIONS: dict[str, str] = {
     "custom_hooks": "hooks of your own",
     "custom_imports": "modules of your own to import",
     "compile": "torch.compile the model",
+    "kernels": "of quantizers: auto, plain or fused",
     "ema": "average of the weights",
     "channels_last": "memory format of images and convolutions",
 }
@@ -114,13 +115,13 @@ class Config(_MMEngineConfig):
         Raises:
             ConfigError: a key is not there (with the nearest one), or a value cannot be put where it says.
         """
-        cleaned = {}
         for key, value in options.items():
             if not key.startswith("+"):
                 _check_override(self._cfg_dict, key)
-            cleaned[key.lstrip("+")] = value
         try:
-            super().merge_from_dict(cleaned, allow_list_keys)
+            for key, value in options.items():
+                whole_key, whole_value = _whole_list(self._cfg_dict, key.lstrip("+"), value)
+                super().merge_from_dict({whole_key: whole_value}, allow_list_keys)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"the options {dict(options)} do not fit the config: {error}") from error
         check_sections(self)
@@ -232,6 +233,23 @@ def _numbers(value: Any, path: Path) -> Any:
     if isinstance(value, str) and _FLOAT.fullmatch(value):
         return float(value)
     return value
+
+
+def _whole_list(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:
+    """An override of one item, `a.b.1=x`, as `a.b=[…, x, …]`: mmengine puts nothing but dicts into a list."""
+    parent, _, item = dotted.rpartition(".")
+    node: Any = root
+    for part in parent.split("."):
+        if isinstance(node, dict):
+            node = node.get(part)
+        elif isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            return dotted, value
+    if not isinstance(node, (list, tuple)) or not item.isdigit() or int(item) >= len(node) or isinstance(value, dict):
+        return dotted, value
+    items = [*node[: int(item)], value, *node[int(item) + 1 :]]
+    return _whole_list(root, parent, items)
 
 
 def _check_override(root: ConfigDict, dotted: str) -> None:

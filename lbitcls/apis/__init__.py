@@ -1,0 +1,14 @@
+"""What the commands do, as functions: train and test."""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {"train_classifier": "lbitcls.apis.train", "test_classifier": "lbitcls.apis.test"}
+__all__ = ["test_classifier", "train_classifier"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lbitcls.apis' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

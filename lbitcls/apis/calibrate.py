@@ -1,0 +1,93 @@
+"""A quantized checkpoint without training: first values from data, for a float checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbitcls.apis.session import load_data, make_model, open_session
+from lbitcls.core.evaluation import evaluate
+from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.logging import print_table, track
+
+
+def calibrate_checkpoint(
+    cfg: Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    num_images: int = 200,
+    method: str | None = "mse",
+    split: str | None = None,
+    test: bool = True,
+    data_root: str | None = None,
+) -> dict[str, Any]:
+    """Quantize the model of `cfg` with the float weights in `checkpoint`, and write a checkpoint that is ready to use.
+
+    Args:
+        cfg: a config with `quant_transformer`.
+        checkpoint: float weights of the model.
+        out: file for the quantized checkpoint.
+        num_images: images that the inputs' ranges are taken from.
+        method: `mse`, `percentile`, `minmax`, or None: the method's own rule.
+        split: part of `data` that the images come from: `calibration` where the config has it, else `train`.
+        test: measure float and calibrated accuracy on the test set.
+        data_root: where relative data paths may start.
+
+    Returns:
+        `{'float': {'top-1': …, …}, 'quantized': {…}}`, percent; empty without `test`.
+
+    Raises:
+        ConfigError: the config has no `quant_transformer`.
+        CheckpointError: the weights do not fit.
+    """
+    require_sections(cfg, ("model", "data", "quant_transformer"), "calibration")
+    if num_images < 1:
+        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+    from lbitcls.quant import calibrate, set_quantization
+
+    with open_session(cfg) as session:
+        part = split or ("calibration" if cfg.data.get("calibration") is not None else "train")
+        _, loader = load_data(cfg, part, "calibration", session, data_root=data_root)
+        model = make_model(cfg, session)
+        loaded = load_checkpoint(model, checkpoint, logger=session.logger)
+        model.to(session.device).eval()
+        results = {}
+        if test:
+            set_quantization(model, False)
+            results["float"] = _test(cfg, model, session, data_root)
+            set_quantization(model, True)
+        number = calibrate(model, _first(loader, num_images), method)
+        session.logger.info("%d quantizers took their first values from %d images.", number, num_images)
+        if test:
+            results["quantized"] = _test(cfg, model, session, data_root)
+        classes = loaded["meta"].get("CLASSES") or getattr(model, "CLASSES", None)
+        save_checkpoint(model, out, meta={"config": cfg.pretty_text, "CLASSES": classes, "calibrated_on": num_images})
+    _report(results, out)
+    return results
+
+
+def _first(loader: Any, num_images: int) -> Iterator[torch.Tensor]:
+    """Batches of the first images that the loader gives, `num_images` in all."""
+    left = num_images
+    for batch in loader:
+        yield batch["img"][:left]
+        left -= len(batch["img"])
+        if left <= 0:
+            return
+
+
+def _test(cfg: Config, model: torch.nn.Module, session: Any, data_root: str | None) -> dict[str, Any]:
+    split = "test" if cfg.data.get("test") is not None else "val"
+    _, loader = load_data(cfg, split, "testing", session, data_root=data_root)
+    return evaluate(model, track(loader, len(loader), "testing", shown=True), session.device)
+
+
+def _report(results: dict[str, Any], out: str | Path) -> None:
+    rows = [(f"{phase} {name}", f"{value:.2f}") for phase, r in results.items() for name, value in r.items()]
+    print_table("Calibration", ("", ""), [*rows, ("checkpoint", str(out))])

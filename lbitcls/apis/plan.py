@@ -1,0 +1,93 @@
+"""The quantization plan of a config, with what each layer costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lbitcls.quant.cost import LayerCost, plan_cost
+from lbitcls.quant.plan import aligned
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.errors import ConfigError
+
+HEADER = ("layer", "kind", "shape", "method", "W", "A", "rule", "params", "MMACs", "GBOPs", "KiB")
+
+
+def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost]:
+    """Print what the config's transformer does to each layer, and what it costs for one image.
+
+    Args:
+        cfg: a config with `quant_transformer`.
+        shape: (C, H, W) of an image; None: as the config's test pipeline makes it.
+
+    Returns:
+        A row for each layer with parameters, in the model's order.
+    """
+    require_sections(cfg, ("model", "quant_transformer"), "a plan")
+    from lbitcls.models import build_classifier
+    from lbitcls.quant import build_mtransformer
+
+    model = build_classifier(cfg.model)
+    plan = build_mtransformer(cfg.quant_transformer).plan(model)
+    rows = plan_cost(plan, model, torch.zeros(1, *(shape or image_shape(cfg, model))))
+    _print(rows)
+    return rows
+
+
+def image_shape(cfg: Config, model: torch.nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of an image after the test pipeline: by its last resizing step, else by the data set's own size."""
+    channels = getattr(model.backbone, "in_channels", 3)
+    data = cfg.get("data") or {}
+    section = data.get("test") or data.get("val") or data.get("train") or {}
+    for step in reversed(section.get("pipeline") or []):
+        size = step.get("crop_size", step.get("size"))
+        if step.get("type") in ("CenterCrop", "Resize", "RandomCrop", "RandomResizedCrop", "Pad") and size:
+            height, width = (size, size) if isinstance(size, int) else size
+            return channels, height, width if width > 0 else height
+    known = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32}
+    side = known.get(str(section.get("type")))
+    if side is None:
+        raise ConfigError("the pipeline does not say how large images are; give --shape C H W.")
+    return channels, side, side
+
+
+def _print(rows: list[LayerCost]) -> None:
+    print("\n".join(aligned([HEADER, *(_cells(row) for row in rows if row.row.quantized)])))
+    groups: dict[tuple[str, str], list[LayerCost]] = {}
+    for cost in rows:
+        if not cost.row.quantized:
+            groups.setdefault((cost.row.kind, cost.row.rule), []).append(cost)
+    stays = [
+        (str(len(costs)), kind, f"{sum(c.row.parameters for c in costs):,}", why)
+        for (kind, why), costs in groups.items()
+    ]
+    print("\nstays float")
+    print("\n".join(aligned([("layers", "kind", "params", "why"), *stays])))
+    print("\n" + "\n".join(aligned([("total", "float", "as planned", "ratio"), *_totals(rows)])))
+
+
+def _cells(cost: LayerCost) -> tuple[str, ...]:
+    row = cost.row
+    return (
+        row.name,
+        row.kind,
+        "×".join(map(str, row.shape)),
+        str(row.entry),
+        str(row.num_bit_w or 32),
+        str(row.num_bit_a or 32),
+        row.rule,
+        f"{row.parameters:,}",
+        f"{cost.macs / 1e6:.2f}",
+        f"{cost.bit_operations / 1e9:.3f}",
+        f"{cost.size_bits / 8192:.1f}",
+    )
+
+
+def _totals(rows: list[LayerCost]) -> list[tuple[str, ...]]:
+    size, float_size = sum(r.size_bits for r in rows) / 8192, sum(r.float_size_bits for r in rows) / 8192
+    work, float_work = sum(r.bit_operations for r in rows) / 1e9, sum(r.float_bit_operations for r in rows) / 1e9
+    return [
+        ("parameters, KiB", f"{float_size:.1f}", f"{size:.1f}", f"{size / float_size:.3f}"),
+        ("bit-operations, G", f"{float_work:.2f}", f"{work:.2f}", f"{work / float_work:.3f}"),
+    ]

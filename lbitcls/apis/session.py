@@ -1,0 +1,145 @@
+"""What every command needs before its work: logger, device, process group, the model and data of a config."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.utils.config import Config
+from lbitcls.utils.device import choose_device
+from lbitcls.utils.dist import Place, find_place, init_processes, leave_processes
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys
+from lbitcls.utils.logging import setup_logger
+
+DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "drop_last")
+
+
+@dataclass(frozen=True)
+class Session:
+    """The place of this process, its device and its logger."""
+
+    place: Place
+    device: torch.device
+    logger: logging.Logger
+
+
+@contextmanager
+def open_session(
+    cfg: Config,
+    launcher: str = "none",
+    log_file: Path | None = None,
+    head: Callable[[logging.Logger], None] = lambda logger: None,
+) -> Iterator[Session]:
+    """Logger, device and process group as `cfg` asks for them; `custom_imports` are imported.
+
+    `head` writes the log's first lines.
+
+    Reads: `log_level`, `device`, `cpu_only`, `gpu_ids`, `dist_params`, `custom_imports`.
+    """
+    place = find_place(launcher)
+    if log_file is not None and place.rank == 0:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+    logger = setup_logger(cfg.get("log_level") or "INFO", log_file, place.rank)
+    head(logger)
+    dist_params = dict(cfg.get("dist_params") or {})
+    reject_unknown_keys("dist_params", dist_params, ("backend",))
+    device = choose_device(
+        logger,
+        cfg.get("device"),
+        cpu_only=bool(cfg.get("cpu_only")),
+        gpu_ids=cfg.get("gpu_ids"),
+        local_rank=place.local_rank,
+    )
+    init_processes(launcher, place, dist_params.get("backend"), device, logger)
+    _import_custom(cfg.get("custom_imports"))
+    yield Session(place, device, logger)
+    leave_processes()  # not after an error: the other processes may not come here
+
+
+def _import_custom(section: dict[str, Any] | None) -> None:
+    given = dict(section or {})
+    reject_unknown_keys("custom_imports", given, ("imports", "allow_failed_imports"))
+    names = given.get("imports") or []
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            if not given.get("allow_failed_imports"):
+                raise ConfigError(f"custom_imports: {name} cannot be imported: {error}.") from error
+
+
+def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:
+    """The part of `cfg.data` for `split`, as `build_dataset` takes it.
+
+    Raises:
+        ConfigError: it is not there, or `data` has an unknown key.
+    """
+    section = dict(cfg.data)
+    reject_unknown_keys("data", section, DATA_KEYS)
+    if section.get(split) is None:
+        raise ConfigError(f"{purpose} needs data.{split}; the config has none.")
+    return section[split]
+
+
+def load_data(
+    cfg: Config, split: str, purpose: str, session: Session, *, seed: int = 0, data_root: str | None = None
+) -> tuple[Any, Any]:
+    """The data set of `split` and its loader (shuffled for `train`).
+
+    Reads: `data` (`samples_per_gpu`, `workers_per_gpu`, `drop_last`, the split), `data_root`.
+    """
+    from lbitcls.datasets import build_dataloader, build_dataset
+
+    dataset = build_dataset(data_section(cfg, split, purpose), data_root=[cfg.get("data_root"), data_root])
+    train = split == "train"
+    loader = build_dataloader(
+        dataset,
+        cfg.data.get("samples_per_gpu", 32),
+        cfg.data.get("workers_per_gpu", 0),
+        shuffle=train,
+        seed=seed,
+        rank=session.place.rank,
+        world_size=session.place.world_size,
+        drop_last=train and bool(cfg.data.get("drop_last")),
+        pin_memory=session.device.type == "cuda",
+    )
+    return dataset, loader
+
+
+def make_model(cfg: Config, session: Session, dataset: Any = None) -> nn.Module:
+    """The config's classifier, quantized layers in place, on the CPU.
+
+    Reads: `model`, `quant_transformer`.
+
+    Raises:
+        ConfigError: a part is unknown, or the data has labels that are no class of the model.
+    """
+    from lbitcls.models import build_classifier
+
+    model = build_classifier(cfg.model)
+    model.cfg = cfg
+    if dataset is not None:
+        model.CLASSES = dataset.CLASSES
+        _check_classes(model, dataset)
+    if cfg.get("quant_transformer"):
+        from lbitcls.quant import build_mtransformer
+
+        model = build_mtransformer(cfg.quant_transformer)(model, logger=session.logger)
+    return model
+
+
+def _check_classes(model: nn.Module, dataset: Any) -> None:
+    known = getattr(model, "num_classes", None)
+    highest = int(max(dataset.labels, default=-1))
+    if isinstance(known, int) and highest >= known:
+        raise ConfigError(
+            f"the model has {known} classes (model.head.num_classes), but the data has labels up to {highest}."
+        )

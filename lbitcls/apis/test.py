@@ -1,0 +1,115 @@
+"""Test a checkpoint on the config's test set: metrics, and a row for each image."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbitcls.apis.session import load_data, make_model, open_session
+from lbitcls.core.evaluation import check_metrics, evaluate
+from lbitcls.utils.checkpoint import load_checkpoint
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.dist import gather_objects, is_main
+from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.logging import print_table, track
+
+
+def test_classifier(
+    cfg: Config,
+    checkpoint: str | Path,
+    *,
+    metrics: Sequence[str] = ("accuracy",),
+    out: str | Path | None = None,
+    predictions: str | Path | None = None,
+    data_root: str | None = None,
+    launcher: str = "none",
+) -> dict[str, Any]:
+    """Test the model of `cfg` with the weights in `checkpoint` on `data.test`, or `data.val` where that is missing.
+
+    Args:
+        cfg: the config that the checkpoint was trained with.
+        checkpoint: of this model; also a published state dict that fits it.
+        metrics: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
+        out: JSON file for the results.
+        predictions: `.csv` or `.jsonl` file for a row per image: path, label, prediction, scores.
+        data_root: where relative data paths may start (`--data-root`).
+        launcher: `none`, `pytorch` or `slurm`.
+
+    Returns:
+        `{'loss': …, 'top-1': …, 'top-5': …, …}`, in percent but the loss.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is another model's.
+    """
+    require_sections(cfg, ("model", "data"), "testing")
+    chosen = tuple(dict.fromkeys(("accuracy", *check_metrics(metrics))))
+    writer = _row_writer(predictions)
+    with open_session(cfg, launcher) as session:
+        split = "test" if cfg.data.get("test") is not None else "val"
+        dataset, loader = load_data(cfg, split, "testing", session, data_root=data_root)
+        model = make_model(cfg, session, dataset)
+        load_checkpoint(model, checkpoint, strict=True, logger=session.logger)
+        model.to(session.device)
+        rows: list[tuple[int, int, list[float]]] = []
+
+        def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
+            scores = logits.float().softmax(dim=1).cpu()
+            rows.extend(zip(batch["index"].tolist(), batch["gt_label"].tolist(), scores.tolist(), strict=True))
+
+        batches = track(loader, len(loader), "testing", shown=is_main())
+        results = evaluate(model, batches, session.device, metrics=chosen, watch=watch if writer else None)
+        gathered = gather_objects(rows) if writer else []
+        if is_main():
+            if writer:
+                writer(Path(str(predictions)), dataset, sorted(row for part in gathered for row in part))
+            _report(results, out)
+    return results
+
+
+def _row_writer(path: str | Path | None) -> Any:
+    """The function that writes the rows in the format of the file's name, before any work is done."""
+    if path is None:
+        return None
+    writers = {".csv": _write_csv, ".jsonl": _write_jsonl}
+    if Path(path).suffix not in writers:
+        raise ConfigError(f"--predictions writes .csv or .jsonl; got '{path}'.")
+    return writers[Path(path).suffix]
+
+
+def _write_csv(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "prediction", "scores"])
+        for index, label, scores in rows:
+            writer.writerow([dataset.describe(index), label, _best(scores), json.dumps(scores)])
+
+
+def _write_jsonl(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for index, label, scores in rows:
+            row = {"path": dataset.describe(index), "label": label, "prediction": _best(scores), "scores": scores}
+            file.write(json.dumps(row) + "\n")
+
+
+def _best(scores: list[float]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def _report(results: dict[str, Any], out: str | Path | None) -> None:
+    numbers = {name: value for name, value in results.items() if isinstance(value, float)}
+    print_table("Test", ("metric", "value"), [(name, f"{value:.4f}") for name, value in numbers.items()])
+    if "confusion" in results:
+        width = len(results["confusion"])
+        if width <= 20:
+            header = ("true \\ predicted", *map(str, range(width)))
+            print_table("Confusion", header, [(i, *row) for i, row in enumerate(results["confusion"])])
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

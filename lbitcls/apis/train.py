@@ -1,0 +1,330 @@
+"""Train the classifier of a config: each section is read once, here or in the function that it is handed to."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lbitcls.apis.session import Session, load_data, make_model, open_session
+from lbitcls.apis.summary import finish
+from lbitcls.core.ema import ModelEMA
+from lbitcls.core.hooks import Hook
+from lbitcls.core.hooks.calibration import CalibrationHook
+from lbitcls.core.hooks.checkpoint import RUN_FILE, CheckpointHook, newest_checkpoint
+from lbitcls.core.hooks.evaluation import EvaluationHook, validated_epochs
+from lbitcls.core.hooks.hook import read_priority
+from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
+from lbitcls.core.hooks.progress import ProgressHook
+from lbitcls.core.optim import build_optimizer
+from lbitcls.core.runner import EpochRunner
+from lbitcls.core.schedule import build_schedule
+from lbitcls.core.step import OptimizerStep, read_precision
+from lbitcls.registry import HOOKS, check_arguments
+from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint, write_whole
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main
+from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
+from lbitcls.utils.errors import ConfigError, DependencyError, reject_unknown_keys
+
+Start = tuple[Path, dict[str, Any]] | None
+
+
+def train_classifier(
+    cfg: Config,
+    *,
+    resume: bool = False,
+    validate: bool = True,
+    data_root: str | None = None,
+    launcher: str = "none",
+) -> dict[str, Any]:
+    """Train as `cfg` says, or go on with a run.
+
+    Args:
+        cfg: the config; `resume_from` names a checkpoint to go on from, `load_from` weights to start from.
+        resume: go on from the newest readable checkpoint of the work directory; start afresh where there is none.
+        validate: False: no validation, so no best weights either.
+        data_root: where relative data paths may start (`--data-root`).
+        launcher: `none`, `pytorch` or `slurm`: who started this process.
+
+    Returns:
+        The summary, as in `summary.json` of the work directory.
+
+    Raises:
+        LbitclsError: the config, the data, a checkpoint or the training went wrong; the message says how.
+    """
+    require_sections(cfg, ("model", "data", "optimizer", "total_epochs"), "training")
+    work_dir = work_directory(cfg)
+    log_file = work_dir / f"{time.strftime('%Y%m%d_%H%M%S')}.log"
+    with open_session(cfg, launcher, log_file, lambda logger: _write_head(cfg, work_dir, logger)) as session:
+        start = _find_start(cfg, work_dir, resume, session)
+        cfg.seed = _choose_seed(cfg, start, session)
+        _prepare(cfg, work_dir, session)
+        runner = build_runner(cfg, work_dir, session, start, validate=validate, data_root=data_root)
+        if start is not None:
+            runner.restore(start[1], start[0])
+            session.logger.info(
+                "Going on from %s: epoch %d, iteration %d", start[0], runner.epoch + 1, runner.inner_iter
+            )
+        began = time.monotonic()
+        runner.run()
+        return finish(runner, time.monotonic() - began, log_file)
+
+
+def work_directory(cfg: Config) -> Path:
+    """`work_dir` of the config, or `work_dirs/` and the config's name."""
+    stem = Path(cfg.filename).stem if cfg.filename else "run"
+    return Path(cfg.get("work_dir") or Path("work_dirs") / stem).expanduser()
+
+
+def _find_start(cfg: Config, work_dir: Path, resume: bool, session: Session) -> Start:
+    """The checkpoint to go on from, with its content: `resume_from`, or the newest of the work directory."""
+    if cfg.get("resume_from"):
+        return Path(cfg.resume_from), read_checkpoint(cfg.resume_from)
+    if not resume:
+        return None
+    found = newest_checkpoint(work_dir, session.logger) if is_main() else None
+    path = broadcast_object(found[0] if found else None)
+    if path is None:
+        session.logger.info("--resume: no checkpoint in %s yet, starting afresh.", work_dir)
+        return None
+    return found or (path, read_checkpoint(path))
+
+
+def _choose_seed(cfg: Config, start: Start, session: Session) -> int:
+    saved = start[1]["meta"].get("seed") if start else None
+    given = cfg.get("seed")
+    if given is None:
+        given = saved if saved is not None else broadcast_object(draw_seed())
+    elif saved is not None and saved != given:
+        session.logger.warning("seed=%s, but the run was started with %s: it goes on otherwise.", given, saved)
+    if not isinstance(given, int) or given < 0:
+        raise ConfigError(f"seed is an int from 0; got {given!r}.")
+    session.logger.info("Seed: %d", given)
+    return given
+
+
+def _prepare(cfg: Config, work_dir: Path, session: Session) -> None:
+    """Seeds and kernels; the resolved config, in the log and in the work directory.
+
+    Reads: `seed`, `deterministic`, `cudnn_benchmark`.
+    """
+    seed_everything(cfg.seed)
+    torch.backends.cudnn.benchmark = bool(cfg.get("cudnn_benchmark"))
+    if cfg.get("deterministic"):
+        use_deterministic_kernels()
+    session.logger.info("Device: %s, processes: %d", session.device, session.place.world_size)
+    session.logger.info("Config:\n%s", cfg.pretty_text)
+    if is_main():
+        name = Path(cfg.filename).name if cfg.filename else "config.py"
+        cfg.dump(work_dir / name)
+
+
+def _write_head(cfg: Config, work_dir: Path, logger: logging.Logger) -> None:
+    workflow = cfg.get("workflow") or [("train", 1)]
+    logger.info("Start running, host: %s, work directory: %s", host(), work_dir.resolve())
+    logger.info("Workflow: %s, epochs: %s", workflow, cfg.total_epochs)
+    logger.info("Environment:\n%s", "\n".join(f"  {name}: {value}" for name, value in environment().items()))
+
+
+def build_runner(
+    cfg: Config,
+    work_dir: Path,
+    session: Session,
+    start: Start = None,
+    *,
+    validate: bool = True,
+    data_root: str | None = None,
+) -> EpochRunner:
+    """Everything that `cfg` describes, put together.
+
+    Reads: `total_epochs`, `lr_config`, `optimizer`, `optimizer_config`, `amp`, `fp16`, `ema`, `channels_last`,
+    `compile`, `load_from`, `find_unused_parameters`, `sycbn`, and the sections of the functions it calls.
+    """
+    device, epochs = session.device, cfg.total_epochs
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(f"total_epochs is an int from 1; got {epochs!r}.")
+    dataset, loader = load_data(cfg, "train", "training", session, seed=cfg.seed, data_root=data_root)
+    model = make_model(cfg, session, dataset)
+    if start is None and cfg.get("load_from"):
+        load_checkpoint(model, cfg.load_from, logger=session.logger)
+    kernels = _choose_kernels(cfg, start, device)
+    memory_format = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
+    model = _synchronize_norms(model, cfg, session).to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    broadcast_module(model)
+    hooks = _build_hooks(cfg, session, validate, data_root)
+    step = _build_step(cfg, model, session)
+    ema = _build_ema(cfg, model)
+    if cfg.get("compile"):
+        _compile(model, device)
+    run = _identify_run(work_dir, start)
+    meta = {"world_size": session.place.world_size, "kernels": kernels, "max_epochs": epochs, "run": run}
+    return EpochRunner(
+        model,
+        step,
+        loader,
+        build_schedule(cfg.get("lr_config"), epoch_len=len(loader), max_epochs=epochs),
+        max_epochs=epochs,
+        work_dir=work_dir,
+        hooks=hooks,
+        seed=cfg.seed,
+        ema=ema,
+        wrap=lambda module: _parallel(module, cfg, session),
+        memory_format=memory_format,
+        meta=meta,
+        logger=session.logger,
+    )
+
+
+def _identify_run(work_dir: Path, start: Start) -> str:
+    """A name for the run, noted in its work directory, so that `--resume` passes over an earlier run's checkpoints."""
+    new = f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
+    run = broadcast_object(start[1]["meta"].get("run", new) if start else new)
+    if is_main():
+        write_whole(work_dir / RUN_FILE, lambda path: path.write_text(run + "\n", encoding="utf-8"))
+    return run
+
+
+def _choose_kernels(cfg: Config, start: Start, device: torch.device) -> str | None:
+    """The kind of quantization kernels: the run's own on resume, else the config's, else what suits the machine."""
+    if not cfg.get("quant_transformer"):
+        return None
+    from lbitcls.quant import select_kernels
+
+    saved = start[1]["meta"].get("kernels") if start else None
+    return select_kernels(saved or cfg.get("kernels") or "auto", device)
+
+
+def _synchronize_norms(model: nn.Module, cfg: Config, session: Session) -> nn.Module:
+    if not cfg.get("sycbn"):
+        return model
+    if session.device.type == "cpu":
+        session.logger.warning(
+            "sycbn: PyTorch synchronizes BatchNorm on GPUs only. On the CPU each process normalizes by its own batch; "
+            "rank 0's running statistics are the ones validated and saved."
+        )
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def _build_step(cfg: Config, model: nn.Module, session: Session) -> OptimizerStep:
+    section = dict(cfg.get("optimizer_config") or {})
+    reject_unknown_keys("optimizer_config", section, ("grad_clip", "cumulative_iters"))
+    precision = read_precision(cfg.get("amp"), cfg.get("fp16"))
+    if session.device.type == "cpu" and precision.dtype is torch.float16:
+        session.logger.info("float16 autocast is for GPUs; on the CPU the type is bfloat16.")
+        precision = read_precision("bf16", None)
+    no_decay: list[nn.Parameter] = []
+    penalty = None
+    if cfg.get("quant_transformer"):
+        from lbitcls.quant import quantizer_parameters, regularization
+
+        no_decay = quantizer_parameters(model)
+
+        def penalty() -> torch.Tensor | float:
+            return regularization(model)
+
+    optimizer = build_optimizer(model, cfg.optimizer, no_decay)
+    return OptimizerStep(optimizer, session.device, precision=precision, penalty=penalty, **section)
+
+
+def _build_ema(cfg: Config, model: nn.Module) -> ModelEMA | None:
+    if not cfg.get("ema"):
+        return None
+    section = {} if cfg.ema is True else dict(cfg.ema)
+    reject_unknown_keys("ema", section, ("decay",))
+    return ModelEMA(model, **section)
+
+
+def _compile(model: nn.Module, device: torch.device) -> None:
+    from lbitcls.quant.kernels.selection import can_compile
+
+    if not can_compile(device.type):
+        needed = "Triton (pip install triton)" if device.type == "cuda" else "a C++ compiler (apt-get install g++)"
+        raise DependencyError(f"compile=True needs {needed}; install it, or leave compile out.")
+    model.compile()  # in place: the names of the weights stay
+
+
+def _parallel(module: nn.Module, cfg: Config, session: Session) -> nn.Module:
+    if session.place.world_size == 1:
+        return module
+    ids = [session.device.index] if session.device.type == "cuda" else None
+    return DistributedDataParallel(
+        module, device_ids=ids, find_unused_parameters=bool(cfg.get("find_unused_parameters"))
+    )
+
+
+def _build_hooks(cfg: Config, session: Session, validate: bool, data_root: str | None) -> list[Hook]:
+    """Reads: `calibration`, `evaluation`, `workflow`, `checkpoint_config`, `log_config`, `custom_hooks`."""
+    hooks: list[Hook] = []
+    calibration = _calibration(cfg)
+    if calibration is not None:
+        hooks.append(calibration)
+    evaluation = _evaluation(cfg, session, calibration, data_root) if validate else None
+    if evaluation is not None:
+        hooks.append(evaluation)
+    checkpoint = dict(cfg.get("checkpoint_config") or {})
+    check_arguments(CheckpointHook, checkpoint)
+    return [*hooks, CheckpointHook(**checkpoint), *_loggers(cfg), ProgressHook(), *_custom_hooks(cfg)]
+
+
+def _calibration(cfg: Config) -> CalibrationHook | None:
+    section = cfg.get("calibration")
+    if not cfg.get("quant_transformer"):
+        if section:
+            raise ConfigError("calibration is for quantizers, but the config has no quant_transformer.")
+        return None
+    section = dict(section or {})
+    check_arguments(CalibrationHook, section)
+    return CalibrationHook(**section)
+
+
+def _evaluation(
+    cfg: Config, session: Session, calibration: CalibrationHook | None, data_root: str | None
+) -> EvaluationHook | None:
+    section = cfg.get("evaluation")
+    epochs = validated_epochs(cfg.get("workflow") or [("train", 1)], cfg.total_epochs)
+    if cfg.data.get("val") is None:
+        if section or epochs:
+            raise ConfigError("evaluation (or 'val' in workflow) needs data.val; give it, or --no-validate.")
+        session.logger.info("No data.val: training without validation.")
+        return None
+    _, loader = load_data(cfg, "val", "validation", session, data_root=data_root)
+    if calibration is not None:
+        epochs.add(calibration.epoch)
+    arguments = {
+        **dict(section or {}),
+        "loader": loader,
+        "also_after": epochs,
+        "final_phase": "float" if calibration is None else "quantized",
+    }
+    own = [key for key in ("loader", "also_after", "final_phase") if key in (section or {})]
+    reject_unknown_keys("evaluation", own, ())
+    check_arguments(EvaluationHook, arguments)
+    return EvaluationHook(**arguments)
+
+
+def _loggers(cfg: Config) -> list[Hook]:
+    section = dict(cfg.get("log_config") or {})
+    reject_unknown_keys("log_config", section, ("interval", "hooks"))
+    given = section.get("hooks", [dict(type="TextLoggerHook")])
+    return [LogHook(section.get("interval", 100)), JsonLoggerHook(), *(HOOKS.build(entry) for entry in given)]
+
+
+def _custom_hooks(cfg: Config) -> list[Hook]:
+    hooks = []
+    for entry in cfg.get("custom_hooks") or []:
+        given = dict(entry)
+        priority = given.pop("priority", None)
+        hook = HOOKS.build(given)
+        if not isinstance(hook, Hook):
+            raise ConfigError(f"custom_hooks: {type(hook).__name__} is no Hook (lbitcls.core.hooks.Hook).")
+        hook.priority = hook.priority if priority is None else read_priority(priority)
+        hooks.append(hook)
+    return hooks

@@ -1,0 +1,232 @@
+"""The command line: `lbitcls VERB …`; `tools/*.py` are shims over it.
+
+A verb is a function decorated with `@verb(name, arguments)`, `arguments` being the function that adds its options to
+a parser. Nothing heavy is imported before a verb runs, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError
+from lbitcls.version import __version__
+
+if TYPE_CHECKING:
+    from lbitcls.utils.config import Config
+
+Run = Callable[[argparse.Namespace], object]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: its one-line help, its options, what it does."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Run
+
+
+VERBS: dict[str, Verb] = {}
+
+
+def verb(name: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> Callable[[Run], Run]:
+    """Register the decorated function as `lbitcls name`; the first line of its docstring is its help."""
+
+    def register(run: Run) -> Run:
+        VERBS[name] = Verb((run.__doc__ or "").strip().splitlines()[0], add_arguments, run)
+        return run
+
+    return register
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("config", help="config file: .py, .yaml or .json")
+    add("--work-dir", metavar="DIR", help="where the run writes (default: work_dirs/ and the config's name)")
+    add("--resume", action="store_true", help="go on from the newest checkpoint of the work directory, if any")
+    add("--resume-from", metavar="FILE", help="go on from this checkpoint")
+    add("--load-from", metavar="FILE", help="start from the weights in this file")
+    add("--no-validate", action="store_true", help="train without validation")
+    add("--seed", type=int, metavar="N", help="seed of everything random (default: drawn, and logged)")
+    add("--deterministic", action="store_true", help="only kernels that give the same bits each time")
+    add("--gpus", type=int, metavar="N", help="number of GPUs; more than one needs tools/dist_train.sh")
+    add("--gpu-ids", type=int, nargs="+", metavar="N", help="numbers of the GPUs to use")
+    add("--sycbn", action="store_true", help="BatchNorm statistics over all GPUs")
+    add("--cpu-only", action="store_true", help="train on the CPU")
+    _common_arguments(parser)
+
+
+def _test_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("config", help="config file: .py, .yaml or .json")
+    add("checkpoint", help="checkpoint of the config's model")
+    add(
+        "--metrics",
+        nargs="+",
+        default=["accuracy"],
+        metavar="NAME",
+        help="accuracy precision recall f1_score confusion",
+    )
+    add("--out", metavar="FILE", help="write the results to this JSON file")
+    add("--predictions", metavar="FILE", help="write a row per image to this .csv or .jsonl file")
+    _common_arguments(parser)
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", help="published weights, such as resnet20-12fca82f.th")
+    add("target", help="checkpoint to write")
+    add("--format", default="cifar-resnet", metavar="NAME", help="what the source is: cifar-resnet (option A)")
+
+
+def _common_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    add(
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="K=V",
+        help="override the config: optimizer.lr=0.01",
+    )
+    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the processes")
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # older launchers pass it
+
+
+@verb("train", _train_arguments)
+def train(args: argparse.Namespace) -> object:
+    """Train the classifier of a config, or go on with a run."""
+    if args.gpus is not None and args.gpus > 1 and args.launcher == "none":
+        raise ConfigError(
+            f"--gpus {args.gpus}: one process trains on one GPU; start ./tools/dist_train.sh {args.config} {args.gpus}."
+        )
+    if args.gpus is not None and args.gpus < 1:
+        raise ConfigError(f"--gpus is a number from 1; got {args.gpus}. To train on the CPU use --cpu-only.")
+    cfg = _read_config(args)
+    given = {
+        "work_dir": args.work_dir,
+        "resume_from": args.resume_from,
+        "load_from": args.load_from,
+        "seed": args.seed,
+        "gpu_ids": args.gpu_ids,
+        "deterministic": args.deterministic or None,
+        "sycbn": args.sycbn or None,
+        "cpu_only": args.cpu_only or None,
+    }
+    cfg.merge_from_dict({name: value for name, value in given.items() if value is not None})
+    from lbitcls.apis.train import train_classifier
+
+    return train_classifier(
+        cfg,
+        resume=args.resume,
+        validate=not args.no_validate,
+        data_root=args.data_root,
+        launcher=args.launcher,
+    )
+
+
+@verb("test", _test_arguments)
+def test(args: argparse.Namespace) -> object:
+    """Test a checkpoint: metrics, and a row per image."""
+    cfg = _read_config(args)
+    from lbitcls.apis.test import test_classifier
+
+    return test_classifier(
+        cfg,
+        args.checkpoint,
+        metrics=args.metrics,
+        out=args.out,
+        predictions=args.predictions,
+        data_root=args.data_root,
+        launcher=args.launcher,
+    )
+
+
+@verb("convert", _convert_arguments)
+def convert(args: argparse.Namespace) -> object:
+    """Write published weights as a checkpoint."""
+    from lbitcls.apis.convert import convert_checkpoint
+
+    model = convert_checkpoint(args.source, args.target, args.format)
+    print(f"wrote {args.target}; its model is\n{model}")
+    return model
+
+
+def _read_config(args: argparse.Namespace) -> Config:
+    """The config file with `--options` and `--device` merged in."""
+    from lbitcls.utils.config import Config, parse_option
+
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(dict(parse_option(option) for option in args.options))
+    if args.device is not None:
+        cfg.merge_from_dict({"device": args.device})
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
+    """Run a command; the exit code: 0, 2 for a mistake in config or arguments, 1 for other errors, 128 + a signal.
+
+    Args:
+        argv: arguments, `sys.argv[1:]` by default.
+        only: the verb, where the program is one (`tools/train.py`).
+    """
+    args = _parse(sys.argv[1:] if argv is None else argv, only)
+    try:
+        args.run(args)
+    except LbitclsError as error:
+        _print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        if not _peer_is_gone(error):
+            raise
+        print(f"process {os.environ.get('RANK')}: another process ended; its message says why.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
+    if only is not None:
+        parser = argparse.ArgumentParser(description=VERBS[only].help)
+        VERBS[only].add_arguments(parser)
+        parser.set_defaults(run=VERBS[only].run)
+        return parser.parse_args(argv)
+    parser = argparse.ArgumentParser("lbitcls", description="Image classifiers of 2 to 8 bits, from one config file.")
+    parser.add_argument("--version", action="version", version=f"lbitcls {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for name, entry in VERBS.items():
+        sub = verbs.add_parser(name, help=entry.help, description=entry.help)
+        entry.add_arguments(sub)
+        sub.set_defaults(run=entry.run)
+    return parser.parse_args(argv)
+
+
+def _print_error(error: LbitclsError) -> None:
+    """One message for all processes where all meet the same error, else with the process's number."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    if rank == "0":
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    elif not isinstance(error, (ConfigError, TrainingError)):
+        print(f"process {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _peer_is_gone(error: RuntimeError) -> bool:
+    """Whether a process group broke because another process ended."""
+    if "torch" not in sys.modules:
+        return False
+    from lbitcls.utils.dist import lost_peer
+
+    return lost_peer(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training: the epoch runner, its hooks, optimizer, learning rate, validation."""

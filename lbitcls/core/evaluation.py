@@ -1,0 +1,133 @@
+"""Validation: every sample counted once on any number of ranks; all results in percent but the loss.
+
+Each rank adds up loss, hits and the confusion matrix of its own samples; the sums are added over the ranks. Precision,
+recall and F1 are means over the classes that occur (in the labels or in the predictions), as scikit-learn's `macro`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
+from lbitcls.utils.errors import ConfigError, DataError, suggest
+
+METRICS = ("accuracy", "precision", "recall", "f1_score", "confusion")
+Watcher = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
+
+
+def check_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
+    """The metrics in `names` as a tuple; `ConfigError` for one that is unknown."""
+    chosen = (names,) if isinstance(names, str) else tuple(names)
+    for name in chosen:
+        if name not in METRICS:
+            raise ConfigError(f"there is no metric '{name}'{suggest(str(name), METRICS)} Known: {', '.join(METRICS)}.")
+    return chosen
+
+
+class Tally:
+    """Sums over samples: loss, hits within the k best, and (if asked for) the confusion matrix, rows: true class."""
+
+    def __init__(self, num_classes: int, topk: Sequence[int], device: torch.device, confusion: bool = False) -> None:
+        self.num_classes = num_classes
+        self.topk = usable_topk(topk, num_classes)
+        self._samples = 0
+        self._sums = torch.zeros(1 + len(self.topk), dtype=torch.float64, device=device)
+        self._confusion = torch.zeros(num_classes**2 if confusion else 0, dtype=torch.int64, device=device)
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
+        """Count a batch: logits (N, K), labels (N,), the batch's mean loss."""
+        best = logits.topk(max(self.topk), dim=1).indices
+        hits = best.eq(labels[:, None])
+        counts = [hits[:, :k].sum().double() for k in self.topk]
+        self._samples += len(labels)
+        self._sums += torch.stack([loss.double() * len(labels), *counts])
+        if self._confusion.numel():
+            pairs = labels * self.num_classes + best[:, 0]
+            self._confusion += torch.bincount(pairs, minlength=self.num_classes**2)
+
+    def results(self, metrics: Sequence[str]) -> dict[str, Any]:
+        """The metrics over all ranks' samples."""
+        samples = self._sums.new_tensor([self._samples])
+        number, loss, *hits = sum_over_ranks(torch.cat([samples, self._sums])).tolist()
+        results: dict[str, Any] = {"loss": loss / number}
+        if "accuracy" in metrics:
+            results |= {f"top-{k}": 100 * count / number for k, count in zip(self.topk, hits, strict=True)}
+        if self._confusion.numel():
+            confusion = sum_over_ranks(self._confusion).view(self.num_classes, self.num_classes).cpu()
+            results |= _from_confusion(confusion, metrics)
+        return results
+
+
+def _from_confusion(confusion: torch.Tensor, metrics: Sequence[str]) -> dict[str, Any]:
+    true, predicted = confusion.sum(1).double(), confusion.sum(0).double()
+    hits, occurs = confusion.diag().double(), (true + predicted) > 0
+    precision = 100 * hits / predicted.clamp(min=1)
+    recall = 100 * hits / true.clamp(min=1)
+    f1_score = 200 * hits / (true + predicted).clamp(min=1)
+    values = {"precision": precision, "recall": recall, "f1_score": f1_score}
+    results: dict[str, Any] = {name: v[occurs].mean().item() for name, v in values.items() if name in metrics}
+    if "confusion" in metrics:
+        results["confusion"] = confusion.tolist()
+    return results
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[dict[str, torch.Tensor]],
+    device: torch.device,
+    *,
+    metrics: Sequence[str] = ("accuracy",),
+    topk: Sequence[int] = (1, 5),
+    watch: Watcher | None = None,
+) -> dict[str, Any]:
+    """Validate `model` (in eval mode, in float32) on this rank's batches.
+
+    Args:
+        model: has `predict(img)` and `loss(logits, gt_label)`; its mode is put back afterwards.
+        batches: dicts with `img` (N, C, H, W) and `gt_label` (N,).
+        device: where the model is.
+        metrics: names out of `METRICS`.
+        topk: the k of each `top-k`; one above the number of classes is left out.
+        watch: called with each batch and its logits.
+
+    Returns:
+        `loss` (mean over the samples), `top-1`, `top-5`, … as asked for; the same on all ranks.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    was_training = model.training
+    model.eval()
+    needs_confusion = bool(set(metrics) - {"accuracy"})
+    tally: Tally | None = None
+    try:
+        for batch in batches:
+            images, labels = batch["img"].to(device), batch["gt_label"].to(device)
+            logits = model.predict(images)  # type: ignore[operator]
+            tally = tally or Tally(logits.shape[1], topk, device, needs_confusion)
+            tally.add(logits.float(), labels, model.loss(logits, labels)["loss"])  # type: ignore[operator]
+            if watch is not None:
+                watch(batch, logits)
+    finally:
+        model.train(was_training)
+    known = gather_objects(tally.num_classes if tally else 0)
+    classes = broadcast_object(max(known, default=0))
+    if classes == 0:
+        raise DataError("validation: the data set is empty.")
+    tally = tally or Tally(classes, topk, device, needs_confusion)  # a rank without samples adds zeros
+    return tally.results(metrics)
+
+
+def usable_topk(topk: Sequence[int], num_classes: int) -> tuple[int, ...]:
+    """The k that mean something with `num_classes` classes, in order; 1 is always among them.
+
+    Example:
+        >>> usable_topk((1, 5), num_classes=2)
+        (1,)
+    """
+    return tuple(sorted({1, *(k for k in topk if k <= num_classes)}))

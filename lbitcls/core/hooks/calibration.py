@@ -1,0 +1,80 @@
+"""Delayed quantization (`calibration=dict(epoch=N, num_batches=M)`): float first, quantizers on at epoch N."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.utils.dist import broadcast_module
+from lbitcls.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lbitcls.core.runner import EpochRunner
+
+
+class CalibrationHook(Hook):
+    """Trains with the quantizers off, then gives them their first values from training batches and switches them on.
+
+    Rank 0's values are every rank's. A quantizer that has its values already, from a quantized checkpoint, keeps them.
+
+    Args:
+        epoch: the epoch (from 0) at whose start the quantizers come on; 0: before training.
+        num_batches: training batches that the first values are taken from.
+    """
+
+    priority = PRIORITIES["VERY_HIGH"]
+
+    def __init__(self, epoch: int = 0, num_batches: int = 8) -> None:
+        if not isinstance(epoch, int) or epoch < 0 or not isinstance(num_batches, int) or num_batches < 1:
+            raise ConfigError(
+                f"calibration: epoch is an int from 0, num_batches one from 1; got {epoch!r} and {num_batches!r}."
+            )
+        self.epoch = epoch
+        self.num_batches = num_batches
+        self.done = False
+
+    def before_run(self, runner: EpochRunner) -> None:
+        if self.epoch >= runner.max_epochs:
+            raise ConfigError(
+                f"calibration.epoch={self.epoch}: the run has only the epochs 0 to {runner.max_epochs - 1}."
+            )
+        runner.phase = "quantized" if self.done else "float"
+        _switch(runner, self.done)
+
+    def before_epoch(self, runner: EpochRunner) -> None:
+        if self.done or runner.epoch < self.epoch:
+            return
+        from lbitcls.quant import calibrate, quantizer_parameters, refresh
+
+        runner.model = runner.module  # DDP is taken off: it must learn anew which parameters have gradients
+        runner.seed_iteration()
+        batches = (runner.to_device(batch)["img"] for batch in runner.loader.iterate(runner.epoch))
+        number = calibrate(runner.module.train(), list(islice(batches, self.num_batches)))
+        broadcast_module(runner.module)
+        refresh(runner.module)
+        if runner.ema is not None:
+            runner.ema.take_over(runner.module, quantizer_parameters(runner.module))
+        _switch(runner, True)
+        runner.wrap_model()
+        runner.phase, self.done = "quantized", True
+        runner.logger.info(
+            "Quantization is on from epoch %d: %d quantizers took their first values from %d batches.",
+            *(runner.epoch + 1, number, self.num_batches),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = bool(state["done"])
+
+
+def _switch(runner: EpochRunner, on: bool) -> None:
+    """Switch the quantizers on or off; while off, their parameters need no gradient, so DDP does not wait for them."""
+    from lbitcls.quant import set_quantization
+
+    set_quantization(runner.module, on)
+    if runner.ema is not None:
+        set_quantization(runner.ema.module, on)
+        runner.ema.module.requires_grad_(False)

@@ -1,0 +1,110 @@
+"""Saving during a run (`checkpoint_config`), and finding where to go on (`--resume`)."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.registry import HOOKS
+from lbitcls.utils.checkpoint import read_checkpoint
+from lbitcls.utils.dist import is_main
+from lbitcls.utils.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from lbitcls.core.runner import EpochRunner
+
+LATEST, INTERRUPTED = "latest.pth", "interrupted.pth"
+RUN_FILE = "run.txt"  # names the run that the folder belongs to
+
+
+@HOOKS.register_module()
+class CheckpointHook(Hook):
+    """Saves `epoch_N.pth` or `iter_N.pth` every `interval`, and always at the end; `latest.pth` is the newest.
+
+    Args:
+        interval: epochs between two checkpoints (iterations when not `by_epoch`); -1: only at the end.
+        by_epoch: count epochs. False: iterations, also in mid-epoch.
+        max_keep_ckpts: how many of them to keep; -1: all.
+    """
+
+    priority = PRIORITIES["LOWEST"]
+
+    def __init__(self, interval: int = 1, by_epoch: bool = True, max_keep_ckpts: int = -1) -> None:
+        if not isinstance(interval, int) or interval == 0 or not isinstance(max_keep_ckpts, int) or max_keep_ckpts == 0:
+            raise ConfigError(
+                "checkpoint_config: interval and max_keep_ckpts are ints from 1, or -1 (save at the end only; keep "
+                f"all); got {interval!r} and {max_keep_ckpts!r}."
+            )
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.max_keep = max_keep_ckpts
+        self._due = False
+
+    def after_iter(self, runner: EpochRunner) -> None:
+        if self.by_epoch or self.interval < 0:
+            return
+        self._due |= runner.iter % self.interval == 0
+        ends_epoch = runner.inner_iter == len(runner.loader)  # saved after the validation
+        if self._due and runner.between_steps and not ends_epoch:
+            self._save(runner)
+
+    def after_epoch(self, runner: EpochRunner) -> None:
+        due = self._due or (self.by_epoch and self.interval > 0 and runner.epoch % self.interval == 0)
+        if due or runner.epoch == runner.max_epochs:
+            self._save(runner)
+
+    def _save(self, runner: EpochRunner) -> None:
+        self._due = False
+        kind, number = ("epoch", runner.epoch) if self.by_epoch else ("iter", runner.iter)
+        runner.save(runner.work_dir / f"{kind}_{number}.pth")
+        if is_main():
+            (runner.work_dir / INTERRUPTED).unlink(missing_ok=True)
+            if self.max_keep > 0:
+                self._delete_old(runner.work_dir, kind, number)
+
+    def _delete_old(self, folder: Path, kind: str, number: int) -> None:
+        """Delete all but the newest of this run's checkpoints (a number above the present one is another run's)."""
+        saved = {n: path for n, path in _numbered(folder, kind) if n <= number}
+        for old in sorted(saved)[: -self.max_keep]:
+            saved[old].unlink(missing_ok=True)
+
+
+def _numbered(folder: Path, kind: str) -> Iterable[tuple[int, Path]]:
+    for path in folder.glob(f"{kind}_*.pth"):
+        if found := re.fullmatch(rf"{kind}_(\d+)\.pth", path.name):
+            yield int(found[1]), path
+
+
+def newest_checkpoint(folder: Path, logger: logging.Logger) -> tuple[Path, dict[str, Any]] | None:
+    """The newest readable checkpoint that a run in `folder` can go on from, with its content; None where there is none.
+
+    `latest.pth` comes first; where it cannot be read the others follow, newest first, each with a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be read.
+    """
+    candidates = [folder / LATEST] if (folder / LATEST).exists() else []
+    others = [
+        folder / INTERRUPTED,
+        *(path for kind in ("epoch", "iter") for _, path in _numbered(folder, kind)),
+    ]
+    candidates += sorted((path for path in others if path.exists()), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    run = (folder / RUN_FILE).read_text(encoding="utf-8").strip() if (folder / RUN_FILE).exists() else None
+    unreadable = 0
+    for path in candidates:
+        try:
+            checkpoint = read_checkpoint(path)
+        except CheckpointError as error:
+            unreadable += 1
+            logger.warning("%s Trying the one before.", error)
+            continue
+        if run in (None, checkpoint["meta"].get("run")):
+            return path, checkpoint
+        logger.info("%s is of an earlier run in this folder.", path)
+    if unreadable:
+        raise CheckpointError(f"none of the {len(candidates)} checkpoints in {folder} can be gone on from.")
+    return None

@@ -1,0 +1,143 @@
+"""Validation during a run (`evaluation`, `workflow`), and the best weights so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lbitcls.core.evaluation import check_metrics, evaluate
+from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.core.step import Batch
+from lbitcls.utils.checkpoint import save_checkpoint
+from lbitcls.utils.dist import broadcast_module, is_main
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+
+if TYPE_CHECKING:
+    from lbitcls.core.runner import EpochRunner
+
+
+class EvaluationHook(Hook):
+    """Validates every `interval` epochs, after the last epoch, and at the end of a float phase.
+
+    The best weights go to `best_<key>.pth`; those of a float phase, before the quantizers are switched on, to
+    `best_float_<key>.pth`: the two are not compared with each other.
+
+    Args:
+        loader: batches of the validation set (this rank's part).
+        interval: epochs between two validations.
+        metric: names out of `lbitcls.core.evaluation.METRICS`.
+        metric_options: `dict(topk=(1, 5))`.
+        save_best: the result that says which weights are best (`loss`: the lowest, else the highest); None: none.
+        start: no validation before so many epochs.
+        also_after: numbers of epochs after which to validate in any case.
+        final_phase: `'quantized'` or `'float'`: what the run ends with.
+    """
+
+    priority = PRIORITIES["BELOW_NORMAL"]
+
+    def __init__(
+        self,
+        loader: Iterable[Batch],
+        interval: int = 1,
+        metric: str | Sequence[str] = "accuracy",
+        metric_options: dict[str, Any] | None = None,
+        save_best: str | None = "top-1",
+        start: int = 0,
+        also_after: Iterable[int] = (),
+        final_phase: str = "float",
+    ) -> None:
+        if not isinstance(interval, int) or interval < 1:
+            raise ConfigError(f"evaluation.interval is an int from 1; got {interval!r}.")
+        options = dict(metric_options or {})
+        reject_unknown_keys("evaluation.metric_options", options, ("topk",))
+        topk = options.get("topk", (1, 5))
+        self.loader = loader
+        self.interval = interval
+        self.metrics = check_metrics(metric)
+        self.topk: tuple[int, ...] = (topk,) if isinstance(topk, int) else tuple(topk)
+        self.save_best = _best_key(save_best)
+        known = ["loss", *(m for m in self.metrics if m not in ("accuracy", "confusion"))]
+        known += [f"top-{k}" for k in self.topk] if "accuracy" in self.metrics else []
+        if self.save_best is not None and self.save_best not in known:
+            hint = suggest(self.save_best, known)
+            raise ConfigError(
+                f"evaluation.save_best: there is no result '{save_best}'{hint} Known: {', '.join(known)}."
+            )
+        self.start = start
+        self.also_after = frozenset(also_after)
+        self.final_phase = final_phase
+        self.best: dict[str, dict[str, Any]] = {}
+
+    def after_epoch(self, runner: EpochRunner) -> None:
+        epoch = runner.epoch
+        regular = epoch % self.interval == 0 and epoch >= self.start
+        if not (regular or epoch in self.also_after or epoch == runner.max_epochs):
+            return
+        model = runner.eval_model
+        broadcast_module(model, parameters=False)
+        batches = self._batches(runner)
+        results = evaluate(model, batches, runner.step.device, metrics=self.metrics, topk=self.topk)
+        position = {"mode": "val", "epoch": epoch, "iter": len(runner.loader)}
+        runner.publish({**position, **results})
+        dropped = [f"top-{k}" for k in self.topk if "accuracy" in self.metrics and f"top-{k}" not in results]
+        if dropped:
+            runner.logger.debug("%s left out: the model has fewer classes.", ", ".join(dropped))
+        if self.save_best is not None:
+            self._keep_best(runner, results)
+
+    def _batches(self, runner: EpochRunner) -> Iterator[Batch]:
+        for batch in self.loader:
+            runner.guard.raise_if_signalled()
+            yield runner.to_device(batch)
+
+    def _keep_best(self, runner: EpochRunner, results: dict[str, Any]) -> None:
+        key = str(self.save_best)
+        if key not in results:
+            raise ConfigError(f"evaluation.save_best='{key}': the model has too few classes for it.")
+        best = self.best.get(runner.phase)
+        if best is not None and not _better(key, results[key], best["value"]):
+            return
+        name = f"best_{key}.pth" if runner.phase == self.final_phase else f"best_{runner.phase}_{key}.pth"
+        self.best[runner.phase] = {"key": key, "value": results[key], "epoch": runner.epoch, "file": name}
+        if is_main():
+            meta = {**runner.position(), key: results[key]}
+            save_checkpoint(runner.eval_model, runner.work_dir / name, meta=meta)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": {phase: dict(best) for phase, best in self.best.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = {phase: dict(best) for phase, best in state["best"].items()}
+
+
+def _best_key(save_best: str | None) -> str | None:
+    """The result's name, with the older spellings `auto` and `accuracy_top-1`."""
+    if not save_best:
+        return None
+    return "top-1" if save_best == "auto" else save_best.removeprefix("accuracy_")
+
+
+def _better(key: str, value: float, best: float) -> bool:
+    return value < best if key == "loss" else value > best
+
+
+def validated_epochs(workflow: Sequence[Sequence[Any]], max_epochs: int) -> set[int]:
+    """The epochs after which `workflow` validates: none for `[('train', 1)]`, all for `[('train', 1), ('val', 1)]`.
+
+    Raises:
+        ConfigError: it is not a list of ('train' or 'val', number), or nothing in it trains.
+    """
+    given = [tuple(entry) for entry in workflow]
+    valid = all(len(e) == 2 and e[0] in ("train", "val") and isinstance(e[1], int) and e[1] > 0 for e in given)
+    if not valid or not any(mode == "train" for mode, _ in given):
+        raise ConfigError(
+            f"workflow is a list like [('train', 1)] or [('train', 2), ('val', 1)], and trains; got {workflow!r}."
+        )
+    chosen: set[int] = set()
+    epoch = 0
+    while epoch < max_epochs:
+        for mode, times in given:
+            epoch += times if mode == "train" else 0
+            if mode == "val" and epoch:
+                chosen.add(epoch)
+    return chosen

@@ -1,0 +1,79 @@
+"""`PreciseBNHook`: BatchNorm's running statistics, computed anew from training batches before validation.
+
+Moving averages lag behind weights that still move, and a quantized model feels it more than a float one (precise
+BatchNorm: Wu and Johnson, arXiv:2105.07576, section 3).
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.registry import HOOKS
+from lbitcls.utils.dist import broadcast_module
+from lbitcls.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lbitcls.core.runner import EpochRunner
+
+
+@HOOKS.register_module()
+class PreciseBNHook(Hook):
+    """After every `interval` epochs the statistics become the averages over `num_batches` training batches.
+
+    Args:
+        num_batches: how many batches are averaged.
+        interval: epochs between two estimations; the last epoch always has one.
+    """
+
+    priority = PRIORITIES["ABOVE_NORMAL"]  # before validation
+
+    def __init__(self, num_batches: int = 100, interval: int = 1) -> None:
+        for name, value in (("num_batches", num_batches), ("interval", interval)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"PreciseBNHook: {name} is an int from 1; got {value!r}.")
+        self.num_batches = num_batches
+        self.interval = interval
+
+    def after_epoch(self, runner: EpochRunner) -> None:
+        if runner.epoch % self.interval and runner.epoch < runner.max_epochs:
+            return
+        runner.seed_iteration()
+        batches = islice(runner.loader.iterate(runner.epoch), self.num_batches)
+        estimate_norms(runner.eval_model, (runner.to_device(batch)["img"] for batch in batches))
+        broadcast_module(runner.eval_model)
+
+
+@torch.no_grad()
+def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Set the running statistics of every BatchNorm in training mode to their averages over batches.
+
+    All else is in eval meanwhile, so quantizers and dropout do not move; frozen norms stay as they are.
+
+    Args:
+        model: has `predict`, as classifiers do, or is called.
+        images: batches (N, C, H, W), on the model's device.
+    """
+    modes = {module: module.training for module in model.modules()}
+    norms = [m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in norms if any(p.requires_grad for p in norm.parameters()) or norm.training]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for the average of all batches
+    try:
+        for batch in images:
+            getattr(model, "predict", model)(batch)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum

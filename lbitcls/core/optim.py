@@ -1,0 +1,148 @@
+"""The optimizer, from the config's `optimizer`: any of torch's by name, with settings per kind of parameter.
+
+`paramwise_cfg` has the meaning that it has in mmcv: `norm_decay_mult` (weight and bias of normalization layers),
+`bias_decay_mult` and `bias_lr_mult` (other biases), `dwconv_decay_mult` (depthwise convolutions), `custom_keys`
+(`{part of a name: dict(lr_mult=…, decay_mult=…)}`, instead of the others). Two things are stricter: a custom key that
+matches no parameter is an error, and the quantizers' parameters take no weight decay unless a custom key gives one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.core.schedule import as_number
+from lbitcls.registry import check_arguments
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PARAMWISE = ("norm_decay_mult", "bias_decay_mult", "bias_lr_mult", "dwconv_decay_mult", "custom_keys")
+
+
+def build_optimizer(
+    model: nn.Module, cfg: dict[str, Any], no_decay: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer that `cfg` describes over every parameter of `model`.
+
+    Frozen parameters are in it too (they are skipped while they have no gradient), so that they can be unfrozen.
+
+    Args:
+        model: its parameters are grouped by learning rate and weight decay.
+        cfg: `type` (a class of `torch.optim`), its arguments, and `paramwise_cfg`.
+        no_decay: parameters that take no weight decay (those of quantizers).
+
+    Raises:
+        ConfigError: an unknown optimizer or argument, or a custom key that matches nothing.
+    """
+    given = dict(cfg)
+    kind = _find(given.pop("type", None))
+    paramwise = dict(given.pop("paramwise_cfg", None) or {})
+    given = {key: as_number(f"optimizer.{key}", value) for key, value in given.items()}
+    check_arguments(kind, {"params": [], **given})
+    lr = given.get("lr", _default(kind, "lr"))
+    decay = given.get("weight_decay", _default(kind, "weight_decay"))
+    groups = _group(model, paramwise, lr, decay, {id(p) for p in no_decay})
+    optimizer = kind(groups, **given)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _find(name: Any) -> type[torch.optim.Optimizer]:
+    if name is None:
+        raise ConfigError("optimizer is given as dict(type='SGD', lr=0.1, …); it has no 'type'.")
+    known = [
+        key
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    ]
+    if name not in known:
+        raise ConfigError(
+            f"torch.optim has no optimizer '{name}'{suggest(str(name), known)} Known: {', '.join(known)}."
+        )
+    return getattr(torch.optim, name)
+
+
+def _default(kind: type, argument: str) -> Any:
+    parameter = inspect.signature(kind).parameters.get(argument)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _group(
+    model: nn.Module, paramwise: dict[str, Any], lr: Any, decay: Any, no_decay: set[int]
+) -> list[dict[str, Any]]:
+    """Parameter groups, one for each pair of multipliers, in the order in which they first occur."""
+    reject_unknown_keys("optimizer.paramwise_cfg", paramwise, _PARAMWISE)
+    custom = dict(paramwise.get("custom_keys") or {})
+    unmatched = set(custom)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    seen: set[int] = set()
+    for name, parameter, module in _named_parameters(model):
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        key = _custom_key(custom, name)
+        unmatched -= {k for k in custom if k in name}
+        multipliers = _multipliers(name, module, paramwise, id(parameter) in no_decay, custom.get(key) if key else None)
+        if multipliers not in groups:
+            groups[multipliers] = _new_group(multipliers, lr, decay)
+        groups[multipliers]["params"].append(parameter)
+    if unmatched:
+        names = [name for name, _ in model.named_parameters()]
+        key = sorted(unmatched)[0]
+        raise ConfigError(
+            f"optimizer.paramwise_cfg.custom_keys: '{key}' is in no parameter's name{suggest(key, names)}"
+        )
+    return list(groups.values())
+
+
+def _named_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter, nn.Module]]:
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            yield name, parameter, module
+
+
+def _custom_key(custom: dict[str, Any], name: str) -> str | None:
+    """The longest key that is part of `name` (of equally long ones the first in the alphabet)."""
+    matching = [key for key in custom if key in name]
+    return min(matching, key=lambda key: (-len(key), key)) if matching else None
+
+
+def _multipliers(
+    name: str, module: nn.Module, paramwise: dict[str, Any], quantizer: bool, custom: dict[str, Any] | None
+) -> tuple[float, float]:
+    """(of the learning rate, of the weight decay) for one parameter."""
+    lr_mult, decay_mult = 1.0, 0.0 if quantizer else 1.0
+    if custom is not None:
+        reject_unknown_keys("optimizer.paramwise_cfg.custom_keys: an entry", custom, ("lr_mult", "decay_mult"))
+        return custom.get("lr_mult", 1.0), custom.get("decay_mult", decay_mult)
+    if quantizer:
+        return lr_mult, decay_mult
+    is_norm, is_bias = isinstance(module, _NORMS), name.endswith("bias")
+    depthwise = isinstance(module, _CONVS) and module.in_channels == module.groups > 1
+    if is_bias and not is_norm:
+        lr_mult = paramwise.get("bias_lr_mult", 1.0)
+    if is_norm:
+        decay_mult = paramwise.get("norm_decay_mult", 1.0)
+    elif depthwise and "dwconv_decay_mult" in paramwise:
+        decay_mult = paramwise["dwconv_decay_mult"]
+    elif is_bias:
+        decay_mult = paramwise.get("bias_decay_mult", 1.0)
+    return lr_mult, decay_mult
+
+
+def _new_group(multipliers: tuple[float, float], lr: Any, decay: Any) -> dict[str, Any]:
+    lr_mult, decay_mult = multipliers
+    group: dict[str, Any] = {"params": []}
+    if lr_mult != 1.0:
+        if lr is None:
+            raise ConfigError("optimizer.paramwise_cfg multiplies the learning rate, but optimizer gives no lr.")
+        group["lr"] = lr * lr_mult
+    if decay_mult != 1.0 and decay:
+        group["weight_decay"] = decay * decay_mult
+    return group

@@ -1,0 +1,305 @@
+"""The epoch runner: reads a position, learns from each batch, lets hooks do the rest.
+
+Position: `epoch` (done), `iter` (batches learned from in the run), `inner_iter` (in this epoch). Everything random in
+an iteration is drawn after seeding from (seed, iter, rank), the learning rate is a function of (iter, epoch), and the
+loader gives the batches of (epoch, inner_iter): so a run that goes on from a saved position, even in mid-epoch, does
+what it would have done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from lbitcls.core.ema import ModelEMA
+from lbitcls.core.guard import Guard, Interrupted
+from lbitcls.core.hooks.checkpoint import INTERRUPTED, LATEST
+from lbitcls.core.hooks.hook import Hook
+from lbitcls.core.schedule import Schedule
+from lbitcls.core.step import Batch, OptimizerStep
+from lbitcls.utils.checkpoint import compare, link_whole, save_checkpoint
+from lbitcls.utils.dist import is_main, rank
+from lbitcls.utils.env import mix_seed
+from lbitcls.utils.errors import CheckpointError, TrainingError
+from lbitcls.utils.logging import get_logger
+
+
+class Loader(Protocol):
+    """What the runner needs of a data loader (`lbitcls.datasets.build_dataloader`)."""
+
+    def __len__(self) -> int: ...
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` on."""
+        ...
+
+
+class EpochRunner:
+    """Trains a model for `max_epochs` epochs.
+
+    Args:
+        model: the classifier, on its device; `module` names it, `model` what is called in training (DDP around it).
+        step: makes a step of the optimizer from a batch.
+        loader: gives the training batches.
+        schedule: the learning rate of a position.
+        max_epochs: the run ends when `epoch` reaches it.
+        work_dir: where checkpoints go.
+        hooks: called in the order of their priority (lower first; equal ones in the order given).
+        seed: of everything random in training.
+        ema: the averaged model, which is then what is validated and saved.
+        wrap: puts DDP around the model (again, after a calibration).
+        memory_format: of the images.
+        meta: further meta data for checkpoints (`config`, …).
+        logger: the package's by default.
+
+    Raises (from `run`):
+        TrainingError: a loss or a weight is not finite.
+        Interrupted: SIGTERM or SIGINT; the position is saved.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: OptimizerStep,
+        loader: Loader,
+        schedule: Schedule,
+        *,
+        max_epochs: int,
+        work_dir: Path,
+        hooks: Sequence[Hook] = (),
+        seed: int = 0,
+        ema: ModelEMA | None = None,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        meta: Mapping[str, Any] | None = None,
+        logger: logging.Logger | None = None,
+    ) -> None:
+        self.module = model
+        self.model = model
+        self.step = step
+        self.loader = loader
+        self.schedule = schedule
+        self.max_epochs = max_epochs
+        self.work_dir = Path(work_dir)
+        self.hooks = sorted(hooks, key=lambda hook: hook.priority)
+        self.seed = seed
+        self.ema = ema
+        self.memory_format = memory_format
+        self.meta = dict(meta or {})
+        self.logger = logger or get_logger()
+        self.epoch = self.iter = self.inner_iter = 0
+        self.phase = "float"
+        self.completed = False
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.data_time = 0.0
+        self.guard = Guard()
+        self._wrap = wrap
+
+    # The run, top to bottom.
+
+    def run(self) -> None:
+        """Train from the present position to the end."""
+        with self.guard:
+            try:
+                self.call("before_run")
+                self.wrap_model()
+                while self.epoch < self.max_epochs:
+                    self.train_epoch()
+                self.completed = True
+            except Interrupted as stop:
+                raise self._save_interrupted(stop) from None
+            finally:
+                self.call("after_run")
+
+    def train_epoch(self) -> None:
+        """Train from `inner_iter` to the end of the epoch."""
+        self.call("before_epoch")
+        self.model.train()
+        for batch in self._batches():
+            self.call("before_iter")
+            self.train_iter(batch)
+            self.guard.watch(self.iter - 1, self.outputs["loss"])
+            stop = self._agreed_stop()
+            self.call("after_iter")
+            self._stop_if(stop)
+        self._stop_if(self._agreed_stop(now=True))
+        self._finish_epoch()
+
+    def train_iter(self, batch: Batch) -> None:
+        """Learn from one batch; `outputs` keeps what the model returned."""
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = self.schedule(group["initial_lr"], self.iter, self.epoch)
+        self.seed_iteration()
+        self.outputs = self.step(self.model, self.to_device(batch), self.inner_iter, len(self.loader))
+        if self.ema is not None and self.at_step:
+            self.ema.update(self.module)
+        self.iter += 1
+        self.inner_iter += 1
+
+    def call(self, event: str) -> None:
+        """Call every hook's method `event`."""
+        for hook in self.hooks:
+            getattr(hook, event)(self)
+
+    def publish(self, record: dict[str, Any]) -> None:
+        """Hand a record of results to every hook (loggers write it)."""
+        for hook in self.hooks:
+            hook.on_record(self, record)
+
+    # Its parts.
+
+    @property
+    def at_step(self) -> bool:
+        """Whether the batch being learned from is the last of its group (see `OptimizerStep`)."""
+        return self.step.ends_group(self.inner_iter, len(self.loader))
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether no gradient is waiting for the rest of its group, so that the position can be saved."""
+        return self.inner_iter == 0 or self.step.ends_group(self.inner_iter - 1, len(self.loader))
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model that is validated and saved: the averaged one where there is one."""
+        return self.module if self.ema is None else self.ema.module
+
+    def wrap_model(self) -> None:
+        """Put DDP around the model, in place of an earlier one."""
+        self.model = self.module
+        self.model = self._wrap(self.module)
+
+    def seed_iteration(self) -> None:
+        """Seed torch's generators for the present iteration on this rank."""
+        torch.manual_seed(mix_seed(self.seed, self.iter, rank()))
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on the model's device, images in the memory format of the run."""
+        device = self.step.device
+        moved = {name: batch[name].to(device, non_blocking=True) for name in ("img", "gt_label")}
+        if self.memory_format is not torch.contiguous_format:
+            moved["img"] = moved["img"].contiguous(memory_format=self.memory_format)
+        return moved
+
+    def _batches(self) -> Iterator[Batch]:
+        batches = iter(self.loader.iterate(self.epoch, self.inner_iter))
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.data_time = time.perf_counter() - start
+            yield batch
+
+    def _agreed_stop(self, now: bool = False) -> int:
+        """The number of the signal that asks all ranks to stop, or 0; raises when a loss was not finite."""
+        bad, number = self.guard.agree(now)
+        if bad:
+            epoch, inner = divmod(bad - 1, len(self.loader))
+            raise TrainingError(
+                f"the loss is not finite in epoch {epoch + 1}, iteration {inner + 1} (iteration {bad} of the "
+                "run). Lower optimizer.lr or warm it up, clip gradients "
+                "(optimizer_config=dict(grad_clip=dict(max_norm=…))), and check the data. The checkpoints saved "
+                "before are good."
+            )
+        return number
+
+    def _stop_if(self, number: int) -> None:
+        if number and self.between_steps:
+            raise Interrupted(number)
+
+    def _finish_epoch(self) -> None:
+        self.epoch, self.inner_iter = self.epoch + 1, 0
+        try:
+            self.call("after_epoch")
+        except Interrupted:  # in the validation: go on after the epoch's last batch
+            self.epoch, self.inner_iter = self.epoch - 1, len(self.loader)
+            raise
+
+    # Saving and going on.
+
+    def save(self, path: Path) -> None:
+        """Save the position (rank 0), and let `latest.pth` be it. All ranks call it, between two steps."""
+        self._agreed_stop(now=True)
+        weights = list(self.module.parameters())
+        if not all(torch.stack([torch.isfinite(weight).all() for weight in weights])):
+            raise TrainingError(
+                f"a weight is not finite after iteration {self.iter}: nothing is saved over the good checkpoints. "
+                "Lower optimizer.lr, or clip gradients."
+            )
+        if is_main():
+            meta, states = self.position(), self._states()
+            save_checkpoint(self.eval_model, path, self.step.optimizer, meta, **states)
+            link_whole(path, self.work_dir / LATEST)
+
+    def position(self) -> dict[str, Any]:
+        """The meta data of a checkpoint: the position and what it depends on."""
+        return {
+            **self.meta,
+            "epoch": self.epoch,
+            "iter": self.iter,
+            "inner_iter": self.inner_iter,
+            "epoch_len": len(self.loader),
+            "seed": self.seed,
+            "phase": self.phase,
+        }
+
+    def _states(self) -> dict[str, Any]:
+        hooks = {hook.name: state for hook in self.hooks if (state := hook.state_dict())}
+        states: dict[str, Any] = {"scaler": self.step.scaler.state_dict(), "hooks": hooks}
+        if self.ema is not None:
+            states |= {"ema": self.ema.state_dict(), "train_state_dict": self.module.state_dict()}
+        return states
+
+    def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Take up the position that `save` wrote to `path`.
+
+        Raises:
+            CheckpointError: it is another model's, or has weights only.
+        """
+        if "optimizer" not in checkpoint or "inner_iter" not in checkpoint["meta"]:
+            raise CheckpointError(f"{path} holds weights, but no run to go on with; use --load-from for it.")
+        weights = checkpoint.get("train_state_dict", checkpoint["state_dict"])
+        fit = compare(self.module.state_dict(), weights)
+        if not fit.complete:
+            raise CheckpointError(
+                f"{path} is a run of another model; to start from its weights use --load-from:{fit.text()}"
+            )
+        self.module.load_state_dict(weights, strict=False)  # BatchNorm's counters may be missing
+        try:
+            self.step.load_state_dict(dict(checkpoint))
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} is a run with another optimizer: {error}") from error
+        if self.ema is not None:
+            self.ema.module.load_state_dict(checkpoint["state_dict"], strict=False)
+            self.ema.load_state_dict(checkpoint.get("ema", {"steps": 0}))
+        for hook in self.hooks:
+            if hook.name in checkpoint.get("hooks", {}):
+                hook.load_state_dict(checkpoint["hooks"][hook.name])
+        self._take_position(checkpoint["meta"])
+
+    def _take_position(self, meta: Mapping[str, Any]) -> None:
+        self.epoch, self.iter, self.inner_iter = meta["epoch"], meta["iter"], meta["inner_iter"]
+        self.phase = meta.get("phase", self.phase)
+        length = len(self.loader)
+        if meta["epoch_len"] != length:
+            self.logger.warning(
+                "An epoch had %d iterations when this run was saved and has %d now (other data, batch size or number "
+                "of processes): it goes on from the beginning of epoch %d, not as it would have.",
+                *(meta["epoch_len"], length, self.epoch + 1),
+            )
+            self.iter, self.inner_iter = self.epoch * length, 0
+
+    def _save_interrupted(self, stop: Interrupted) -> Interrupted:
+        path = self.work_dir / INTERRUPTED
+        self.save(path)
+        return Interrupted(
+            stop.number,
+            f"stopped by a signal in epoch {self.epoch + 1} after {self.inner_iter} of {len(self.loader)} iterations; "
+            f"saved {path}. Go on with --resume (and the same --work-dir).",
+        )

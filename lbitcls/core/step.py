@@ -1,0 +1,159 @@
+"""One training step: forward under autocast, backward, accumulation, clipping, the optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+
+Batch = dict[str, torch.Tensor]
+_DTYPES = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a forward pass computes: the type of autocast (None: off), and the scale of the loss for float16."""
+
+    dtype: torch.dtype | None = None
+    loss_scale: float | str = "dynamic"
+
+
+def read_precision(amp: Any, fp16: Any) -> Precision:
+    """The precision that the sections `amp` (`True`, a type's name, `dict(dtype=…)`) and `fp16` ask for.
+
+    `fp16=dict(loss_scale=512.)` is the older section: float16 with that scale (a number, or 'dynamic').
+
+    Raises:
+        ConfigError: an unknown type or key, or both sections.
+    """
+    asked = fp16 is not None and fp16 is not False
+    if amp and asked:
+        raise ConfigError("amp and fp16 are two ways to say one thing; give one of them.")
+    if not (amp or asked):
+        return Precision()
+    section, default = (fp16, "fp16") if asked else (amp, "bf16")
+    given = {"dtype": section} if isinstance(section, str) else dict(section) if section is not True else {}
+    given.setdefault("dtype", default)
+    reject_unknown_keys("amp / fp16", given, ("dtype", "loss_scale"))
+    name = given["dtype"]
+    if name not in _DTYPES:
+        raise ConfigError(f"amp: there is no type '{name}'{suggest(str(name), _DTYPES)} Known: {', '.join(_DTYPES)}.")
+    scale = given.get("loss_scale", "dynamic")
+    if scale != "dynamic" and not isinstance(scale, (int, float)):
+        raise ConfigError(f"fp16.loss_scale is 'dynamic' or a number; got {scale!r}.")
+    return Precision(_DTYPES[name], scale)
+
+
+class OptimizerStep:
+    """Turns batches into steps of the optimizer.
+
+    A group of `cumulative_iters` batches makes one step, the last group of an epoch with what is left; the gradient is
+    the mean over the group's samples, as if they had been one batch.
+
+    Args:
+        optimizer: steps once for each group.
+        device: where the model is.
+        grad_clip: arguments of `clip_grad_norm_`: `dict(max_norm=…, norm_type=2)`.
+        cumulative_iters: batches in a group.
+        precision: autocast and the scale of the loss.
+        penalty: a further loss (the quantizers'), computed from the parameters alone.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        *,
+        grad_clip: dict[str, Any] | None = None,
+        cumulative_iters: int = 1,
+        precision: Precision | None = None,
+        penalty: Callable[[], torch.Tensor | float] | None = None,
+    ) -> None:
+        if not isinstance(cumulative_iters, int) or cumulative_iters < 1:
+            raise ConfigError(f"optimizer_config.cumulative_iters is an int from 1; got {cumulative_iters!r}.")
+        if grad_clip is not None:
+            reject_unknown_keys("optimizer_config.grad_clip", grad_clip, ("max_norm", "norm_type"))
+            if "max_norm" not in grad_clip:
+                raise ConfigError("optimizer_config.grad_clip needs max_norm: dict(max_norm=35, norm_type=2).")
+        self.optimizer = optimizer
+        self.device = device
+        self.grad_clip = grad_clip
+        self.cumulative_iters = cumulative_iters
+        self.precision = precision or Precision()
+        self.penalty = penalty
+        self.scaler = _scaler(self.precision, device)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._seen = 0
+        self._first = 0
+
+    def __call__(self, model: nn.Module, batch: Batch, index: int, total: int) -> dict[str, torch.Tensor]:
+        """Learn from `batch`, number `index` of the epoch's `total`; what the model returned, detached."""
+        start = index - index % self.cumulative_iters
+        size = min(self.cumulative_iters, total - start)
+        ends = self.ends_group(index, total)
+        if index == start:
+            self.optimizer.zero_grad()  # here, not after the step: with them freed too, glibc trims the heap each time
+        hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not ends else contextlib.nullcontext()
+        with hold:
+            outputs = self._forward(model, batch)
+            samples = len(batch["img"])
+            self._first = samples if index == start else self._first
+            self._seen = samples if index == start else self._seen + samples
+            loss = outputs["loss"]
+            weighted = loss if size == 1 else loss * (samples / (self._first * size))
+            self.scaler.scale(weighted).backward()
+        result = {name: value.detach() for name, value in outputs.items()}
+        if ends:
+            self._update(result, self._first * size / self._seen)
+        return result
+
+    def ends_group(self, index: int, total: int) -> bool:
+        """Whether the optimizer steps after batch `index` of `total`."""
+        return (index + 1) % self.cumulative_iters == 0 or index + 1 == total
+
+    def _forward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        dtype = self.precision.dtype
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            outputs = model(batch["img"], gt_label=batch["gt_label"], return_loss=True)
+        penalty = self.penalty() if self.penalty is not None else 0.0
+        if isinstance(penalty, torch.Tensor):
+            outputs = {**outputs, "loss": outputs["loss"] + penalty, "loss_quant": penalty}
+        return outputs
+
+    def _update(self, result: dict[str, torch.Tensor], correction: float) -> None:
+        if self.grad_clip is not None or correction != 1.0:
+            self.scaler.unscale_(self.optimizer)
+        if correction != 1.0:  # the group's batches were not equally large
+            torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
+        if self.grad_clip is not None:
+            result["grad_norm"] = nn.utils.clip_grad_norm_(self._parameters, **self.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what a checkpoint keeps under `optimizer` and `scaler`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    enabled = precision.dtype is torch.float16 and device.type == "cuda"
+    if precision.loss_scale == "dynamic":
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+    never = 2**31 - 1  # a fixed scale: no growth; after an overflow it still halves
+    return torch.amp.GradScaler(
+        device.type, init_scale=float(precision.loss_scale), growth_interval=never, enabled=enabled
+    )

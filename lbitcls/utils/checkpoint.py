@@ -1,0 +1,197 @@
+"""Checkpoints: written whole or not at all, read as plain data only, fitted to a model with a report.
+
+A checkpoint is `{'meta': {'lbitcls_version', 'config', 'CLASSES', 'epoch', 'iter', …}, 'state_dict': …}`, with what
+a run needs to go on (`'optimizer'`, …) beside it. `state_dict` holds the weights that were validated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.utils.errors import CheckpointError, suggest
+from lbitcls.utils.logging import get_logger
+from lbitcls.version import __version__
+
+_SHOWN = 8  # keys that a message lists before it counts the rest
+
+
+def save_checkpoint(
+    model: nn.Module,
+    path: str | Path,
+    optimizer: torch.optim.Optimizer | None = None,
+    meta: Mapping[str, Any] | None = None,
+    **states: Any,
+) -> None:
+    """Write a checkpoint of `model` that is either complete or not there, whenever the process is killed.
+
+    Args:
+        model: its `state_dict()` is saved; `CLASSES` and `cfg` go to the meta data when the model has them.
+        path: file to write; its folder is made.
+        optimizer: its state is saved as `'optimizer'`.
+        meta: further meta data: plain values and tensors only.
+        states: further entries of the checkpoint, by name.
+
+    Example:
+        >>> save_checkpoint(model, "work_dirs/x/epoch_1.pth", meta={"epoch": 1})
+    """
+    known: dict[str, Any] = {"lbitcls_version": __version__}
+    if getattr(model, "CLASSES", None) is not None:
+        known["CLASSES"] = tuple(model.CLASSES)  # type: ignore[arg-type]
+    if hasattr(getattr(model, "cfg", None), "pretty_text"):
+        known["config"] = model.cfg.pretty_text  # type: ignore[union-attr]
+    content = {"meta": {**known, **(meta or {})}, "state_dict": model.state_dict(), **states}
+    if optimizer is not None:
+        content["optimizer"] = optimizer.state_dict()
+    write_whole(Path(path), lambda temporary: torch.save(content, temporary))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it, and only then give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def link_whole(target: Path, link: Path) -> None:
+    """Make `link` another name of the file `target` (a copy where the file system has no hard links), atomically."""
+    import shutil
+
+    def make(temporary: Path) -> None:
+        try:
+            os.link(target, temporary)
+        except OSError:
+            shutil.copyfile(target, temporary)
+
+    write_whole(link, make)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in `folder` outlive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The checkpoint in `path`, with at least `'meta'` and `'state_dict'`; a bare state dict is wrapped so.
+
+    Only plain data is read (`weights_only`), so that a file from elsewhere can run no code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not plain data, or holds no weights.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"there is no checkpoint {path}{suggest(path.name, names)}")
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises what the damage leads to: RuntimeError, EOFError, KeyError, pickle's …
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read as plain weights: {reason} The file is damaged, or no checkpoint, "
+            "or holds code or objects; save its state_dict alone with torch.save."
+        ) from error
+    return _with_state_dict(content, path)
+
+
+def _with_state_dict(content: Any, path: Path) -> dict[str, Any]:
+    if isinstance(content, Mapping):
+        for name in ("state_dict", "model"):
+            if isinstance(content.get(name), Mapping):
+                return {"meta": {}, **content, "state_dict": dict(content[name])}
+        if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+            return {"meta": {}, "state_dict": dict(content)}
+    keys = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise CheckpointError(
+        f"{path} holds no weights: a state dict, or one under 'state_dict' or 'model'; it has {keys}."
+    )
+
+
+def load_checkpoint(
+    model: nn.Module,
+    path: str | Path,
+    map_location: str | torch.device = "cpu",
+    strict: bool = False,
+    logger: logging.Logger | None = None,
+) -> dict[str, Any]:
+    """Load the weights in `path` into `model` and report what did not fit; the checkpoint is returned.
+
+    A published state dict fits when the model has `adapt_state_dict(state_dict)`, which gives it our names.
+
+    Args:
+        model: takes the weights.
+        path: a checkpoint of ours, or a state dict, bare or under `'state_dict'` or `'model'`.
+        map_location: device to read to.
+        strict: raise unless every key is there with its shape, and no other.
+        logger: told what fitted and what did not; None: the package's.
+
+    Raises:
+        CheckpointError: the file cannot be read, nothing in it fits the model, or (`strict`) not everything does.
+    """
+    checkpoint = read_checkpoint(path, map_location)
+    state_dict = checkpoint["state_dict"]
+    if hasattr(model, "adapt_state_dict"):
+        state_dict = model.adapt_state_dict(state_dict)  # type: ignore[operator]
+    fit = compare(model.state_dict(), state_dict)
+    if not fit.matched:
+        raise CheckpointError(f"nothing in {path} fits {type(model).__name__}:{fit.text()}")
+    if strict and not fit.complete:
+        raise CheckpointError(f"{path} is of another model than {type(model).__name__}:{fit.text()}")
+    model.load_state_dict({name: state_dict[name] for name in fit.matched}, strict=False)
+    logger = logger or get_logger()
+    logger.info("Loaded %d of %d tensors from %s%s", len(fit.matched), len(model.state_dict()), path, fit.text())
+    return checkpoint
+
+
+class Fit:
+    """How a state dict fits a model's: the names `matched`, `missing`, `unexpected`, and `mismatched` (of shape)."""
+
+    def __init__(self, own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
+        self.matched = [name for name in own if name in given and own[name].shape == given[name].shape]
+        self.missing = [name for name in own if name not in given]
+        self.unexpected = [name for name in given if name not in own]
+        self.mismatched = [
+            f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in given and own[name].shape != given[name].shape
+        ]
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing, left over or of another shape (BatchNorm's counters, which old files lack, aside)."""
+        missing = [name for name in self.missing if not name.endswith("num_batches_tracked")]
+        return not (missing or self.unexpected or self.mismatched)
+
+    def text(self) -> str:
+        """One line for each kind of misfit, or nothing."""
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "other shape": self.mismatched}
+        return "".join(f"\n  {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+
+
+def compare(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> Fit:
+    """Compare the state dict `given` with the model's `own`."""
+    return Fit(own, given)
+
+
+def _listed(names: list[str]) -> str:
+    rest = f", … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest

@@ -1,0 +1,146 @@
+"""Processes that train together: who this one is, and the few collectives that are needed.
+
+Every function works without a process group too, as the only process of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lbitcls.utils.errors import ConfigError, suggest
+
+LAUNCHERS = ("none", "pytorch", "slurm")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands: its rank of `world_size`, and its number on its node (None without a launcher)."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int | None = None
+
+
+def find_place(launcher: str) -> Place:
+    """This process's place, from the variables that torchrun or Slurm sets.
+
+    Raises:
+        ConfigError: there is no such launcher, or the process was not started by it.
+    """
+    if launcher not in LAUNCHERS:
+        raise ConfigError(
+            f"there is no launcher '{launcher}'{suggest(launcher, LAUNCHERS)} Known: {', '.join(LAUNCHERS)}."
+        )
+    if launcher == "none":
+        return Place()
+    names = {
+        "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    }[launcher]
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        start = "./tools/dist_train.sh CONFIG NUM_PROCS" if launcher == "pytorch" else "srun"
+        raise ConfigError(f"launcher '{launcher}': {', '.join(missing)} not set; start the processes with {start}.")
+    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+    return Place(rank, world_size, local_rank)
+
+
+def init_processes(
+    launcher: str, place: Place, backend: str | None, device: torch.device, logger: logging.Logger
+) -> None:
+    """Join the process group (nothing to do for launcher `none`).
+
+    The backend is what `dist_params` says, else the device's; NCCL becomes gloo on a CPU, saying so.
+    """
+    if backend == "nccl" and device.type == "cpu":
+        logger.info("dist_params: NCCL needs GPUs; on the CPU the backend is gloo.")
+        backend = "gloo"
+    if launcher == "none" or dist.is_initialized():
+        return
+    backend = backend or ("gloo" if device.type == "cpu" else "nccl")
+    if backend not in ("nccl", "gloo", "mpi"):
+        raise ConfigError(f"dist_params: there is no backend '{backend}'; known: nccl, gloo, mpi.")
+    if launcher == "slurm":
+        os.environ.setdefault("MASTER_ADDR", _first_slurm_host())
+        os.environ.setdefault("MASTER_PORT", os.environ.get("PORT", "29500"))
+        os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size)
+
+
+def leave_processes() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and logs."""
+    return rank() == 0
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` (any plain object) on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over all ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in the order of ranks, on rank 0; an empty list on the others."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, gathered, dst=0)
+    return gathered or []
+
+
+def broadcast_module(module: nn.Module, parameters: bool = True) -> None:
+    """Give every rank rank 0's buffers, and its parameters too unless `parameters` is False."""
+    if world_size() == 1:
+        return
+    tensors = [*module.buffers(), *(module.parameters() if parameters else ())]
+    for tensor in tensors:
+        dist.broadcast(tensor.data, src=0)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether `error` only says that another process has ended, so that the cause is in that one's message."""
+    text = str(error).lower()
+    return dist.is_initialized() and any(
+        sign in text for sign in ("connection closed by peer", "connection reset by peer", "broken pipe")
+    )
+
+
+def _first_slurm_host() -> str:
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "")
+    found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    if found.returncode != 0 or not found.stdout.split():
+        raise ConfigError(f"slurm: no host in the node list '{nodes}'; set MASTER_ADDR to the first node's address.")
+    return found.stdout.split()[0]

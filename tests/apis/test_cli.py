@@ -1,0 +1,115 @@
+"""The command line: flags, exit codes, messages without a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lbitcls.cli import VERBS, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_train_and_test(write_config: Any, tmp_path: Path, capsys: Any) -> None:
+    config, work = str(write_config()), tmp_path / "elsewhere"
+    options = ["--options", "total_epochs=1", "optimizer.lr=0.05", "--options", "data.samples_per_gpu=256"]
+    flags = ["--work-dir", str(work), "--seed", "5", "--cpu-only", "--device", "gpu:1", "--sycbn", "--gpus", "1"]
+    assert main(["train", config, *flags, *options]) == 0
+    meta = torch.load(work / "latest.pth", weights_only=True)["meta"]
+    assert (meta["seed"], meta["epoch"], meta["iter"]) == (5, 1, 6)
+    assert "lr=0.05" in meta["config"]
+    assert (work / "tiny.py").exists()
+    assert main(["test", config, str(work / "latest.pth"), "--out", str(tmp_path / "m.json")]) == 0
+    assert (tmp_path / "m.json").exists()
+    assert main(["train", config, "--work-dir", str(work), "--resume", *options]) == 0
+    assert main(["train", config, "--work-dir", str(work), "--no-validate", *options]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "no_such.py"], 2, "there is no config file"),
+        (["train", "CONFIG", "--gpus", "2"], 2, "dist_train.sh"),
+        (["train", "CONFIG", "--gpus", "0"], 2, "--cpu-only"),
+        (["train", "CONFIG", "--gpu-ids", "0", "1"], 2, "dist_train.sh"),
+        (["train", "CONFIG", "--device", "tpu"], 2, "names no device"),
+        (["train", "CONFIG", "--options", "optimizer.lrr=1"], 2, "did you mean 'lr'"),
+        (["train", "CONFIG", "--options", "lr"], 2, "key=value"),
+        (["train", "CONFIG", "--resume-from", "no.pth"], 1, "there is no checkpoint"),
+        (["train", "CONFIG", "--load-from", "no.pth"], 1, "there is no checkpoint"),
+        (["test", "CONFIG", "no.pth"], 1, "there is no checkpoint"),
+        (["test", "CONFIG", "no.pth", "--metrics", "acuracy"], 2, "did you mean 'accuracy'"),
+    ],
+)
+def test_mistakes(write_config: Any, capsys: Any, arguments: list[str], code: int, message: str) -> None:
+    config = str(write_config())
+    assert main([config if argument == "CONFIG" else argument for argument in arguments]) == code
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["train", "x.py", "--launcher", "mpi"]])
+def test_wrong_usage(arguments: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_help_lists_the_verbs(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    output = capsys.readouterr().out
+    assert all(name in output and entry.help in output for name, entry in VERBS.items())
+
+
+@pytest.mark.parametrize("verb", ["train", "test"])
+def test_shims_run_from_anywhere_and_without_torch(verb: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys, runpy; sys.argv = ['{verb}.py', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'tools' / f'{verb}.py')!r}, run_name='__main__')\n"
+        "except SystemExit as error: assert not error.code\n"
+        "assert not {'torch', 'mmengine', 'rich', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--options" in done.stdout
+
+
+def test_output_in_a_pipe_has_no_progress_bar(write_config: Any, run_tool: Any) -> None:
+    done = run_tool("train", write_config(total_epochs=1))
+    assert done.returncode == 0, done.stderr
+    assert "Epoch [1][12/12]" in done.stdout and "\x1b[" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_progress_bar_on_a_terminal(write_config: Any) -> None:
+    import os
+    import pty
+
+    from conftest import command  # type: ignore[import-not-found]
+
+    leader, follower = pty.openpty()
+    call = command(ROOT / "tools" / "train.py", write_config(total_epochs=1), TERM="xterm", COLUMNS="200")
+    process = subprocess.Popen(**call, stdout=follower, stderr=subprocess.PIPE)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    assert process.wait(60) == 0
+    os.close(leader)
+    assert process.stderr is not None
+    process.stderr.close()
+    assert b"epoch 1/1" in shown and b"Epoch [1][12/12]" in shown and b"val top-1" in shown

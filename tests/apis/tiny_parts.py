@@ -1,0 +1,114 @@
+"""Parts that the tests register: a small backbone, and hooks that end a run at a chosen moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.core.hooks import Hook
+from lbitcls.registry import BACKBONES, HOOKS
+from lbitcls.utils.dist import rank
+
+
+@BACKBONES.register_module()
+class TinyNet(nn.Module):
+    """Two convolutions with BatchNorm on 8×8 images: what a checkpoint must restore, in little time."""
+
+    in_channels = 1
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.num_features = 2 * width
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        features = torch.relu(self.bn1(self.conv1(img)))
+        return (torch.relu(self.bn2(self.conv2(features))),)
+
+
+class Ended(BaseException):
+    """Stands for the end of a process: nothing in the package catches it."""
+
+
+@HOOKS.register_module()
+class EndAt(Hook):
+    """Ends the run at an event, `how` being an exception, or a signal to the own process.
+
+    Args:
+        event: the hook's method that ends it.
+        at: the runner's `iter` (or, after an epoch, `epoch`) at which it does.
+        how: `raise`, or a signal's name.
+        only_rank: the rank that ends; None: all.
+    """
+
+    def __init__(self, event: str, at: int, how: str = "raise", only_rank: int | None = None) -> None:
+        self.at = at
+        self.how = how
+        self.counts_epochs = event == "after_epoch"
+        if only_rank in (None, rank()):
+            setattr(self, event, self._end)
+
+    def _end(self, runner: Any) -> None:
+        if (runner.epoch if self.counts_epochs else runner.iter) != self.at:
+            return
+        if self.how == "raise":
+            raise Ended
+        os.kill(os.getpid(), getattr(signal, self.how))
+
+
+@HOOKS.register_module()
+class Poison(Hook):
+    """Makes a weight infinite on one rank, so that the next loss is not finite."""
+
+    def __init__(self, at: int, only_rank: int = 0) -> None:
+        self.at = at
+        self.only_rank = only_rank
+
+    def before_iter(self, runner: Any) -> None:
+        if runner.iter == self.at and rank() == self.only_rank:
+            with torch.no_grad():
+                next(runner.module.parameters()).fill_(float("inf"))
+
+
+@HOOKS.register_module()
+class Fail(Hook):
+    """Raises an error of the user's on one rank."""
+
+    def __init__(self, at: int, only_rank: int = 0) -> None:
+        self.at = at
+        self.only_rank = only_rank
+
+    def before_iter(self, runner: Any) -> None:
+        if runner.iter == self.at and rank() == self.only_rank:
+            from lbitcls.utils.errors import DataError
+
+            raise DataError("image 7 cannot be read")
+
+
+@HOOKS.register_module()
+class Fingerprint(Hook):
+    """Writes, at the end, a file for each rank with the sums of its parameters and buffers."""
+
+    def after_run(self, runner: Any) -> None:
+        state = {name: value.double().sum().item() for name, value in runner.module.state_dict().items()}
+        torch.save(state, runner.work_dir / f"rank_{rank()}.pt")
+
+
+@HOOKS.register_module()
+class Spoil(Hook):
+    """Makes a weight infinite after an iteration, as a last step that went wrong does."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def after_iter(self, runner: Any) -> None:
+        if runner.iter == self.at:
+            with torch.no_grad():
+                next(runner.module.parameters()).fill_(float("inf"))

@@ -1,0 +1,74 @@
+"""Fixtures of every test: where real data lies, one thread, seeded generators, a work directory."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is first imported, here and in processes that tests start: two test workers share two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from lbitcls import registry
+from lbitcls.quant import methods
+from lbitcls.quant.kernels import selection
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)
+settings.register_profile("lbitcls", deadline=None, derandomize=True, database=None)
+settings.load_profile("lbitcls")
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The folder that holds `lbitcls/`, `tools/` and `configs/`."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data (`LBITCLS_DATA`, or beside the repository); skips the test without one."""
+    given = os.environ.get("LBITCLS_DATA")
+    folder = Path(given) if given else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is missing (LBITCLS_DATA names a folder that holds it)")
+    return folder
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path) -> Path:
+    """An empty folder for what a run writes."""
+    folder = tmp_path / "work_dir"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skips the test where nothing can be compiled for the CPU."""
+    if not selection.can_compile("cpu"):
+        pytest.skip("no C++ compiler: install g++ (with python3-dev), or name one in CXX")
+
+
+@pytest.fixture
+def forget_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test registers is forgotten at its end."""
+    for found in vars(registry).values():
+        if isinstance(found, registry.Registry):
+            found.names()  # all modules are imported now, so that no name of theirs is forgotten
+            monkeypatch.setattr(found, "_module_dict", dict(found._module_dict))
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

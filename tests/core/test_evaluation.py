@@ -1,0 +1,111 @@
+"""Metrics against scikit-learn, and counted once per sample on two ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+from torch import Tensor, nn
+
+from lbitcls.core.evaluation import METRICS, check_metrics, evaluate, usable_topk
+from lbitcls.utils.errors import ConfigError, DataError
+
+CPU = torch.device("cpu")
+
+
+class Lookup(nn.Module):
+    """A classifier whose logits are its input."""
+
+    def predict(self, img: Tensor) -> Tensor:
+        assert not self.training
+        return img
+
+    def loss(self, logits: Tensor, gt_label: Tensor) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(logits, gt_label)}
+
+
+def samples(count: int = 57, classes: int = 7) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    labels = torch.randint(classes - 1, (count,))  # the last class never occurs
+    return torch.randn(count, classes) + 1.5 * nn.functional.one_hot(labels, classes), labels
+
+
+def in_batches(logits: Tensor, labels: Tensor, size: int = 10) -> list[dict[str, Tensor]]:
+    parts = zip(logits.split(size), labels.split(size), strict=True)
+    return [dict(img=img, gt_label=label) for img, label in parts]
+
+
+def test_metrics_equal_scikit_learns() -> None:
+    logits, labels = samples()
+    model = Lookup().train()
+    results = evaluate(model, in_batches(logits, labels), CPU, metrics=METRICS)
+    assert model.training
+    predicted = logits.argmax(1)
+    options = dict(average="macro", zero_division=0)
+    assert results["top-1"] == pytest.approx(100 * reference.accuracy_score(labels, predicted))
+    assert results["precision"] == pytest.approx(100 * reference.precision_score(labels, predicted, **options))
+    assert results["recall"] == pytest.approx(100 * reference.recall_score(labels, predicted, **options))
+    assert results["f1_score"] == pytest.approx(100 * reference.f1_score(labels, predicted, **options))
+    assert np.array_equal(results["confusion"], reference.confusion_matrix(labels, predicted, labels=range(7)))
+    assert results["top-5"] == pytest.approx(100 * reference.top_k_accuracy_score(labels, logits, k=5, labels=range(7)))
+    assert results["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+
+
+def test_no_top_5_with_few_classes() -> None:
+    logits, labels = samples(classes=3)
+    assert set(evaluate(Lookup(), in_batches(logits, labels), CPU)) == {"loss", "top-1"}
+    assert usable_topk((5, 1), 5) == (1, 5)
+
+
+def test_nothing_to_validate() -> None:
+    with pytest.raises(DataError, match="empty"):
+        evaluate(Lookup(), [], CPU)
+
+
+def test_unknown_metric() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
+        check_metrics("acuracy")
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {folder!r})
+import torch
+from test_evaluation import Lookup, in_batches, samples, CPU
+from lbitcls.core.evaluation import METRICS, evaluate
+from lbitcls.utils import dist
+from lbitcls.utils.logging import setup_logger
+place = dist.find_place("pytorch")
+dist.init_processes("pytorch", place, None, CPU, setup_logger("ERROR"))
+for count in (57, 1):
+    logits, labels = samples(count)
+    whole = in_batches(logits, labels)
+    mine = in_batches(logits[place.rank :: 2], labels[place.rank :: 2]) if place.rank < count else []
+    results = evaluate(Lookup(), mine, CPU, metrics=METRICS)
+    torch.save(results, f"{out}/{{count}}_{{place.rank}}.pt")
+dist.leave_processes()
+"""
+
+
+def test_two_ranks_count_each_sample_once(tmp_path: Path) -> None:
+    """57 samples on two ranks, and a single one, which leaves a rank without any."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), out=tmp_path))
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for count in (57, 1):
+        expected: dict[str, Any] = evaluate(Lookup(), in_batches(*samples(count)), CPU, metrics=METRICS)
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{count}_{rank}.pt")
+            assert found.pop("confusion") == expected["confusion"]
+            assert found == pytest.approx({k: v for k, v in expected.items() if k != "confusion"}, rel=1e-6)

@@ -1,0 +1,111 @@
+"""Hooks by themselves: lines and records of the log, priorities, workflow, settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lbitcls.core.hooks.calibration import CalibrationHook
+from lbitcls.core.hooks.checkpoint import CheckpointHook
+from lbitcls.core.hooks.evaluation import EvaluationHook, validated_epochs
+from lbitcls.core.hooks.hook import read_priority
+from lbitcls.core.hooks.log import LogHook, _is_before, _order, text_line
+from lbitcls.utils.errors import ConfigError
+
+
+def test_train_line_reads_like_the_tutorials() -> None:
+    record = {
+        "mode": "train",
+        "epoch": 1,
+        "iter": 200,
+        "lr": 1e-3,
+        "eta": 91931.4,
+        "time": 1.4731,
+        "data_time": 0.449,
+        "memory": 10283,
+        "loss": 1.34654,
+        "top-1": 68.22266,
+        "top-5": 86.74951,
+    }
+    assert text_line(record, 626) == (
+        "Epoch [1][200/626] lr: 1.000e-03, eta: 1 day, 1:32:11, time: 1.473, data_time: 0.449, memory: 10283, "
+        "loss: 1.3465, top-1: 68.2227, top-5: 86.7495"
+    )
+
+
+def test_val_line() -> None:
+    record = {"mode": "val", "epoch": 3, "iter": 626, "loss": 0.5, "top-1": 70.0, "confusion": [[1]]}
+    assert text_line(record, 626) == "Epoch(val) [3][626] loss: 0.5000, top-1: 70.0000"
+
+
+def test_order_of_results() -> None:
+    assert sorted(["top-5", "loss_quant", "top-1", "loss", "grad_norm"], key=_order) == (
+        ["loss", "grad_norm", "loss_quant", "top-1", "top-5"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ('{"mode": "train", "epoch": 2, "iter": 10}', True),
+        ('{"mode": "val", "epoch": 2, "iter": 10}', True),
+        ('{"mode": "train", "epoch": 3, "iter": 5}', True),
+        ('{"mode": "train", "epoch": 3, "iter": 6}', False),
+        ('{"mode": "val", "epoch": 3, "iter": 5}', False),
+        ('{"mode": "train", "epoch": 2, "it', False),
+    ],
+)
+def test_records_kept_when_a_run_goes_on(line: str, kept: bool) -> None:
+    """At 2 epochs and 5 iterations: the rest was written by a process that was killed."""
+    assert _is_before(line, 2, 5) is kept
+
+
+@pytest.mark.parametrize(
+    ("workflow", "epochs"),
+    [
+        ([("train", 1)], set()),
+        ([("train", 1), ("val", 1)], {1, 2, 3, 4, 5}),
+        ([["train", 2], ["val", 1]], {2, 4, 6}),
+    ],
+)
+def test_workflow(workflow: Any, epochs: set[int]) -> None:
+    assert validated_epochs(workflow, 5) == epochs
+
+
+@pytest.mark.parametrize("workflow", [[("val", 1)], [("test", 1)], [("train", 0)], [("train",)], []])
+def test_wrong_workflow(workflow: Any) -> None:
+    with pytest.raises(ConfigError, match="workflow is a list"):
+        validated_epochs(workflow, 5)
+
+
+def test_priorities() -> None:
+    assert [read_priority(value) for value in ("NORMAL", "very_low", 5)] == [50, 90, 5]
+    with pytest.raises(ConfigError, match="did you mean 'NORMAL'"):
+        read_priority("NORML")
+    with pytest.raises(ConfigError, match=r"0\.\.100"):
+        read_priority(101)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CheckpointHook(interval=0), "checkpoint_config"),
+        (lambda: CheckpointHook(max_keep_ckpts=0), "max_keep_ckpts"),
+        (lambda: LogHook(interval=0), "log_config.interval"),
+        (lambda: CalibrationHook(epoch=-1), "calibration"),
+        (lambda: EvaluationHook([], interval=0), "evaluation.interval"),
+        (lambda: EvaluationHook([], metric="f1"), "no metric 'f1'"),
+        (lambda: EvaluationHook([], metric_options=dict(topn=1)), "did you mean 'topk'"),
+        (lambda: EvaluationHook([], save_best="top-3"), "no result 'top-3'; did you mean 'top-"),
+    ],
+)
+def test_mistakes(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_older_spelling_of_the_best() -> None:
+    assert EvaluationHook([], save_best="accuracy_top-1").save_best == "top-1"
+    assert EvaluationHook([], save_best="auto").save_best == "top-1"
+    assert EvaluationHook([], save_best=None).save_best is None

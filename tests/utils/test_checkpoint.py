@@ -1,0 +1,133 @@
+"""Checkpoints are whole, plain, and report what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lbitcls.utils import load_checkpoint, save_checkpoint
+from lbitcls.utils.checkpoint import link_whole, read_checkpoint, write_whole
+from lbitcls.utils.errors import CheckpointError
+from lbitcls.version import __version__
+
+
+class Net(nn.Module):
+    CLASSES = ("ant", "bee")
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3)
+        self.fc = nn.Linear(width, 2)
+
+
+class Adapting(Net):
+    def adapt_state_dict(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name.removeprefix("module."): value for name, value in state_dict.items()}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    model, other = Net(), Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    save_checkpoint(model, tmp_path / "a" / "x.pth", optimizer, meta={"epoch": 3}, extra={"n": 1})
+    checkpoint = load_checkpoint(other, tmp_path / "a" / "x.pth")
+    assert checkpoint["meta"] == {"lbitcls_version": __version__, "CLASSES": ("ant", "bee"), "epoch": 3}
+    assert checkpoint["extra"] == {"n": 1} and "param_groups" in checkpoint["optimizer"]
+    assert torch.equal(model.fc.weight, other.fc.weight)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.pth"]
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}])
+def test_published_forms(tmp_path: Path, wrap: Any) -> None:
+    model, other = Net(), Net()
+    torch.save(wrap(model.state_dict()), tmp_path / "x.pth")
+    assert load_checkpoint(other, tmp_path / "x.pth")["meta"] == {}
+    assert torch.equal(model.conv.weight, other.conv.weight)
+
+
+def test_names_are_adapted(tmp_path: Path) -> None:
+    model, other = Net(), Adapting()
+    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, tmp_path / "x.pth")
+    load_checkpoint(other, tmp_path / "x.pth", strict=True)
+    assert torch.equal(model.fc.bias, other.fc.bias)
+
+
+def test_report_of_what_does_not_fit(tmp_path: Path, caplog: Any) -> None:
+    import logging
+
+    state = Net(width=6).state_dict()
+    state["other.weight"] = torch.zeros(1)
+    del state["fc.bias"]
+    state["conv.bias"] = torch.zeros(4)
+    torch.save(state, tmp_path / "x.pth")
+    with caplog.at_level(logging.INFO):
+        load_checkpoint(Net(), tmp_path / "x.pth", logger=logging.getLogger("test"))
+    assert "Loaded 1 of 4 tensors" in caplog.text
+    assert "missing: fc.bias" in caplog.text and "unexpected: other.weight" in caplog.text
+    assert "conv.weight (6, 1, 3, 3) for (4, 1, 3, 3)" in caplog.text
+    with pytest.raises(CheckpointError, match="another model"):
+        load_checkpoint(Net(), tmp_path / "x.pth", strict=True)
+
+
+def test_nothing_fits(tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="nothing in"):
+        load_checkpoint(Net(), tmp_path / "x.pth")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    path = tmp_path / "epoch_1.pth"
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        read_checkpoint(path)
+    save_checkpoint(Net(), path)
+    with pytest.raises(CheckpointError, match=r"did you mean 'epoch_1\.pth'"):
+        read_checkpoint(tmp_path / "epoch_l.pth")
+    for damaged in (path.read_bytes()[:-100], b"", b"PK\x03\x04 something"):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_checkpoint(path)
+
+
+def test_code_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (tmp_path.joinpath("ran").touch, ())
+
+    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="plain weights"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}])
+def test_no_weights_in_it(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    save_checkpoint(Net(), path)
+    before = path.read_bytes()
+
+    def fail(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, fail)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_link_follows_the_newest(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+        link_whole(tmp_path / name, tmp_path / "latest")
+        assert (tmp_path / "latest").read_text() == name
+    assert (tmp_path / "a").read_text() == "a"

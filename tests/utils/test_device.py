@@ -1,0 +1,62 @@
+"""Names of devices, and which one a machine gives."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from lbitcls.utils.device import choose_device, parse_device
+from lbitcls.utils.errors import ConfigError
+
+LOGGER = logging.getLogger("test")
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("gpu:1", "cuda:1"), ("GPU", "cuda:0")],
+)
+def test_names(name: str, device: str) -> None:
+    assert parse_device(name) == torch.device(device)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:-1", "cpu:0", "1", ""])
+def test_wrong_names(name: str) -> None:
+    with pytest.raises(ConfigError, match="names no device"):
+        parse_device(name)
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+def test_no_gpu_means_the_cpu(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    gpus(monkeypatch, 0)
+    with caplog.at_level(logging.INFO):
+        assert choose_device(LOGGER, "cuda:1").type == "cpu"
+    assert "No GPU here" in caplog.text
+
+
+def test_choice_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    assert choose_device(LOGGER) == torch.device("cuda:0")
+    assert choose_device(LOGGER, "gpu:1") == torch.device("cuda:1")
+    assert choose_device(LOGGER, "cuda:1", cpu_only=True) == torch.device("cpu")
+    assert choose_device(LOGGER, gpu_ids=[1]) == torch.device("cuda:1")
+    assert choose_device(LOGGER, local_rank=1) == torch.device("cuda:1")
+    assert choose_device(LOGGER, "cuda", local_rank=1) == torch.device("cuda:1")
+    assert choose_device(LOGGER, gpu_ids=[1, 0], local_rank=0) == torch.device("cuda:1")
+
+
+def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    with pytest.raises(ConfigError, match=r"has 2 GPU"):
+        choose_device(LOGGER, "cuda:2")
+    with pytest.raises(ConfigError, match=r"dist_train\.sh"):
+        choose_device(LOGGER, gpu_ids=[0, 1])
+    with pytest.raises(ConfigError, match="one of its own"):
+        choose_device(LOGGER, gpu_ids=[0], local_rank=1)

@@ -1,0 +1,40 @@
+"""The logger: standard output and a file, rank 0 alone; tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.logging import print_table, setup_logger, track
+
+
+def test_to_output_and_file(tmp_path: Path, capsys: Any) -> None:
+    setup_logger("INFO", tmp_path / "x.log").info("hello")
+    setup_logger("WARNING", tmp_path / "y.log").info("not shown")
+    assert "lbitcls - INFO - hello" in capsys.readouterr().out
+    assert "hello" in (tmp_path / "x.log").read_text()
+    assert (tmp_path / "y.log").read_text() == ""
+
+
+def test_other_ranks_only_report_errors(tmp_path: Path, capsys: Any) -> None:
+    logger = setup_logger("DEBUG", tmp_path / "x.log", rank=1)
+    logger.warning("quiet")
+    logger.error("loud")
+    assert not (tmp_path / "x.log").exists()
+    output = capsys.readouterr().out
+    assert "loud" in output and "quiet" not in output
+
+
+def test_unknown_level() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'INFO'"):
+        setup_logger("INF")
+
+
+def test_table_and_no_progress_bar_in_a_pipe(capsys: Any) -> None:
+    print_table("Title", ("a", "b"), [("x", 1), ("[red]y", 2.5)])
+    assert list(track([1, 2], 2, "working")) == [1, 2]
+    output = capsys.readouterr().out
+    assert "[red]y" in output and "working" not in output

@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Train with NUM_PROCS processes on this machine: ./tools/dist_train.sh CONFIG NUM_PROCS [arguments of tools/train.py]
+# On several machines set, on each: NNODES, NODE_RANK (from 0), MASTER_ADDR (of node 0), PORT.
+exec "$(dirname "$0")/dist_run.sh" train "$@"
