@@ -1,0 +1,178 @@
+"""The shape of the code: which part may import which, what loads lazily, how long files and functions are."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "lbitcls"
+
+COMMON = {"version", "registry", "utils"}
+ALLOWED = {
+    "version": set(),
+    "utils": {"version"},
+    "registry": {"utils"},
+    "quant": COMMON,
+    "models": COMMON,
+    "datasets": COMMON,
+    "core": COMMON | {"quant"},
+    "deploy": COMMON | {"quant"},
+    "analysis": COMMON | {"quant"},
+    "apis": COMMON | {"core", "models", "datasets", "quant", "deploy", "analysis"},
+    "cli": COMMON | {"apis"},
+    "tools": {"cli"},
+}
+OPTIONAL = {
+    "cv2",
+    "matplotlib",
+    "mmcv",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "sklearn",
+    "tensorboard",
+    "timm",
+    "torchmetrics",
+}
+TEXT = {".py", ".md", ".txt", ".toml", ".in", ".cfg", ".sh", ".yaml", ".yml", ".json", ".ipynb", ""}
+# What is true only where the code was written: paths, package hosts, the numbers of the issues.
+FORBIDDEN = re.compile(
+    r"/work/|/root/|/opt/pypi|/tmp/bash|pypi\.org|pythonhosted|npmjs|deb\.debian\.org|\b[Ii]ssue #?\d{1,3}\b"
+    r"|\bTODO|\bFIXME|\bXXX\b"
+)
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def unit_of(path: Path) -> str:
+    """The part a file belongs to: `lbitcls/core/runner.py` -> `core`, `tools/train.py` -> `tools`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if parts[0] == "lbitcls" else parts[0]
+
+
+def imported_modules(path: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every import of a file, inside functions too, as (line, absolute dotted name)."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def top_level_imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """The imports that run when a module is imported: not those in functions or for the type checker."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting.extend(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_every_part_of_the_package_has_its_arrows() -> None:
+    parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p.is_dir() and any(p.glob("*.py")))}
+    assert parts - {"__init__"} <= ALLOWED.keys()
+
+
+def test_imports_follow_the_arrows() -> None:
+    wrong = []
+    for path in python_files("lbitcls", "tools"):
+        unit = unit_of(path)
+        allowed = ALLOWED.get(unit, {"version"}) | {unit}  # lbitcls/__init__.py: the version only
+        for line, name in imported_modules(path, ast.parse(path.read_text(encoding="utf-8"))):
+            parts = name.split(".")
+            target = parts[1] if len(parts) > 1 and parts[1] in ALLOWED else "version"
+            if parts[0] == "lbitcls" and target not in allowed:
+                wrong.append(f"{where(path, line)} imports {name}; {unit} may import {', '.join(sorted(allowed))}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_optional_packages_are_imported_where_they_are_used() -> None:
+    wrong = []
+    for path in python_files("lbitcls", "tools"):
+        for line, name in top_level_imports(ast.parse(path.read_text(encoding="utf-8"))):
+            if name.split(".")[0] in OPTIONAL or name.startswith("torch.utils.tensorboard"):
+                wrong.append(f"{where(path, line)} imports {name} at its top")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_config_and_registry_know_mmengine() -> None:
+    homes = {PACKAGE / "registry.py", PACKAGE / "utils" / "config.py"}
+    wrong = [
+        f"{where(path, line)} imports {name}"
+        for path in python_files("lbitcls", "tools")
+        for line, name in imported_modules(path, ast.parse(path.read_text(encoding="utf-8")))
+        if name.startswith("mmengine.runner") or (name.split(".")[0] == "mmengine" and path not in homes)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", ["lbitcls", "lbitcls.cli", "lbitcls.registry", "lbitcls.utils.config"])
+def test_import_loads_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print({{'torch', 'torchvision', 'cv2', 'matplotlib'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "set()"
+
+
+def test_files_are_short() -> None:
+    files = python_files("lbitcls", "tools", "tests", "benchmarks", "configs")
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert not {path: length for path, length in lengths.items() if length > 400}
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function from its `def` to its end, its docstring not counted."""
+    first = function.body[0]
+    documented = ast.get_docstring(function) is not None
+    doc = (first.end_lineno or first.lineno) - first.lineno + 1 if documented else 0
+    return (function.end_lineno or function.lineno) - function.lineno + 1 - doc
+
+
+def test_median_function_is_short() -> None:
+    sizes = [
+        code_lines(node)
+        for path in python_files("lbitcls", "tools")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert statistics.median(sizes) < 15
+
+
+def project_texts() -> list[Path]:
+    folders = (".ci", "lbitcls", "tools", "tests", "configs", "docs", "benchmarks", "demo", "requirements")
+    below = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    files = [path for path in [*ROOT.iterdir(), *below] if path.is_file() and path.suffix in TEXT]
+    return [path for path in files if "__pycache__" not in path.parts and path != Path(__file__).resolve()]
+
+
+def test_nothing_names_the_place_where_it_was_written() -> None:
+    found = [
+        f"{where(path, number)}: {line.strip()[:120]}"
+        for path in project_texts()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if FORBIDDEN.search(line)
+    ]
+    assert not found, "\n".join(found)

@@ -1,0 +1,105 @@
+"""The package as others install it, and its requirements."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from lbitcls.version import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+IMPORT_NAMES = {
+    "cv2": "opencv-python",
+    "mmcv": "mmcv-lite",
+    "mmengine": "mmengine-lite",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+}
+BROUGHT_BY = {"opencv-python": "mmcv-lite", "pillow": "torchvision", "pyyaml": "mmengine-lite"}
+
+
+def read_requirements(path: Path) -> list[Requirement]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def pins() -> dict[str, str]:
+    """The tested set: canonical name -> version."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def third_party_imports() -> set[str]:
+    """The distributions that the package imports anywhere, by canonical name."""
+    names = set()
+    for path in (ROOT / "lbitcls").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    return {
+        canonicalize_name(IMPORT_NAMES.get(name, name)) for name in names - set(sys.stdlib_module_names) - {"lbitcls"}
+    }
+
+
+def test_metadata() -> None:
+    meta = importlib.metadata.metadata("lbitcls")
+    assert meta["Version"] == __version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    extras = {path.stem for path in REQUIREMENTS} - {"runtime"}
+    assert set(meta.get_all("Provides-Extra")) == extras
+
+
+def test_console_script() -> None:
+    script = Path(sys.executable).with_name("lbitcls")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout and "test" in done.stdout
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.stem)
+def test_constraints_pin_every_requirement_inside_its_range(path: Path) -> None:
+    tested = pins()
+    for requirement in read_requirements(path):
+        version = tested.get(canonicalize_name(requirement.name))
+        assert version, f"constraints.txt pins no version of {requirement.name}"
+        assert requirement.specifier.contains(version), f"{requirement} does not allow the tested {version}"
+
+
+def test_everything_imported_is_required() -> None:
+    required = {canonicalize_name(r.name) for path in REQUIREMENTS for r in read_requirements(path)}
+    required |= {name for name, source in BROUGHT_BY.items() if source in required}
+    assert third_party_imports() <= required
+
+
+def test_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "lbitcls", source / "lbitcls", ignore=ignore)
+    shutil.copytree(ROOT / "requirements", source / "requirements")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("lbitcls-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = {path.relative_to(source).as_posix() for path in source.glob("lbitcls/**/*") if path.is_file()}
+    assert inside == files, "a folder lacks its __init__.py, or setup.py names no package_data for a file"
+    assert "lbitcls/datasets/data/digits.npz" in inside
