@@ -84,11 +84,29 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", default="cifar-resnet", metavar="NAME", help="what the source is: cifar-resnet (option A)")
 
 
-def _common_arguments(parser: argparse.ArgumentParser) -> None:
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("config", help="config file with a quant_transformer")
+    add("--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="an image (default: as the test pipeline makes it)")
+    _option_arguments(parser)
+
+
+def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("config", help="config file with a quant_transformer")
+    add("checkpoint", help="float weights of the config's model")
+    add("--out", required=True, metavar="FILE", help="quantized checkpoint to write")
+    add("--num-images", type=int, default=200, metavar="N", help="images to calibrate on (default: 200)")
+    add("--method", default="mse", metavar="NAME", help="mse (default), percentile, minmax, or own: the method's rule")
+    add("--split", metavar="NAME", help="part of data to calibrate on (default: calibration, else train)")
+    add("--no-test", action="store_true", help="write the checkpoint without measuring accuracy")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
-    add(
+    _option_arguments(parser)
+
+
+def _option_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--options",
         nargs="+",
         action="extend",
@@ -96,6 +114,13 @@ def _common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K=V",
         help="override the config: optimizer.lr=0.01",
     )
+
+
+def _common_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    _option_arguments(parser)
     add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the processes")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # older launchers pass it
 
@@ -149,6 +174,33 @@ def test(args: argparse.Namespace) -> object:
     )
 
 
+@verb("plan", _plan_arguments)
+def plan(args: argparse.Namespace) -> object:
+    """Show what becomes of each layer, and what it costs."""
+    cfg = _read_config(args)
+    from lbitcls.apis.plan import show_plan
+
+    return show_plan(cfg, args.shape)
+
+
+@verb("calibrate", _calibrate_arguments)
+def calibrate(args: argparse.Namespace) -> object:
+    """Quantize a float checkpoint without training."""
+    cfg = _read_config(args)
+    from lbitcls.apis.calibrate import calibrate_checkpoint
+
+    return calibrate_checkpoint(
+        cfg,
+        args.checkpoint,
+        args.out,
+        num_images=args.num_images,
+        method=None if args.method == "own" else args.method,
+        split=args.split,
+        test=not args.no_test,
+        data_root=args.data_root,
+    )
+
+
 @verb("convert", _convert_arguments)
 def convert(args: argparse.Namespace) -> object:
     """Write published weights as a checkpoint."""
@@ -165,7 +217,7 @@ def _read_config(args: argparse.Namespace) -> Config:
 
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(dict(parse_option(option) for option in args.options))
-    if args.device is not None:
+    if getattr(args, "device", None) is not None:
         cfg.merge_from_dict({"device": args.device})
     return cfg
 

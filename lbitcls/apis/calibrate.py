@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def calibrate_checkpoint(
         out: file for the quantized checkpoint.
         num_images: images that the inputs' ranges are taken from.
         method: `mse`, `percentile`, `minmax`, or None: the method's own rule.
-        split: part of `data` that the images come from: `calibration` where the config has it, else `train`.
+        split: part of `data` that the images come from, as it stands; None: `calibration` where the config has it,
+            else `train` with the pipeline of the test set.
         test: measure float and calibrated accuracy on the test set.
         data_root: where relative data paths may start.
 
@@ -52,8 +54,7 @@ def calibrate_checkpoint(
     from lbitcls.quant import calibrate, set_quantization
 
     with open_session(cfg) as session:
-        part = split or ("calibration" if cfg.data.get("calibration") is not None else "train")
-        _, loader = load_data(cfg, part, "calibration", session, data_root=data_root)
+        loader = _images(cfg, split, session, data_root)
         model = make_model(cfg, session)
         loaded = load_checkpoint(model, checkpoint, logger=session.logger)
         model.to(session.device).eval()
@@ -61,7 +62,7 @@ def calibrate_checkpoint(
         if test:
             set_quantization(model, False)
             results["float"] = _test(cfg, model, session, data_root)
-            set_quantization(model, True)
+        set_quantization(model, True)  # the weights may come from a run's float phase
         number = calibrate(model, _first(loader, num_images), method)
         session.logger.info("%d quantizers took their first values from %d images.", number, num_images)
         if test:
@@ -70,6 +71,17 @@ def calibrate_checkpoint(
         save_checkpoint(model, out, meta={"config": cfg.pretty_text, "CLASSES": classes, "calibrated_on": num_images})
     _report(results, out)
     return results
+
+
+def _images(cfg: Config, split: str | None, session: Any, data_root: str | None) -> Any:
+    """The loader of the images to calibrate on."""
+    if split is None and cfg.data.get("calibration") is None:
+        tested = cfg.data.get("test") or cfg.data.get("val")
+        if tested is not None and cfg.data.get("train") is not None:
+            cfg = copy.deepcopy(cfg)
+            cfg.data.train.pipeline = tested.pipeline  # augmentation would widen the ranges
+        split = "train"
+    return load_data(cfg, split or "calibration", "calibration", session, data_root=data_root)[1]
 
 
 def _first(loader: Any, num_images: int) -> Iterator[torch.Tensor]:

@@ -19,7 +19,7 @@ from lbitcls.utils.dist import Place, find_place, init_processes, leave_processe
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
 from lbitcls.utils.logging import setup_logger
 
-DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "drop_last")
+DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def load_data(
     """
     from lbitcls.datasets import build_dataloader, build_dataset
 
-    dataset = build_dataset(data_section(cfg, split, purpose), data_root=[cfg.get("data_root"), data_root])
+    roots = cfg.get("data_root")
+    roots = list(roots) if isinstance(roots, (list, tuple)) else [roots]
+    dataset = build_dataset(data_section(cfg, split, purpose), data_root=[*roots, data_root])
     train = split == "train"
     loader = build_dataloader(
         dataset,

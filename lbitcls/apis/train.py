@@ -210,7 +210,12 @@ def _synchronize_norms(model: nn.Module, cfg: Config, session: Session) -> nn.Mo
             "rank 0's running statistics are the ones validated and saved."
         )
         return model
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if (cfg.get("quant_transformer") or {}).get("fold_bn"):
+        from lbitcls.quant.transformer import fold_norms
+
+        fold_norms(model)  # the layers held the norms that were replaced
+    return model
 
 
 def _build_step(cfg: Config, model: nn.Module, session: Session) -> OptimizerStep:

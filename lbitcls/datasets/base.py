@@ -63,6 +63,8 @@ class BaseDataset(Dataset):
             raise DataError(f"{type(self).__name__} has no images.")
         if class_names is not None:
             self.CLASSES = tuple(class_names)
+        if not isinstance(pipeline, Sequence) or isinstance(pipeline, str):
+            raise ConfigError(f"{type(self).__name__}: pipeline is a list of steps; got {pipeline!r}.")
         steps = list(pipeline)
         if not any(_is_collect(step) for step in steps):
             steps.append(Collect(keys=["img", "gt_label"]))

@@ -44,17 +44,20 @@ def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[i
         DataError: a line that is something else; the message gives its number.
     """
     paths, labels = [], []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            name, _, label = line.strip().rpartition(" ")
-            if not name or not (label.isascii() and label.isdigit()):
-                raise DataError(f"{path}:{number}: expected 'path label', the label a number; got {line.strip()!r}.")
-            if int(label) >= classes:
-                raise DataError(f"{path}:{number}: label {label} is not below {classes}, the number of classes.")
-            paths.append(os.path.join(prefix, name.strip()))
-            labels.append(int(label))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows put a mark before the text
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list file {path} cannot be read as UTF-8 text: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not (label.isascii() and label.isdigit()):
+            raise DataError(f"{path}:{number}: expected 'path label', the label a number; got {line.strip()!r}.")
+        if int(label) >= classes:
+            raise DataError(f"{path}:{number}: label {label} is not below {classes}, the number of classes.")
+        paths.append(os.path.join(prefix, name.strip()))
+        labels.append(int(label))
     if not paths:
         raise DataError(f"{path} lists no images; each line is 'path label'.")
     return paths, labels

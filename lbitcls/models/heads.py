@@ -111,7 +111,8 @@ class _HeadWithClasses(ClsHead):
         if len(unreported) == len(self.topk):
             raise ConfigError(f"{owner}(topk={topk!r}): every k is above num_classes={num_classes}; use topk=(1,).")
         if unreported:
-            logger.info("top-%s is not reported: there are %d classes.", unreported, num_classes)
+            names = ", ".join(f"top-{k}" for k in unreported)
+            logger.info("%s is not reported: there are %d classes.", names, num_classes)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.dropout = nn.Dropout(dropout)

@@ -9,7 +9,7 @@ _HOME = {
     "build_quant_layer": "methods",
     "register_method": "methods",
     "calibrate": "calibration",
-    "quantizers": "calibration",
+    "named_quantizers": "calibration",
     "quantizer_parameters": "calibration",
     "refresh": "calibration",
     "regularization": "calibration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,41 +15,42 @@ from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.ranges import find_rule
 from lbitcls.utils.errors import DataError
 
+logger = logging.getLogger("lbitcls")
 SAMPLE_SIZE = 2**18
 """Elements kept of each batch at each quantizer: enough for any statistic, little beside the activations."""
 
 
-def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
     """Every quantizer of a model, with its full name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Quantizer))
 
 
 def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that quantizers learn (they take no weight decay)."""
-    return [p for _, quantizer in quantizers(model) for p in quantizer.parameters()]
+    return [p for _, quantizer in named_quantizers(model) for p in quantizer.parameters()]
 
 
 def set_quantization(model: nn.Module, enabled: bool) -> None:
     """Switch all quantizers of a model on or off (off: the layers compute in float)."""
-    for _, quantizer in quantizers(model):
+    for _, quantizer in named_quantizers(model):
         quantizer.enable(enabled)
 
 
 def refresh(model: nn.Module) -> None:
     """Have all quantizers read their buffers again, after something else than loading wrote them (a broadcast)."""
-    for _, quantizer in quantizers(model):
+    for _, quantizer in named_quantizers(model):
         quantizer.refresh()
 
 
 def regularization(model: nn.Module) -> Tensor | float:
     """Sum of the quantizers' own additions to the loss; 0.0 where no method has one."""
-    terms = [term for _, quantizer in quantizers(model) if (term := quantizer.regularization()) is not None]
+    terms = [term for _, quantizer in named_quantizers(model) if (term := quantizer.regularization()) is not None]
     return torch.stack(terms).sum() if terms else 0.0
 
 
 def uninitialized(model: nn.Module) -> list[str]:
     """Names of the quantizers that never took first values."""
-    return [name for name, quantizer in quantizers(model) if not quantizer.is_initialized]
+    return [name for name, quantizer in named_quantizers(model) if not quantizer.is_initialized]
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], method: str | None = None) -> int:
@@ -73,11 +75,13 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: str | None = Non
     for layer in (module for module in model.modules() if isinstance(module, QuantLayer)):
         if layer.weight_quantizer is not None and not layer.weight_quantizer.is_initialized:
             layer.weight_quantizer.initialize(layer.weight_to_quantize(), rule)
-    waiting = {name: q for name, q in quantizers(model) if not q.is_initialized}
+    waiting = {name: q for name, q in named_quantizers(model) if not q.is_initialized}
     if waiting:
         samples = _observe(model, waiting, batches)
         for name, quantizer in waiting.items():
             quantizer.initialize(torch.cat(samples[name]), rule)
+        signed = [name for name, quantizer in waiting.items() if quantizer.signed]
+        logger.info("%d of %d inputs are signed: %s", len(signed), len(waiting), ", ".join(signed) or "none")
     return len(pending)
 
 
@@ -118,7 +122,7 @@ def _sample(x: Tensor) -> Tensor:
 @contextmanager
 def _float(model: nn.Module) -> Iterator[None]:
     """Quantizers hand their input on for the time being; their state stays as it is."""
-    active = [(quantizer, quantizer.is_enabled) for _, quantizer in quantizers(model)]
+    active = [(quantizer, quantizer.is_enabled) for _, quantizer in named_quantizers(model)]
     for quantizer, _ in active:
         quantizer._active = False
     try:

@@ -79,11 +79,10 @@ class QuantLayer(nn.Module):
 
 def _quantize(quantizer: Quantizer | None, x: Tensor) -> tuple[Tensor, Callable[[], Tensor] | None]:
     """`x` quantized, and how to quantize it again; no way where nothing is quantized."""
-    if quantizer is None or not quantizer.is_enabled:
-        return x if quantizer is None else quantizer(x), None
-    if x.numel() < SMALLEST_RECOMPUTED:
-        return quantizer(x), None
-    return quantizer(x), lambda: quantizer.forward(x)
+    if quantizer is None:
+        return x, None
+    y = quantizer(x)
+    return y, quantizer.take_recipe() if x.numel() >= SMALLEST_RECOMPUTED else None
 
 
 def _recast(layer: nn.Module, target: type[nn.Module]) -> Any:
@@ -112,9 +111,11 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     """
 
     float_type = nn.Conv2d
-    folded_norm: tuple[nn.BatchNorm2d, ...] = ()  # a tuple hides the norm from this module's children and state
+    folded_norm: tuple[
+        nn.modules.batchnorm._BatchNorm, ...
+    ] = ()  # a tuple hides the norm from this module's children and state
 
-    def fold(self, norm: nn.BatchNorm2d) -> None:
+    def fold(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         """Quantize the weight as folded with the BatchNorm that takes this layer's output."""
         self.folded_norm = (norm,)
 

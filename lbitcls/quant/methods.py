@@ -12,29 +12,15 @@ from typing import Any
 
 from torch import nn
 
+from lbitcls.quant.aliases import current_entry, current_options
 from lbitcls.quant.layers import ENTRY_SUFFIXES, LAYER_KINDS, QuantLayer, num_channels
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.spec import FLOAT_BITS, check_num_bits
 from lbitcls.registry import QUANT_LAYERS, check_arguments
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
 
-KEY_ALIASES = {
-    "nbits_w": "num_bit_w",
-    "nbits_a": "num_bit_a",
-    "bit_w": "num_bit_w",
-    "bit_a": "num_bit_a",
-}
-ENTRY_ALIASES = {
-    "LSQConv2d": "LSQConv",
-    "LSQPlusConv2d": "LSQPlusConv",
-    "LSQDPlusConv2d": "LSQPlusConv",
-    "DRFConv": "DoReFaConv",
-    "DRFLinear": "DoReFaLinear",
-    "APOTQuantConv2d": "APoTConv",
-    "APOTQuantLinear": "APoTLinear",
-}
 _LAYER_KEYS = ("num_bit_w", "num_bit_a", "bSetQ", "quant_activation", "per_channel")
-_OF_ONE_ROLE = {"signed": "input", "narrow_range": "weight"}
+_OF_ONE_ROLE = {"signed": "input", "narrow_range": "weight", "reduce_range": "input"}
 _GIVEN_BY_LAYER = ("num_bits", "role", "num_channels", "channel_axis")
 
 
@@ -89,9 +75,9 @@ class LayerEntry:
 
     def settings(self, options: dict[str, Any]) -> LayerSettings:
         """Read a config's options: bits of weight and input (None: float), and the quantizers' own options."""
-        options = canonical_keys(self.name, options)
+        options = dict(options)
         known = self.method.options()
-        reject_unknown_keys(self.name, options, (*_LAYER_KEYS, *known, *KEY_ALIASES))
+        reject_unknown_keys(self.name, options, (*_LAYER_KEYS, *known))
         quantize = options.pop("bSetQ", True)
         inputs = options.pop("quant_activation", self.method.input is not None) and quantize
         per_channel = options.pop("per_channel", False)
@@ -151,27 +137,15 @@ def register_method(name: str, weight: type[Quantizer], input: type[Quantizer] |
         QUANT_LAYERS.register_module(name=entry, module=LayerEntry(entry, METHODS[name], kind))
 
 
-def canonical_keys(owner: str, options: dict[str, Any]) -> dict[str, Any]:
-    """`options` with older spellings replaced; `ConfigError` when a key is given twice."""
-    renamed: dict[str, Any] = {}
-    for key, value in options.items():
-        name = KEY_ALIASES.get(key, key)
-        if name in renamed:
-            raise ConfigError(f"{owner} is given '{name}' twice (as '{key}' too).")
-        renamed[name] = value
-    return renamed
-
-
 def find_entry(cfg: Any) -> tuple[Any, dict[str, Any]]:
     """The registered entry that `dict(type=NAME, …)` names, and the options beside it."""
     if not isinstance(cfg, dict) or not isinstance(cfg.get("type"), str):
         raise ConfigError(f"a quantized layer is given as dict(type='LSQConv', num_bit_w=4, num_bit_a=4); got {cfg!r}.")
-    options = dict(cfg)
-    name = options.pop("type")
-    name = ENTRY_ALIASES.get(name, name)
-    if name.startswith("APoT") and not options.pop("power", True):
-        name = name.replace("APoT", "UQ")  # the APoT code's switch for its baseline
-    return QUANT_LAYERS.find(name), options
+    name, options = current_entry(cfg["type"], {key: value for key, value in cfg.items() if key != "type"})
+    entry = QUANT_LAYERS.find(name)
+    if isinstance(entry, LayerEntry):
+        options = current_options(name, options)
+    return entry, options
 
 
 def build_quant_layer(cfg: dict[str, Any], layer: nn.Module) -> nn.Module:
@@ -220,4 +194,4 @@ def _keywords(quantizer: type[Quantizer]) -> set[str]:
         if "__init__" in cls.__dict__:
             parameters = inspect.signature(cls.__dict__["__init__"]).parameters.values()
             names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return names - {"self", *_GIVEN_BY_LAYER}
+    return names - {"self", *_GIVEN_BY_LAYER, *quantizer.fixed_options}

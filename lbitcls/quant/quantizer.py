@@ -12,12 +12,14 @@ optimizer, EMA and DDP keep seeing the same tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lbitcls.quant.kernels import Elementwise
+from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range
 from lbitcls.utils.errors import ConfigError, LbitclsError
 
@@ -48,6 +50,8 @@ class Quantizer(nn.Module):
     """How gradients pass the rounding; called with `x`, the channel axis, scale, and the bounds in steps."""
 
     lowest_bits: ClassVar[int] = 2
+    fixed_options: ClassVar[tuple[str, ...]] = ()
+    """Options of this class that the method decides itself, so that a config cannot give them."""
     needs_data: bool = True
     """Whether the grid's parameters take first values from data (else the grid is constant)."""
 
@@ -74,6 +78,7 @@ class Quantizer(nn.Module):
         self.num_channels = num_channels
         self.channel_axis = None if num_channels is None else channel_axis
         self.narrow_range = (role == "weight" and num_bits == 8) if narrow_range is None else narrow_range
+        self._recipe: Callable[[], Tensor] | None = None
         self._signed_by_config = True if role == "weight" and signed is None else signed
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
         self.register_buffer("enabled", torch.ones((), dtype=torch.bool))
@@ -124,7 +129,18 @@ class Quantizer(nn.Module):
             return x
         if not self._ready:
             self._take_first_values(x)
-        return self.formula(self.normalize(x), self.channel_axis, *self.grid(x)).to(x.dtype)
+        grid = self.grid(x)
+        if torch.is_grad_enabled() and worthwhile():
+            self._recipe = partial(self._again, x, tuple(t.detach() for t in grid))
+        return self.formula(self.normalize(x), self.channel_axis, *grid).to(x.dtype)
+
+    def take_recipe(self) -> Callable[[], Tensor] | None:
+        """How to make the last result again, on the grid it was made on; None where nothing was quantized."""
+        recipe, self._recipe = self._recipe, None
+        return recipe
+
+    def _again(self, x: Tensor, grid: tuple[Tensor, ...]) -> Tensor:
+        return self.formula.value(self.normalize(x), self.channel_axis, grid).to(x.dtype)
 
     @torch.no_grad()
     def to_integer(self, x: Tensor) -> Tensor:

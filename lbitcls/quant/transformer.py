@@ -28,7 +28,8 @@ class ModelTransformer:
 
     Args:
         quan_policy: entry for each kind of layer: `dict(Conv2d=dict(type='LSQConv', num_bit_w=4, num_bit_a=4), …)`.
-        special_layers: `dict(layers_name=[…], convert_type=[…])`: full names of layers, and an entry for each.
+        special_layers: `dict(layers_name=[…], convert_type=[…])`: full names of layers, and an entry for each (None:
+            the layer stays float).
         exclude_layers: full names of layers, or of modules with all that is in them, that stay float.
         fold_bn: quantize the weight of each Conv2d that is followed, in the order of definition within one module, by
             a BatchNorm2d of its output channels as it is after folding (see `QuantConv2d`).
@@ -65,7 +66,9 @@ class ModelTransformer:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, new_layers[id(module)])
         if self.fold_bn:
-            fold_norms(model)
+            pairs = fold_norms(model)
+            text = "\n".join(f"  {norm} into {conv}" for conv, norm in pairs)
+            (logger or logging.getLogger("lbitcls")).info("BatchNorm folded before quantization\n%s", text)
         return model
 
     def plan(self, model: nn.Module) -> Plan:
@@ -142,12 +145,17 @@ class ModelTransformer:
 
 
 def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
-    """Fold each BatchNorm2d into the quantized Conv2d defined just before it; returns the pairs of names."""
+    """Fold each BatchNorm2d into the quantized Conv2d defined just before it; returns the pairs of names.
+
+    To be called again when norms were replaced (by synchronized ones, say).
+    """
     pairs = []
     for parent, module in model.named_modules():
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in pairwise(children):
-            fits = isinstance(conv, QuantConv2d) and type(norm) is nn.BatchNorm2d and norm.affine
+            fits = (
+                isinstance(conv, QuantConv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and norm.affine
+            )
             if fits and conv.weight_quantizer is not None and conv.out_channels == norm.num_features:
                 conv.fold(norm)
                 pairs.append((f"{parent}.{conv_name}", f"{parent}.{norm_name}"))

@@ -99,6 +99,10 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         CheckpointError: the file is missing, damaged, not plain data, or holds no weights.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        inside = sorted(p.name for p in path.glob("*.pth"))
+        hint = f"it holds {_listed(inside)}" if inside else "it holds no .pth file"
+        raise CheckpointError(f"{path} is a folder, not a checkpoint; {hint}.")
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"there is no checkpoint {path}{suggest(path.name, names)}")

@@ -55,6 +55,11 @@ SECTIONS: dict[str, str] = {
     "channels_last": "memory format of images and convolutions",
 }
 
+_DICTS = (  # sections that are a dict, or None
+    *("model", "data", "evaluation", "quant_transformer", "calibration", "optimizer", "optimizer_config", "lr_config"),
+    *("checkpoint_config", "log_config", "dist_params", "custom_imports"),
+)
+
 _FOREIGN: dict[str, str] = {
     "optim_wrapper": "optimizer and optimizer_config",
     "param_scheduler": "lr_config",
@@ -115,13 +120,12 @@ class Config(_MMEngineConfig):
         Raises:
             ConfigError: a key is not there (with the nearest one), or a value cannot be put where it says.
         """
-        for key, value in options.items():
+        for key in options:
             if not key.startswith("+"):
                 _check_override(self._cfg_dict, key)
         try:
             for key, value in options.items():
-                whole_key, whole_value = _whole_list(self._cfg_dict, key.lstrip("+"), value)
-                super().merge_from_dict({whole_key: whole_value}, allow_list_keys)
+                super().merge_from_dict(dict([_mergeable(self._cfg_dict, key.lstrip("+"), value)]), allow_list_keys)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"the options {dict(options)} do not fit the config: {error}") from error
         check_sections(self)
@@ -148,10 +152,14 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def check_sections(cfg: Config) -> None:
-    """Raise `ConfigError` for a top-level name that is nearly a section's, or is another framework's.
+    """Raise `ConfigError` for a top-level name that is nearly a section's, or another framework's, or for no dict.
 
     Any other name is the config's own helper variable.
     """
+    for name in _DICTS:
+        value = cfg._cfg_dict.get(name)
+        if value and not isinstance(value, dict):
+            raise ConfigError(f"{name} ({SECTIONS[name]}) is written {name} = dict(…); got {value!r}.")
     for name in cfg._cfg_dict:
         if name in SECTIONS:
             continue
@@ -173,6 +181,8 @@ def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
 
 
 def _existing(path: Path) -> Path:
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; a config is a .py, .yaml, .yml or .json file.")
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ConfigError(f"there is no config file {path}{suggest(path.name, siblings)}")
@@ -235,21 +245,25 @@ def _numbers(value: Any, path: Path) -> Any:
     return value
 
 
-def _whole_list(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:
-    """An override of one item, `a.b.1=x`, as `a.b=[…, x, …]`: mmengine puts nothing but dicts into a list."""
-    parent, _, item = dotted.rpartition(".")
+def _mergeable(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:
+    """An override in the form that mmengine merges, which puts no plain value into a list and no dict over None.
+
+    An item of a list, `a.b.1=x`, becomes `a.b=[…, x, …]`; a dict in the place of None replaces it.
+    """
+    parent, _, last = dotted.rpartition(".")
     node: Any = root
-    for part in parent.split("."):
-        if isinstance(node, dict):
-            node = node.get(part)
-        elif isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+    for part in parent.split(".") if parent else ():
+        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         else:
-            return dotted, value
-    if not isinstance(node, (list, tuple)) or not item.isdigit() or int(item) >= len(node) or isinstance(value, dict):
-        return dotted, value
-    items = [*node[: int(item)], value, *node[int(item) + 1 :]]
-    return _whole_list(root, parent, items)
+            node = node.get(part) if isinstance(node, dict) else node
+    if node is None:
+        return _mergeable(root, parent, {last: value})
+    if isinstance(node, dict) and isinstance(value, dict) and last in node and node[last] is None:
+        return dotted, {**value, "_delete_": True}
+    if isinstance(node, (list, tuple)) and last.isdigit() and int(last) < len(node) and not isinstance(value, dict):
+        return _mergeable(root, parent, [*node[: int(last)], value, *node[int(last) + 1 :]])
+    return dotted, value
 
 
 def _check_override(root: ConfigDict, dotted: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.quant.calibration import calibrate, quantizers, set_quantization
+from lbitcls.quant.calibration import calibrate, named_quantizers, set_quantization
 from lbitcls.quant.kernels import select_kernels
 from lbitcls.quant.methods import build_quant_layer
 from lbitcls.quant.quantizer import NotInitializedError
@@ -144,9 +144,9 @@ def test_a_float_checkpoint_resets_first_values_and_a_quantized_one_keeps_them()
     bigger = nn.Conv2d(2, 2, 3)
     bigger.weight.data.mul_(10)
     layer.load_state_dict(bigger.state_dict())  # strict: a float checkpoint has no quantizer's keys
-    assert not any(quantizer.is_initialized for _, quantizer in quantizers(layer))
+    assert not any(quantizer.is_initialized for _, quantizer in named_quantizers(layer))
     layer.load_state_dict(saved)
-    assert all(quantizer.is_initialized for _, quantizer in quantizers(layer))
+    assert all(quantizer.is_initialized for _, quantizer in named_quantizers(layer))
 
 
 def test_switched_off_a_layer_computes_in_float_and_says_so_in_its_state() -> None:
@@ -155,7 +155,7 @@ def test_switched_off_a_layer_computes_in_float_and_says_so_in_its_state() -> No
     x = torch.randn(2, 2, 5, 5)
     set_quantization(layer, False)
     assert torch.equal(layer(x), conv(x))
-    assert not any(p.requires_grad for _, q in quantizers(layer) for p in q.parameters())
+    assert not any(p.requires_grad for _, q in named_quantizers(layer) for p in q.parameters())
     other = build_quant_layer(dict(type="LSQConv", num_bit_w=2, num_bit_a=2), copy.deepcopy(conv))
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other.eval()(x), conv(x))

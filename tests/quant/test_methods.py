@@ -250,6 +250,24 @@ def test_older_names_and_keys_are_understood(old: str, method: str) -> None:
     assert layer.method == method and layer.weight_quantizer.num_bits == 4 and layer.input_quantizer.num_bits == 3
 
 
+def test_eight_bit_layers_quantize_weights_unless_told_otherwise() -> None:
+    layer = build_quant_layer(dict(type="EightBitQuantConv"), nn.Conv2d(2, 2, 3))
+    assert layer.method == "TorchQAT" and layer.weight_quantizer.num_bits == 8 and layer.input_quantizer is None
+    layer = build_quant_layer(dict(type="EightBitQuantLinear", quant_activation=True), nn.Linear(2, 2))
+    assert layer.input_quantizer.num_bits == 8
+
+
+def test_keys_without_a_meaning_are_named_in_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = dict(type="LSQPlusConv2d", nbits_w=4, nbits_a=4, init_method_w="x", wquant_error_loss=True, auto_signed=True)
+    for _ in range(2):
+        build_quant_layer(cfg, nn.Conv2d(2, 2, 3))
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert messages == ["LSQPlusConv: init_method_w, wquant_error_loss have no meaning here and are passed over."]
+    layer = build_quant_layer(dict(type="LSQConv", bit_w=4, bit_a=4, auto_signed=False), nn.Conv2d(2, 2, 3))
+    layer.input_quantizer.initialize(torch.tensor([-1.0, 1.0]))
+    assert not layer.input_quantizer.signed
+
+
 @pytest.mark.parametrize("method", ["LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "TorchQAT", "EWGS"])
 def test_a_layer_with_channels_of_zeros_trains(method: str) -> None:
     conv = nn.Conv2d(2, 4, 3)

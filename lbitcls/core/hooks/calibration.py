@@ -21,20 +21,25 @@ class CalibrationHook(Hook):
     Args:
         epoch: the epoch (from 0) at whose start the quantizers come on; 0: before training.
         num_batches: training batches that the first values are taken from.
+        method: rule that finds ranges in them: `mse`, `percentile` or `minmax`; None: each method's own.
     """
 
     priority = PRIORITIES["VERY_HIGH"]
 
-    def __init__(self, epoch: int = 0, num_batches: int = 8) -> None:
+    def __init__(self, epoch: int = 0, num_batches: int = 8, method: str | None = None) -> None:
         if not isinstance(epoch, int) or epoch < 0 or not isinstance(num_batches, int) or num_batches < 1:
             raise ConfigError(
                 f"calibration: epoch is an int from 0, num_batches one from 1; got {epoch!r} and {num_batches!r}."
             )
         self.epoch = epoch
         self.num_batches = num_batches
+        self.method = method
         self.done = False
 
     def before_run(self, runner: EpochRunner) -> None:
+        from lbitcls.quant.ranges import find_rule
+
+        find_rule(self.method)
         if self.epoch >= runner.max_epochs:
             raise ConfigError(
                 f"calibration.epoch={self.epoch}: the run has only the epochs 0 to {runner.max_epochs - 1}."
@@ -50,7 +55,7 @@ class CalibrationHook(Hook):
         runner.model = runner.module  # DDP is taken off: it must learn anew which parameters have gradients
         runner.seed_iteration()
         batches = (runner.to_device(batch)["img"] for batch in runner.loader.iterate(runner.epoch))
-        number = calibrate(runner.module.train(), list(islice(batches, self.num_batches)))
+        number = calibrate(runner.module.train(), list(islice(batches, self.num_batches)), self.method)
         broadcast_module(runner.module)
         refresh(runner.module)
         if runner.ema is not None:

@@ -25,7 +25,7 @@ class EvaluationHook(Hook):
     Args:
         loader: batches of the validation set (this rank's part).
         interval: epochs between two validations.
-        metric: names out of `lbitcls.core.evaluation.METRICS`.
+        metric: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
         metric_options: `dict(topk=(1, 5))`.
         save_best: the result that says which weights are best (`loss`: the lowest, else the highest); None: none.
         start: no validation before so many epochs.
@@ -53,11 +53,11 @@ class EvaluationHook(Hook):
         topk = options.get("topk", (1, 5))
         self.loader = loader
         self.interval = interval
-        self.metrics = check_metrics(metric)
+        self.metrics = tuple(dict.fromkeys(("accuracy", *check_metrics(metric))))
         self.topk: tuple[int, ...] = (topk,) if isinstance(topk, int) else tuple(topk)
         self.save_best = _best_key(save_best)
         known = ["loss", *(m for m in self.metrics if m not in ("accuracy", "confusion"))]
-        known += [f"top-{k}" for k in self.topk] if "accuracy" in self.metrics else []
+        known += [f"top-{k}" for k in self.topk]
         if self.save_best is not None and self.save_best not in known:
             hint = suggest(self.save_best, known)
             raise ConfigError(

@@ -69,6 +69,8 @@ def project_gradients(
 class _Clipped(Quantizer):
     """A learned clip α; weights are normalized first."""
 
+    fixed_options = ("narrow_range",)
+
     def __init__(self, num_bits: int, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)
         self.clip = nn.Parameter(torch.ones(() if self.num_channels is None else (self.num_channels,)))

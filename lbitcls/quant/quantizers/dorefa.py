@@ -56,6 +56,7 @@ class DoReFaWeight(Quantizer):
     """
 
     lowest_bits = 1
+    fixed_options = ("narrow_range",)
     needs_data = False
 
     @property

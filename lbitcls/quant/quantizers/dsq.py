@@ -4,10 +4,12 @@
     Q_S(x) = l + Δ (i + (φ(x) + 1) / 2) inside cell i, l below and u above the range                        (eq. 6)
     k = log(2/α - 1) / Δ; α in (0, 1/2) is learned: the gap between φ and the staircase at the cell's edge   (eq. 7, 8)
 
-The value is the staircase (the nearest level), the gradients are those of Q_S: of x, of the range and of α.
+The value is the staircase (the nearest level); the gradients of x and α are those of Q_S. The sign function between
+φ and the staircase passes gradients straight through, so inside the range the step's gradient is round(v) - φ'·v.
 
 Deviations:
-- Zero is on the grid: l is used as a whole zero point for inputs; weights have a symmetric range, l = -u.
+- Zero is on the grid: l is used as a whole zero point for inputs; weights have no
+  zero point: their range is quant_min·Δ to u.
 - The first range has the least mean squared error on the data.
 - The paper bounds α and adds λ/2·α² to the loss (section 3.3) without giving λ: `alpha_decay` is 1e-4 by default.
 - Gradients of the range are multiplied by LSQ's factor 1 / sqrt(n · (2^b - 1)).
@@ -26,6 +28,7 @@ from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
 from lbitcls.quant.quantizer import Quantizer, fill, fill_scale, per_grid
 from lbitcls.quant.ranges import mse
+from lbitcls.utils.errors import ConfigError
 
 SMALLEST_ALPHA, LARGEST_ALPHA = 1e-3, 0.499
 
@@ -89,6 +92,8 @@ class DSQ(Quantizer):
 
     def __init__(self, num_bits: int, alpha: float = 0.2, alpha_decay: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(num_bits, **kwargs)
+        if not isinstance(alpha, (int, float)) or not 0 < alpha < 0.5:
+            raise ConfigError(f"DSQ: alpha is a number between 0 and 0.5; got {alpha!r}.")
         shape = () if self.num_channels is None else (self.num_channels,)
         self.alpha_decay = alpha_decay
         self.upper = nn.Parameter(torch.ones(shape))

@@ -28,7 +28,7 @@ from lbitcls.quant.quantizers.dorefa import straight_through
 
 
 class MinMax(Quantizer):
-    """A grid over the observed range: affine for inputs, symmetric for weights and signed inputs of a config.
+    """A grid over the observed range: symmetric for weights, with a zero point for inputs.
 
     Args:
         num_bits: 2 to 8.

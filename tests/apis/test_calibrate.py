@@ -1,0 +1,60 @@
+"""`lbitcls plan` and `lbitcls calibrate` on the digits that the package carries."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lbitcls.cli import main
+from lbitcls.utils.checkpoint import read_checkpoint
+
+CONFIG = "configs/quickstart/digits_lsq_4w4f.py"
+
+
+@pytest.fixture(scope="module")
+def float_checkpoint(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
+    """A float model of the digits, trained for three epochs."""
+    folder = tmp_path_factory.mktemp("float")
+    options = ["total_epochs=3", "calibration.epoch=2", "evaluation.interval=1", "optimizer.lr=0.05"]
+    code = main(["train", str(repo_root / CONFIG), "--work-dir", str(folder), "--options", *options])
+    assert code == 0
+    return folder / "best_float_top-1.pth"
+
+
+@pytest.mark.parametrize("method", ["mse", "percentile", "minmax", "own"])
+def test_a_float_checkpoint_becomes_a_quantized_one(
+    method: str, float_checkpoint: Path, repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "quantized.pth"
+    options = ["quant_transformer.quan_policy.Conv2d.num_bit_w=8", "quant_transformer.quan_policy.Conv2d.num_bit_a=8"]
+    arguments = [str(repo_root / CONFIG), str(float_checkpoint), "--out", str(out), "--method", method]
+    assert main(["calibrate", *arguments, "--options", *options]) == 0
+    assert (
+        main(["test", str(repo_root / CONFIG), str(out), "--out", str(tmp_path / "m.json"), "--options", *options]) == 0
+    )
+    printed = capsys.readouterr().out
+    values = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in printed.splitlines() if "│" in line}
+    assert float(values["quantized top-1"]) > float(values["float top-1"]) - 3
+    assert float(values["top-1"]) == pytest.approx(float(values["quantized top-1"]), abs=0.01)
+    state = read_checkpoint(out)["state_dict"]
+    assert all(bool(v) for k, v in state.items() if k.endswith(("initialized", "enabled")))
+    assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+def test_mistakes_are_answered(
+    float_checkpoint: Path, repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["calibrate", str(repo_root / CONFIG), str(float_checkpoint), "--out", str(tmp_path / "q.pth")]
+    assert main([*arguments, "--method", "mze"]) == 2
+    assert "'mze'; did you mean 'mse'" in capsys.readouterr().err
+    assert main([*arguments, "--num-images", "0"]) == 2
+    assert not (tmp_path / "q.pth").exists()
+
+
+def test_the_plan_of_a_config_is_printed(repo_root: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", str(repo_root / CONFIG)]) == 0
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("backbone.layer1.0.conv1"))
+    macs = 16 * 16 * 9 * 64
+    assert line.split()[2:6] == ["16×16×3×3", "LSQConv", "4", "4"] and f"{macs / 1e6:.2f}" in line
+    assert "7       BatchNorm2d" in printed and "parameters, KiB" in printed

@@ -1,0 +1,63 @@
+"""The shipped configs reach what their docstrings say, by the commands that these name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+
+
+def tool(verb: str, *arguments: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / f"{verb}.py"), *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def train(config: str, work_dir: Path, *arguments: Any) -> dict[str, Any]:
+    """Trains by the command; what `summary.json` says."""
+    tool("train", f"configs/{config}", "--work-dir", work_dir, *arguments)
+    return json.loads((work_dir / "summary.json").read_text())
+
+
+def top1(config: str, checkpoint: Path, out: Path, *arguments: Any) -> float:
+    """Tests by the command; top-1 in percent."""
+    tool("test", f"configs/{config}", checkpoint, "--out", out, *arguments)
+    return json.loads(out.read_text())["top-1"]
+
+
+def test_quickstart(work_dir: Path, tmp_path: Path) -> None:
+    config = "quickstart/digits_lsq_4w4f.py"
+    summary = train(config, work_dir)
+    assert summary["float"]["top1"] >= 97
+    assert summary["quantized"]["top1"] >= summary["float"]["top1"] - 1
+    size = summary["model_size"]
+    assert size["quantized_kib"] < size["float_kib"] / 6
+    assert Path(summary["checkpoint"]) == work_dir / "best_top-1.pth"
+    assert Path(summary["log"]).is_file()
+    assert top1(config, work_dir / "best_top-1.pth", tmp_path / "q.json") == summary["quantized"]["top1"]
+
+
+@pytest.mark.timeout(1500)
+def test_mnist(work_dir: Path, tmp_path: Path, shared_data: Path) -> None:
+    config = "mnist/lenet5_lsq_4w4f.py"
+    summary = train(config, work_dir, "--data-root", shared_data)
+    assert summary["quantized"]["top1"] >= 98
+    records = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
+    assert max(record["epoch"] for record in records) == 3
+    tested = top1(config, work_dir / "best_top-1.pth", tmp_path / "m.json", "--data-root", shared_data)
+    assert tested == summary["quantized"]["top1"]
