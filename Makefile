@@ -81,5 +81,5 @@ $(RUNTIME): $(wildcard requirements/*.txt) constraints.txt setup.py lbitcls/vers
 	@touch $@
 
 $(TESTS): $(RUNTIME)
-	$(INSTALL) -r requirements/tests.txt -r requirements/mmcv.txt
+	$(INSTALL) -r requirements/tests.txt -r requirements/mmcv.txt -r requirements/timm.txt
 	@touch $@
