@@ -9,7 +9,15 @@ from lbitcls.quant import build_mtransformer, calibrate, named_quantizers
 from lbitcls.quant.layers import QuantLayer
 
 FAST = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"]
-SLOW = ["mobilenet_v3_small", "efficientnet_b0", "vgg11_bn", "densenet121", "regnet_y_400mf", "convnext_tiny", "vit_b_32"]
+SLOW = [
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "vgg11_bn",
+    "densenet121",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "vit_b_32",
+]
 SIDE = {"vit_b_32": 224}
 TIMM = ["resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
 
