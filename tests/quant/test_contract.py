@@ -226,6 +226,7 @@ def test_fused_kernels_agree_with_plain_ones(case: Case, fused: None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_compiled_models_agree_with_eager_ones(name: str) -> None:
+    torch.compiler.reset()  # models of other tests count towards the limit of recompilations
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     for i in (0, 2):

@@ -123,7 +123,7 @@ def _in_compute_dtype(formula: Formula) -> Formula:
     def computed(x: Tensor, *parameters: Tensor) -> Tensor:
         return formula(x.to(compute_dtype(x)), *parameters).to(x.dtype)
 
-    return computed
+    return _with_own_code(computed)
 
 
 def _summed(backward: Gradients) -> Gradients:
@@ -134,7 +134,13 @@ def _summed(backward: Gradients) -> Gradients:
         grad_x, *parts = backward(grad.to(dtype), x.to(dtype), *parameters)
         return (grad_x.to(x.dtype), *(_sum_to(part, p) for part, p in zip(parts, parameters)))
 
-    return summed
+    return _with_own_code(summed)
+
+
+def _with_own_code(function: Any) -> Any:
+    """`function` with a code object of its own: torch.compile counts recompilations, up to a limit, by code object."""
+    function.__code__ = function.__code__.replace()
+    return function
 
 
 def _sum_to(part: Tensor, parameter: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ from lbitcls.quant.quantizer import Quantizer, fill_scale, per_channel, per_grid
 from lbitcls.quant.ranges import mse
 from lbitcls.quant.spec import compute_dtype
 
+MOST_COMPARISONS = 16
+
 
 def magnitudes(num_bits: int) -> list[int]:
     """The 2^num_bits levels from 0 up, as integers (1 to 8 bits).
@@ -52,7 +54,7 @@ def magnitudes(num_bits: int) -> list[int]:
 def project(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
     """The nearest level; `bounds` are the midpoints between neighbouring `levels` (both in steps)."""
     v = torch.clamp(x / scale, low, high)
-    return torch.copysign(levels[torch.bucketize(v.abs(), bounds)], v) * scale
+    return torch.copysign(_nearest(v, bounds, levels), v) * scale
 
 
 def project_gradients(
@@ -62,8 +64,19 @@ def project_gradients(
     v = x / scale
     inside = (v >= low) & (v <= high)
     clipped = torch.clamp(v, low, high)
-    steps = torch.copysign(levels[torch.bucketize(clipped.abs(), bounds)], v)
+    steps = torch.copysign(_nearest(clipped, bounds, levels), v)
     return torch.where(inside, grad, 0.0), torch.where(inside, steps - v, clipped) * grad
+
+
+def _nearest(v: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
+    """The level nearest to the magnitude of `v`."""
+    magnitude = v.abs()
+    if len(bounds) > MOST_COMPARISONS:
+        return levels[torch.bucketize(magnitude.reshape(-1), bounds)].view(v.shape)
+    steps = torch.zeros_like(magnitude)
+    for i in range(len(bounds)):  # compiled, this is one pass over memory; a search is not
+        steps = torch.where(magnitude > bounds[i], levels[i + 1], steps)
+    return steps
 
 
 class _Clipped(Quantizer):
