@@ -94,7 +94,7 @@ def table(rows: list[str]) -> str:
         "",
         "Made by `python benchmarks/accuracy_cifar10.py --data-root FOLDER`; a single row by `--rows ROW`. The images",
         "are CIFAR-10 as JPEG files (lossy), so figures compare with the float row here, not with a paper's. Seed 0;",
-        f"torch {torch.__version__}, {os.cpu_count()} cores ({platform.machine()}). Top-1 after the last epoch, percent.",
+        f"torch {torch.__version__}, {os.cpu_count()} cores ({platform.machine()}). Top-1 (percent) of the last epoch.",
         "First and last layer have 8 bits, weights a scale for each channel. Short rows show that a method learns;",
         "they are no ranking of the papers.",
         "",

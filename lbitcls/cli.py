@@ -235,6 +235,10 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     except LbitclsError as error:
         _print_error(error)
         return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"{type(error).__name__}: {where}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return 130

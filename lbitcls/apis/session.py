@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lbitcls.apis.classes import check_labels
 from lbitcls.utils.config import Config
 from lbitcls.utils.device import choose_device
 from lbitcls.utils.dist import Place, find_place, init_processes, leave_processes
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
-from lbitcls.utils.logging import setup_logger
+from lbitcls.utils.logging import log_to_file, setup_logger
 
 DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
 
@@ -40,15 +41,34 @@ def open_session(
 ) -> Iterator[Session]:
     """Logger, device and process group as `cfg` asks for them; `custom_imports` are imported.
 
-    `head` writes the log's first lines.
+    `head` writes the log's first lines. An error that ends the command is in `log_file` too, without a traceback.
 
-    Reads: `log_level`, `device`, `cpu_only`, `gpu_ids`, `dist_params`, `custom_imports`.
+    Reads: `log_level`, `device`, `cpu_only`, `gpu_ids`, `num_threads`, `dist_params`, `custom_imports`.
     """
     place = find_place(launcher)
-    if log_file is not None and place.rank == 0:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-    logger = setup_logger(cfg.get("log_level") or "INFO", log_file, place.rank)
-    head(logger)
+    logger = _open_log(cfg.get("log_level") or "INFO", log_file, place.rank)
+    try:
+        head(logger)
+        yield _enter(cfg, launcher, place, logger)
+    except Exception as error:
+        log_to_file("ERROR", f"{type(error).__name__}: {error}")
+        raise
+    leave_processes()  # not after an error: the other processes may not come here
+
+
+def _open_log(level: str | int, log_file: Path | None, rank: int) -> logging.Logger:
+    try:
+        if log_file is not None and rank == 0:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+        return setup_logger(level, log_file, rank)
+    except OSError as error:
+        raise ConfigError(
+            f"nothing can be written to the work directory {log_file and log_file.parent}: {error.strerror}; name "
+            "another with --work-dir."
+        ) from error
+
+
+def _enter(cfg: Config, launcher: str, place: Place, logger: logging.Logger) -> Session:
     dist_params = dict(cfg.get("dist_params") or {})
     reject_unknown_keys("dist_params", dist_params, ("backend",))
     device = choose_device(
@@ -58,10 +78,18 @@ def open_session(
         gpu_ids=cfg.get("gpu_ids"),
         local_rank=place.local_rank,
     )
+    _limit_threads(cfg.get("num_threads"))
     init_processes(launcher, place, dist_params.get("backend"), device, logger)
     _import_custom(cfg.get("custom_imports"))
-    yield Session(place, device, logger)
-    leave_processes()  # not after an error: the other processes may not come here
+    return Session(place, device, logger)
+
+
+def _limit_threads(number: Any) -> None:
+    if number is None:
+        return
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigError(f"num_threads is an int from 1; got {number!r}.")
+    torch.set_num_threads(number)
 
 
 def _import_custom(section: dict[str, Any] | None) -> None:
@@ -95,6 +123,10 @@ def load_data(
     """The data set of `split` and its loader (shuffled for `train`).
 
     Reads: `data` (`samples_per_gpu`, `workers_per_gpu`, `drop_last`, the split), `data_root`.
+
+    Raises:
+        ConfigError: the section is wrong, or `drop_last` leaves nothing to train on.
+        DataError: the data is missing or corrupt.
     """
     from lbitcls.datasets import build_dataloader, build_dataset
 
@@ -113,10 +145,16 @@ def load_data(
         drop_last=train and bool(cfg.data.get("drop_last")),
         pin_memory=session.device.type == "cuda",
     )
+    if train and not len(loader):
+        raise ConfigError(
+            f"data.drop_last=True leaves no batch: data.train has {len(dataset)} images, a batch takes "
+            f"{cfg.data.get('samples_per_gpu', 32)} on each of {session.place.world_size} process(es). Lower "
+            "data.samples_per_gpu, or leave drop_last out."
+        )
     return dataset, loader
 
 
-def make_model(cfg: Config, session: Session, dataset: Any = None) -> nn.Module:
+def make_model(cfg: Config, session: Session, dataset: Any = None, split: str = "train") -> nn.Module:
     """The config's classifier, quantized layers in place, on the CPU.
 
     Reads: `model`, `quant_transformer`.
@@ -130,18 +168,9 @@ def make_model(cfg: Config, session: Session, dataset: Any = None) -> nn.Module:
     model.cfg = cfg
     if dataset is not None:
         model.CLASSES = dataset.CLASSES
-        _check_classes(model, dataset)
+        check_labels(model, dataset, split)
     if cfg.get("quant_transformer"):
         from lbitcls.quant import build_mtransformer
 
         model = build_mtransformer(cfg.quant_transformer)(model, logger=session.logger)
     return model
-
-
-def _check_classes(model: nn.Module, dataset: Any) -> None:
-    known = getattr(model, "num_classes", None)
-    highest = int(max(dataset.labels, default=-1))
-    if isinstance(known, int) and highest >= known:
-        raise ConfigError(
-            f"the model has {known} classes (model.head.num_classes), but the data has labels up to {highest}."
-        )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lbitcls.apis.classes import check_names
 from lbitcls.apis.session import load_data, make_model, open_session
 from lbitcls.core.evaluation import check_metrics, evaluate
 from lbitcls.utils.checkpoint import load_checkpoint
@@ -45,15 +46,18 @@ def test_classifier(
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is another model's.
+        DataError: the test set numbers its classes otherwise than the checkpoint.
     """
     require_sections(cfg, ("model", "data"), "testing")
     chosen = tuple(dict.fromkeys(("accuracy", *check_metrics(metrics))))
     writer = _row_writer(predictions)
+    _check_targets(out, predictions)
     with open_session(cfg, launcher) as session:
         split = "test" if cfg.data.get("test") is not None else "val"
         dataset, loader = load_data(cfg, split, "testing", session, data_root=data_root)
-        model = make_model(cfg, session, dataset)
-        load_checkpoint(model, checkpoint, strict=True, logger=session.logger)
+        model = make_model(cfg, session, dataset, split)
+        loaded = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)
+        check_names(loaded["meta"].get("CLASSES"), f"the checkpoint {checkpoint}", dataset, split, session.logger)
         model.to(session.device)
         rows: list[tuple[int, int, list[float]]] = []
 
@@ -79,6 +83,12 @@ def _row_writer(path: str | Path | None) -> Any:
     if Path(path).suffix not in writers:
         raise ConfigError(f"--predictions writes .csv or .jsonl; got '{path}'.")
     return writers[Path(path).suffix]
+
+
+def _check_targets(*paths: str | Path | None) -> None:
+    for path in paths:
+        if path is not None and Path(path).is_dir():
+            raise ConfigError(f"{path} is a folder; --out and --predictions name the files to write.")
 
 
 def _write_csv(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:

@@ -12,26 +12,21 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lbitcls.apis.hooks import build_hooks
 from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.apis.summary import finish
 from lbitcls.core.ema import ModelEMA
-from lbitcls.core.hooks import Hook
-from lbitcls.core.hooks.calibration import CalibrationHook
-from lbitcls.core.hooks.checkpoint import RUN_FILE, CheckpointHook, newest_checkpoint
-from lbitcls.core.hooks.evaluation import EvaluationHook, validated_epochs
-from lbitcls.core.hooks.hook import read_priority
-from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
-from lbitcls.core.hooks.progress import ProgressHook
+from lbitcls.core.hooks.checkpoint import newest_checkpoint, noted_run
+from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, read_precision
-from lbitcls.registry import HOOKS, check_arguments
-from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint, write_whole
+from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
-from lbitcls.utils.errors import ConfigError, DependencyError, reject_unknown_keys
+from lbitcls.utils.errors import ConfigError, DependencyError, reject_unknown_keys, require_dict
 
 Start = tuple[Path, dict[str, Any]] | None
 
@@ -65,16 +60,25 @@ def train_classifier(
     with open_session(cfg, launcher, log_file, lambda logger: _write_head(cfg, work_dir, logger)) as session:
         start = _find_start(cfg, work_dir, resume, session)
         cfg.seed = _choose_seed(cfg, start, session)
-        _prepare(cfg, work_dir, session)
-        runner = build_runner(cfg, work_dir, session, start, validate=validate, data_root=data_root)
+        _prepare(cfg, session)
+        run = _name_run(start, work_dir if resume else None)
+        runner = build_runner(cfg, work_dir, session, start, run=run, validate=validate, data_root=data_root)
         if start is not None:
             runner.restore(start[1], start[0])
-            session.logger.info(
-                "Going on from %s: epoch %d, iteration %d", start[0], runner.epoch + 1, runner.inner_iter
-            )
+            _say_where(runner, start[0])
         began = time.monotonic()
         runner.run()
         return finish(runner, time.monotonic() - began, log_file)
+
+
+def _say_where(runner: EpochRunner, path: Path) -> None:
+    if runner.epoch < runner.max_epochs:
+        runner.logger.info("Going on from %s: epoch %d, iteration %d", path, runner.epoch + 1, runner.inner_iter)
+    else:
+        runner.logger.info(
+            "The run of %s is complete, with %d of %d epochs: nothing is trained. To go on raise total_epochs.",
+            *(path, runner.epoch, runner.max_epochs),
+        )
 
 
 def work_directory(cfg: Config) -> Path:
@@ -92,7 +96,7 @@ def _find_start(cfg: Config, work_dir: Path, resume: bool, session: Session) -> 
     found = newest_checkpoint(work_dir, session.logger) if is_main() else None
     path = broadcast_object(found[0] if found else None)
     if path is None:
-        session.logger.info("--resume: no checkpoint in %s yet, starting afresh.", work_dir)
+        session.logger.info("--resume: no checkpoint of the run in %s yet, starting afresh.", work_dir)
         return None
     return found or (path, read_checkpoint(path))
 
@@ -110,8 +114,8 @@ def _choose_seed(cfg: Config, start: Start, session: Session) -> int:
     return given
 
 
-def _prepare(cfg: Config, work_dir: Path, session: Session) -> None:
-    """Seeds and kernels; the resolved config, in the log and in the work directory.
+def _prepare(cfg: Config, session: Session) -> None:
+    """Seeds and kernels; the resolved config, in the log.
 
     Reads: `seed`, `deterministic`, `cudnn_benchmark`.
     """
@@ -121,9 +125,6 @@ def _prepare(cfg: Config, work_dir: Path, session: Session) -> None:
         use_deterministic_kernels()
     session.logger.info("Device: %s, processes: %d", session.device, session.place.world_size)
     session.logger.info("Config:\n%s", cfg.pretty_text)
-    if is_main():
-        name = Path(cfg.filename).name if cfg.filename else "config.py"
-        cfg.dump(work_dir / name)
 
 
 def _write_head(cfg: Config, work_dir: Path, logger: logging.Logger) -> None:
@@ -139,13 +140,15 @@ def build_runner(
     session: Session,
     start: Start = None,
     *,
+    run: str,
     validate: bool = True,
     data_root: str | None = None,
 ) -> EpochRunner:
     """Everything that `cfg` describes, put together.
 
     Reads: `total_epochs`, `lr_config`, `optimizer`, `optimizer_config`, `amp`, `fp16`, `ema`, `channels_last`,
-    `compile`, `load_from`, `find_unused_parameters`, `sycbn`, and the sections of the functions it calls.
+    `compile`, `load_from`, `find_unused_parameters`, `sycbn`, and the sections of the functions it calls. `run` is
+    the run's name.
     """
     device, epochs = session.device, cfg.total_epochs
     if not isinstance(epochs, int) or epochs < 1:
@@ -158,12 +161,11 @@ def build_runner(
     memory_format = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
     model = _synchronize_norms(model, cfg, session).to(device, memory_format=memory_format)  # type: ignore[call-overload]
     broadcast_module(model)
-    hooks = _build_hooks(cfg, session, validate, data_root)
+    hooks = build_hooks(cfg, model, session, validate, data_root)
     step = _build_step(cfg, model, session)
     ema = _build_ema(cfg, model)
     if cfg.get("compile"):
         _compile(model, device)
-    run = _identify_run(work_dir, start)
     meta = {"world_size": session.place.world_size, "kernels": kernels, "max_epochs": epochs, "run": run}
     return EpochRunner(
         model,
@@ -172,7 +174,7 @@ def build_runner(
         build_schedule(cfg.get("lr_config"), epoch_len=len(loader), max_epochs=epochs),
         max_epochs=epochs,
         work_dir=work_dir,
-        hooks=hooks,
+        hooks=[WorkDirHook(run, cfg), *hooks],
         seed=cfg.seed,
         ema=ema,
         wrap=lambda module: _parallel(module, cfg, session),
@@ -182,13 +184,15 @@ def build_runner(
     )
 
 
-def _identify_run(work_dir: Path, start: Start) -> str:
-    """A name for the run, noted in its work directory, so that `--resume` passes over an earlier run's checkpoints."""
+def _name_run(start: Start, resumed: Path | None) -> str:
+    """The name of the run that goes on, or a new one: by it a run knows its own checkpoints.
+
+    The run of the folder `resumed` that has no checkpoint yet keeps its name.
+    """
     new = f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
-    run = broadcast_object(start[1]["meta"].get("run", new) if start else new)
-    if is_main():
-        write_whole(work_dir / RUN_FILE, lambda path: path.write_text(run + "\n", encoding="utf-8"))
-    return run
+    if start is not None:
+        return broadcast_object(start[1]["meta"].get("run", new))
+    return broadcast_object((noted_run(resumed) if resumed else None) or new)
 
 
 def _choose_kernels(cfg: Config, start: Start, device: torch.device) -> str | None:
@@ -242,7 +246,7 @@ def _build_step(cfg: Config, model: nn.Module, session: Session) -> OptimizerSte
 def _build_ema(cfg: Config, model: nn.Module) -> ModelEMA | None:
     if not cfg.get("ema"):
         return None
-    section = {} if cfg.ema is True else dict(cfg.ema)
+    section = {} if cfg.ema is True else require_dict("ema", cfg.ema)
     reject_unknown_keys("ema", section, ("decay",))
     return ModelEMA(model, **section)
 
@@ -263,73 +267,3 @@ def _parallel(module: nn.Module, cfg: Config, session: Session) -> nn.Module:
     return DistributedDataParallel(
         module, device_ids=ids, find_unused_parameters=bool(cfg.get("find_unused_parameters"))
     )
-
-
-def _build_hooks(cfg: Config, session: Session, validate: bool, data_root: str | None) -> list[Hook]:
-    """Reads: `calibration`, `evaluation`, `workflow`, `checkpoint_config`, `log_config`, `custom_hooks`."""
-    hooks: list[Hook] = []
-    calibration = _calibration(cfg)
-    if calibration is not None:
-        hooks.append(calibration)
-    evaluation = _evaluation(cfg, session, calibration, data_root) if validate else None
-    if evaluation is not None:
-        hooks.append(evaluation)
-    checkpoint = dict(cfg.get("checkpoint_config") or {})
-    check_arguments(CheckpointHook, checkpoint)
-    return [*hooks, CheckpointHook(**checkpoint), *_loggers(cfg), ProgressHook(), *_custom_hooks(cfg)]
-
-
-def _calibration(cfg: Config) -> CalibrationHook | None:
-    section = cfg.get("calibration")
-    if not cfg.get("quant_transformer"):
-        if section:
-            raise ConfigError("calibration is for quantizers, but the config has no quant_transformer.")
-        return None
-    section = dict(section or {})
-    check_arguments(CalibrationHook, section)
-    return CalibrationHook(**section)
-
-
-def _evaluation(
-    cfg: Config, session: Session, calibration: CalibrationHook | None, data_root: str | None
-) -> EvaluationHook | None:
-    section = cfg.get("evaluation")
-    epochs = validated_epochs(cfg.get("workflow") or [("train", 1)], cfg.total_epochs)
-    if cfg.data.get("val") is None:
-        if section or epochs:
-            raise ConfigError("evaluation (or 'val' in workflow) needs data.val; give it, or --no-validate.")
-        session.logger.info("No data.val: training without validation.")
-        return None
-    _, loader = load_data(cfg, "val", "validation", session, data_root=data_root)
-    if calibration is not None:
-        epochs.add(calibration.epoch)
-    arguments = {
-        **dict(section or {}),
-        "loader": loader,
-        "also_after": epochs,
-        "final_phase": "float" if calibration is None else "quantized",
-    }
-    own = [key for key in ("loader", "also_after", "final_phase") if key in (section or {})]
-    reject_unknown_keys("evaluation", own, ())
-    check_arguments(EvaluationHook, arguments)
-    return EvaluationHook(**arguments)
-
-
-def _loggers(cfg: Config) -> list[Hook]:
-    section = dict(cfg.get("log_config") or {})
-    reject_unknown_keys("log_config", section, ("interval", "hooks"))
-    given = section.get("hooks", [dict(type="TextLoggerHook")])
-    return [LogHook(section.get("interval", 100)), JsonLoggerHook(), *(HOOKS.build(entry) for entry in given)]
-
-
-def _custom_hooks(cfg: Config) -> list[Hook]:
-    hooks = []
-    for entry in cfg.get("custom_hooks") or []:
-        given = dict(entry)
-        priority = given.pop("priority", None)
-        hook = HOOKS.build(given)
-        if not isinstance(hook, Hook):
-            raise ConfigError(f"custom_hooks: {type(hook).__name__} is no Hook (lbitcls.core.hooks.Hook).")
-        hook.priority = hook.priority if priority is None else read_priority(priority)
-        hooks.append(hook)
-    return hooks

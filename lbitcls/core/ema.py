@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lbitcls.core.schedule import as_number
 from lbitcls.utils.errors import ConfigError
 
 
@@ -25,6 +26,7 @@ class ModelEMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
+        decay = as_number("ema.decay", decay)
         if not 0 <= decay < 1:
             raise ConfigError(f"ema.decay is in [0, 1); got {decay}.")
         self.decay = decay

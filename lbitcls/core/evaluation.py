@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
-from lbitcls.utils.errors import ConfigError, DataError, suggest
+from lbitcls.utils.errors import ConfigError, DataError, require_list, suggest
 
 METRICS = ("accuracy", "precision", "recall", "f1_score", "confusion")
 Watcher = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
@@ -21,7 +21,7 @@ Watcher = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
 
 def check_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
     """The metrics in `names` as a tuple; `ConfigError` for one that is unknown."""
-    chosen = (names,) if isinstance(names, str) else tuple(names)
+    chosen = (names,) if isinstance(names, str) else tuple(require_list("metrics", names))
     for name in chosen:
         if name not in METRICS:
             raise ConfigError(f"there is no metric '{name}'{suggest(str(name), METRICS)} Known: {', '.join(METRICS)}.")

@@ -17,7 +17,7 @@ from torch import nn
 
 from lbitcls.core.schedule import as_number
 from lbitcls.registry import check_arguments
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, suggest
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,13 +41,20 @@ def build_optimizer(
     """
     given = dict(cfg)
     kind = _find(given.pop("type", None))
-    paramwise = dict(given.pop("paramwise_cfg", None) or {})
-    given = {key: as_number(f"optimizer.{key}", value) for key, value in given.items()}
+    paramwise = require_dict("optimizer.paramwise_cfg", given.pop("paramwise_cfg", None))
+    rates = ("lr", "weight_decay")
+    given = {
+        key: as_number(f"optimizer.{key}", value) if isinstance(value, str) or key in rates else value
+        for key, value in given.items()
+    }
     check_arguments(kind, {"params": [], **given})
     lr = given.get("lr", _default(kind, "lr"))
     decay = given.get("weight_decay", _default(kind, "weight_decay"))
     groups = _group(model, paramwise, lr, decay, {id(p) for p in no_decay})
-    optimizer = kind(groups, **given)
+    try:
+        optimizer = kind(groups, **given)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"optimizer: {kind.__name__} refuses its settings or this model: {error}") from error
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
@@ -65,7 +72,11 @@ def _find(name: Any) -> type[torch.optim.Optimizer]:
         raise ConfigError(
             f"torch.optim has no optimizer '{name}'{suggest(str(name), known)} Known: {', '.join(known)}."
         )
-    return getattr(torch.optim, name)
+    kind = getattr(torch.optim, name)
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(f"optimizer: {name} computes the loss several times a step, which training here does not do.")
+    return kind
 
 
 def _default(kind: type, argument: str) -> Any:
@@ -78,7 +89,9 @@ def _group(
 ) -> list[dict[str, Any]]:
     """Parameter groups, one for each pair of multipliers, in the order in which they first occur."""
     reject_unknown_keys("optimizer.paramwise_cfg", paramwise, _PARAMWISE)
-    custom = dict(paramwise.get("custom_keys") or {})
+    custom = require_dict("optimizer.paramwise_cfg.custom_keys", paramwise.pop("custom_keys", None))
+    custom = {key: _entry(f"custom_keys['{key}']", entry) for key, entry in custom.items()}
+    paramwise = _mults("optimizer.paramwise_cfg", paramwise)
     unmatched = set(custom)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[int] = set()
@@ -107,6 +120,17 @@ def _named_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter, nn.
             yield name, parameter, module
 
 
+def _entry(name: str, given: Any) -> dict[str, float]:
+    """An entry of `custom_keys`."""
+    entry = require_dict(f"optimizer.paramwise_cfg.{name}", given)
+    reject_unknown_keys("optimizer.paramwise_cfg.custom_keys: an entry", entry, ("lr_mult", "decay_mult"))
+    return _mults(f"optimizer.paramwise_cfg.{name}", entry)
+
+
+def _mults(owner: str, given: dict[str, Any]) -> dict[str, float]:
+    return {key: as_number(f"{owner}.{key}", value) for key, value in given.items()}
+
+
 def _custom_key(custom: dict[str, Any], name: str) -> str | None:
     """The longest key that is part of `name` (of equally long ones the first in the alphabet)."""
     matching = [key for key in custom if key in name]
@@ -119,7 +143,6 @@ def _multipliers(
     """(of the learning rate, of the weight decay) for one parameter."""
     lr_mult, decay_mult = 1.0, 0.0 if quantizer else 1.0
     if custom is not None:
-        reject_unknown_keys("optimizer.paramwise_cfg.custom_keys: an entry", custom, ("lr_mult", "decay_mult"))
         return custom.get("lr_mult", 1.0), custom.get("decay_mult", decay_mult)
     if quantizer:
         return lr_mult, decay_mult

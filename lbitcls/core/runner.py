@@ -268,7 +268,7 @@ class EpochRunner:
         fit = compare(self.module.state_dict(), weights)
         if not fit.complete:
             raise CheckpointError(
-                f"{path} is a run of another model; to start from its weights use --load-from:{fit.text()}"
+                f"{path} is a run of another model; to start from its weights use --load-from:{fit.cause()}{fit.text()}"
             )
         self.module.load_state_dict(weights, strict=False)  # BatchNorm's counters may be missing
         try:

@@ -37,7 +37,7 @@ class Step:
     min_lr: float | None = None
 
     def __post_init__(self) -> None:
-        steps = [self.step] if isinstance(self.step, int) else list(self.step)
+        steps = self.step if isinstance(self.step, (list, tuple)) else [self.step]
         if not all(isinstance(s, int) and s > 0 for s in steps):
             raise ConfigError(f"lr_config: step is a positive int or a list of them; got {self.step!r}.")
 
@@ -162,32 +162,40 @@ def build_schedule(cfg: dict[str, Any] | None, *, epoch_len: int, max_epochs: in
         ConfigError: an unknown policy or key, or a value out of range.
     """
     given = dict(cfg or {"policy": "fixed"})
-    name = given.pop("policy", None)
+    name = str(given.pop("policy", None))
     if name not in _POLICIES:
         by_lower = {known.lower(): known for known in _POLICIES}
-        if str(name).lower() not in by_lower:
-            hint = suggest(str(name), _POLICIES)
+        if name.lower() not in by_lower:
+            hint = suggest(name, _POLICIES)
             raise ConfigError(f"lr_config: there is no policy '{name}'{hint} Known: {', '.join(_POLICIES)}.")
-        name = by_lower[str(name).lower()]
+        name = by_lower[name.lower()]
     shared = {key: given.pop(key) for key in list(given) if key in Schedule.__dataclass_fields__ and key != "policy"}
     for fixed in ("epoch_len", "max_epochs"):
         if fixed in shared:
             raise ConfigError(f"lr_config takes no '{fixed}'; it follows from the data and total_epochs.")
-    numbers = {key: as_number(f"lr_config.{key}", value) for key, value in given.items() if key != "step"}
-    policy_cfg = {**given, **numbers}
-    check_arguments(_POLICIES[name], policy_cfg)
-    return Schedule(_POLICIES[name](**policy_cfg), epoch_len=epoch_len, max_epochs=max_epochs, **shared)
+    check_arguments(_POLICIES[name], given)
+    policy = _POLICIES[name](**_numbers(given))
+    return Schedule(policy, epoch_len=epoch_len, max_epochs=max_epochs, **_numbers(shared))
 
 
-def as_number(name: str, value: Any) -> Any:
-    """`value`, where a string that is a number (YAML's `1e-3`) becomes one.
+def _numbers(given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with every value that is to be a number as one."""
+    own = ("step", "warmup", "by_epoch", "warmup_by_epoch")  # no numbers; None of the others: as if not given
+    return {key: v if key in own or v is None else as_number(f"lr_config.{key}", v) for key, v in given.items()}
+
+
+def as_number(name: str, value: Any) -> float:
+    """`value` as a number; a string that is one (YAML's `1e-3`) becomes one.
 
     Raises:
-        ConfigError: a string that is no number.
+        ConfigError: it is no number.
     """
-    if not isinstance(value, str):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
     try:
-        return float(value)
+        if isinstance(value, str):
+            return float(value)
     except ValueError:
-        raise ConfigError(f"{name} is a number; got the text '{value}'.") from None
+        pass
+    shown = f"the text '{value}'" if isinstance(value, str) else repr(value)
+    raise ConfigError(f"{name} is a number; got {shown}.")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+from lbitcls.core.schedule import as_number
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, suggest
 
 Batch = dict[str, torch.Tensor]
 _DTYPES = {
@@ -44,15 +45,16 @@ def read_precision(amp: Any, fp16: Any) -> Precision:
     if not (amp or asked):
         return Precision()
     section, default = (fp16, "fp16") if asked else (amp, "bf16")
-    given = {"dtype": section} if isinstance(section, str) else dict(section) if section is not True else {}
+    written = {"dtype": section} if isinstance(section, str) else {} if section is True else section
+    given = require_dict("amp (or fp16), where it is no type's name or True,", written)
     given.setdefault("dtype", default)
     reject_unknown_keys("amp / fp16", given, ("dtype", "loss_scale"))
     name = given["dtype"]
-    if name not in _DTYPES:
+    if not isinstance(name, str) or name not in _DTYPES:
         raise ConfigError(f"amp: there is no type '{name}'{suggest(str(name), _DTYPES)} Known: {', '.join(_DTYPES)}.")
     scale = given.get("loss_scale", "dynamic")
-    if scale != "dynamic" and not isinstance(scale, (int, float)):
-        raise ConfigError(f"fp16.loss_scale is 'dynamic' or a number; got {scale!r}.")
+    if scale != "dynamic" and not (isinstance(scale, (int, float)) and scale > 0):
+        raise ConfigError(f"fp16.loss_scale is 'dynamic' or a number above 0; got {scale!r}.")
     return Precision(_DTYPES[name], scale)
 
 
@@ -83,13 +85,9 @@ class OptimizerStep:
     ) -> None:
         if not isinstance(cumulative_iters, int) or cumulative_iters < 1:
             raise ConfigError(f"optimizer_config.cumulative_iters is an int from 1; got {cumulative_iters!r}.")
-        if grad_clip is not None:
-            reject_unknown_keys("optimizer_config.grad_clip", grad_clip, ("max_norm", "norm_type"))
-            if "max_norm" not in grad_clip:
-                raise ConfigError("optimizer_config.grad_clip needs max_norm: dict(max_norm=35, norm_type=2).")
         self.optimizer = optimizer
         self.device = device
-        self.grad_clip = grad_clip
+        self.grad_clip = _read_clip(grad_clip)
         self.cumulative_iters = cumulative_iters
         self.precision = precision or Precision()
         self.penalty = penalty
@@ -97,6 +95,7 @@ class OptimizerStep:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._seen = 0
         self._first = 0
+        self._stepped = False
 
     def __call__(self, model: nn.Module, batch: Batch, index: int, total: int) -> dict[str, torch.Tensor]:
         """Learn from `batch`, number `index` of the epoch's `total`; what the model returned, detached."""
@@ -126,7 +125,15 @@ class OptimizerStep:
     def _forward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         dtype = self.precision.dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            outputs = model(batch["img"], gt_label=batch["gt_label"], return_loss=True)
+            try:
+                outputs = model(batch["img"], gt_label=batch["gt_label"], return_loss=True)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ConfigError(
+                    f"a batch of {len(batch['img'])} is too small for BatchNorm, which sees one value per channel in "
+                    "it. Where it is the epoch's last batch set data.drop_last=True; else raise data.samples_per_gpu."
+                ) from error
         penalty = self.penalty() if self.penalty is not None else 0.0
         if isinstance(penalty, torch.Tensor):
             outputs = {**outputs, "loss": outputs["loss"] + penalty, "loss_quant": penalty}
@@ -139,7 +146,13 @@ class OptimizerStep:
             torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
         if self.grad_clip is not None:
             result["grad_norm"] = nn.utils.clip_grad_norm_(self._parameters, **self.grad_clip)
-        self.scaler.step(self.optimizer)
+        try:
+            self.scaler.step(self.optimizer)
+        except (ValueError, TypeError, RuntimeError) as error:
+            if self._stepped or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(f"optimizer: {type(self.optimizer).__name__} cannot train this: {error}") from error
+        self._stepped = True
         self.scaler.update()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,6 +160,16 @@ class OptimizerStep:
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _read_clip(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    section = require_dict("optimizer_config.grad_clip", given)
+    reject_unknown_keys("optimizer_config.grad_clip", section, ("max_norm", "norm_type"))
+    if "max_norm" not in section:
+        raise ConfigError("optimizer_config.grad_clip needs max_norm: dict(max_norm=35, norm_type=2).")
+    return {key: as_number(f"optimizer_config.grad_clip.{key}", value) for key, value in section.items()}
 
 
 def _scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:

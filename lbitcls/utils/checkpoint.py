@@ -20,6 +20,7 @@ from lbitcls.utils.errors import CheckpointError, suggest
 from lbitcls.utils.logging import get_logger
 from lbitcls.version import __version__
 
+_QUANTIZER = "_quantizer."  # in the name of every tensor that a quantized layer has beside the float layer's
 _SHOWN = 8  # keys that a message lists before it counts the rest
 
 
@@ -90,10 +91,11 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", mmap: bool = False) -> dict[str, Any]:
     """The checkpoint in `path`, with at least `'meta'` and `'state_dict'`; a bare state dict is wrapped so.
 
-    Only plain data is read (`weights_only`), so that a file from elsewhere can run no code.
+    Only plain data is read (`weights_only`), so that a file from elsewhere can run no code. With `mmap`
+    tensors are read when they are used: for the meta data alone.
 
     Raises:
         CheckpointError: the file is missing, damaged, not plain data, or holds no weights.
@@ -107,7 +109,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"there is no checkpoint {path}{suggest(path.name, names)}")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises what the damage leads to: RuntimeError, EOFError, KeyError, pickle's …
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -159,7 +161,7 @@ def load_checkpoint(
     if not fit.matched:
         raise CheckpointError(f"nothing in {path} fits {type(model).__name__}:{fit.text()}")
     if strict and not fit.complete:
-        raise CheckpointError(f"{path} is of another model than {type(model).__name__}:{fit.text()}")
+        raise CheckpointError(f"{path} is of another model than {type(model).__name__}:{fit.cause()}{fit.text()}")
     model.load_state_dict({name: state_dict[name] for name in fit.matched}, strict=False)
     logger = logger or get_logger()
     logger.info("Loaded %d of %d tensors from %s%s", len(fit.matched), len(model.state_dict()), path, fit.text())
@@ -184,6 +186,15 @@ class Fit:
         """Nothing is missing, left over or of another shape (BatchNorm's counters, which old files lack, aside)."""
         missing = [name for name in self.missing if not name.endswith("num_batches_tracked")]
         return not (missing or self.unexpected or self.mismatched)
+
+    def cause(self) -> str:
+        """A line that says so where one side is quantized and the other float, or nothing."""
+        missing = [name for name in self.missing if not name.endswith("num_batches_tracked")]
+        if missing and not self.unexpected and all(_QUANTIZER in name for name in missing):
+            return "\n  it has float weights, and the config's quant_transformer quantizes the model"
+        if self.unexpected and not missing and all(_QUANTIZER in name for name in self.unexpected):
+            return "\n  it is of a quantized model, and the config has no quant_transformer, or one for fewer layers"
+        return ""
 
     def text(self) -> str:
         """One line for each kind of misfit, or nothing."""

@@ -46,6 +46,7 @@ SECTIONS: dict[str, str] = {
     "sycbn": "BatchNorm statistics over all GPUs",
     "cpu_only": "train on the CPU",
     "device": "device to train on",
+    "num_threads": "threads of a process on the CPU",
     "gpu_ids": "GPUs to train on",
     "custom_hooks": "hooks of your own",
     "custom_imports": "modules of your own to import",
@@ -59,6 +60,8 @@ _DICTS = (  # sections that are a dict, or None
     *("model", "data", "evaluation", "quant_transformer", "calibration", "optimizer", "optimizer_config", "lr_config"),
     *("checkpoint_config", "log_config", "dist_params", "custom_imports"),
 )
+
+_TEXTS = ("work_dir", "load_from", "resume_from", "device")
 
 _FOREIGN: dict[str, str] = {
     "optim_wrapper": "optimizer and optimizer_config",
@@ -160,6 +163,10 @@ def check_sections(cfg: Config) -> None:
         value = cfg._cfg_dict.get(name)
         if value and not isinstance(value, dict):
             raise ConfigError(f"{name} ({SECTIONS[name]}) is written {name} = dict(…); got {value!r}.")
+    for name in _TEXTS:
+        value = cfg._cfg_dict.get(name)
+        if value and not isinstance(value, (str, Path)):
+            raise ConfigError(f"{name} ({SECTIONS[name]}) is a text, {name} = '…'; got {value!r}.")
     for name in cfg._cfg_dict:
         if name in SECTIONS:
             continue
@@ -276,6 +283,11 @@ def _check_override(root: ConfigDict, dotted: str) -> None:
         known = [str(i) for i in range(len(node))] if isinstance(node, (list, tuple)) else list(node or ())
         if depth == 0:
             known += SECTIONS
+        if isinstance(node, (list, tuple)) and part not in known:
+            raise ConfigError(
+                f"the option '{dotted}': '{'.'.join(parts[:depth])}' is a list of {len(node)}, whose items are "
+                f"numbered from 0; it has no item '{part}'. To make it longer give the whole list."
+            )
         if part not in known:
             full = ".".join((*parts[:depth], part))
             hint = suggest(part, known)

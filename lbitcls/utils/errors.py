@@ -6,7 +6,8 @@ The command line prints the message of a `LbitclsError` without a traceback and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class LbitclsError(Exception):
@@ -68,3 +69,17 @@ def reject_unknown_keys(owner: str, given: Iterable[str], known: Iterable[str]) 
         if key not in known:
             takes = ", ".join(known) or "nothing"
             raise ConfigError(f"{owner} takes no '{key}'{suggest(key, known)} It takes: {takes}.")
+
+
+def require_dict(name: str, value: Any) -> dict[str, Any]:
+    """A copy of the section `value`, empty for None; `ConfigError` when it is no dict."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{name} is written as a dict(…); got {value!r}.")
+    return dict(value or {})
+
+
+def require_list(name: str, value: Any) -> list[Any]:
+    """A copy of the list (or tuple) `value`, empty for None; `ConfigError` when it is none."""
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{name} is written as a list, […]; got {value!r}.")
+    return list(value or [])

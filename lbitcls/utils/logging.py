@@ -56,6 +56,15 @@ def setup_logger(level: str | int = "INFO", log_file: Path | None = None, rank: 
     return logger
 
 
+def log_to_file(level: str, message: str) -> None:
+    """Log to the log file alone, where there is one: what standard error says already."""
+    logger = get_logger()
+    record = logger.makeRecord(NAME, logging.getLevelName(level), "", 0, message, (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 def interactive() -> bool:
     """Whether a person watches: standard output is a terminal."""
     return sys.stdout.isatty()

@@ -54,6 +54,30 @@ def test_mistakes(write_config: Any, capsys: Any, arguments: list[str], code: in
     assert message in captured.err and "Traceback" not in captured.err
 
 
+def test_error_is_in_the_log_file(write_config: Any, tmp_path: Path, capsys: Any) -> None:
+    config, work = str(write_config(total_epochs=1)), tmp_path / "elsewhere"
+    assert main(["train", config, "--work-dir", str(work), "--options", "optimizer.type=SDG"]) == 2
+    captured = capsys.readouterr()
+    text = next(work.glob("*.log")).read_text()
+    assert text.count("did you mean 'SGD'") == 1 and "ERROR - ConfigError: " in text and "Traceback" not in text
+    assert captured.err.count("did you mean 'SGD'") == 1 and "did you mean" not in captured.out
+
+
+def test_places_that_cannot_be_written(write_config: Any, tmp_path: Path, capsys: Any) -> None:
+    config = str(write_config(total_epochs=1))
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["train", config, "--work-dir", str(place)]) == 2
+        assert f"work directory {place}: " in capsys.readouterr().err
+    assert main(["test", config, "none.pth", "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path} is a folder" in capsys.readouterr().err
+    assert main(["train", config]) == 0
+    out = tmp_path / "file" / "results.json"
+    assert main(["test", config, str(tmp_path / "work" / "latest.pth"), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'file'}: " in error and "Traceback" not in error
+
+
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["train", "x.py", "--launcher", "mpi"]])
 def test_wrong_usage(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:

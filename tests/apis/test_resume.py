@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -254,12 +255,120 @@ def test_old_checkpoints_are_deleted(make_config: Any) -> None:
     assert not list(Path(cfg.work_dir).glob(".*.tmp"))
 
 
-def test_checkpoints_of_an_earlier_run_are_passed_over(make_config: Any, capsys: Any) -> None:
-    """A run that was killed before its first checkpoint starts afresh, whatever another one left in its folder."""
+def test_run_killed_before_its_first_checkpoint(make_config: Any, capsys: Any) -> None:
+    """It starts afresh on --resume, whatever another one left in its folder; that one can still go on."""
     cfg = make_config(total_epochs=1)
     train_classifier(cfg)
+    folder = Path(cfg.work_dir)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".log"}
     cfg.seed = 4
     end(cfg, "after_iter", 2)
+    assert "held another run" in capsys.readouterr().out
+    aside = folder / "earlier_1"
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     train_classifier(cfg, resume=True)
-    assert "of an earlier run" in capsys.readouterr().out
-    assert content(cfg.work_dir)["meta"]["seed"] == 4
+    assert "starting afresh" in capsys.readouterr().out
+    assert content(folder)["meta"]["seed"] == 4
+    assert not (folder / "earlier_2").exists()
+    cfg.seed, cfg.work_dir, cfg.total_epochs = 3, str(aside), 2
+    train_classifier(cfg, resume=True)
+    assert content(aside)["meta"]["epoch"] == 2
+
+
+def test_checkpoints_of_another_run_are_passed_over_and_kept(make_config: Any, capsys: Any) -> None:
+    """What a run leaves that was killed while it moved another one's files."""
+    cfg = make_config(total_epochs=1)
+    train_classifier(cfg)
+    folder = Path(cfg.work_dir)
+    other = (folder / "epoch_1.pth").read_bytes()
+    (folder / "run.txt").write_text("another\n")
+    train_classifier(cfg, resume=True)
+    output = capsys.readouterr().out
+    assert "of an earlier run" in output and "starting afresh" in output and "held another run" in output
+    assert (folder / "earlier_1" / "epoch_1.pth").read_bytes() == other
+
+
+def test_config_in_the_work_directory_stays_as_written(write_config: Any, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    config = write_config(name="work/tiny.py", total_epochs=1)
+    text = "# a comment\n" + config.read_text()
+    config.write_text(text)
+    assert main(["train", str(config)]) == 0
+    assert main(["train", str(config), "--options", "total_epochs=2"]) == 0
+    assert config.read_text() == text
+    assert (tmp_path / "work" / "earlier_1" / "epoch_1.pth").exists()
+
+
+@pytest.mark.parametrize("failure", ["optimizer", "first batch", "hook"])
+def test_failure_before_the_first_step_changes_nothing(make_config: Any, failure: str) -> None:
+    from lbitcls.utils.errors import LbitclsError
+
+    cfg = make_config(total_epochs=1, log_config=dict(hooks=[dict(type="TensorboardLoggerHook")]))
+    train_classifier(cfg)
+    folder = Path(cfg.work_dir)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
+    wrong = copy.deepcopy(cfg)
+    if failure == "optimizer":
+        wrong.optimizer = dict(type="SparseAdam", lr=0.1)
+    elif failure == "hook":
+        wrong.custom_hooks = [dict(type="Fail", at=0)]
+    else:
+        wrong.data.train.pipeline = [dict(type="Resize", size=(1, 1)), *wrong.data.train.pipeline]
+        wrong.data.samples_per_gpu = 1
+    with pytest.raises(LbitclsError):
+        train_classifier(wrong)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path in before}
+    assert after == before
+    cfg.total_epochs = 2
+    train_classifier(cfg, resume=True)
+    assert content(folder)["meta"]["epoch"] == 2 and not (folder / "earlier_1").exists()
+
+
+def test_finished_run_says_so(make_config: Any, capsys: Any) -> None:
+    cfg = make_config(total_epochs=1)
+    train_classifier(cfg)
+    capsys.readouterr()
+    train_classifier(cfg, resume=True)
+    output = capsys.readouterr().out
+    assert "is complete, with 1 of 1 epochs" in output and "raise total_epochs" in output
+    assert "Going on from" not in output
+
+
+@pytest.mark.parametrize(("event", "at"), [("before_epoch", 12), ("before_iter", 12), ("before_iter", 13)])
+def test_resume_at_the_calibration(make_config: Any, event: str, at: int) -> None:
+    """From exactly before the quantizers come on (before or after they did in the run that was killed), and after."""
+    sections = dict(QUANT, ema=dict(decay=0.9), checkpoint_config=dict(interval=1, by_epoch=False, max_keep_ckpts=2))
+    whole, ended = make_config("whole", **sections), make_config("ended", **sections)
+    train_classifier(whole)
+    end(ended, event, at)
+    saved = content(ended.work_dir)
+    assert saved["meta"]["iter"] == at
+    assert saved["hooks"]["CalibrationHook"]["done"] is (at > 12)
+    train_classifier(ended, resume=True)
+    same_run(whole, ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [11, 17, 27])
+def test_everything_at_once_killed(make_config: Any, run_tool: Any, compiler: None, tmp_path: Path, at: int) -> None:
+    """In the float phase, soon after the quantizers came on, and in the last epoch; processes of their own."""
+    sections = dict(
+        QUANT,
+        total_epochs=3,
+        ema=dict(decay=0.9),
+        amp="bf16",
+        compile=True,
+        channels_last=True,
+        optimizer_config=dict(cumulative_iters=5, grad_clip=dict(max_norm=5.0)),
+        checkpoint_config=dict(interval=4, by_epoch=False, max_keep_ckpts=2),
+    )
+    whole, killed = make_config("whole", **sections), make_config("killed", **sections)
+    whole.dump(tmp_path / "whole.py")
+    killed.dump(tmp_path / "killed.py")
+    hooks = [dict(type="EndAt", event="before_iter", at=at, how="SIGKILL")]
+    Config({**killed._cfg_dict, "custom_hooks": hooks}).dump(tmp_path / "killing.py")
+    assert run_tool("train", tmp_path / "whole.py", timeout=300).returncode == 0
+    assert run_tool("train", tmp_path / "killing.py", timeout=300).returncode == -signal.SIGKILL
+    done = run_tool("train", tmp_path / "killed.py", "--resume", timeout=300)
+    assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
+    same_run(whole, killed)

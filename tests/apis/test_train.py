@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lbitcls.apis import train_classifier
+from lbitcls.cli import main
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, TrainingError
 
@@ -219,6 +220,13 @@ def test_hook_of_ones_own(make_config: Any) -> None:
         ({"quant_transformer": QUANT, "calibration": dict(epoch=2)}, "only the epochs 0 to 1"),
         ({"quant_transformer": QUANT, "calibration": dict(epochs=1)}, "did you mean 'epoch'"),
         ({"ema": dict(momentum=0.1)}, "ema takes no 'momentum'"),
+        ({"ema": "yes"}, "ema is written as a dict"),
+        ({"custom_hooks": dict(type="EndAt")}, "custom_hooks is written as a list"),
+        ({"custom_hooks": ["EndAt"]}, "an entry of custom_hooks is written as a dict"),
+        ({"log_config.hooks": 5}, "log_config.hooks is written as a list"),
+        ({"workflow": 5}, "workflow is written as a list"),
+        ({"gpu_ids": 1}, "gpu_ids is a list"),
+        ({"data.drop_last": True, "data.samples_per_gpu": 2000}, "leaves no batch: data.train has 1437 images"),
         ({"workflow": [("train", 1), ("vall", 1)]}, "workflow is a list"),
         ({"dist_params": dict(backend="nccl", port=3)}, "dist_params takes no 'port'"),
         ({"log_level": "LOUD"}, "log_level"),
@@ -239,3 +247,9 @@ def test_evaluation_without_a_validation_set(make_config: Any) -> None:
     cfg = make_config(total_epochs=1)
     train_classifier(cfg, validate=False)
     assert not records(cfg, "val") and not (Path(cfg.work_dir) / "best_top-1.pth").exists()
+
+
+def test_num_threads_is_a_number_from_1(repo_root: Path, capsys: pytest.CaptureFixture) -> None:
+    config = str(repo_root / "configs/quickstart/digits_lsq_4w4f.py")
+    assert main(["train", config, "--options", "num_threads=0"]) == 2
+    assert "num_threads is an int from 1; got 0" in capsys.readouterr().err

@@ -90,6 +90,18 @@ def test_frozen_parameters_are_in_and_stay() -> None:
         (dict(type="SGD", lr=0.1, paramwise_cfg=dict(norm_decay=0)), "did you mean 'norm_decay_mult'"),
         (dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(haed=dict(lr_mult=1)))), "'haed' is in no"),
         (dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(head=dict(lr=1)))), "takes no 'lr'"),
+        (
+            dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(head=0.1))),
+            "is written as a dict",
+        ),
+        (dict(type="SGD", lr=0.1, paramwise_cfg=dict(norm_decay_mult="none")), "norm_decay_mult is a number"),
+        (dict(type="SGD", lr=0.1, paramwise_cfg=5), "paramwise_cfg is written as a dict"),
+        (dict(type="SGD", lr=-1), "SGD refuses .* Invalid learning rate: -1"),
+        (dict(type="SGD", lr=None), "optimizer.lr is a number; got None"),
+        (dict(type="SGD", lr=0.1, momentum=-1), "SGD refuses .* Invalid momentum value: -1"),
+        (dict(type="Adam", lr=0.1, betas=5), "Adam refuses"),
+        (dict(type="LBFGS", lr=0.1), "LBFGS computes the loss several times"),
+        (dict(type="Muon", lr=0.1), "Muon refuses .* 2D parameters"),
     ],
 )
 def test_mistakes(cfg: Any, message: str) -> None:

@@ -46,6 +46,7 @@ def rate(cfg: Any, iteration: int, base: float = 0.1, epoch_len: int = 10, max_e
             *(10, 0.075),
         ),
         (dict(policy="CosineAnnealing", min_lr="1e-2"), 100, 0.01),
+        (dict(policy="fixed", warmup="linear", warmup_iters="4", warmup_ratio="2e-1"), 0, 0.02),
     ],
 )
 def test_rate(cfg: Any, iteration: int, expected: float) -> None:
@@ -66,6 +67,13 @@ def test_rate(cfg: Any, iteration: int, expected: float) -> None:
         (dict(policy="fixed", warmup="linear"), "warmup_iters above 0"),
         (dict(policy="poly", power="two"), "lr_config.power is a number"),
         (dict(policy="fixed", max_epochs=3), "total_epochs"),
+        (dict(policy="fixed", warmup="linear", warmup_iters="ten"), "warmup_iters is a number; got the text 'ten'"),
+        (dict(policy="fixed", warmup="linear", warmup_iters=[5]), r"warmup_iters is a number; got \[5\]"),
+        (dict(policy="fixed", warmup="linear", warmup_iters=5, warmup_ratio="low"), "warmup_ratio is a number"),
+        (dict(policy="step", step=3.0), "positive int"),
+        (dict(policy="step", step=None), "positive int"),
+        (dict(policy=["step"], step=3), "no policy"),
+        (dict(policy="exp", gamma=[0.1]), "gamma is a number"),
     ],
 )
 def test_mistakes(cfg: Any, message: str) -> None:

@@ -125,3 +125,41 @@ def test_wrong_precision(amp: Any, fp16: Any, message: str) -> None:
 def test_mistakes(options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         OptimizerStep(torch.optim.SGD(Net().parameters(), 0.1), CPU, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(grad_clip=5), r"grad_clip is written as a dict\(…\); got 5"),
+        (dict(grad_clip=dict(max_norm="high")), "max_norm is a number; got the text 'high'"),
+        (dict(grad_clip=dict(max_norm=None)), "max_norm is a number; got None"),
+    ],
+)
+def test_mistakes_in_clipping(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OptimizerStep(torch.optim.SGD(Net().parameters(), 0.1), CPU, **options)
+
+
+@pytest.mark.parametrize("amp", [5, ["bf16"], dict(dtype=5), dict(dtype=["bf16"])])
+def test_precision_of_a_wrong_kind(amp: Any) -> None:
+    with pytest.raises(ConfigError, match="amp"):
+        read_precision(amp, None)
+
+
+def test_optimizer_that_refuses_its_first_step() -> None:
+    model = Net()
+    step = OptimizerStep(torch.optim.SparseAdam(list(model.parameters())), CPU)
+    with pytest.raises(ConfigError, match="SparseAdam cannot train this: SparseAdam does not support dense gradients"):
+        step(model, batches([4])[0], 0, 1)
+
+
+def test_batch_too_small_for_its_norms() -> None:
+    class Normed(Net):
+        def forward(self, img: Tensor, gt_label: Tensor, return_loss: bool) -> dict[str, Tensor]:
+            return super().forward(nn.functional.batch_norm(img, None, None, training=True), gt_label, return_loss)
+
+    model = Normed()
+    step = OptimizerStep(torch.optim.SGD(model.parameters(), 0.1), CPU)
+    step(model, batches([2])[0], 0, 2)
+    with pytest.raises(ConfigError, match=r"a batch of 1 .* data\.drop_last=True"):
+        step(model, batches([1])[0], 1, 2)

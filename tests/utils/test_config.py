@@ -116,6 +116,19 @@ def test_an_option_for_a_key_that_is_not_there_is_an_error_unless_added(tmp_path
     assert cfg.optimizer.nesterov is True
 
 
+def test_an_option_for_an_item_that_a_list_has_not(tmp_path: Path) -> None:
+    cfg = Config.fromfile(write(tmp_path, "a.py", BASE + "data = dict(train=dict(pipeline=[dict(type='A')]))\n"))
+    for key in ("data.train.pipeline.9.type", "data.train.pipeline.first.type"):
+        with pytest.raises(ConfigError, match=r"'data\.train\.pipeline' is a list of 1, .* it has no item") as caught:
+            cfg.merge_from_dict({key: "B"})
+        assert "+" not in str(caught.value)
+
+
+def test_a_plain_section_of_a_wrong_kind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"load_from .* is a text, .* got 5"):
+        Config.fromfile(write(tmp_path, "a.py", BASE + "load_from = 5\n"))
+
+
 def test_option_values_are_python_literals() -> None:
     assert parse_option("a.b=1e-3") == ("a.b", 1e-3)
     assert parse_option("a=[1,2]") == ("a", [1, 2])

@@ -67,7 +67,7 @@ class CheckpointHook(Hook):
                 self._delete_old(runner.work_dir, kind, number)
 
     def _delete_old(self, folder: Path, kind: str, number: int) -> None:
-        """Delete all but the newest of this run's checkpoints (a number above the present one is another run's)."""
+        """Delete all but the newest of the checkpoints up to the present one (others were made before it went back)."""
         saved = {n: path for n, path in _numbered(folder, kind) if n <= number}
         for old in sorted(saved)[: -self.max_keep]:
             saved[old].unlink(missing_ok=True)
@@ -77,6 +77,12 @@ def _numbered(folder: Path, kind: str) -> Iterable[tuple[int, Path]]:
     for path in folder.glob(f"{kind}_*.pth"):
         if found := re.fullmatch(rf"{kind}_(\d+)\.pth", path.name):
             yield int(found[1]), path
+
+
+def noted_run(folder: Path) -> str | None:
+    """The name of the run that `folder` belongs to, or None where none is noted."""
+    path = folder / RUN_FILE
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def newest_checkpoint(folder: Path, logger: logging.Logger) -> tuple[Path, dict[str, Any]] | None:
@@ -93,7 +99,7 @@ def newest_checkpoint(folder: Path, logger: logging.Logger) -> tuple[Path, dict[
         *(path for kind in ("epoch", "iter") for _, path in _numbered(folder, kind)),
     ]
     candidates += sorted((path for path in others if path.exists()), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-    run = (folder / RUN_FILE).read_text(encoding="utf-8").strip() if (folder / RUN_FILE).exists() else None
+    run = noted_run(folder)
     unreadable = 0
     for path in candidates:
         try:
@@ -104,7 +110,7 @@ def newest_checkpoint(folder: Path, logger: logging.Logger) -> tuple[Path, dict[
             continue
         if run in (None, checkpoint["meta"].get("run")):
             return path, checkpoint
-        logger.info("%s is of an earlier run in this folder.", path)
+        logger.info("%s is of an earlier run in this folder; it will be moved, not overwritten.", path)
     if unreadable:
         raise CheckpointError(f"none of the {len(candidates)} checkpoints in {folder} can be gone on from.")
     return None

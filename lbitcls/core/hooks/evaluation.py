@@ -10,7 +10,7 @@ from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
 from lbitcls.utils.checkpoint import save_checkpoint
 from lbitcls.utils.dist import broadcast_module, is_main
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, require_list, suggest
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -46,15 +46,18 @@ class EvaluationHook(Hook):
         also_after: Iterable[int] = (),
         final_phase: str = "float",
     ) -> None:
-        if not isinstance(interval, int) or interval < 1:
-            raise ConfigError(f"evaluation.interval is an int from 1; got {interval!r}.")
-        options = dict(metric_options or {})
+        for name, value, least in (("interval", interval, 1), ("start", start, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"evaluation.{name} is an int from {least}; got {value!r}.")
+        options = require_dict("evaluation.metric_options", metric_options)
         reject_unknown_keys("evaluation.metric_options", options, ("topk",))
         topk = options.get("topk", (1, 5))
         self.loader = loader
         self.interval = interval
         self.metrics = tuple(dict.fromkeys(("accuracy", *check_metrics(metric))))
-        self.topk: tuple[int, ...] = (topk,) if isinstance(topk, int) else tuple(topk)
+        self.topk: tuple[int, ...] = (topk,) if isinstance(topk, int) else tuple(require_list("topk", topk))
+        if not all(isinstance(k, int) and k > 0 for k in self.topk):
+            raise ConfigError(f"evaluation.metric_options.topk is a list of ints from 1; got {topk!r}.")
         self.save_best = _best_key(save_best)
         known = ["loss", *(m for m in self.metrics if m not in ("accuracy", "confusion"))]
         known += [f"top-{k}" for k in self.topk]
@@ -114,7 +117,7 @@ def _best_key(save_best: str | None) -> str | None:
     """The result's name, with the older spellings `auto` and `accuracy_top-1`."""
     if not save_best:
         return None
-    return "top-1" if save_best == "auto" else save_best.removeprefix("accuracy_")
+    return "top-1" if save_best == "auto" else str(save_best).removeprefix("accuracy_")
 
 
 def _better(key: str, value: float, best: float) -> bool:
@@ -127,7 +130,7 @@ def validated_epochs(workflow: Sequence[Sequence[Any]], max_epochs: int) -> set[
     Raises:
         ConfigError: it is not a list of ('train' or 'val', number), or nothing in it trains.
     """
-    given = [tuple(entry) for entry in workflow]
+    given = [tuple(require_list("an entry of workflow", entry)) for entry in require_list("workflow", workflow)]
     valid = all(len(e) == 2 and e[0] in ("train", "val") and isinstance(e[1], int) and e[1] > 0 for e in given)
     if not valid or not any(mode == "train" for mode, _ in given):
         raise ConfigError(

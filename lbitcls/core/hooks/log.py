@@ -151,15 +151,20 @@ def _text(value: Any) -> str:
 
 @HOOKS.register_module()
 class JsonLoggerHook(Writer):
-    """Appends each record to `log.jsonl`; a run that goes on first drops what was written after its position."""
+    """Appends each record to `log.jsonl`; a run that goes on drops, with the first, what came after its start."""
+
+    def __init__(self) -> None:
+        self._start: tuple[int, int] | None = None
 
     def before_run(self, runner: EpochRunner) -> None:
-        if is_main():
-            kept = [line for line in _lines(_path(runner)) if _is_before(line, runner.epoch, runner.inner_iter)]
-            text = "".join(line + "\n" for line in kept)
-            write_whole(_path(runner), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self._start = runner.epoch, runner.inner_iter
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
+        if self._start is not None:
+            kept = [line for line in _lines(_path(runner)) if _is_before(line, *self._start)]
+            text = "".join(line + "\n" for line in kept)
+            write_whole(_path(runner), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            self._start = None
         with _path(runner).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -194,22 +199,27 @@ class TensorboardLoggerHook(Writer):
     def __init__(self, log_dir: str | None = None) -> None:
         self.log_dir = log_dir
         self._writer: SummaryWriter | None = None
+        self._start = 0
 
     def before_run(self, runner: EpochRunner) -> None:
         if not is_main():
             return
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise DependencyError(
                 f"TensorboardLoggerHook needs the package tensorboard: pip install tensorboard ({error})."
             ) from error
-        folder = self.log_dir or str(runner.work_dir / "tf_logs")
-        self._writer = SummaryWriter(folder, purge_step=runner.iter + 1 if runner.iter else 0)
+        self._start = runner.iter + 1 if runner.iter else 0
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = self.log_dir or str(runner.work_dir / "tf_logs")
+            self._writer = SummaryWriter(folder, purge_step=self._start)
         for name, value in record.items():
-            if self._writer is not None and name not in POSITION and isinstance(value, (int, float)):
+            if name not in POSITION and isinstance(value, (int, float)):
                 self._writer.add_scalar(f"{record['mode']}/{name}", value, runner.iter)
 
     def after_run(self, runner: EpochRunner) -> None:

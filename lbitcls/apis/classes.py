@@ -1,0 +1,82 @@
+"""Whether a data set's labels mean what the model was trained on: their range, and the names of the classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lbitcls.utils.errors import ConfigError, DataError
+
+_SHOWN = 3  # names that a message lists before it counts the rest
+
+
+def check_labels(model: nn.Module, dataset: Any, split: str) -> None:
+    """Raise `ConfigError` where `dataset`, `data.<split>` of the config, has labels that are no class of `model`."""
+    known = getattr(model, "num_classes", None)
+    lowest, highest = int(min(dataset.labels, default=0)), int(max(dataset.labels, default=0))
+    if isinstance(known, int) and (highest >= known or lowest < 0):
+        raise ConfigError(
+            f"the model has {known} classes (model.head.num_classes), so labels are 0 to {known - 1}; but data.{split} "
+            f"has labels {f'down to {lowest}' if lowest < 0 else f'up to {highest}'}."
+        )
+
+
+def check_names(trained: Sequence[str] | None, source: str, dataset: Any, split: str, logger: logging.Logger) -> None:
+    """Raise where a data set numbers the classes otherwise than the data that the model was trained on.
+
+    Names that have nothing in common are other names for the same classes ('n01440764' and 'tench', '3' and
+    'three'): that is only logged, unless their number differs. Where it does, ImageNet's own 1,000 names, which a
+    data set takes when its config gives none, still count as other names, with a warning.
+
+    Args:
+        trained: the classes' names in training, in order of their labels; None: not known.
+        source: where they come from, for the message.
+        dataset: its `CLASSES` are compared, where it has them.
+        split: the part of `data` that it is.
+        logger: told of other names.
+
+    Raises:
+        DataError: names are missing, new, or in another order.
+    """
+    if trained is None or dataset.CLASSES is None or tuple(trained) == tuple(dataset.CLASSES):
+        return
+    before, now = tuple(trained), tuple(dataset.CLASSES)
+    same_number = len(before) == len(now)
+    if not set(before) & set(now) and (same_number or _imagenet(before) or _imagenet(now)):
+        logger.log(
+            logging.INFO if same_number else logging.WARNING,
+            "data.%s names its %d classes otherwise than %s its %d; label i is taken to be the same class in both.",
+            *(split, len(now), source, len(before)),
+        )
+        return
+    raise DataError(
+        f"data.{split} does not number the classes as {source}, so its labels would mean others: "
+        f"{_difference(before, now)} Give both the same classes, in one order (`classes` of the data set)."
+    )
+
+
+def _imagenet(names: tuple[str, ...]) -> bool:
+    if len(names) != 1000:
+        return False
+    from lbitcls.datasets.imagenet import imagenet_classes
+
+    return names == imagenet_classes()
+
+
+def _difference(before: tuple[str, ...], now: tuple[str, ...]) -> str:
+    missing, new = [n for n in before if n not in set(now)], [n for n in now if n not in set(before)]
+    parts = [f"it has {len(now)} classes for {len(before)}"] if len(now) != len(before) else []
+    parts += [f"it lacks {_listed(missing)}"] if missing else []
+    parts += [f"it adds {_listed(new)}"] if new else []
+    if not parts:
+        label = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+        parts = [f"label {label} is '{now[label]}' for '{before[label]}'"]
+    return ", ".join(parts) + "."
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

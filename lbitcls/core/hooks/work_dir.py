@@ -1,0 +1,115 @@
+"""What a run does to its work directory when it begins: notes its name and its config, sets an earlier run aside.
+
+It happens after the first iteration, so that a command that fails before leaves the folder as it was, and before
+anything else of the run is written there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbitcls.core.hooks.checkpoint import RUN_FILE, noted_run
+from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.utils.checkpoint import read_checkpoint, write_whole
+from lbitcls.utils.config import Config
+from lbitcls.utils.dist import is_main
+from lbitcls.utils.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from lbitcls.core.runner import EpochRunner
+
+_CHECKPOINTS = re.compile(r"((epoch|iter)_\d+|latest|interrupted|best_.+)\.pth")
+_OTHERS = ("log.jsonl", "summary.json", "tf_logs")
+
+
+class WorkDirHook(Hook):
+    """Makes the work directory the run's own; what another run left in it goes to its folder `earlier_N`.
+
+    Args:
+        run: name of the run, as its checkpoints have it.
+        config: the resolved config, kept under the name of its file (unless it is that very file).
+    """
+
+    priority = PRIORITIES["HIGHEST"]
+
+    def __init__(self, run: str, config: Config) -> None:
+        self.run = run
+        self.config = config
+        self._begun = False
+
+    def after_iter(self, runner: EpochRunner) -> None:
+        self._begin(runner)
+
+    def after_epoch(self, runner: EpochRunner) -> None:
+        self._begin(runner)  # a run may go on after the last iteration of an epoch
+
+    def _begin(self, runner: EpochRunner) -> None:
+        if self._begun or not is_main():
+            return
+        self._begun = True
+        source = Path(self.config.filename) if self.config.filename else None
+        kept = runner.work_dir / (source.name if source else "config.py")
+        given = source is not None and kept.exists() and kept.samefile(source)  # the user's, perhaps with comments
+        earlier = set_aside(runner.work_dir, self.run, () if given else (kept.name,))
+        if earlier is not None:
+            runner.logger.warning(
+                "%s held another run: its checkpoints and records are in %s now; it goes on with --resume "
+                "--work-dir %s.",
+                *(runner.work_dir, earlier, earlier),
+            )
+        if not given:
+            self.config.dump(kept)
+
+
+def set_aside(folder: Path, run: str, more: Iterable[str] = ()) -> Path | None:
+    """Note that `folder` is the work directory of `run`, and move what other runs wrote to a new folder in it.
+
+    Args:
+        folder: the work directory.
+        run: name of the run that has begun.
+        more: names of further files that a run writes.
+
+    Returns:
+        The new folder, `earlier_1` or the next number, or None where there was nothing to move.
+    """
+    noted = noted_run(folder)
+    others = [path for path in _written(folder, more) if _owner(path, noted) != run]
+    target = _new_folder(folder) if others else None
+    if target is not None and noted is not None:
+        (target / RUN_FILE).write_text(noted + "\n", encoding="utf-8")
+    # Checkpoints after the note: where this is cut off --resume must not take up the other run from an older one.
+    _move((path for path in others if path.suffix != ".pth"), target)
+    write_whole(folder / RUN_FILE, lambda path: path.write_text(run + "\n", encoding="utf-8"))
+    _move((path for path in others if path.suffix == ".pth"), target)
+    return target
+
+
+def _move(paths: Iterable[Path], target: Path | None) -> None:
+    if target is not None:
+        for path in paths:
+            path.rename(target / path.name)
+
+
+def _written(folder: Path, more: Iterable[str]) -> list[Path]:
+    names = {*_OTHERS, *more}
+    return sorted(path for path in folder.iterdir() if path.name in names or _CHECKPOINTS.fullmatch(path.name))
+
+
+def _owner(path: Path, noted: str | None) -> str | None:
+    """The run that wrote `path`: by its own word where it is a checkpoint, else the one that the folder notes."""
+    if path.suffix != ".pth":
+        return noted
+    try:
+        return read_checkpoint(path, mmap=True)["meta"].get("run")
+    except CheckpointError:
+        return noted
+
+
+def _new_folder(folder: Path) -> Path:
+    target = next(path for number in count(1) if not (path := folder / f"earlier_{number}").exists())
+    target.mkdir()
+    return target
