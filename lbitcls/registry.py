@@ -34,6 +34,8 @@ def build_from_cfg(cfg: dict, registry: Registry, **default_args: Any) -> Any:
     arguments = {**default_args, **cfg}
     kind = arguments.pop("type")
     target = registry.find(kind) if isinstance(kind, str) else kind
+    if not callable(target):
+        raise ConfigError(f"the type of a {registry.name} is a name or a class; got {kind!r}.")
     check_arguments(target, arguments)
     return target(**arguments)
 

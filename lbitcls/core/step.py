@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.core.schedule import as_number
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, suggest
+from lbitcls.utils.logging import get_logger
 
 Batch = dict[str, torch.Tensor]
 _DTYPES = {
@@ -156,8 +157,15 @@ class OptimizerStep:
         self.scaler.update()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint keeps under `optimizer` and `scaler`."""
+        """Take up what a checkpoint keeps under `optimizer` and `scaler`; the config's own settings win."""
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        changed = set()
+        for group, settings in zip(self.optimizer.param_groups, own):
+            changed |= {f"{k} {group[k]} -> {v}" for k, v in settings.items() if k != "lr" and group.get(k) != v}
+            group.update(settings)
+        if changed:
+            get_logger().warning("The optimizer goes on with other settings: %s", ", ".join(sorted(changed)))
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 

@@ -6,6 +6,7 @@ is registered with `@DATASETS.register_module()` and is built from `data.train` 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from lbitcls.datasets.rng import epoch_key, fold, fold_array
 from lbitcls.utils.errors import ConfigError, DataError, suggest
 
 Key = int | tuple[int, int]
+
+logger = logging.getLogger("lbitcls")
 
 
 class BaseDataset(Dataset):
@@ -172,6 +175,8 @@ class FileDataset(BaseDataset):
                 f"{type(self).__name__}(in_memory=True) needs readable images of one size; found "
                 f"{', '.join(map(str, sizes[:4])) or 'none'}{', …' if len(sizes) > 4 else ''} (C, H, W)."
             )
+        if self.skipped:
+            logger.warning("%d of %d images cannot be read and are left out.", len(self.skipped), len(self))
         self._paths, self.labels = self._paths[kept], self.labels[kept]
         return torch.stack(images)
 

@@ -32,6 +32,8 @@ def topk_accuracy(logits: Tensor, gt_label: Tensor, topk: Sequence[int]) -> dict
     """
     label = gt_label.argmax(dim=1) if gt_label.dim() == 2 else gt_label
     counted = [k for k in topk if k <= logits.shape[1]]
+    if not counted:
+        return {}
     hits = logits.topk(max(counted), dim=1).indices == label.unsqueeze(1)
     # The sum times 100 is exact in float32 up to 2^24; a mean times 100 gives 99.99999.
     return {f"top-{k}": hits[:, :k].sum().float() * 100 / len(logits) for k in counted}

@@ -148,7 +148,7 @@ def load_checkpoint(
         path: a checkpoint of ours, or a state dict, bare or under `'state_dict'` or `'model'`.
         map_location: device to read to.
         strict: raise unless every key is there with its shape, and no other.
-        logger: told what fitted and what did not; None: the package's.
+        logger: told what fitted and, as a warning, what did not; None: the package's.
 
     Raises:
         CheckpointError: the file cannot be read, nothing in it fits the model, or (`strict`) not everything does.
@@ -164,7 +164,9 @@ def load_checkpoint(
         raise CheckpointError(f"{path} is of another model than {type(model).__name__}:{fit.cause()}{fit.text()}")
     model.load_state_dict({name: state_dict[name] for name in fit.matched}, strict=False)
     logger = logger or get_logger()
-    logger.info("Loaded %d of %d tensors from %s%s", len(fit.matched), len(model.state_dict()), path, fit.text())
+    # Weights before quantization have no quantizers; whatever else does not fit should be seen.
+    level = logging.INFO if fit.complete or "float weights" in fit.cause() else logging.WARNING
+    logger.log(level, "Loaded %d of %d tensors from %s%s", len(fit.matched), len(model.state_dict()), path, fit.text())
     return checkpoint
 
 

@@ -161,7 +161,7 @@ def test_switches_train(make_config: Any, switch: str) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_equals_eager(make_config: Any) -> None:
+def test_compiled_equals_eager(make_config: Any, compiler: None) -> None:
     eager, compiled = make_config("eager", total_epochs=1), make_config("compiled", total_epochs=1, compile=True)
     for cfg in (eager, compiled):
         cfg.model.head.dropout = 0.0

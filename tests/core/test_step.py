@@ -163,3 +163,15 @@ def test_batch_too_small_for_its_norms() -> None:
     step(model, batches([2])[0], 0, 2)
     with pytest.raises(ConfigError, match=r"a batch of 1 .* data\.drop_last=True"):
         step(model, batches([1])[0], 1, 2)
+
+
+def test_a_resumed_optimizer_keeps_the_configs_settings_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    before = OptimizerStep(torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=1e-4), torch.device("cpu"))
+    weight.grad = torch.ones(2)
+    before.optimizer.step()
+    after = OptimizerStep(torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.0), torch.device("cpu"))
+    after.load_state_dict({"optimizer": before.optimizer.state_dict()})
+    assert after.optimizer.param_groups[0]["weight_decay"] == 0.0
+    assert "momentum_buffer" in after.optimizer.state[weight]
+    assert "weight_decay 0.0001 -> 0.0" in caplog.text

@@ -203,7 +203,7 @@ def test_half_precision_is_computed_in_float32(case: Case) -> None:
 
 
 @pytest.fixture
-def fused() -> Iterator[None]:
+def fused(compiler: None) -> Iterator[None]:
     select_kernels("fused")
     yield
     select_kernels("plain")
@@ -225,7 +225,7 @@ def test_fused_kernels_agree_with_plain_ones(case: Case, fused: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_compiled_models_agree_with_eager_ones(name: str) -> None:
+def test_compiled_models_agree_with_eager_ones(name: str, compiler: None) -> None:
     torch.compiler.reset()  # models of other tests count towards the limit of recompilations
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
