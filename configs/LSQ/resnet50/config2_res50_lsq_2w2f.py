@@ -2,11 +2,7 @@
 
     ./tools/dist_train.sh configs/LSQ/resnet50/config2_res50_lsq_2w2f.py 8 --load-from resnet50.pth
 
-The paper's Table 1 gives 73.7 % top-1 for ResNet-50 at 2 bits, 76.9 % in float (pre-activation ResNets, 90 epochs from
-float weights, batches of 256). Not yet reproduced here.
-
-The images lie below `--data-root`: `train/` and `val/`, with `meta/train.txt` and `meta/val.txt`, a line
-`path label` for each image, paths relative to `train/` and `val/`.
+Expected accuracy: that of the paper's Table 1 for ResNet-50 at 2 bits; not yet reproduced here.
 """
 
 model = dict(
