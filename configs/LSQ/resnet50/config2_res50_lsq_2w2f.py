@@ -3,6 +3,9 @@
     ./tools/dist_train.sh configs/LSQ/resnet50/config2_res50_lsq_2w2f.py 8 --load-from resnet50.pth
 
 Expected accuracy: that of the paper's Table 1 for ResNet-50 at 2 bits; not yet reproduced here.
+
+The images lie below `--data-root`: `train/` and `val/`, with `meta/train.txt` and `meta/val.txt`, a line
+`path label` for each image, paths relative to `train/` and `val/`.
 """
 
 model = dict(
