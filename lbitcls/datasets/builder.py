@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from lbitcls.datasets.root import Roots
+from lbitcls.datasets.subset import Subset
 from lbitcls.registry import DATASETS
 from lbitcls.utils.errors import ConfigError
 
@@ -16,7 +17,7 @@ def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> Any:
 
     Args:
         cfg: `dict(type='ImageNet', data_prefix=…, ann_file=…, pipeline=[…])`; its `data_root` is searched
-            first.
+            first, and `indices`, a list or range of positions, leaves the other samples out.
         data_root: one folder or several, below which a relative path is looked for next (a `data_root` at the
             top of the config, then the `--data-root` flag); None is left out. See `lbitcls.datasets.root`.
 
@@ -37,10 +38,13 @@ def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> Any:
     roots = [*_as_list(arguments.pop("data_root", None)), *_as_list(data_root)]
     kind = arguments["type"]
     target = DATASETS.find(kind) if isinstance(kind, str) else kind
+    known = inspect.signature(target).parameters
+    indices = None if "indices" in known else arguments.pop("indices", None)
     # A user's data set may know where its data lies without being told.
-    if "data_root" in inspect.signature(target).parameters:
+    if "data_root" in known:
         arguments["data_root"] = roots
-    return DATASETS.build(arguments)
+    dataset = DATASETS.build(arguments)
+    return dataset if indices is None else Subset(dataset, indices)
 
 
 def _as_list(roots: Roots) -> list[Any]:

@@ -7,7 +7,8 @@ be quantized.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 
 from lbitcls.quant.kernels.recompute import recomputing, worthwhile
 from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.weight_cache import WeightCache, keeping_pays, tensors_of
 from lbitcls.utils.errors import ConfigError
 
+Quantized = tuple[Tensor, Callable[[], Tensor] | None]
 SMALLEST_FACTOR = 1e-8
 SMALLEST_RECOMPUTED = 2**16  # elements; below this the call costs more than the memory is worth
 
 
 class QuantLayer(nn.Module):
     """What quantized layers share; each also is a subclass of its float layer.
+
+    In eval without gradients the weight is quantized once, and again when something changed it (`weight_cache`).
 
     Attributes:
         weight_quantizer: quantizes the weight; None: float.
@@ -38,6 +43,7 @@ class QuantLayer(nn.Module):
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
     method: str
+    _weight_cache: WeightCache
 
     @classmethod
     def from_float(
@@ -56,28 +62,62 @@ class QuantLayer(nn.Module):
             if quantizer is not None:
                 quantizer.train(layer.training)
         quantized.method = method
+        quantized._weight_cache = WeightCache()
         return quantized
 
     def to_float(self) -> nn.Module:
         """The float layer again, with the same parameters."""
         layer = _recast(self, self.float_type)
         del layer._modules["weight_quantizer"], layer._modules["input_quantizer"], layer.__dict__["method"]
+        del layer.__dict__["_weight_cache"]
         return layer
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode, and forget the quantized weight that eval kept."""
+        self._weight_cache.clear()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._weight_cache.clear()
+        return super()._apply(*args, **kwargs)
 
     def weight_to_quantize(self) -> Tensor:
         """The float tensor that the weight quantizer sees."""
         return self.weight
 
+    def weight_sources(self) -> Iterator[Tensor]:
+        """Every tensor that the quantized weight depends on."""
+        yield self.weight
+        if self.weight_quantizer is not None:
+            yield from tensors_of(self.weight_quantizer)
+
     def apply_quantized(self, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`operation(input, weight)` on the quantized input and weight."""
-        quantized = [_quantize(self.input_quantizer, x), _quantize(self.weight_quantizer, self.weight_to_quantize())]
+        quantized = [_quantize(self.input_quantizer, x), self._quantized_weight()]
         values = [value for value, _ in quantized]
         if worthwhile():
             return recomputing(lambda: operation(*values), *quantized)
         return operation(*values)
 
+    def _quantized_weight(self) -> Quantized:
+        quantizer = self.weight_quantizer
+        if not torch.compiler.is_compiling() and quantizer is not None:
+            if keeping_pays(self, self.weight) and quantizer.is_enabled and not _watched(quantizer):
+                make = partial(self._make_quantized_weight, quantizer)
+                return self._weight_cache.get(self.weight_sources(), make), None
+            self._weight_cache.clear()
+        return _quantize(quantizer, self.weight_to_quantize())
 
-def _quantize(quantizer: Quantizer | None, x: Tensor) -> tuple[Tensor, Callable[[], Tensor] | None]:
+    def _make_quantized_weight(self, quantizer: Quantizer) -> Tensor:
+        return quantizer(self.weight_to_quantize())
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether someone waits for the calls of `module`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _quantize(quantizer: Quantizer | None, x: Tensor) -> Quantized:
     """`x` quantized, and how to quantize it again; no way where nothing is quantized."""
     if quantizer is None:
         return x, None
@@ -133,6 +173,12 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         """The weight, times γ/σ where a BatchNorm is folded."""
         factor = self.fold_factor()
         return self.weight if factor is None else self.weight * factor.view(-1, 1, 1, 1)
+
+    def weight_sources(self) -> Iterator[Tensor]:
+        """Every tensor that the quantized weight depends on, those of the folded BatchNorm included."""
+        yield from super().weight_sources()
+        for norm in self.folded_norm:
+            yield from tensors_of(norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Input (N, C, H, W) to (N, O, H', W')."""

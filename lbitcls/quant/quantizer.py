@@ -260,12 +260,13 @@ def per_channel(values: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
     return values[0] if channel_axis is None else along(values, x.dim(), channel_axis)
 
 
+@torch.no_grad()
 def fill(parameter: Tensor, values: Tensor) -> None:
     """Fill a parameter of shape () or (C,) in place with the values of its grids."""
-    parameter.data.copy_(values.reshape(parameter.shape))
+    parameter.copy_(values.reshape(parameter.shape))
 
 
 def fill_scale(parameter: Tensor, scale: Tensor, otherwise: float) -> None:
-    """Fill a scale in place; a grid that saw zeros only takes the mean of the others, or `otherwise`."""
+    """Fill a scale in place; a grid that saw zeros only takes the mean over all, or `otherwise` where that is 0."""
     mean = scale.mean()
     fill(parameter, torch.where(scale > 0, scale, torch.where(mean > 0, mean, otherwise)))

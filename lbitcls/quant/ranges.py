@@ -22,7 +22,7 @@ def minmax(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
 
 
 def percentile(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    """The range without the outermost 0.01 % of the values, half of them on each side that has any."""
+    """The range without the lowest 0.01 % and the highest 0.01 % of the values."""
     rows = _thinned(rows, 2**22)
     number = rows.shape[1]
     tail = int(number * (1 - PERCENTILE / 100))

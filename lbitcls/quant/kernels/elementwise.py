@@ -8,6 +8,7 @@ else again in the backward pass, and sums the parts of a parameter's gradient ov
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,8 +55,6 @@ class Elementwise:
         )
         self._backward = _summed(backward)
         self._plain_backward = _summed(plain_backward or backward)
-        self._fused_forward: Callable[..., Tensor] = torch.compile(self._forward, dynamic=True)
-        self._fused_backward: Callable[..., tuple[Tensor, ...]] = torch.compile(self._backward, dynamic=True)
         self._function = _autograd_function(self)
 
     def __call__(self, x: Tensor, channel_axis: int | None, *parameters: Tensor) -> Tensor:
@@ -67,6 +66,15 @@ class Elementwise:
             parameters: each of shape () or (C,).
         """
         return self._function.apply(x, channel_axis, *parameters)
+
+    # Not before they are needed: torch.compile imports inductor, which takes seconds.
+    @cached_property
+    def _fused_forward(self) -> Callable[..., Tensor]:
+        return torch.compile(self._forward, dynamic=True)
+
+    @cached_property
+    def _fused_backward(self) -> Callable[..., tuple[Tensor, ...]]:
+        return torch.compile(self._backward, dynamic=True)
 
     def value(self, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]) -> Tensor:
         """The value, without a gradient, by the kernels in use."""

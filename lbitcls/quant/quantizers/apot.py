@@ -4,14 +4,15 @@
     weights: w_n = (w - mean w) / std w, then clipped and projected                                  (section 2.3)
     x̂ = α · project(clip(x / α, -1, 1)),  ∂x̂/∂α = project(x / α) - x / α inside, sign(x) outside       (equation 7)
 
-An odd number of bits adds a term of one bit, as the authors' code does. Levels are held as integers times one scale,
-α / largest integer. The nearest level is taken; half-way goes towards zero.
+An odd number of bits adds a term of one bit, {0, 2^-2n}, and the last powers become 2^-(i+2n+1). Levels are held as
+integers times one scale, α / largest integer. The nearest level is taken; half-way goes towards zero (UQ: to even).
 
 Deviations:
 - The first α has the least mean squared error on the data; the paper starts from 3 for weights and 8 for inputs.
 - The gradient of α is multiplied by LSQ's factor, here 1 / sqrt(n · (2^b - 1)), so that one learning rate suits all
   layers.
-- Signed inputs have the levels of one bit less on both sides of zero.
+- Signed inputs have the levels of one bit less on both sides of zero. Unsigned ones are clipped to [0, α]; below it
+  ∂x̂/∂α is 0.
 - UQ weights of b bits use -(2^(b-1) - 1) … 2^(b-1) - 1, symmetric as in the paper.
 """
 

@@ -2,14 +2,15 @@
 
     Δ = (u - l) / (2^b - 1),   m_i = l + (i + 1/2) Δ,   φ(x) = s · tanh(k (x - m_i)),   s = 1 / tanh(kΔ/2)   (eq. 2-4)
     Q_S(x) = l + Δ (i + (φ(x) + 1) / 2) inside cell i, l below and u above the range                        (eq. 6)
-    k = log(2/α - 1) / Δ; α in (0, 1/2) is learned: the gap between φ and the staircase at the cell's edge   (eq. 7, 8)
+    k = log(2/α - 1) / Δ; α = 1 - 1/s in (0, 1/2) is learned: what tanh lacks of 1 at the cell's edge         (eq. 7, 8)
 
 The value is the staircase (the nearest level); the gradients of x and α are those of Q_S. The sign function between
-φ and the staircase passes gradients straight through, so inside the range the step's gradient is round(v) - φ'·v.
+φ and the staircase passes gradients straight through, so inside the range, with v = x/Δ, the gradient of the step Δ is
+round(v) - dQ_S/dx · v.
 
 Deviations:
-- Zero is on the grid: l is used as a whole zero point for inputs; weights have no
-  zero point: their range is quant_min·Δ to u.
+- Zero is on the grid: l is used as a whole zero point for inputs; weights have no zero point: their range is
+  quant_min·Δ to u.
 - The first range has the least mean squared error on the data.
 - The paper bounds α and adds λ/2·α² to the loss (section 3.3) without giving λ: `alpha_decay` is 1e-4 by default.
 - Gradients of the range are multiplied by LSQ's factor 1 / sqrt(n · (2^b - 1)).

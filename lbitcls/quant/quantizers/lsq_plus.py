@@ -9,8 +9,8 @@
 Deviations:
 - β is used as a whole zero point, round(-β / s): zero stays on the grid, so that padding is exact and integer
   engines can run it.
-- Gradients of s and β are multiplied by LSQ's factor 1 / sqrt(n · quant_max), as the paper's experiments do; n for
-  inputs is the number of features of one sample.
+- Gradients of s and β of inputs are multiplied by 1 / sqrt(n · (2^b - 1)), n the number of features of one sample; the
+  gradient of s of weights by LSQ's factor.
 - 8-bit weights use -127..127, so that every code has its negative.
 """
 

@@ -6,6 +6,7 @@
 
 Deviations:
 - Signed inputs have the range [-α, α] on a symmetric grid; ∂y_q/∂α is -1 below it.
+- At exactly α the gradient goes to x, not to α.
 - The first α is the upper end of the range with the least mean squared error, instead of a large constant that
   training shrinks, so that short runs start well.
 - λ is an option here (`clip_decay`), since quantizer parameters take no weight decay.

@@ -1,0 +1,62 @@
+"""A part of a data set: what `indices` in a data set's section of a config makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lbitcls.datasets.base import BaseDataset
+from lbitcls.utils.errors import ConfigError, DataError
+
+
+class Subset(BaseDataset):
+    """Some samples of a data set, with its pipeline and its class names.
+
+    Args:
+        dataset: the whole.
+        indices: positions in `dataset`, from 0, in the order wanted: a list, a tuple or a range.
+
+    Raises:
+        ConfigError: `indices` is something else, or empty.
+        DataError: a position that `dataset` does not have.
+
+    Example:
+        >>> from lbitcls.datasets import build_dataset
+        >>> digits = build_dataset(dict(type="Digits", split="test", pipeline=[]))
+        >>> len(Subset(digits, range(0, 360, 5)))
+        72
+    """
+
+    def __init__(self, dataset: BaseDataset, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = _checked(indices, dataset)
+        super().__init__(dataset.labels[self.indices], [], dataset.CLASSES, dataset.on_error)
+        self.pipeline = dataset.pipeline
+
+    def describe(self, index: int) -> str:
+        return self.dataset.describe(int(self.indices[index]))
+
+    def info(self, index: int) -> dict[str, Any]:
+        return self.dataset.info(int(self.indices[index]))
+
+    def sample(self, seed: int, epoch: int, index: int) -> dict[str, Any]:
+        return self.dataset.sample(seed, epoch, int(self.indices[index]))
+
+    @property
+    def batchwise(self) -> bool:
+        return self.dataset.batchwise
+
+    def batch(self, seed: int, epoch: int, indices: np.ndarray) -> dict[str, Any]:
+        return self.dataset.batch(seed, epoch, self.indices[indices])
+
+
+def _checked(indices: Sequence[int], dataset: BaseDataset) -> np.ndarray:
+    name, given = type(dataset).__name__, f"{indices!r:.80}"
+    whole = isinstance(indices, (list, tuple, range)) and all(type(index) is int for index in indices)
+    if not whole or not len(indices):
+        raise ConfigError(f"{name}: indices is a list, tuple or range of positions from 0; got {given}.")
+    if min(indices) < 0 or max(indices) >= len(dataset):
+        raise DataError(f"{name}: indices are positions from 0 to {len(dataset) - 1} here; got {given}.")
+    return np.asarray(indices, dtype=np.int64)
