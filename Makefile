@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install $(if $(wildcard $@),--quiet) -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 RUNTIME := $(VENV)/.stamp-runtime
+DEPLOY := $(VENV)/.stamp-deploy
 TESTS := $(VENV)/.stamp-tests
 
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ help: ## list the targets
 	@echo 'ARGS is handed on: make test ARGS="-k transformer", make quickstart ARGS="--seed 1"'
 
 .PHONY: quickstart
-quickstart: $(RUNTIME) ## install, then train a 4-bit classifier of handwritten digits
+quickstart: $(DEPLOY) ## install, then train a 4-bit classifier of handwritten digits and export it
 	$(BIN)/python tools/train.py configs/quickstart/digits_lsq_4w4f.py $(ARGS)
 
 .PHONY: test
@@ -80,6 +81,10 @@ $(RUNTIME): $(wildcard requirements/*.txt) constraints.txt setup.py lbitcls/vers
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(TESTS): $(RUNTIME)
+$(DEPLOY): $(RUNTIME)
+	$(INSTALL) -r requirements/deploy.txt
+	@touch $@
+
+$(TESTS): $(DEPLOY)
 	$(INSTALL) -r requirements/tests.txt -r requirements/mmcv.txt -r requirements/timm.txt
 	@touch $@

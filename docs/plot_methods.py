@@ -4,7 +4,7 @@
 
 Values and gradients are those of `build_quant_layer`'s quantizers: the value and the gradient of `x` for each `x` of a
 dense row, and each element's part of the gradient of the scale, offset or clip, without the factor that scales it. The
-files are the same on every run with the same versions. Needs matplotlib: `pip install 'lbitcls[docs]'`.
+files are the same on every run with the same versions.
 """
 
 from __future__ import annotations

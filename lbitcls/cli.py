@@ -13,6 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lbitcls.cli_arguments import (
+    analyze_arguments,
+    benchmark_arguments,
+    calibrate_arguments,
+    convert_arguments,
+    export_arguments,
+    init_arguments,
+    plan_arguments,
+    test_arguments,
+    train_arguments,
+    visualize_arguments,
+)
 from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError
 from lbitcls.version import __version__
 
@@ -44,88 +56,7 @@ def verb(name: str, add_arguments: Callable[[argparse.ArgumentParser], None]) ->
     return register
 
 
-def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("config", help="config file: .py, .yaml or .json")
-    add("--work-dir", metavar="DIR", help="where the run writes (default: work_dirs/ and the config's name)")
-    add("--resume", action="store_true", help="go on from the newest checkpoint of the work directory, if any")
-    add("--resume-from", metavar="FILE", help="go on from this checkpoint")
-    add("--load-from", metavar="FILE", help="start from the weights in this file")
-    add("--no-validate", action="store_true", help="train without validation")
-    add("--seed", type=int, metavar="N", help="seed of everything random (default: drawn, and logged)")
-    add("--deterministic", action="store_true", help="only kernels that give the same bits each time")
-    add("--gpus", type=int, metavar="N", help="number of GPUs; more than one needs tools/dist_train.sh")
-    add("--gpu-ids", type=int, nargs="+", metavar="N", help="numbers of the GPUs to use")
-    add("--sycbn", action="store_true", help="BatchNorm statistics over all GPUs")
-    add("--cpu-only", action="store_true", help="train on the CPU")
-    _common_arguments(parser)
-
-
-def _test_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("config", help="config file: .py, .yaml or .json")
-    add("checkpoint", help="checkpoint of the config's model")
-    add(
-        "--metrics",
-        nargs="+",
-        default=["accuracy"],
-        metavar="NAME",
-        help="accuracy precision recall f1_score confusion",
-    )
-    add("--out", metavar="FILE", help="write the results to this JSON file")
-    add("--predictions", metavar="FILE", help="write a row per image to this .csv or .jsonl file")
-    _common_arguments(parser)
-
-
-def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", help="published weights, such as resnet20-12fca82f.th")
-    add("target", help="checkpoint to write")
-    add("--format", default="cifar-resnet", metavar="NAME", help="what the source is: cifar-resnet (option A)")
-
-
-def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("config", help="config file with a quant_transformer")
-    add("--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="an image (default: as the test pipeline makes it)")
-    _option_arguments(parser)
-
-
-def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("config", help="config file with a quant_transformer")
-    add("checkpoint", help="float weights of the config's model")
-    add("--out", required=True, metavar="FILE", help="quantized checkpoint to write")
-    add("--num-images", type=int, default=200, metavar="N", help="images to calibrate on (default: 200)")
-    add("--method", default="mse", metavar="NAME", help="mse (default), percentile, minmax, or own: the method's rule")
-    add("--split", metavar="NAME", help="part of data to calibrate on (default: calibration, else train)")
-    add("--no-test", action="store_true", help="write the checkpoint without measuring accuracy")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
-    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
-    _option_arguments(parser)
-
-
-def _option_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="K=V",
-        help="override the config: optimizer.lr=0.01",
-    )
-
-
-def _common_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
-    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
-    _option_arguments(parser)
-    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the processes")
-    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # older launchers pass it
-
-
-@verb("train", _train_arguments)
+@verb("train", train_arguments)
 def train(args: argparse.Namespace) -> object:
     """Train the classifier of a config, or go on with a run."""
     if args.gpus is not None and args.gpus > 1 and args.launcher == "none":
@@ -157,9 +88,9 @@ def train(args: argparse.Namespace) -> object:
     )
 
 
-@verb("test", _test_arguments)
+@verb("test", test_arguments)
 def test(args: argparse.Namespace) -> object:
-    """Test a checkpoint: metrics, and a row per image."""
+    """Test a checkpoint or an exported file."""
     cfg = _read_config(args)
     from lbitcls.apis.test import test_classifier
 
@@ -171,10 +102,12 @@ def test(args: argparse.Namespace) -> object:
         predictions=args.predictions,
         data_root=args.data_root,
         launcher=args.launcher,
+        engine=args.engine,
+        threads=args.threads,
     )
 
 
-@verb("plan", _plan_arguments)
+@verb("plan", plan_arguments)
 def plan(args: argparse.Namespace) -> object:
     """Show what becomes of each layer, and what it costs."""
     cfg = _read_config(args)
@@ -183,7 +116,7 @@ def plan(args: argparse.Namespace) -> object:
     return show_plan(cfg, args.shape)
 
 
-@verb("calibrate", _calibrate_arguments)
+@verb("calibrate", calibrate_arguments)
 def calibrate(args: argparse.Namespace) -> object:
     """Quantize a float checkpoint without training."""
     cfg = _read_config(args)
@@ -201,7 +134,92 @@ def calibrate(args: argparse.Namespace) -> object:
     )
 
 
-@verb("convert", _convert_arguments)
+@verb("export", export_arguments)
+def export(args: argparse.Namespace) -> object:
+    """Write a checkpoint as an ONNX file with integer weights."""
+    cfg = _read_config(args)
+    from lbitcls.apis.export import export_checkpoint
+
+    return export_checkpoint(
+        cfg,
+        args.checkpoint,
+        args.out,
+        verify=args.verify,
+        num_images=args.num_images,
+        opset=args.opset,
+        part=args.part,
+        pack=args.pack,
+        residual_bits=args.residual_bits,
+        target=args.target,
+        data_root=args.data_root,
+    )
+
+
+@verb("benchmark", benchmark_arguments)
+def benchmark(args: argparse.Namespace) -> object:
+    """Time exported files beside each other."""
+    from lbitcls.apis.benchmark import benchmark_models
+
+    return benchmark_models(
+        args.models,
+        engine=args.engine or "openvino",
+        threads=args.threads,
+        batches=args.batch,
+        precision=args.precision,
+        bf16=args.bf16,
+        repeats=args.repeats,
+        out=args.json,
+    )
+
+
+@verb("visualize", visualize_arguments)
+def visualize(args: argparse.Namespace) -> object:
+    """Draw a batch, predictions, errors."""
+    cfg = _read_config(args)
+    if args.work_dir is not None:
+        cfg.merge_from_dict({"work_dir": args.work_dir})
+    from lbitcls.apis.visualize import default_target, visualize
+
+    return visualize(
+        args.kind,
+        cfg,
+        args.checkpoint,
+        out=args.out or default_target(args.kind, cfg),
+        num_images=args.num_images,
+        split=args.split,
+        data_root=args.data_root,
+        engine=args.engine,
+        threads=args.threads,
+        tensorboard=args.tensorboard,
+    )
+
+
+@verb("analyze", analyze_arguments)
+def analyze(args: argparse.Namespace) -> object:
+    """Draw the curves of runs, and time them."""
+    from lbitcls.apis.analyze import analyze_logs
+
+    return analyze_logs(args.runs, args.keys, axis=args.x, names=args.names, out=args.out)
+
+
+@verb("init", init_arguments)
+def init(args: argparse.Namespace) -> object:
+    """Write a config for a folder of images."""
+    from lbitcls.apis.init import init_config
+
+    return init_config(
+        args.folder,
+        backbone=args.backbone,
+        quantize=args.quantize,
+        pretrained=args.pretrained,
+        out=args.out,
+        val=args.val,
+        workers=args.workers,
+        time_limit=args.time_limit,
+    )
+
+
+@verb("convert", convert_arguments)
 def convert(args: argparse.Namespace) -> object:
     """Write published weights as a checkpoint."""
     from lbitcls.apis.convert import convert_checkpoint

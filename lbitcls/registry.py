@@ -99,7 +99,7 @@ class Registry(_MMEngineRegistry):
 
 
 CLASSIFIERS = Registry("classifier", ("lbitcls.models.classifier",))
-BACKBONES = Registry("backbone", ("lbitcls.models.backbones",))
+BACKBONES = Registry("backbone", ("lbitcls.models.backbones", "lbitcls.deploy.integer_backbone"))
 NECKS = Registry("neck", ("lbitcls.models.necks",))
 HEADS = Registry("head", ("lbitcls.models.heads",))
 LOSSES = Registry("loss", ("lbitcls.models.losses",))

@@ -8,6 +8,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import settings
 from lbitcls import registry
 from lbitcls.quant import methods
 from lbitcls.quant.kernels import selection
+from lbitcls.utils.logging import get_logger
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,3 +74,14 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A command sets the package's logger up for its process; what a test set up ends with it."""
+    logger = get_logger()
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    for handler in set(logger.handlers) - set(handlers):
+        handler.close()
+    logger.level, logger.propagate, logger.handlers[:] = level, propagate, handlers

@@ -50,6 +50,11 @@ def test_quickstart(work_dir: Path, tmp_path: Path) -> None:
     assert Path(summary["checkpoint"]) == work_dir / "best_top-1.pth"
     assert Path(summary["log"]).is_file()
     assert top1(config, work_dir / "best_top-1.pth", tmp_path / "q.json") == summary["quantized"]["top1"]
+    integer = summary["integer"]
+    assert abs(integer["top1"] - summary["quantized"]["top1"]) < 0.3, "one of 360 images may differ"
+    assert top1(config, work_dir / "model.onnx", tmp_path / "i.json") == integer["top1"]
+    assert integer["size_kib"] < 0.35 * integer["float_size_kib"]
+    assert integer["latency_ratio"] < 1
 
 
 @pytest.mark.timeout(1500)

@@ -27,7 +27,8 @@ ALLOWED = {
     "deploy": COMMON | {"quant"},
     "analysis": COMMON | {"quant"},
     "apis": COMMON | {"core", "models", "datasets", "quant", "deploy", "analysis"},
-    "cli": COMMON | {"apis"},
+    "cli": COMMON | {"apis", "cli_arguments"},
+    "cli_arguments": set(),
     "tools": {"cli"},
 }
 OPTIONAL = {

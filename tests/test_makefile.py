@@ -99,5 +99,6 @@ def test_failed_set_up_is_taken_up_again(project: Path) -> None:
     assert {path.name for path in (project / ".venv").glob(".stamp-*")} == {
         ".stamp-venv",
         ".stamp-runtime",
+        ".stamp-deploy",
         ".stamp-tests",
     }

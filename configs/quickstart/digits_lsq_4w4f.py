@@ -63,6 +63,7 @@ total_epochs = 30
 checkpoint_config = dict(interval=5, max_keep_ckpts=2)
 log_config = dict(interval=10, hooks=[dict(type="TextLoggerHook"), dict(type="TensorboardLoggerHook")])
 kernels = "plain"  # the run is shorter than their compilation
+export = dict(verify=True)  # model.onnx in the work directory, and what it is worth
 num_threads = 1  # the model is too small for more, and other programs may want the rest
 seed = 0
 work_dir = "work_dirs/digits_lsq_4w4f"

@@ -1,4 +1,4 @@
-"""What the commands do, as functions: train and test."""
+"""What the commands do, as functions."""
 
 from importlib import import_module
 from typing import Any

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from lbitcls.apis.session import load_data, make_model, open_session
+from lbitcls.apis.classes import check_names
+from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import evaluate
 from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
 from lbitcls.utils.config import Config, require_sections
@@ -47,6 +48,7 @@ def calibrate_checkpoint(
     Raises:
         ConfigError: the config has no `quant_transformer`.
         CheckpointError: the weights do not fit.
+        DataError: the test set numbers its classes otherwise than the checkpoint.
     """
     require_sections(cfg, ("model", "data", "quant_transformer"), "calibration")
     if num_images < 1:
@@ -54,26 +56,31 @@ def calibrate_checkpoint(
     from lbitcls.quant import calibrate, set_quantization
 
     with open_session(cfg) as session:
-        loader = _images(cfg, split, session, data_root)
-        model = make_model(cfg, session)
-        loaded = load_checkpoint(model, checkpoint, logger=session.logger)
+        images = calibration_images(cfg, split, session, data_root)
+        tested = "test" if cfg.data.get("test") is not None else "val"
+        test_set, loader = load_data(cfg, tested, "testing", session, data_root=data_root) if test else (None, None)
+        model = make_model(cfg, session, test_set, tested, pretrained=False)
+        meta = load_checkpoint(model, checkpoint, logger=session.logger)["meta"]
+        if test:
+            check_names(meta.get("CLASSES"), f"the checkpoint {checkpoint}", test_set, tested, session.logger)
         model.to(session.device).eval()
         results = {}
         if test:
             set_quantization(model, False)
-            results["float"] = _test(cfg, model, session, data_root)
+            results["float"] = _test(model, loader, session)
         set_quantization(model, True)  # the weights may come from a run's float phase
-        number = calibrate(model, _first(loader, num_images), method)
-        session.logger.info("%d quantizers took their first values from %d images.", number, num_images)
+        number = calibrate(model, first_images(images, num_images), method)
+        used = min(num_images, len(images.dataset) - len(images.skipped))
+        session.logger.info("%d quantizers took their first values from %d images.", number, used)
         if test:
-            results["quantized"] = _test(cfg, model, session, data_root)
-        classes = loaded["meta"].get("CLASSES") or getattr(model, "CLASSES", None)
-        save_checkpoint(model, out, meta={"config": cfg.pretty_text, "CLASSES": classes, "calibrated_on": num_images})
+            results["quantized"] = _test(model, loader, session)
+        classes = meta.get("CLASSES") or getattr(model, "CLASSES", None)
+        save_checkpoint(model, out, meta={"config": cfg.pretty_text, "CLASSES": classes, "calibrated_on": used})
     _report(results, out)
     return results
 
 
-def _images(cfg: Config, split: str | None, session: Any, data_root: str | None) -> Any:
+def calibration_images(cfg: Config, split: str | None, session: Session, data_root: str | None) -> Any:
     """The loader of the images to calibrate on."""
     if split is None and cfg.data.get("calibration") is None:
         tested = cfg.data.get("test") or cfg.data.get("val")
@@ -84,7 +91,7 @@ def _images(cfg: Config, split: str | None, session: Any, data_root: str | None)
     return load_data(cfg, split or "calibration", "calibration", session, data_root=data_root)[1]
 
 
-def _first(loader: Any, num_images: int) -> Iterator[torch.Tensor]:
+def first_images(loader: Any, num_images: int) -> Iterator[torch.Tensor]:
     """Batches of the first images that the loader gives, `num_images` in all."""
     left = num_images
     for batch in loader:
@@ -94,9 +101,7 @@ def _first(loader: Any, num_images: int) -> Iterator[torch.Tensor]:
             return
 
 
-def _test(cfg: Config, model: torch.nn.Module, session: Any, data_root: str | None) -> dict[str, Any]:
-    split = "test" if cfg.data.get("test") is not None else "val"
-    _, loader = load_data(cfg, split, "testing", session, data_root=data_root)
+def _test(model: torch.nn.Module, loader: Any, session: Session) -> dict[str, Any]:
     return evaluate(model, track(loader, len(loader), "testing", shown=True), session.device)
 
 

@@ -84,7 +84,9 @@ def _evaluation(
 
 def _loggers(cfg: Config) -> list[Hook]:
     section = dict(cfg.get("log_config") or {})
-    reject_unknown_keys("log_config", section, ("interval", "hooks"))
+    reject_unknown_keys("log_config", section, ("interval", "hooks", "pictures"))
+    if not isinstance(section.get("pictures", True), bool):
+        raise ConfigError(f"log_config.pictures is True or False; got {section['pictures']!r}.")
     given = require_list("log_config.hooks", section.get("hooks", [dict(type="TextLoggerHook")]))
     return [LogHook(section.get("interval", 100)), JsonLoggerHook(), *(HOOKS.build(entry) for entry in given)]
 

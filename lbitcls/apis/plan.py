@@ -28,7 +28,7 @@ def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost
     from lbitcls.models import build_classifier
     from lbitcls.quant import build_mtransformer
 
-    model = build_classifier(cfg.model)
+    model = build_classifier(cfg.model, pretrained=False)
     plan = build_mtransformer(cfg.quant_transformer).plan(model)
     rows = plan_cost(plan, model, torch.zeros(1, *(shape or image_shape(cfg, model))))
     _print(rows)
@@ -41,6 +41,10 @@ def image_shape(cfg: Config, model: torch.nn.Module) -> tuple[int, int, int]:
     data = cfg.get("data") or {}
     section = data.get("test") or data.get("val") or data.get("train") or {}
     for step in reversed(section.get("pipeline") or []):
+        if step.get("type") == "PretrainedPreprocessing":
+            from lbitcls.datasets.pipelines.compose import build_transform
+
+            return channels, *build_transform(step).crop_size  # type: ignore[attr-defined]
         size = step.get("crop_size", step.get("size"))
         if step.get("type") in ("CenterCrop", "Resize", "RandomCrop", "RandomResizedCrop", "Pad") and size:
             height, width = (size, size) if isinstance(size, int) else size

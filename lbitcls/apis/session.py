@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 from collections.abc import Callable, Iterator
@@ -130,9 +131,7 @@ def load_data(
     """
     from lbitcls.datasets import build_dataloader, build_dataset
 
-    roots = cfg.get("data_root")
-    roots = list(roots) if isinstance(roots, (list, tuple)) else [roots]
-    dataset = build_dataset(data_section(cfg, split, purpose), data_root=[*roots, data_root])
+    dataset = build_dataset(data_section(cfg, split, purpose), data_root=[*_roots(cfg), data_root])
     train = split == "train"
     loader = build_dataloader(
         dataset,
@@ -154,17 +153,56 @@ def load_data(
     return dataset, loader
 
 
-def make_model(cfg: Config, session: Session, dataset: Any = None, split: str = "train") -> nn.Module:
+def _roots(cfg: Config) -> list[Any]:
+    roots = cfg.get("data_root")
+    return list(roots) if isinstance(roots, (list, tuple)) else [roots]
+
+
+def _place_weights(cfg: Config, roots: list[Any]) -> dict[str, Any]:
+    """The section `model`, with relative paths of weights that lie below a data root in full."""
+    from lbitcls.datasets.root import locate, search_roots
+
+    def placed(owner: Any, key: str) -> None:
+        path = owner.get(key) if isinstance(owner, dict) else None
+        if isinstance(path, str) and "://" not in path and not Path(path).expanduser().is_file():
+            found = locate(path, search_roots(roots))
+            owner[key] = str(found) if found else path
+
+    section = copy.deepcopy(dict(cfg.model))
+    for owner in (section, section.get("backbone")):
+        placed(owner, "pretrained")
+        placed(owner.get("init_cfg") if isinstance(owner, dict) else None, "checkpoint")
+    return section
+
+
+def make_model(
+    cfg: Config,
+    session: Session,
+    dataset: Any = None,
+    split: str = "train",
+    *,
+    pretrained: bool = True,
+    data_root: str | None = None,
+) -> nn.Module:
     """The config's classifier, quantized layers in place, on the CPU.
 
-    Reads: `model`, `quant_transformer`.
+    Reads: `model`, `quant_transformer`, `data_root`.
+
+    Args:
+        cfg: the config.
+        session: of the command.
+        dataset: gives the names of the classes; its labels are checked.
+        split: the part of `data` that it is.
+        pretrained: False: without the weights to start from, because a checkpoint replaces them.
+        data_root: where a relative path of such weights may start, as those of data do.
 
     Raises:
         ConfigError: a part is unknown, or the data has labels that are no class of the model.
     """
     from lbitcls.models import build_classifier
 
-    model = build_classifier(cfg.model)
+    section = _place_weights(cfg, [*_roots(cfg), data_root]) if pretrained else cfg.model
+    model = build_classifier(section, pretrained)
     model.cfg = cfg
     if dataset is not None:
         model.CLASSES = dataset.CLASSES

@@ -1,4 +1,4 @@
-"""How a run ends: the log's last lines, a table, `summary.json`."""
+"""How a run ends: the log's last lines, `summary.json`, a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lbitcls.utils.logging import print_table
 
 
 def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any]:
-    """The log's last lines, the table, `summary.json`."""
+    """The log's last lines, and `summary.json`; returns what is in it."""
     best = next((hook.best for hook in runner.hooks if isinstance(hook, EvaluationHook)), {})
     runner.logger.info("Training time: %s", timedelta(seconds=int(seconds)))
     for phase, entry in best.items():
@@ -24,10 +24,19 @@ def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any
         )
     summary = _summary(runner, best, log_file)
     if is_main():
-        text = json.dumps(summary, indent=2) + "\n"
-        write_whole(runner.work_dir / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
-        print_table("Result", ("", ""), _rows(summary))
+        write_summary(summary, runner.work_dir)
     return summary
+
+
+def write_summary(summary: dict[str, Any], work_dir: Path) -> None:
+    """Write `summary.json`."""
+    text = json.dumps(summary, indent=2) + "\n"
+    write_whole(work_dir / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Print the table that a run ends with."""
+    print_table("Result", ("", ""), _rows(summary))
 
 
 def _summary(runner: EpochRunner, best: dict[str, Any], log_file: Path) -> dict[str, Any]:
@@ -55,4 +64,17 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("size, float", f"{size['float_kib']:.1f} KiB"))
     if "quantized" in summary or size["quantized_kib"] < size["float_kib"]:
         rows.append(("size, at its bits", f"{size['quantized_kib']:.1f} KiB"))
+    rows += _integer_rows(summary.get("integer"))
     return [*rows, ("checkpoint", summary["checkpoint"]), ("log", summary["log"])]
+
+
+def _integer_rows(integer: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Of the exported file, beside the float model's."""
+    if integer is None:
+        return []
+    sizes = f"{integer['size_kib']:.1f} KiB, {integer['size_kib'] / integer['float_size_kib']:.2f} of the float file"
+    rows = [("integer top-1", f"{integer['top1']:.2f} %"), ("size, integer file", sizes)]
+    for entry in integer["latency"]:
+        images = "1 image" if entry["batch"] == 1 else f"{entry['batch']} images"
+        rows.append((f"time of {images}", f"{entry['ms']:.2f} ms, {entry['ratio']:.2f} of the float file's"))
+    return [*rows, ("integer model", integer["file"])]

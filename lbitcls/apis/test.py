@@ -1,4 +1,4 @@
-"""Test a checkpoint on the config's test set: metrics, and a row for each image."""
+"""Test a checkpoint, or a shipped ONNX file, on the config's test set: metrics, and a row for each image."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from lbitcls.apis.classes import check_names
-from lbitcls.apis.session import load_data, make_model, open_session
+from lbitcls.apis.classes import check_labels, check_names
+from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import check_metrics, evaluate
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
@@ -29,23 +30,30 @@ def test_classifier(
     predictions: str | Path | None = None,
     data_root: str | None = None,
     launcher: str = "none",
+    engine: str | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
-    """Test the model of `cfg` with the weights in `checkpoint` on `data.test`, or `data.val` where that is missing.
+    """Test the model of `cfg` with the weights in `checkpoint`, or the file that was exported of it, on
+    `data.test`, or `data.val` where that is missing.
 
     Args:
         cfg: the config that the checkpoint was trained with.
-        checkpoint: of this model; also a published state dict that fits it.
+        checkpoint: of this model; also a published state dict that fits it, or an `.onnx` file, which an engine runs
+            on the CPU.
         metrics: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
         out: JSON file for the results.
         predictions: `.csv` or `.jsonl` file for a row per image: path, label, prediction, scores.
         data_root: where relative data paths may start (`--data-root`).
         launcher: `none`, `pytorch` or `slurm`.
+        engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        threads: of the engine; None: its own choice.
 
     Returns:
         `{'loss': …, 'top-1': …, 'top-5': …, …}`, in percent but the loss.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is another model's.
+        CheckpointError: the checkpoint cannot be read, or is another model's, or a file of a backbone.
+        ConfigError: an unknown metric or engine, or an engine for a checkpoint.
         DataError: the test set numbers its classes otherwise than the checkpoint.
     """
     require_sections(cfg, ("model", "data"), "testing")
@@ -55,10 +63,7 @@ def test_classifier(
     with open_session(cfg, launcher) as session:
         split = "test" if cfg.data.get("test") is not None else "val"
         dataset, loader = load_data(cfg, split, "testing", session, data_root=data_root)
-        model = make_model(cfg, session, dataset, split)
-        loaded = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)
-        check_names(loaded["meta"].get("CLASSES"), f"the checkpoint {checkpoint}", dataset, split, session.logger)
-        model.to(session.device)
+        model = open_model(cfg, checkpoint, split, dataset, session, engine, threads)
         rows: list[tuple[int, int, list[float]]] = []
 
         def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
@@ -73,6 +78,46 @@ def test_classifier(
                 writer(Path(str(predictions)), dataset, sorted(row for part in gathered for row in part))
             _report(results, out)
     return results
+
+
+def open_model(
+    cfg: Config,
+    path: str | Path,
+    split: str,
+    dataset: Any,
+    session: Session,
+    engine: str | None = None,
+    threads: int | None = None,
+) -> nn.Module:
+    """The classifier of `cfg` with the weights of a checkpoint, on its device, or the `.onnx` file in its place.
+
+    Raises:
+        CheckpointError: `path` cannot be read, is another model's, or a file of a backbone.
+        ConfigError: an engine for a checkpoint, or `dataset` has labels that are no class of the model.
+        DataError: `dataset`, `data.<split>`, numbers its classes otherwise than the checkpoint.
+    """
+    shipped = Path(path).suffix.lower() == ".onnx"
+    if not shipped and (engine is not None or threads is not None):
+        raise ConfigError(f"--engine and --threads are for .onnx files, which an engine runs; got '{path}'.")
+    if shipped:
+        model, classes = _shipped(cfg, path, session, dataset, split, engine, threads)
+    else:
+        model = make_model(cfg, session, dataset, split, pretrained=False)
+        classes = load_checkpoint(model, path, strict=True, logger=session.logger)["meta"].get("CLASSES")
+        model.to(session.device)
+    check_names(classes, f"the {'file' if shipped else 'checkpoint'} {path}", dataset, split, session.logger)
+    return model
+
+
+def _shipped(
+    cfg: Config, path: str | Path, session: Session, dataset: Any, split: str, engine: str | None, threads: int | None
+) -> tuple[nn.Module, list[str] | None]:
+    """The model in an ONNX file, and the names of its classes."""
+    from lbitcls.apis.shipped import open_shipped
+
+    model = open_shipped(cfg, path, split, session.logger, engine, threads)
+    check_labels(model, dataset, split)
+    return model, model.engine.info.classes if model.engine.info is not None else None
 
 
 def _row_writer(path: str | Path | None) -> Any:

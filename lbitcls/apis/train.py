@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lbitcls.apis.delivery import deliver, read_export
 from lbitcls.apis.hooks import build_hooks
+from lbitcls.apis.pictures import draw_run
 from lbitcls.apis.session import Session, load_data, make_model, open_session
-from lbitcls.apis.summary import finish
+from lbitcls.apis.summary import finish, show_summary, write_summary
 from lbitcls.core.ema import ModelEMA
+from lbitcls.core.features import FeatureCache, build_feature_cache
+from lbitcls.core.hooks import Hook
 from lbitcls.core.hooks.checkpoint import newest_checkpoint, noted_run
+from lbitcls.core.hooks.evaluation import EvaluationHook
+from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
@@ -52,10 +59,11 @@ def train_classifier(
         The summary, as in `summary.json` of the work directory.
 
     Raises:
-        LbitclsError: the config, the data, a checkpoint or the training went wrong; the message says how.
+        LbitclsError: the config, the data, a checkpoint, the training or the export went wrong; the message says how.
     """
     require_sections(cfg, ("model", "data", "optimizer", "total_epochs"), "training")
     work_dir = work_directory(cfg)
+    export = read_export(cfg)
     log_file = work_dir / f"{time.strftime('%Y%m%d_%H%M%S')}.log"
     with open_session(cfg, launcher, log_file, lambda logger: _write_head(cfg, work_dir, logger)) as session:
         start = _find_start(cfg, work_dir, resume, session)
@@ -68,7 +76,17 @@ def train_classifier(
             _say_where(runner, start[0])
         began = time.monotonic()
         runner.run()
-        return finish(runner, time.monotonic() - began, log_file)
+        summary = finish(runner, time.monotonic() - began, log_file)
+        draw_run(cfg, runner)
+        if session.place.rank != 0:
+            return summary
+    try:
+        if export is not None:
+            summary["integer"] = deliver(cfg, export, summary["checkpoint"], work_dir, data_root)
+            write_summary(summary, work_dir)
+    finally:
+        show_summary(summary)
+    return summary
 
 
 def _say_where(runner: EpochRunner, path: Path) -> None:
@@ -147,14 +165,14 @@ def build_runner(
     """Everything that `cfg` describes, put together.
 
     Reads: `total_epochs`, `lr_config`, `optimizer`, `optimizer_config`, `amp`, `fp16`, `ema`, `channels_last`,
-    `compile`, `load_from`, `find_unused_parameters`, `sycbn`, and the sections of the functions it calls. `run` is
-    the run's name.
+    `compile`, `feature_cache`, `load_from`, `find_unused_parameters`, `sycbn`, and the sections of the functions it
+    calls. `run` is the run's name.
     """
     device, epochs = session.device, cfg.total_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f"total_epochs is an int from 1; got {epochs!r}.")
     dataset, loader = load_data(cfg, "train", "training", session, seed=cfg.seed, data_root=data_root)
-    model = make_model(cfg, session, dataset)
+    model = make_model(cfg, session, dataset, pretrained=start is None, data_root=data_root)
     if start is None and cfg.get("load_from"):
         load_checkpoint(model, cfg.load_from, logger=session.logger)
     kernels = _choose_kernels(cfg, start, device)
@@ -162,7 +180,7 @@ def build_runner(
     model = _synchronize_norms(model, cfg, session).to(device, memory_format=memory_format)  # type: ignore[call-overload]
     broadcast_module(model)
     hooks = build_hooks(cfg, model, session, validate, data_root)
-    step = _build_step(cfg, model, session)
+    step = _build_step(cfg, model, session, hooks)
     ema = _build_ema(cfg, model)
     if cfg.get("compile"):
         _compile(model, device)
@@ -179,6 +197,7 @@ def build_runner(
         ema=ema,
         wrap=lambda module: _parallel(module, cfg, session),
         memory_format=memory_format,
+        features=_build_features(cfg, model, dataset, hooks),
         meta=meta,
         logger=session.logger,
     )
@@ -222,7 +241,7 @@ def _synchronize_norms(model: nn.Module, cfg: Config, session: Session) -> nn.Mo
     return model
 
 
-def _build_step(cfg: Config, model: nn.Module, session: Session) -> OptimizerStep:
+def _build_step(cfg: Config, model: nn.Module, session: Session, hooks: Sequence[Hook]) -> OptimizerStep:
     section = dict(cfg.get("optimizer_config") or {})
     reject_unknown_keys("optimizer_config", section, ("grad_clip", "cumulative_iters"))
     precision = read_precision(cfg.get("amp"), cfg.get("fp16"))
@@ -239,8 +258,17 @@ def _build_step(cfg: Config, model: nn.Module, session: Session) -> OptimizerSte
         def penalty() -> torch.Tensor | float:
             return regularization(model)
 
-    optimizer = build_optimizer(model, cfg.optimizer, no_decay)
+    optimizer = build_optimizer(model, cfg.optimizer, no_decay, unfreeze_rates(model, hooks))
     return OptimizerStep(optimizer, session.device, precision=precision, penalty=penalty, **section)
+
+
+def _build_features(cfg: Config, model: nn.Module, dataset: Any, hooks: Sequence[Hook]) -> FeatureCache:
+    datasets = {"data.train": dataset}
+    for hook in hooks:
+        if isinstance(hook, EvaluationHook):
+            datasets["data.val"] = hook.loader.dataset  # type: ignore[attr-defined]
+    later = [name for hook in hooks if isinstance(hook, UnfreezeHook) for name in hook.parts(model)]
+    return build_feature_cache(cfg.get("feature_cache"), model, datasets, bool(cfg.get("compile")), later)
 
 
 def _build_ema(cfg: Config, model: nn.Module) -> ModelEMA | None:

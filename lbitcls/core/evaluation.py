@@ -89,7 +89,7 @@ def evaluate(
 
     Args:
         model: has `predict(img)` and `loss(logits, gt_label)`; its mode is put back afterwards.
-        batches: dicts with `img` (N, C, H, W) and `gt_label` (N,).
+        batches: dicts with `gt_label` (N,) and `img` (N, C, H, W), or `features` that `model.predict_features` takes.
         device: where the model is.
         metrics: names out of `METRICS`.
         topk: the k of each `top-k`; one above the number of classes is left out.
@@ -107,8 +107,8 @@ def evaluate(
     tally: Tally | None = None
     try:
         for batch in batches:
-            images, labels = batch["img"].to(device), batch["gt_label"].to(device)
-            logits = model.predict(images)  # type: ignore[operator]
+            labels = batch["gt_label"].to(device)
+            logits = _logits(model, batch, device)
             tally = tally or Tally(logits.shape[1], topk, device, needs_confusion)
             tally.add(logits.float(), labels, model.loss(logits, labels)["loss"])  # type: ignore[operator]
             if watch is not None:
@@ -121,6 +121,12 @@ def evaluate(
         raise DataError("validation: the data set is empty.")
     tally = tally or Tally(classes, topk, device, needs_confusion)  # a rank without samples adds zeros
     return tally.results(metrics)
+
+
+def _logits(model: Any, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+    if "features" in batch:
+        return model.predict_features(batch["features"].to(device))
+    return model.predict(batch["img"].to(device))
 
 
 def usable_topk(topk: Sequence[int], num_classes: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ matches no parameter is an error, and the quantizers' parameters take no weight 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,10 @@ _PARAMWISE = ("norm_decay_mult", "bias_decay_mult", "bias_lr_mult", "dwconv_deca
 
 
 def build_optimizer(
-    model: nn.Module, cfg: dict[str, Any], no_decay: Iterable[nn.Parameter] = ()
+    model: nn.Module,
+    cfg: dict[str, Any],
+    no_decay: Iterable[nn.Parameter] = (),
+    lr_mults: Mapping[int, float] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer that `cfg` describes over every parameter of `model`.
 
@@ -35,6 +38,7 @@ def build_optimizer(
         model: its parameters are grouped by learning rate and weight decay.
         cfg: `type` (a class of `torch.optim`), its arguments, and `paramwise_cfg`.
         no_decay: parameters that take no weight decay (those of quantizers).
+        lr_mults: further factors on the learning rate, by a parameter's `id`.
 
     Raises:
         ConfigError: an unknown optimizer or argument, or a custom key that matches nothing.
@@ -50,7 +54,7 @@ def build_optimizer(
     check_arguments(kind, {"params": [], **given})
     lr = given.get("lr", _default(kind, "lr"))
     decay = given.get("weight_decay", _default(kind, "weight_decay"))
-    groups = _group(model, paramwise, lr, decay, {id(p) for p in no_decay})
+    groups = _group(model, paramwise, lr, decay, {id(p) for p in no_decay}, lr_mults or {})
     try:
         optimizer = kind(groups, **given)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -85,7 +89,7 @@ def _default(kind: type, argument: str) -> Any:
 
 
 def _group(
-    model: nn.Module, paramwise: dict[str, Any], lr: Any, decay: Any, no_decay: set[int]
+    model: nn.Module, paramwise: dict[str, Any], lr: Any, decay: Any, no_decay: set[int], lr_mults: Mapping[int, float]
 ) -> list[dict[str, Any]]:
     """Parameter groups, one for each pair of multipliers, in the order in which they first occur."""
     reject_unknown_keys("optimizer.paramwise_cfg", paramwise, _PARAMWISE)
@@ -102,6 +106,7 @@ def _group(
         key = _custom_key(custom, name)
         unmatched -= {k for k in custom if k in name}
         multipliers = _multipliers(name, module, paramwise, id(parameter) in no_decay, custom.get(key) if key else None)
+        multipliers = multipliers[0] * lr_mults.get(id(parameter), 1.0), multipliers[1]
         if multipliers not in groups:
             groups[multipliers] = _new_group(multipliers, lr, decay)
         groups[multipliers]["params"].append(parameter)
@@ -164,7 +169,7 @@ def _new_group(multipliers: tuple[float, float], lr: Any, decay: Any) -> dict[st
     group: dict[str, Any] = {"params": []}
     if lr_mult != 1.0:
         if lr is None:
-            raise ConfigError("optimizer.paramwise_cfg multiplies the learning rate, but optimizer gives no lr.")
+            raise ConfigError("paramwise_cfg or UnfreezeHook multiplies the learning rate, but optimizer gives no lr.")
         group["lr"] = lr * lr_mult
     if decay_mult != 1.0 and decay:
         group["weight_decay"] = decay * decay_mult

@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from lbitcls.core.ema import ModelEMA
+from lbitcls.core.features import FeatureCache
 from lbitcls.core.guard import Guard, Interrupted
 from lbitcls.core.hooks.checkpoint import INTERRUPTED, LATEST
 from lbitcls.core.hooks.hook import Hook
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
 from lbitcls.utils.checkpoint import compare, link_whole, save_checkpoint
-from lbitcls.utils.dist import is_main, rank
+from lbitcls.utils.dist import is_main, rank, world_size
 from lbitcls.utils.env import mix_seed
 from lbitcls.utils.errors import CheckpointError, TrainingError
 from lbitcls.utils.logging import get_logger
@@ -55,6 +56,7 @@ class EpochRunner:
         ema: the averaged model, which is then what is validated and saved.
         wrap: puts DDP around the model (again, after a calibration).
         memory_format: of the images.
+        features: the cache of a frozen backbone's features.
         meta: further meta data for checkpoints (`config`, …).
         logger: the package's by default.
 
@@ -77,6 +79,7 @@ class EpochRunner:
         ema: ModelEMA | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
         memory_format: torch.memory_format = torch.contiguous_format,
+        features: FeatureCache | None = None,
         meta: Mapping[str, Any] | None = None,
         logger: logging.Logger | None = None,
     ) -> None:
@@ -91,9 +94,11 @@ class EpochRunner:
         self.seed = seed
         self.ema = ema
         self.memory_format = memory_format
+        self.features = features or FeatureCache()
         self.meta = dict(meta or {})
         self.logger = logger or get_logger()
         self.epoch = self.iter = self.inner_iter = 0
+        self.images = 0  # learned from in the run, on all ranks
         self.phase = "float"
         self.completed = False
         self.outputs: dict[str, torch.Tensor] = {}
@@ -141,6 +146,7 @@ class EpochRunner:
             self.ema.update(self.module)
         self.iter += 1
         self.inner_iter += 1
+        self.images += len(batch["gt_label"]) * world_size()
 
     def call(self, event: str) -> None:
         """Call every hook's method `event`."""
@@ -179,15 +185,16 @@ class EpochRunner:
         torch.manual_seed(mix_seed(self.seed, self.iter, rank()))
 
     def to_device(self, batch: Batch) -> Batch:
-        """The batch on the model's device, images in the memory format of the run."""
+        """The batch on the model's device, images in the memory format of the run (or `features` in their place)."""
         device = self.step.device
-        moved = {name: batch[name].to(device, non_blocking=True) for name in ("img", "gt_label")}
-        if self.memory_format is not torch.contiguous_format:
+        names = [name for name in ("img", "features", "gt_label") if name in batch]
+        moved: Batch = {name: batch[name].to(device, non_blocking=True) for name in names}
+        if "img" in moved and self.memory_format is not torch.contiguous_format:
             moved["img"] = moved["img"].contiguous(memory_format=self.memory_format)
         return moved
 
     def _batches(self) -> Iterator[Batch]:
-        batches = iter(self.loader.iterate(self.epoch, self.inner_iter))
+        batches = iter(self.features.batches(self, self.loader, training=True, start=self.inner_iter))
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -244,6 +251,7 @@ class EpochRunner:
             "epoch": self.epoch,
             "iter": self.iter,
             "inner_iter": self.inner_iter,
+            "images": self.images,
             "epoch_len": len(self.loader),
             "seed": self.seed,
             "phase": self.phase,
@@ -285,6 +293,7 @@ class EpochRunner:
 
     def _take_position(self, meta: Mapping[str, Any]) -> None:
         self.epoch, self.iter, self.inner_iter = meta["epoch"], meta["iter"], meta["inner_iter"]
+        self.images = meta.get("images", 0)
         self.phase = meta.get("phase", self.phase)
         length = len(self.loader)
         if meta["epoch_len"] != length:

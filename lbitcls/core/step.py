@@ -63,7 +63,8 @@ class OptimizerStep:
     """Turns batches into steps of the optimizer.
 
     A group of `cumulative_iters` batches makes one step, the last group of an epoch with what is left; the gradient is
-    the mean over the group's samples, as if they had been one batch.
+    the mean over the group's samples, as if they had been one batch (with DDP over those of each process; its
+    reduction then averages over the processes, which may have left out different images).
 
     Args:
         optimizer: steps once for each group.
@@ -108,15 +109,19 @@ class OptimizerStep:
         hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not ends else contextlib.nullcontext()
         with hold:
             outputs = self._forward(model, batch)
-            samples = len(batch["img"])
+            samples = len(batch["gt_label"])
             self._first = samples if index == start else self._first
             self._seen = samples if index == start else self._seen + samples
             loss = outputs["loss"]
-            weighted = loss if size == 1 else loss * (samples / (self._first * size))
+            expected = self._first * size
+            if ends and self._seen != expected:  # the group's batches were not equally large
+                self._rescale(expected / self._seen)
+                expected = self._seen
+            weighted = loss if size == 1 else loss * (samples / expected)
             self.scaler.scale(weighted).backward()
         result = {name: value.detach() for name, value in outputs.items()}
         if ends:
-            self._update(result, self._first * size / self._seen)
+            self._update(result)
         return result
 
     def ends_group(self, index: int, total: int) -> bool:
@@ -127,25 +132,32 @@ class OptimizerStep:
         dtype = self.precision.dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             try:
-                outputs = model(batch["img"], gt_label=batch["gt_label"], return_loss=True)
+                if "features" in batch:
+                    outputs = model(features=batch["features"], gt_label=batch["gt_label"])
+                else:
+                    outputs = model(batch["img"], gt_label=batch["gt_label"], return_loss=True)
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
                 raise ConfigError(
-                    f"a batch of {len(batch['img'])} is too small for BatchNorm, which sees one value per channel in "
-                    "it. Where it is the epoch's last batch set data.drop_last=True; else raise data.samples_per_gpu."
+                    f"a batch of {len(batch['gt_label'])} is too small for BatchNorm, which sees one value per "
+                    "channel in it. Where it is the epoch's last batch set data.drop_last=True; else raise "
+                    "data.samples_per_gpu."
                 ) from error
         penalty = self.penalty() if self.penalty is not None else 0.0
         if isinstance(penalty, torch.Tensor):
             outputs = {**outputs, "loss": outputs["loss"] + penalty, "loss_quant": penalty}
         return outputs
 
-    def _update(self, result: dict[str, torch.Tensor], correction: float) -> None:
-        if self.grad_clip is not None or correction != 1.0:
-            self.scaler.unscale_(self.optimizer)
-        if correction != 1.0:  # the group's batches were not equally large
-            torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
+    def _rescale(self, factor: float) -> None:
+        """Multiply what this process has gathered so far; before DDP's reduction, or the ranks would drift apart."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+
+    def _update(self, result: dict[str, torch.Tensor]) -> None:
         if self.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
             result["grad_norm"] = nn.utils.clip_grad_norm_(self._parameters, **self.grad_clip)
         try:
             self.scaler.step(self.optimizer)

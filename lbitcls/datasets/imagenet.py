@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lbitcls.datasets.base import FileDataset, read_class_names
-from lbitcls.datasets.folder import NO_DOWNLOAD, class_folders, images_below, read_class_folders
+from lbitcls.datasets.folder import NO_DOWNLOAD, class_folders, images_below, read_class_folders, read_list
 from lbitcls.datasets.root import Roots, find_data, search_roots
 from lbitcls.registry import DATASETS
 from lbitcls.utils.errors import ConfigError, DataError
@@ -30,37 +29,6 @@ class _LazyNames:
 
     def __get__(self, instance: Any, owner: Any = None) -> tuple[str, ...]:
         return imagenet_classes()
-
-
-def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[int]]:
-    """Paths and labels from a list file, `path label` in each line.
-
-    Args:
-        path: the list file; its paths may hold spaces, empty lines count for nothing.
-        prefix: folder to which the paths are relative.
-        classes: number of classes; labels are below it.
-
-    Raises:
-        DataError: a line that is something else; the message gives its number.
-    """
-    paths, labels = [], []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows put a mark before the text
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the list file {path} cannot be read as UTF-8 text: {error}.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name, _, label = line.strip().rpartition(" ")
-        if not name or not (label.isascii() and label.isdigit()):
-            raise DataError(f"{path}:{number}: expected 'path label', the label a number; got {line.strip()!r}.")
-        if int(label) >= classes:
-            raise DataError(f"{path}:{number}: label {label} is not below {classes}, the number of classes.")
-        paths.append(os.path.join(prefix, name.strip()))
-        labels.append(int(label))
-    if not paths:
-        raise DataError(f"{path} lists no images; each line is 'path label'.")
-    return paths, labels
 
 
 @DATASETS.register_module()

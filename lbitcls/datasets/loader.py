@@ -7,7 +7,7 @@ in the middle of an epoch. Neither does reading touch the global random number g
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,10 +161,23 @@ class Loader:
         Raises:
             DataError: an image cannot be read, or images of a batch differ in size.
         """
+        for _, batch in self.read(epoch, range(start, len(self))):
+            yield batch
+
+    def indices(self, epoch: int) -> list[np.ndarray]:
+        """Indices of the samples of each batch of an epoch, int64."""
         order, size = self.order(epoch), self.batch_size
-        keys = [_Key(epoch, order[i * size : (i + 1) * size]) for i in range(start, len(self))]
-        batches = self._fetch(keys)
-        for batch in batches:
+        return [order[i * size : (i + 1) * size] for i in range(len(self))]
+
+    def read(self, epoch: int, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Some batches of an epoch, each with its number; the others are not read.
+
+        Raises:
+            DataError: as `iterate`.
+        """
+        indices = self.indices(epoch)
+        batches = self._fetch([_Key(epoch, indices[number]) for number in numbers])
+        for number, batch in zip(numbers, batches, strict=True):
             if isinstance(batch, _Failure):
                 # Now, not when the error is forgotten: torch takes seconds to stop workers that the garbage
                 # collector finds.
@@ -173,7 +186,7 @@ class Loader:
                 raise batch.error
             self._note(batch.pop("skipped", {}))
             if batch:
-                yield batch
+                yield number, batch
 
     def close(self) -> None:
         """Stop the worker processes; another iteration starts new ones."""

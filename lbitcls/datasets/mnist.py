@@ -13,8 +13,9 @@ import torch
 import torchvision.datasets
 
 from lbitcls.datasets.base import MemoryDataset, resolve_split
-from lbitcls.datasets.root import Roots, download_root, exclusive, locate, missing, search_roots
+from lbitcls.datasets.root import Roots, download_root, locate, missing, search_roots
 from lbitcls.registry import DATASETS
+from lbitcls.utils.cache import exclusive
 from lbitcls.utils.errors import DataError
 
 _FILES = {"train": "train", "test": "t10k"}

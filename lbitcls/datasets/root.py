@@ -17,10 +17,10 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
+from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.errors import DataError
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -119,12 +119,6 @@ def _below(unpacked_folder: Path, name: str, rest: Path) -> Path | None:
     return None
 
 
-def cache_folder() -> Path:
-    """The folder of unpacked archives."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lbitcls" / "archives"
-
-
 def unpacked(archive: Path) -> Path:
     """The folder with the content of `archive`, unpacked now if it is not in the cache yet.
 
@@ -137,7 +131,7 @@ def unpacked(archive: Path) -> Path:
     stat = archive.stat()
     identity = f"{archive.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     stem = archive.name.partition(".")[0]
-    target = cache_folder() / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    target = cache_folder("archives") / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if target.is_dir():
         return target
     try:
@@ -183,14 +177,3 @@ def _extract(tar: tarfile.TarFile, folder: Path) -> None:
         if not (folder / member.name).resolve().is_relative_to(folder.resolve()):
             raise tarfile.ExtractError(f"{member.name!r} would be extracted to a place outside the archive's folder")
     tar.extractall(folder)
-
-
-@contextmanager
-def exclusive(target: Path) -> Iterator[None]:
-    """Hold the lock beside `target`, so that one process at a time makes it."""
-    import fcntl
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_name(target.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

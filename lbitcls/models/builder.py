@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lbitcls.registry import BACKBONES, CLASSIFIERS, HEADS, LOSSES, NECKS
 
@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def build_classifier(cfg: dict) -> nn.Module:
+def build_classifier(cfg: dict, pretrained: bool = True) -> nn.Module:
     """Build the classifier that `cfg.model` describes.
+
+    Args:
+        cfg: the section.
+        pretrained: False: leave out the weights to start from, where a checkpoint is to replace them.
 
     Raises:
         ConfigError: an unknown name or key, or parts that do not fit each other.
@@ -25,7 +29,20 @@ def build_classifier(cfg: dict) -> nn.Module:
         >>> type(model.head.fc).__name__
         'Linear'
     """
-    return CLASSIFIERS.build(cfg)
+    return CLASSIFIERS.build(cfg if pretrained else _without_pretrained(cfg))
+
+
+def _without_pretrained(cfg: dict) -> dict:
+    """The section without files of weights, but for those of a backbone that checkpoints do not hold."""
+    keys = ("pretrained", "init_cfg")
+    plain: dict[str, Any] = {key: value for key, value in cfg.items() if key not in keys}
+    backbone = plain.get("backbone")
+    if isinstance(backbone, dict) and "type" in backbone:
+        kind = backbone["type"]
+        target = BACKBONES.find(kind) if isinstance(kind, str) else kind
+        if getattr(target, "in_checkpoints", True):
+            plain["backbone"] = {key: value for key, value in backbone.items() if key not in keys}
+    return plain
 
 
 def build_backbone(cfg: dict) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,23 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.models.augments import BatchAugments
+from lbitcls.models.freezing import FreezableModule
 from lbitcls.models.state_dict import to_classifier_names
 from lbitcls.registry import BACKBONES, CLASSIFIERS, HEADS, NECKS
 from lbitcls.utils import load_checkpoint
 from lbitcls.utils.errors import ConfigError, DataError, reject_unknown_keys
+from lbitcls.utils.published import is_published
+
+_MOVING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # what differs in training and eval mode
 
 
 @CLASSIFIERS.register_module()
-class ImageClassifier(nn.Module):
+class ImageClassifier(FreezableModule):
     """A classifier of images.
 
     Args:
         backbone: config of the backbone. Its `pretrained=FILE`, or `init_cfg=dict(type='Pretrained',
-            checkpoint=FILE)`, loads the backbone's part of a file alone.
+            checkpoint=FILE)`, loads the backbone's part of a file alone; `frozen=True` keeps all of it as it is (no
+            gradients, normalization in eval mode), so that the head alone trains.
         head: config of the head.
         neck: config of the neck, or None.
-        pretrained: a local file with weights to start from, published or our own; what fits is loaded, the
-            rest is reported.
+        pretrained: weights to start from, `'torchvision://mobilenet_v2'` or a local file, published or our own; what
+            fits is loaded, the rest is reported. A head for other classes starts anew.
         train_cfg: `dict(augments=…)`: mixup and cutmix of the training batches, see `BatchAugments`.
         init_cfg: `dict(type='Pretrained', checkpoint=FILE)`, another way to write `pretrained=FILE`.
 
@@ -57,9 +63,11 @@ class ImageClassifier(nn.Module):
         self.CLASSES: tuple[str, ...] | None = None
         self.cfg: Any = None
         backbone = dict(backbone)
-        backbone_file = _pretrained_file(
-            "model.backbone", backbone.pop("pretrained", None), backbone.pop("init_cfg", None)
-        )
+        frozen = backbone.pop("frozen", False)
+        if not isinstance(frozen, bool):
+            raise ConfigError(f"model.backbone.frozen is True or False; got {frozen!r}. For a part: frozen_stages.")
+        own = None if _loads_itself(backbone) else backbone.pop("pretrained", None)
+        backbone_file = _pretrained_file("model.backbone", own, backbone.pop("init_cfg", None))
         self.backbone = BACKBONES.build(backbone)
         self.neck = None if neck is None else NECKS.build(neck)
         self.head = HEADS.build(head)
@@ -67,6 +75,8 @@ class ImageClassifier(nn.Module):
         self.augments = _build_augments(train_cfg, self.num_classes)
         _load_pretrained(self.backbone, backbone_file)
         _load_pretrained(self, _pretrained_file("model", pretrained, init_cfg))
+        if frozen:
+            self.freeze("backbone")
 
     @property
     def num_classes(self) -> int | None:
@@ -76,20 +86,26 @@ class ImageClassifier(nn.Module):
 
     def forward(
         self,
-        img: Tensor,
+        img: Tensor | None = None,
         gt_label: Tensor | None = None,
         return_loss: bool = True,
         img_metas: Any = None,
+        features: Tensor | None = None,
     ) -> dict[str, Tensor] | np.ndarray:
         """Losses of a batch, or its scores.
 
         Args:
-            img: (N, C, H, W) float.
+            img: (N, C, H, W) float, or None with `features`.
             gt_label: (N,) int64, needed for the losses.
             return_loss: True for a dict of scalar tensors: `loss` (to minimise) and the accuracies `top-k`
                 in percent; False for the softmaxed scores, a NumPy array (N, K).
             img_metas: taken because batches of the tutorial carry it; not used.
+            features: what `fixed_features` gave for the images, in their place: the head alone works, for its loss.
         """
+        if features is not None and gt_label is not None:
+            return self.loss(self.predict_features(features), gt_label)
+        if img is None:
+            raise DataError("the classifier needs images: give img.")
         if not return_loss:
             return self.scores(img)
         if gt_label is None:
@@ -107,6 +123,28 @@ class ImageClassifier(nn.Module):
     def predict(self, img: Tensor) -> Tensor:
         """Logits (N, K)."""
         return self.head(self.extract_feat(img))
+
+    @property
+    def moving_parts(self) -> list[str]:
+        """Names of the parts before the head that training changes, or that differ in training and eval mode."""
+        modules = [*self.backbone.named_modules(prefix="backbone")]
+        modules += [] if self.neck is None else self.neck.named_modules(prefix="neck")
+        return [
+            name
+            for name, module in modules
+            if (isinstance(module, _MOVING) or next(module.parameters(recurse=False), None) is not None)
+            and not self.is_frozen(name)
+        ]
+
+    @torch.no_grad()
+    def fixed_features(self, img: Tensor) -> Tensor:
+        """What the head uses of the features of images, (N, C) or (N, C, H, W); while no part before it moves."""
+        features = self.extract_feat(img)
+        return features[-1] if isinstance(features, tuple) else features
+
+    def predict_features(self, features: Tensor) -> Tensor:
+        """Logits (N, K) from what `fixed_features` gave."""
+        return self.head(features)
 
     def loss(self, logits: Tensor, gt_label: Tensor) -> dict[str, Tensor]:
         """What `forward` returns for training, from logits: for validation, which has them already."""
@@ -153,7 +191,7 @@ def _load_pretrained(module: nn.Module, file: str | None) -> None:
         load_checkpoint(module, file)
 
 
-def _pretrained_file(owner: str, pretrained: str | None, init_cfg: dict | None) -> str | None:
+def _pretrained_file(owner: str, pretrained: Any, init_cfg: dict | None) -> str | None:
     """The file that either key of `owner` names, or None."""
     if init_cfg is not None:
         reject_unknown_keys(f"{owner}.init_cfg", init_cfg, ["type", "checkpoint", "prefix"])
@@ -164,6 +202,18 @@ def _pretrained_file(owner: str, pretrained: str | None, init_cfg: dict | None) 
                 f"{owner}.pretrained beside it."
             )
         pretrained = init_cfg.get("checkpoint")
-    if pretrained is not None and "://" in pretrained:
-        raise ConfigError(f"{owner}: '{pretrained}' is no local file; download it and give its path.")
+    if pretrained is None or pretrained is False:
+        return None
+    if not isinstance(pretrained, str) or ("://" in pretrained and not is_published(pretrained)):
+        raise ConfigError(
+            f"{owner}: pretrained={pretrained!r} is neither a local file nor 'torchvision://NAME'; download the file "
+            "and give its path."
+        )
     return pretrained
+
+
+def _loads_itself(backbone: dict) -> bool:
+    """Whether the backbone's class takes `pretrained` itself, having weights that only it can find."""
+    kind = backbone.get("type")
+    target = BACKBONES.find(kind) if isinstance(kind, str) else kind
+    return callable(target) and "pretrained" in inspect.signature(target).parameters

@@ -18,9 +18,11 @@ from torch import nn
 
 from lbitcls.utils.errors import CheckpointError, suggest
 from lbitcls.utils.logging import get_logger
+from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.version import __version__
 
 _QUANTIZER = "_quantizer."  # in the name of every tensor that a quantized layer has beside the float layer's
+_HEAD = "head."  # begins the name of every tensor of a classifier's head
 _SHOWN = 8  # keys that a message lists before it counts the rest
 
 
@@ -97,10 +99,12 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     Only plain data is read (`weights_only`), so that a file from elsewhere can run no code. With `mmap`
     tensors are read when they are used: for the meta data alone.
 
+    `path` may also name published weights, `torchvision://resnet18`.
+
     Raises:
         CheckpointError: the file is missing, damaged, not plain data, or holds no weights.
     """
-    path = Path(path).expanduser()
+    path = fetch_weights(str(path)) if is_published(path) else Path(path).expanduser()
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.pth"))
         hint = f"it holds {_listed(inside)}" if inside else "it holds no .pth file"
@@ -111,12 +115,18 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises what the damage leads to: RuntimeError, EOFError, KeyError, pickle's …
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"checkpoint {path} cannot be read as plain weights: {reason} The file is damaged, or no checkpoint, "
-            "or holds code or objects; save its state_dict alone with torch.save."
+            f"checkpoint {path} cannot be read as plain weights ({_reason(error)}). The file is damaged, or no "
+            "checkpoint, or holds code or objects; save its state_dict alone with torch.save."
         ) from error
     return _with_state_dict(content, path)
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, in a sentence, without its advice to trust the file; a bare number or name says nothing."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    sentence = text.partition("\n")[0].partition(". ")[0].rstrip(".: ")
+    return f"{type(error).__name__}: {sentence}" if " " in sentence else type(error).__name__
 
 
 def _with_state_dict(content: Any, path: Path) -> dict[str, Any]:
@@ -164,9 +174,10 @@ def load_checkpoint(
         raise CheckpointError(f"{path} is of another model than {type(model).__name__}:{fit.cause()}{fit.text()}")
     model.load_state_dict({name: state_dict[name] for name in fit.matched}, strict=False)
     logger = logger or get_logger()
-    # Weights before quantization have no quantizers; whatever else does not fit should be seen.
-    level = logging.INFO if fit.complete or "float weights" in fit.cause() else logging.WARNING
-    logger.log(level, "Loaded %d of %d tensors from %s%s", len(fit.matched), len(model.state_dict()), path, fit.text())
+    # Weights before quantization have no quantizers, those of other classes another head; all else should be seen.
+    level = logging.INFO if fit.complete or fit.lacks_quantizers or fit.other_classes else logging.WARNING
+    text = ("\n  the head starts anew: it has other classes" if fit.other_classes else "") + fit.text()
+    logger.log(level, "Loaded %d of %d tensors from %s%s", len(fit.matched), len(model.state_dict()), path, text)
     return checkpoint
 
 
@@ -186,17 +197,29 @@ class Fit:
     @property
     def complete(self) -> bool:
         """Nothing is missing, left over or of another shape (BatchNorm's counters, which old files lack, aside)."""
-        missing = [name for name in self.missing if not name.endswith("num_batches_tracked")]
-        return not (missing or self.unexpected or self.mismatched)
+        return not (self._lacking() or self.unexpected or self.mismatched)
+
+    @property
+    def lacks_quantizers(self) -> bool:
+        """The quantizers' tensors are missing, and no others."""
+        return bool(self._lacking()) and not self.unexpected and all(_QUANTIZER in name for name in self._lacking())
+
+    @property
+    def other_classes(self) -> bool:
+        """The head is of another shape; else nothing is amiss, but for quantizers that may be missing."""
+        misfits = [*self.mismatched, *self.unexpected, *(n for n in self._lacking() if _QUANTIZER not in n)]
+        return bool(self.mismatched) and all(name.startswith(_HEAD) for name in misfits)
 
     def cause(self) -> str:
         """A line that says so where one side is quantized and the other float, or nothing."""
-        missing = [name for name in self.missing if not name.endswith("num_batches_tracked")]
-        if missing and not self.unexpected and all(_QUANTIZER in name for name in missing):
+        if self.lacks_quantizers:
             return "\n  it has float weights, and the config's quant_transformer quantizes the model"
-        if self.unexpected and not missing and all(_QUANTIZER in name for name in self.unexpected):
+        if self.unexpected and not self._lacking() and all(_QUANTIZER in name for name in self.unexpected):
             return "\n  it is of a quantized model, and the config has no quant_transformer, or one for fewer layers"
         return ""
+
+    def _lacking(self) -> list[str]:
+        return [name for name in self.missing if not name.endswith("num_batches_tracked")]
 
     def text(self) -> str:
         """One line for each kind of misfit, or nothing."""

@@ -53,12 +53,14 @@ SECTIONS: dict[str, str] = {
     "compile": "torch.compile the model",
     "kernels": "of quantizers: auto, plain or fused",
     "ema": "average of the weights",
+    "feature_cache": "keep the features of a frozen backbone",
     "channels_last": "memory format of images and convolutions",
+    "export": "write the best weights as an integer model when the run is complete",
 }
 
 _DICTS = (  # sections that are a dict, or None
     *("model", "data", "evaluation", "quant_transformer", "calibration", "optimizer", "optimizer_config", "lr_config"),
-    *("checkpoint_config", "log_config", "dist_params", "custom_imports"),
+    *("checkpoint_config", "log_config", "dist_params", "custom_imports", "export"),
 )
 
 _TEXTS = ("work_dir", "load_from", "resume_from", "device")

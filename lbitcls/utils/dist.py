@@ -128,6 +128,7 @@ def broadcast_module(module: nn.Module, parameters: bool = True) -> None:
     tensors = [*module.buffers(), *(module.parameters() if parameters else ())]
     for tensor in tensors:
         dist.broadcast(tensor.data, src=0)
+        torch.autograd.graph.increment_version(tensor)  # a collective writes without counting it as a change
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -44,10 +44,16 @@ def base_config() -> dict[str, Any]:
         lr_config=dict(policy="CosineAnnealing", min_lr=0, warmup="linear", warmup_iters=5, by_epoch=False),
         total_epochs=2,
         checkpoint_config=dict(interval=1),
-        log_config=dict(interval=5, hooks=[dict(type="TextLoggerHook")]),
+        log_config=dict(interval=5, hooks=[dict(type="TextLoggerHook")], pictures=False),
         log_level="INFO",
         seed=3,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_sections() -> dict[str, Any]:
+    """The base config's sections."""
+    return base_config()
 
 
 MakeConfig = Callable[..., Config]

@@ -15,7 +15,7 @@ CONFIG = "configs/quickstart/digits_lsq_4w4f.py"
 def float_checkpoint(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
     """A float model of the digits, trained for three epochs."""
     folder = tmp_path_factory.mktemp("float")
-    options = ["total_epochs=3", "calibration.epoch=2", "evaluation.interval=1", "optimizer.lr=0.05"]
+    options = ["total_epochs=3", "calibration.epoch=2", "evaluation.interval=1", "optimizer.lr=0.05", "export=none"]
     code = main(["train", str(repo_root / CONFIG), "--work-dir", str(folder), "--options", *options])
     assert code == 0
     return folder / "best_float_top-1.pth"
@@ -49,6 +49,24 @@ def test_mistakes_are_answered(
     assert "'mze'; did you mean 'mse'" in capsys.readouterr().err
     assert main([*arguments, "--num-images", "0"]) == 2
     assert not (tmp_path / "q.pth").exists()
+
+
+def test_the_test_set_has_the_checkpoints_classes_and_fewer_images_are_counted(
+    float_checkpoint: Path, repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "q.pth"
+    arguments = ["calibrate", str(repo_root / CONFIG), str(float_checkpoint), "--out", str(out)]
+    assert main([*arguments, "--options", "+data.train.indices=[1,2,3]"]) == 0
+    meta = read_checkpoint(out)["meta"]
+    assert meta["calibrated_on"] == 3 and len(meta["CLASSES"]) == 10
+    content = read_checkpoint(float_checkpoint)
+    content["meta"]["CLASSES"] = meta["CLASSES"][::-1]
+    torch.save(content, tmp_path / "reversed.pth")
+    arguments[2:] = [str(tmp_path / "reversed.pth"), "--out", str(tmp_path / "none.pth")]
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "data.test does not number the classes as the checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "none.pth").exists()
 
 
 def test_the_plan_of_a_config_is_printed(repo_root: Path, capsys: pytest.CaptureFixture) -> None:

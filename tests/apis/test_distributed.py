@@ -117,3 +117,23 @@ def test_script_says_its_usage(arguments: tuple[str, ...]) -> None:
     call = [str(ROOT / "tools" / "dist_train.sh"), *arguments]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "usage" in done.stderr
+
+
+def test_unfreezing_and_the_feature_cache_on_two_processes(make_config: Any, tmp_path: Path) -> None:
+    """Weights are equal on both at the end, and those of a run without the cache."""
+    states = []
+    for name, cache in (("cached", True), ("plain", False)):
+        hooks = [dict(type="UnfreezeHook", epoch=2, layers=["backbone.*2"], lr_mult=0.5), dict(type="Fingerprint")]
+        options = {"model.backbone.frozen": True, "log_config.pictures": False}
+        cfg = make_config(name, options=options, custom_hooks=hooks, feature_cache=cache, total_epochs=3)
+        cfg.data.samples_per_gpu = 64
+        cfg.dump(tmp_path / f"{name}.py")
+        code, output, errors = finish(launch(tmp_path / f"{name}.py"))
+        assert code == 0, errors[-3000:]
+        assert "backbone.conv2, backbone.bn2 trains now too" in output
+        first, second = (torch.load(f"{cfg.work_dir}/rank_{rank}.pt") for rank in (0, 1))
+        assert {n: v for n, v in first.items() if "running" not in n} == {
+            n: v for n, v in second.items() if "running" not in n
+        }
+        states.append(torch.load(f"{cfg.work_dir}/latest.pth", weights_only=True)["state_dict"])
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

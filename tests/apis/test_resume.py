@@ -303,7 +303,7 @@ def test_config_in_the_work_directory_stays_as_written(write_config: Any, tmp_pa
 def test_failure_before_the_first_step_changes_nothing(make_config: Any, failure: str) -> None:
     from lbitcls.utils.errors import LbitclsError
 
-    cfg = make_config(total_epochs=1, log_config=dict(hooks=[dict(type="TensorboardLoggerHook")]))
+    cfg = make_config(total_epochs=1, log_config=dict(hooks=[dict(type="TensorboardLoggerHook")], pictures=False))
     train_classifier(cfg)
     folder = Path(cfg.work_dir)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}

@@ -1,4 +1,4 @@
-"""Testing a checkpoint: metrics, rows, and checkpoints that do not fit."""
+"""Testing a checkpoint or a shipped file: metrics, rows, and what does not fit the config."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+import torch
 
 from lbitcls.apis import test_classifier as classify
 from lbitcls.apis import train_classifier
-from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.cli import main
+from lbitcls.deploy.metadata import ModelInfo, write_info
+from lbitcls.models import build_classifier
+from lbitcls.utils import Config, load_checkpoint
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
+
+PIPELINE = [dict(type="Normalize", mean=[0.305], std=[0.376]), dict(type="Collect", keys=["img", "gt_label"])]
 
 
 def test_metrics_and_rows(make_config: Any, tmp_path: Path, capsys: Any) -> None:
@@ -56,3 +64,92 @@ def test_validation_set_where_there_is_no_test_set(make_config: Any) -> None:
     summary = train_classifier(cfg)
     del cfg.data["test"]
     assert classify(cfg, f"{cfg.work_dir}/best_top-1.pth")["top-1"] == summary["float"]["top1"]
+
+
+@pytest.fixture(scope="module")
+def shipped(tiny_sections: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny model trained for an epoch: its config, the summary, and the float ONNX file of its best weights."""
+    cfg = Config({**tiny_sections, "work_dir": str(tmp_path_factory.mktemp("shipped")), "total_epochs": 1})
+    summary = train_classifier(cfg)
+    model = build_classifier(cfg.model)
+    load_checkpoint(model, summary["checkpoint"])
+    path = Path(cfg.work_dir) / "model.onnx"
+    model.eval().forward = model.predict
+    torch.onnx.export(
+        *(model, (torch.zeros(2, 1, 8, 8),), str(path)),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+    )
+    return cfg, summary, path
+
+
+def describe(path: Path, target: Path, **facts: Any) -> Path:
+    """The file `path` as `target`, with a record of what it is."""
+    known: dict[str, Any] = dict(version="0", input_shape=(1, 8, 8), num_classes=10, pipeline=PIPELINE, layers=[])
+    model = onnx.load(path)
+    write_info(model, ModelInfo(**{**known, **facts}))
+    onnx.save(model, target)
+    return target
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_shipped_file_is_tested_as_its_checkpoint(engine: str, shipped: Any, tmp_path: Path, caplog: Any) -> None:
+    cfg, summary, path = shipped
+    path = describe(path, tmp_path / "model.onnx", classes=[str(i) for i in range(10)])
+    metrics = ["precision", "recall", "f1_score", "confusion"]
+    rows = {name: tmp_path / f"{name}.jsonl" for name in ("checkpoint", "file")}
+    expected = classify(cfg, summary["checkpoint"], metrics=metrics, predictions=rows["checkpoint"])
+    got = classify(cfg, path, metrics=metrics, predictions=rows["file"], engine=engine, threads=1)
+    assert got.pop("confusion") == expected.pop("confusion")
+    assert got == pytest.approx(expected, abs=1e-4)
+    read = {name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in rows.items()}
+    assert len(read["file"]) == 360
+    for left, right in zip(read["checkpoint"], read["file"]):
+        assert left["scores"] == pytest.approx(right.pop("scores"), abs=1e-4)
+        assert {key: value for key, value in left.items() if key != "scores"} == right
+
+
+def test_files_that_do_not_fit_the_config(shipped: Any, tmp_path: Path, make_config: Any, capsys: Any) -> None:
+    cfg, _, path = shipped
+    with pytest.raises(CheckpointError, match="is a backbone.*--part model"):
+        classify(cfg, describe(path, tmp_path / "part.onnx", part="backbone", num_classes=None), threads=1)
+    with pytest.raises(DataError, match=r"does not number the classes as the file .*order\.onnx"):
+        classify(cfg, describe(path, tmp_path / "order.onnx", classes=[str(9 - i) for i in range(10)]), threads=1)
+    with pytest.raises(ConfigError, match="the model has 4 classes"):
+        classify(cfg, describe(path, tmp_path / "few.onnx", num_classes=4), threads=1)
+    bigger = make_config(options={"data.test.pipeline": [dict(type="Resize", size=9), *PIPELINE]})
+    with pytest.raises(DataError, match=r"takes images \(N, 1, 8, 8\), got \(128, 1, 9, 9\)"):
+        classify(bigger, path, threads=1)
+    capsys.readouterr()
+    classify(cfg, describe(path, tmp_path / "other.onnx", pipeline=PIPELINE[1:]), threads=1)
+    assert "exported with another test pipeline" in capsys.readouterr().out
+
+
+def test_a_foreign_file(shipped: Any, capsys: Any) -> None:
+    cfg, summary, path = shipped
+    capsys.readouterr()
+    assert classify(cfg, path, threads=1)["top-1"] == pytest.approx(summary["float"]["top1"])
+    assert "was not written by lbitcls" in capsys.readouterr().out
+
+
+def test_a_file_that_gives_no_logits(shipped: Any, tmp_path: Path) -> None:
+    cfg, _, path = shipped
+    model = onnx.load(path)
+    feature = next(node.output[0] for node in model.graph.node if node.op_type == "Relu")
+    model.graph.output[0].name = feature
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "features.onnx")
+    with pytest.raises(CheckpointError, match=r"not logits \(N, K\)"):
+        classify(cfg, tmp_path / "features.onnx", threads=1)
+
+
+def test_engines_are_for_files(shipped: Any, write_config: Any, capsys: Any) -> None:
+    _, summary, path = shipped
+    config = str(write_config())
+    assert main(["test", config, summary["checkpoint"], "--engine", "openvino"]) == 2
+    assert "are for .onnx files" in capsys.readouterr().err
+    assert main(["test", config, str(path), "--engine", "onnxruntime", "--threads", "1"]) == 0
+    assert main(["test", config, str(path), "--engine", "onnxruntim"]) == 2
+    assert "did you mean 'onnxruntime'" in capsys.readouterr().err

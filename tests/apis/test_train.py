@@ -41,7 +41,9 @@ def weights(cfg: Config, name: str = "latest.pth") -> dict[str, torch.Tensor]:
 
 
 def test_work_directory(make_config: Any, capsys: Any) -> None:
-    tensorboard = dict(interval=5, hooks=[dict(type="TextLoggerHook"), dict(type="TensorboardLoggerHookV2")])
+    tensorboard = dict(
+        interval=5, hooks=[dict(type="TextLoggerHook"), dict(type="TensorboardLoggerHookV2")], pictures=False
+    )
     cfg = make_config(log_config=tensorboard)
     summary = train_classifier(cfg)
     folder = Path(cfg.work_dir)
@@ -59,7 +61,7 @@ def test_work_directory(make_config: Any, capsys: Any) -> None:
     train, val = records(cfg, "train"), records(cfg, "val")
     assert [(r["epoch"], r["iter"]) for r in train] == [(e, i) for e in (1, 2) for i in (5, 10, 12)]
     assert {"lr", "time", "data_time", "memory", "loss", "top-1", "top-5"} <= train[0].keys()
-    assert [set(r) for r in val] == [{"mode", "epoch", "iter", "loss", "top-1", "top-5"}] * 2
+    assert [set(r) for r in val] == [{"mode", "epoch", "iter", "images", "loss", "top-1", "top-5"}] * 2
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["float"]["top1"] == max(r["top-1"] for r in val)
     assert "quantized" not in summary and summary["model_size"]["float_kib"] > 0

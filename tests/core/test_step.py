@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +56,13 @@ def test_accumulation_equals_one_big_batch(sizes: list[int]) -> None:
     big = [joined(small[i : i + 2]) for i in range(0, len(small), 2)]
     accumulated, whole = train(small, cumulative_iters=2), train(big)
     torch.testing.assert_close(accumulated.fc.weight, whole.fc.weight, rtol=1e-12, atol=1e-12)
+
+
+def test_processes_that_leave_out_different_images_stay_equal() -> None:
+    worker = Path(__file__).with_name("step_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_clipping() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lbitcls.datasets.root import cache_folder, find_data, locate, search_roots, unpacked
+from lbitcls.datasets.root import find_data, locate, search_roots, unpacked
+from lbitcls.utils.cache import cache_folder
 from lbitcls.utils.errors import DataError
 
 
@@ -74,7 +75,7 @@ def test_archives(tmp_path: Path, suffix: str, top: str) -> None:
             tar.add(source, f"{top}train/rose/1.txt")
     found = find_data("flowers/train", [root], "Test")
     assert (found / "rose" / "1.txt").read_text() == "a rose"
-    assert cache_folder() in found.parents and list(root.iterdir()) == [archive]
+    assert cache_folder("archives") in found.parents and list(root.iterdir()) == [archive]
     assert find_data(root / "flowers" / "train" / "rose", [], "Test") == found / "rose"
     assert locate("flowers/val", [root]) is None
 
@@ -113,7 +114,9 @@ def test_corrupt_archive_names_itself_and_leaves_nothing(tmp_path: Path) -> None
     _file(tmp_path / "bad.zip", "no zip")
     with pytest.raises(DataError, match=r"cannot unpack .*bad\.zip"):
         unpacked(tmp_path / "bad.zip")
-    assert not [entry for entry in cache_folder().iterdir() if "tmp" in entry.name or entry.name.startswith("bad-1")]
+    assert not [
+        entry for entry in cache_folder("archives").iterdir() if "tmp" in entry.name or entry.name.startswith("bad-1")
+    ]
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:

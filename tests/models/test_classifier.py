@@ -121,7 +121,7 @@ def test_head_without_neck_says_what_is_missing(batch: tuple[torch.Tensor, torch
         (dict(backbone=dict(type="Resnet", depth=18)), "did you mean 'ResNet'"),
         (dict(nek=None), "did you mean 'neck'"),
         (dict(train_cfg=dict(augment=dict())), "did you mean 'augments'"),
-        (dict(pretrained="torchvision://resnet18"), "is no local file"),
+        (dict(pretrained="https://example.org/resnet18.pth"), "neither a local file nor"),
         (dict(init_cfg=dict(type="Kaiming")), "expected dict"),
     ],
 )

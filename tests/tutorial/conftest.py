@@ -29,7 +29,7 @@ test = [dict(type="LoadImageFromFile"), dict(type="Resize", size=(36, -1)), dict
     dict(type="ImageToTensor", keys=["img"]), dict(type="Collect", keys=["img"])]
 data = dict(samples_per_gpu=8, workers_per_gpu=0, train=dict(pipeline=train), val=dict(pipeline=test),
     test=dict(pipeline=test))
-log_config = dict(interval=2)
+log_config = dict(interval=2, pictures=False)
 total_epochs = 1
 kernels = "plain"
 seed = 1

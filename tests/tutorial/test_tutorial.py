@@ -106,7 +106,7 @@ def test_logs(trained: tuple[Path, Path]) -> None:
     train, val = ([r for r in records if r["mode"] == mode] for mode in ("train", "val"))
     keys = {"mode", "epoch", "iter", "lr", "time", "data_time", "memory", "loss", "top-1", "top-5"}
     assert [(r["epoch"], r["iter"]) for r in train] == [(1, 2), (1, 4)] and all(keys <= r.keys() for r in train)
-    assert [set(r) for r in val] == [{"mode", "epoch", "iter", "loss", "top-1", "top-5"}]
+    assert [set(r) for r in val] == [{"mode", "epoch", "iter", "images", "loss", "top-1", "top-5"}]
 
 
 def test_checkpoint_layout(trained: tuple[Path, Path]) -> None:

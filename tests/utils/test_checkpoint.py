@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ def test_unreadable_files(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="damaged"):
             read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"h\x54", b"h\x54\x00\x00", b"\x93\x41\x00" * 9, b"."])
+def test_the_reason_is_a_sentence(tmp_path: Path, content: bytes) -> None:
+    """Torch's own error may be a bare number, or pages of advice to trust the file."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    reason = str(error.value).partition("plain weights (")[2].partition("). The file is damaged")[0]
+    assert re.fullmatch(r"\w+(: [A-Za-z].* .*[a-z0-9])?", reason), reason
+    assert "weights_only" not in str(error.value) and "\x1b" not in str(error.value)
 
 
 def test_code_is_not_run(tmp_path: Path) -> None:

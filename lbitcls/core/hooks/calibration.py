@@ -80,6 +80,8 @@ def _switch(runner: EpochRunner, on: bool) -> None:
     from lbitcls.quant import set_quantization
 
     set_quantization(runner.module, on)
+    if hasattr(runner.module, "hold_frozen"):
+        runner.module.hold_frozen()  # type: ignore[operator]
     if runner.ema is not None:
         set_quantization(runner.ema.module, on)
         runner.ema.module.requires_grad_(False)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lbitcls.core.evaluation import check_metrics, evaluate
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
-from lbitcls.utils.checkpoint import save_checkpoint
-from lbitcls.utils.dist import broadcast_module, is_main
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, require_list, suggest
+from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
+from lbitcls.utils.dist import broadcast_module, is_main, world_size
+from lbitcls.utils.errors import CheckpointError, ConfigError, reject_unknown_keys, require_dict, require_list, suggest
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -20,7 +22,8 @@ class EvaluationHook(Hook):
     """Validates every `interval` epochs, after the last epoch, and at the end of a float phase.
 
     The best weights go to `best_<key>.pth`; those of a float phase, before the quantizers are switched on, to
-    `best_float_<key>.pth`: the two are not compared with each other.
+    `best_float_<key>.pth`: the two are not compared with each other. When the run is complete the best weights of its
+    last phase are loaded into the model again.
 
     Args:
         loader: batches of the validation set (this rank's part).
@@ -28,6 +31,7 @@ class EvaluationHook(Hook):
         metric: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
         metric_options: `dict(topk=(1, 5))`.
         save_best: the result that says which weights are best (`loss`: the lowest, else the highest); None: none.
+        reload_best: False: the model keeps the last epoch's weights at the end.
         start: no validation before so many epochs.
         also_after: numbers of epochs after which to validate in any case.
         final_phase: `'quantized'` or `'float'`: what the run ends with.
@@ -42,6 +46,7 @@ class EvaluationHook(Hook):
         metric: str | Sequence[str] = "accuracy",
         metric_options: dict[str, Any] | None = None,
         save_best: str | None = "top-1",
+        reload_best: bool = True,
         start: int = 0,
         also_after: Iterable[int] = (),
         final_phase: str = "float",
@@ -66,6 +71,7 @@ class EvaluationHook(Hook):
             raise ConfigError(
                 f"evaluation.save_best: there is no result '{save_best}'{hint} Known: {', '.join(known)}."
             )
+        self.reload_best = reload_best
         self.start = start
         self.also_after = frozenset(also_after)
         self.final_phase = final_phase
@@ -89,7 +95,7 @@ class EvaluationHook(Hook):
             self._keep_best(runner, results)
 
     def _batches(self, runner: EpochRunner) -> Iterator[Batch]:
-        for batch in self.loader:
+        for batch in runner.features.batches(runner, self.loader, training=False):
             runner.guard.raise_if_signalled()
             yield runner.to_device(batch)
 
@@ -105,6 +111,29 @@ class EvaluationHook(Hook):
         if is_main():
             meta = {**runner.position(), key: results[key]}
             save_checkpoint(runner.eval_model, runner.work_dir / name, meta=meta)
+
+    def after_run(self, runner: EpochRunner) -> None:
+        best = self.best.get(runner.phase)
+        if best is None or not self.reload_best or not runner.completed:
+            return
+        path = runner.work_dir / best["file"]
+        said = "Reloaded the best weights: %s %.4f, epoch %d, %s"
+        if is_main():
+            try:
+                runner.eval_model.load_state_dict(read_checkpoint(path)["state_dict"])
+            except CheckpointError as error:
+                runner.logger.warning("%s", error)
+                said = "The model keeps the last epoch's weights, not the best: %s %.4f, epoch %d, %s"
+        self._share(runner.eval_model)
+        runner.logger.info(said, best["key"], best["value"], best["epoch"], path)
+
+    def _share(self, model: nn.Module) -> None:
+        """Give every rank the weights that rank 0 read."""
+        if world_size() > 1:
+            from lbitcls.quant import refresh
+
+            broadcast_module(model)
+            refresh(model)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": {phase: dict(best) for phase, best in self.best.items()}}

@@ -13,9 +13,11 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
@@ -151,7 +153,10 @@ def _text(value: Any) -> str:
 
 @HOOKS.register_module()
 class JsonLoggerHook(Writer):
-    """Appends each record to `log.jsonl`; a run that goes on drops, with the first, what came after its start."""
+    """Appends each record to `log.jsonl`, with `images`, the number of images that were learned from so far.
+
+    A run that goes on drops, with its first record, what came after its start.
+    """
 
     def __init__(self) -> None:
         self._start: tuple[int, int] | None = None
@@ -166,7 +171,7 @@ class JsonLoggerHook(Writer):
             write_whole(_path(runner), lambda temporary: temporary.write_text(text, encoding="utf-8"))
             self._start = None
         with _path(runner).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({**record, "images": runner.images}) + "\n")
 
 
 def _path(runner: EpochRunner) -> Path:
@@ -204,12 +209,7 @@ class TensorboardLoggerHook(Writer):
     def before_run(self, runner: EpochRunner) -> None:
         if not is_main():
             return
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise DependencyError(
-                f"TensorboardLoggerHook needs the package tensorboard: pip install tensorboard ({error})."
-            ) from error
+        _require_tensorboard()
         self._start = runner.iter + 1 if runner.iter else 0
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
@@ -226,3 +226,30 @@ class TensorboardLoggerHook(Writer):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def add_pictures(self, runner: EpochRunner, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write images, uint8 (H, W, 3), by name; after the run too."""
+        write_pictures(self.log_dir or str(runner.work_dir / "tf_logs"), pictures, runner.iter)
+
+
+def write_pictures(folder: str | Path, pictures: Mapping[str, np.ndarray], step: int = 0) -> None:
+    """Write images, uint8 (H, W, 3), for TensorBoard into `folder`.
+
+    Raises:
+        DependencyError: TensorBoard is not installed.
+    """
+    _require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for name, image in pictures.items():
+            writer.add_image(name, image, step, dataformats="HWC")
+
+
+def _require_tensorboard() -> None:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            f"TensorBoard's files need the package tensorboard: pip install tensorboard ({error})."
+        ) from error

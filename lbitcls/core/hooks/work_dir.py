@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
 _CHECKPOINTS = re.compile(r"((epoch|iter)_\d+|latest|interrupted|best_.+)\.pth")
-_OTHERS = ("log.jsonl", "summary.json", "tf_logs")
+PICTURES = ("results.png", "train_batch.png", "val_predictions.png", "confusion_matrix.png")
+_OTHERS = ("log.jsonl", "summary.json", "tf_logs", *PICTURES)
 
 
 class WorkDirHook(Hook):

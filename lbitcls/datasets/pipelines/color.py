@@ -67,6 +67,11 @@ class Normalize(FixedTransform):
         values = img.contiguous().to(torch.float32) if img.dtype == torch.uint8 else img.to(torch.float32) * 255
         return values.sub_(self._mean).div_(self._std)
 
+    def undo(self, img: Tensor) -> Tensor:
+        """The images (..., C, H, W) that were normalized: float32 RGB or grayscale, in 0-1."""
+        values = (img * self._std + self._mean) / 255
+        return values if self.to_rgb or len(self.mean) != 3 else values.flip(-3)
+
     def _converted(self, img: Tensor) -> Tensor:
         channels = len(self.mean)
         if {channels, img.size(-3)} != {1, 3}:

@@ -60,7 +60,8 @@ class Compose:
     def __init__(self, transforms: Sequence[Any]) -> None:
         if isinstance(transforms, (str, dict)) or not isinstance(transforms, Sequence):
             raise ConfigError(f"a pipeline is a list of steps; got {transforms!r}.")
-        self.transforms = [build_transform(step) for step in transforms]
+        built = [build_transform(step) for step in transforms]
+        self.transforms = [part for step in built for part in getattr(step, "steps", [step])]
         if not any(isinstance(step, LoadImageFromFile) for step in self.transforms):
             self.transforms.insert(0, LoadImageFromFile(color_type="unchanged"))
         self._own = [isinstance(step, Transform) for step in self.transforms]
@@ -92,6 +93,11 @@ class Compose:
                 if results is None:
                     raise DataError(f"the pipeline's step {step!r} returned None instead of the sample's dict.")
         return results
+
+    @property
+    def random_steps(self) -> list[Step]:
+        """The steps that do not say that they do the same to an image each time."""
+        return [step for step in self.transforms if not getattr(step, "deterministic", False)]
 
     @property
     def batchwise(self) -> bool:

@@ -19,6 +19,7 @@ from lbitcls.registry import PIPELINES, check_arguments
 from lbitcls.utils.errors import ConfigError, DependencyError, suggest
 
 _WHOLE_BATCH = ("CutMix", "MixUp")
+_DETERMINISTIC = ("CenterCrop", "Grayscale", "Normalize", "Pad", "Resize", "ToDtype", "ToImage")  # of v2
 
 
 class ImageFunction:
@@ -26,6 +27,11 @@ class ImageFunction:
 
     def __init__(self, function: Any) -> None:
         self.function = function
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the function does the same to an image each time."""
+        return type(self.function).__name__ in _DETERMINISTIC
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         results["img"] = self.function(results["img"])

@@ -35,6 +35,8 @@ class ImageToTensor(Transform):
         keys: keys of the images in the sample's dict.
     """
 
+    deterministic = True
+
     def __init__(self, keys: Sequence[str] = ("img",)) -> None:
         self.keys = tuple(keys)
 
@@ -59,6 +61,8 @@ class ToTensor(Transform):
         keys: keys of the sample's dict.
     """
 
+    deterministic = True
+
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = tuple(keys)
 
@@ -81,12 +85,16 @@ class Collect(Transform):
     """Keep what the model takes.
 
     Args:
-        keys: these entries of the sample's dict stay as they are.
+        keys: these entries of the sample's dict stay as they are; `'img'` is one of them.
         meta_keys: these go into a dict under `img_metas`: `filename`, `ori_shape` (H, W, C) or `img_shape`.
     """
 
+    deterministic = True
+
     def __init__(self, keys: Sequence[str], meta_keys: Sequence[str] = ()) -> None:
         self.keys, self.meta_keys = tuple(keys), tuple(meta_keys)
+        if "img" not in self.keys:
+            raise ConfigError(f"Collect: keys names what the model takes, 'img' among them; got {keys!r}.")
 
     @property
     def batchwise(self) -> bool:  # type: ignore[override]

@@ -43,6 +43,7 @@ class LoadImageFromFile(Transform):
     """
 
     batchwise = True
+    deterministic = True
 
     def __init__(
         self,

@@ -28,6 +28,8 @@ class Transform:
 
     batchwise = False
     """Whether the step has a batch form."""
+    deterministic = False
+    """Whether the step does the same to an image each time."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Do the step by itself, with random numbers from torch's global generator."""
@@ -55,6 +57,7 @@ class FixedTransform(Transform):
     """A step without random numbers, written once for (C, H, W) and (N, C, H, W)."""
 
     batchwise = True
+    deterministic = True
 
     def change(self, img: Tensor) -> Tensor:
         """The image or images (..., C, H, W) after the step."""

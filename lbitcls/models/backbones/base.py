@@ -133,6 +133,25 @@ class SequenceBackbone(BaseBackbone):
         return tuple(features)
 
 
+def split_stages(name: str, layers: nn.Sequential, end: type[nn.Module]) -> list[list[str]]:
+    """Names of the layers of the sequence `name`, a list for each stage; one of the kind `end` ends it."""
+    stages: list[list[str]] = [[]]
+    for position, layer in enumerate(layers):
+        stages[-1].append(f"{name}.{position}")
+        if isinstance(layer, end) and position + 1 < len(layers):
+            stages.append([])
+    return stages
+
+
+def child_stages(backbone: nn.Module, name: str) -> list[list[str]]:
+    """The parts with parameters of the network `name`, each a stage: its children, those of `features` one by one."""
+    children: dict[str, nn.Module] = {}
+    for key, child in backbone.get_submodule(name).named_children():
+        opened = child.named_children() if key == "features" else [("", child)]
+        children.update({f"{name}.{key}.{inner}".rstrip("."): module for inner, module in opened})
+    return [[key] for key, child in children.items() if next(child.parameters(), None) is not None]
+
+
 def init_weights(module: nn.Module) -> None:
     """Set torchvision's first weights: He normal (fan out), N(0, 0.01) in linear layers, biases 0."""
     for layer in module.modules():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lbitcls.models.backbones.base import BaseBackbone
+from lbitcls.models.backbones.base import BaseBackbone, split_stages
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import DataError
 
@@ -22,6 +22,8 @@ class LeNet5(BaseBackbone):
         num_classes: K; the backbone then gives logits (N, K), for a `ClsHead`. None (or -1): features
             (N, 120, 1, 1), for `GlobalAveragePooling` and a `LinearClsHead` with 120 channels.
         in_channels: channels of the image.
+        frozen_stages: stages kept as they are: -1 none; 0, 1, 2: up to that convolution.
+        norm_eval: taken because every backbone takes it; LeNet has no normalization.
 
     Example:
         >>> import torch
@@ -29,8 +31,14 @@ class LeNet5(BaseBackbone):
         torch.Size([2, 10])
     """
 
-    def __init__(self, num_classes: int | None = None, in_channels: int = 1) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        in_channels: int = 1,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+    ) -> None:
+        super().__init__(frozen_stages, norm_eval)
         self.in_channels = in_channels
         self.num_classes = None if num_classes in (None, -1) else num_classes
         self.features = nn.Sequential(
@@ -47,6 +55,10 @@ class LeNet5(BaseBackbone):
         if self.num_classes is not None:
             self.classifier = nn.Sequential(nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, self.num_classes))
             self.out_channels = (self.num_classes,)
+        self.freeze()
+
+    def stages(self) -> list[list[str]]:
+        return split_stages("features", self.features, nn.AvgPool2d)
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         size = tuple(img.shape[-2:])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import squeezenet
 
-from lbitcls.models.backbones.base import BaseBackbone, check_choice
+from lbitcls.models.backbones.base import BaseBackbone, check_choice, split_stages
 from lbitcls.registry import BACKBONES
 
 
@@ -15,6 +15,9 @@ class SqueezeNet(BaseBackbone):
 
     Args:
         version: '1_0' or '1_1' ('1.0' and '1.1' are the same).
+        frozen_stages: stages kept as they are: -1 none, 0 the stem, n the stem and the first n groups of fire
+            modules, 3 in all, each but the last ending in a max-pooling.
+        norm_eval: taken because every backbone takes it; SqueezeNet has no normalization.
 
     Example:
         >>> import torch
@@ -25,11 +28,15 @@ class SqueezeNet(BaseBackbone):
     published_classifier = "classifier.1"
     out_channels = (512,)
 
-    def __init__(self, version: str = "1_1") -> None:
-        super().__init__()
+    def __init__(self, version: str = "1_1", frozen_stages: int = -1, norm_eval: bool = False) -> None:
+        super().__init__(frozen_stages, norm_eval)
         version = str(version).replace(".", "_")
         check_choice("SqueezeNet", "version", version, ["1_0", "1_1"])
         self.features = squeezenet.SqueezeNet(version, num_classes=1).features
+        self.freeze()
+
+    def stages(self) -> list[list[str]]:
+        return split_stages("features", self.features, nn.MaxPool2d)
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         return (self.features(img),)

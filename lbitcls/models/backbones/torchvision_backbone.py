@@ -5,7 +5,7 @@ from __future__ import annotations
 import torchvision
 from torch import Tensor, nn
 
-from lbitcls.models.backbones.base import BaseBackbone
+from lbitcls.models.backbones.base import BaseBackbone, child_stages
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import ConfigError, suggest
 
@@ -23,8 +23,9 @@ class TorchvisionBackbone(BaseBackbone):
 
     Args:
         name: as in `torchvision.models.list_models()`, `'shufflenet_v2_x1_0'` for one. SqueezeNet has no
-            linear
-            layer: use the backbone `SqueezeNet`.
+            linear layer: use the backbone `SqueezeNet`.
+        frozen_stages: stages kept as they are, -1 none. A stage is a part of the network, in its order: a submodule
+            with parameters, or, where those are in one sequence `features`, a layer of it.
         norm_eval: keep every normalization in eval mode during training.
 
     Example:
@@ -34,8 +35,8 @@ class TorchvisionBackbone(BaseBackbone):
 
     state_prefix = "model."
 
-    def __init__(self, name: str, norm_eval: bool = False) -> None:
-        super().__init__(norm_eval=norm_eval)
+    def __init__(self, name: str, norm_eval: bool = False, frozen_stages: int = -1) -> None:
+        super().__init__(frozen_stages, norm_eval)
         known = torchvision.models.list_models(module=torchvision.models)
         if name not in known:
             raise ConfigError(
@@ -54,6 +55,10 @@ class TorchvisionBackbone(BaseBackbone):
         self.published_classifier = linear[-1]
         self.out_channels = (self.model.get_submodule(linear[-1]).in_features,)
         self.model.set_submodule(linear[-1], nn.Identity())
+        self.freeze()
+
+    def stages(self) -> list[list[str]]:
+        return child_stages(self, "model")
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         return (self.model(img),)

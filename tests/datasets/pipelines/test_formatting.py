@@ -41,4 +41,10 @@ def test_collect() -> None:
 def test_keys_that_are_not_there() -> None:
     for step, key in (("Collect", "gt_labels"), ("ToTensor", "gt_lable"), ("ImageToTensor", "imgs")):
         with pytest.raises(ConfigError, match=f"{step}: a sample has no '{key}'; did you mean '(gt_label|img)'"):
-            Compose([dict(type=step, keys=[key])])(dict(img=IMAGE, gt_label=3))
+            Compose([dict(type=step, keys=["img", key])])(dict(img=IMAGE, gt_label=3))
+
+
+@pytest.mark.parametrize("keys", [["gt_label"], [], "img"])
+def test_collecting_without_the_image(keys: object) -> None:
+    with pytest.raises(ConfigError, match="Collect: keys names what the model takes, 'img' among them; got "):
+        Compose([dict(type="Collect", keys=keys)])

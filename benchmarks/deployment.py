@@ -1,0 +1,257 @@
+"""Integer models against the float model on the same engine: time, size, export; and against NNCF's.
+
+    python benchmarks/deployment.py [--models resnet18 mobilenet_v2] [--batch 1 16] [--threads 2] [--json F]
+
+OpenVINO runs every file in float32 precision; the float model in bfloat16 stands beside. The files of a model take
+turns, a tenth of a second each. Weights are random, and ranges calibrated on random images: speed does not depend on
+them. Needs the extra `deploy`; with `nncf` (`pip install -r requirements/benchmarks.txt`) the float ResNet-18 is
+quantized by NNCF as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lbitcls.deploy.benchmark import cpu_name, time_engines
+from lbitcls.deploy.engine import Engine, OpenVINOEngine, can_bf16, load
+from lbitcls.deploy.onnx import export_onnx
+from lbitcls.deploy.residual import carry_residuals
+from lbitcls.deploy.targets import executed_operations, integer_layers
+from lbitcls.models import build_classifier
+from lbitcls.quant import build_mtransformer, calibrate
+
+SHAPE = (3, 224, 224)
+MODELS: dict[str, dict[str, Any]] = {
+    "resnet18": dict(backbone=dict(type="ResNet", depth=18), channels=512, first="backbone.conv1"),
+    "mobilenet_v2": dict(backbone=dict(type="MobileNetV2"), channels=1280, first="backbone.features.0.0"),
+}
+VARIANTS = {
+    "resnet18": ("W8A8", "W4A4", "W4A4 packed", "W8A8 residuals", "W4A4 residuals"),
+    "mobilenet_v2": ("W8A8",),
+}
+"""Bits of most layers (first and last: 8); `packed`: 4-bit weights; `residuals`: skip connections in 8 bits."""
+AIMS = {"resnet18": {1: 0.35, 16: 0.35}, "mobilenet_v2": {1: 0.55, 16: 0.40}}
+"""Most of the float model's time, by batch size."""
+NNCF_AIM, NNCF_AIM_RESIDUALS = 1.25, 1.05
+"""Most of the time of NNCF's model."""
+SIZE_AIM, PACKED_AIM, EXPORT_AIM = 0.27, 0.15, 20.0
+"""Most of the float file's size, and of the seconds of a ResNet-18's export."""
+
+
+@dataclass(frozen=True)
+class File:
+    """An exported file.
+
+    Attributes:
+        name: of the variant, or `NNCF`.
+        path: of the file; `.xml` is OpenVINO's own format.
+        size: over the float file's.
+        seconds: of the export; with residuals, their calibration too.
+        convolutions: how many run in integers, of how many.
+    """
+
+    name: str
+    path: Path
+    size: float
+    seconds: float
+    convolutions: str
+
+
+class NNCFEngine(OpenVINOEngine):
+    """A file in OpenVINO's own format, with images as the ONNX file `source` takes them."""
+
+    def __init__(self, path: Path, source: Path, threads: int) -> None:
+        super().__init__(source, threads, "f32")
+        self.path, self.info = path, None
+        self._model = self._core.read_model(str(path))
+
+
+def float_model(name: str, images: Tensor) -> nn.Module:
+    """A classifier of 1,000 classes with random weights, and statistics that fit them."""
+    torch.manual_seed(0)
+    head = dict(type="LinearClsHead", num_classes=1000, in_channels=MODELS[name]["channels"])
+    model = build_classifier(
+        dict(
+            type="ImageClassifier",
+            backbone=MODELS[name]["backbone"],
+            neck=dict(type="GlobalAveragePooling"),
+            head=head,
+        )
+    )
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        model.train().predict(images)
+    return model.eval()
+
+
+def quantized(name: str, model: nn.Module, bits: int, images: Tensor) -> nn.Module:
+    """A copy with LSQ's grids, weights per channel, first and last layer at 8 bits."""
+
+    def entry(kind: str, bits: int) -> dict[str, Any]:
+        return dict(type=f"LSQ{kind}", num_bit_w=bits, num_bit_a=bits, per_channel=True)
+
+    section = dict(
+        type="ModelTransformer",
+        quan_policy=dict(Conv2d=entry("Conv", bits), Linear=entry("Linear", bits)),
+        special_layers=dict(
+            layers_name=[MODELS[name]["first"], "head.fc"], convert_type=[entry("Conv", 8), entry("Linear", 8)]
+        ),
+    )
+    model = build_mtransformer(section)(copy.deepcopy(model)).eval()
+    calibrate(model, [images])
+    return model
+
+
+def export_all(name: str, folder: Path) -> list[File]:
+    """The float file first, then the variants."""
+    images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
+    model = float_model(name, images)
+    base = export_onnx(model, folder / f"{name}.onnx", input_shape=SHAPE)
+    files = [File("float", base.path, 1.0, base.seconds, "")]
+    by_bits: dict[int, nn.Module] = {}
+    for variant in VARIANTS[name]:
+        bits = int(variant[1])
+        if bits not in by_bits:
+            by_bits[bits] = quantized(name, model, bits, images)
+        files.append(export(variant, by_bits[bits], images, folder / f"{name} {variant}.onnx", base.size))
+    return files
+
+
+def export(variant: str, model: nn.Module, images: Tensor, path: Path, float_size: int) -> File:
+    """Export one variant."""
+    began = time.perf_counter()
+    if "residuals" in variant:
+        model, _ = carry_residuals(model, [images])
+    report = export_onnx(model, path, input_shape=SHAPE, pack="packed" in variant)
+    seconds = time.perf_counter() - began
+    convolutions = integer_layers(path)["convolutions"]
+    counted = f"{convolutions['integer']} of {convolutions['total']}"
+    return File(variant, path, report.size / float_size, seconds, counted)
+
+
+def nncf_file(source: Path) -> File:
+    """What NNCF's quantization after training makes of a float file, with its default settings."""
+    import nncf
+    import openvino
+
+    images = [torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(i)).numpy() for i in range(32)]
+    began = time.perf_counter()
+    model = nncf.quantize(openvino.Core().read_model(str(source)), nncf.Dataset(images), subset_size=len(images))
+    path = source.with_suffix(".nncf.xml")
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    seconds = time.perf_counter() - began
+    size = sum(part.stat().st_size for part in (path, path.with_suffix(".bin"))) / source.stat().st_size
+    precisions = [op["runtimePrecision"] for op in executed_operations(path) if op["layerType"] == "Convolution"]
+    counted = f"{sum(precision in ('u8', 'i8') for precision in precisions)} of {len(precisions)}"
+    return File("NNCF", path, size, seconds, counted)
+
+
+def measure(name: str, files: list[File], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each batch size and file."""
+    rows: list[dict[str, Any]] = []
+    for batch in args.batch:
+        base, *others = files
+        engines: dict[str, Engine] = {base.name: load(base.path, threads=args.threads)}
+        if can_bf16("openvino"):
+            engines["float, bf16"] = load(base.path, threads=args.threads, precision="bf16")
+        for file in others:
+            foreign = file.path.suffix == ".xml"
+            engines[file.name] = (
+                NNCFEngine(file.path, base.path, args.threads) if foreign else load(file.path, threads=args.threads)
+            )
+        timings = dict(zip(engines, time_engines(list(engines.values()), engines[base.name], batch, args.repeats)))
+        rows += [
+            dict(
+                model=name,
+                batch=batch,
+                variant=variant,
+                milliseconds=timing.median_ms,
+                to_float=timing.ratio,
+                to_nncf=timing.median_ms / timings["NNCF"].median_ms if "NNCF" in timings else None,
+                **aims(name, variant, batch),
+            )
+            for variant, timing in timings.items()
+        ]
+    return rows
+
+
+def aims(name: str, variant: str, batch: int) -> dict[str, float | None]:
+    """The most that a variant's ratios should be."""
+    if variant not in VARIANTS[name]:
+        return dict(aim=None, nncf_aim=None)
+    return dict(aim=AIMS[name].get(batch), nncf_aim=NNCF_AIM_RESIDUALS if "residuals" in variant else NNCF_AIM)
+
+
+def show(rows: list[dict[str, Any]], files: dict[str, list[File]]) -> None:
+    """Print both tables."""
+    print(f"{'model':14}{'batch':>6}  {'variant':16}{'ms':>9}{'to float':>10}{'aim':>6}{'to NNCF':>9}{'aim':>6}")
+    for row in rows:
+        to_nncf, nncf_aim = row["to_nncf"], row["nncf_aim"] if row["to_nncf"] else None
+        print(
+            f"{row['model']:14}{row['batch']:6}  {row['variant']:16}{row['milliseconds']:9.2f}{row['to_float']:10.3f}"
+            f"{number(row['aim'], 6)}{number(to_nncf, 9)}{number(nncf_aim, 6)}"
+        )
+    print(f"\n{'model':14}{'variant':16}{'size to float':>14}{'aim':>6}{'export, s':>11}{'aim':>6}  convolutions")
+    for name, exported in files.items():
+        for file in exported[1:]:
+            ours = file.name != "NNCF"
+            most = (PACKED_AIM if "packed" in file.name else SIZE_AIM) if ours else None
+            longest = EXPORT_AIM if ours and name == "resnet18" else None
+            print(
+                f"{name:14}{file.name:16}{file.size:14.3f}{number(most, 6)}{file.seconds:11.1f}{number(longest, 6)}  "
+                f"{file.convolutions} in integers"
+            )
+
+
+def number(value: float | None, width: int) -> str:
+    """Two digits, or as many spaces."""
+    return " " * width if value is None else f"{value:{width}.2f}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=list(MODELS))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=30, help="turns of each file at each batch size")
+    parser.add_argument("--json", type=Path, help="write the result there too")
+    args = parser.parse_args()
+    files: dict[str, list[File]] = {}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.models:
+            files[name] = export_all(name, Path(folder))
+            if name == "resnet18" and find_spec("nncf") is not None:
+                files[name].append(nncf_file(files[name][0].path))
+            rows += measure(name, files[name], args)
+    packages = [package for package in ("torch", "openvino", "nncf") if find_spec(package)]
+    versions = {package: version(package) for package in packages}
+    print(f"{cpu_name()}, {args.threads} threads, {', '.join(f'{name} {v}' for name, v in versions.items())}")
+    show(rows, files)
+    if "nncf" not in versions:
+        print("\nNNCF was not compared: it is not installed (pip install -r requirements/benchmarks.txt).")
+    if args.json:
+        listed = {name: [asdict(file) for file in exported] for name, exported in files.items()}
+        result = dict(cpu=cpu_name(), versions=versions, arguments=vars(args), files=listed, rows=rows)
+        args.json.write_text(json.dumps(result, default=str, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a run learned, to look at: pictures of images, predictions, mistakes and curves."""

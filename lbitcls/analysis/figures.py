@@ -1,0 +1,122 @@
+"""What the pictures share: colours, fonts, a figure that a notebook shows, and writing it whole.
+
+Figures are made without pyplot, so that no window system is asked for and nothing global is changed.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lbitcls.utils.checkpoint import write_whole
+from lbitcls.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY, INK = (
+    *("#1d4ed8", "#c2410c", "#047857", "#dc2626", "#7e22ce", "#6b7280", "#111827"),
+)
+LINES = (BLUE, ORANGE, GREEN, PURPLE, "#0e7490", "#be185d", "#854d0e", GREY)
+FORMATS = (".png", ".pdf", ".svg", ".jpg")
+_DPI = 110
+_FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS")
+_STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a class may be called "5$ note"
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.titlesize": 10,
+    "axes.labelcolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#eceef1",
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of the pictures, while figures are made in it."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    present = set(fontManager.get_font_names())
+    look: Any = {**_STYLE, "font.family": [name for name in _FONTS if name in present]}
+    with matplotlib.rc_context(look):
+        yield
+
+
+def new_figure(width: float, height: float, arranged: bool = True) -> Figure:
+    """An empty figure of so many inches, which a notebook shows as its cell's result.
+
+    `arranged`: labels make room for themselves, which takes a second where there are many.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained" if arranged else None)
+    figure._repr_png_ = lambda: png(figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    _write(figure, buffer, "png")
+    return buffer.getvalue()
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    """A picture that was saved, uint8 (H, W, 3)."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write the figure to `path`, whole or not at all; the suffix names the format.
+
+    Raises:
+        ConfigError: a format that is not known.
+    """
+    path = check_path(path)
+    write_whole(path, lambda temporary: _write(figure, temporary, path.suffix.lower()[1:]))
+    return path
+
+
+def check_path(path: str | Path) -> Path:
+    """`path`, to which a picture can be written; `ConfigError` where its suffix names no format."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in FORMATS or path.is_dir():
+        raise ConfigError(f"a picture is written to a file {', '.join('*' + f for f in FORMATS)}; got '{path}'.")
+    return path
+
+
+def _write(figure: Figure, target: Any, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # drawn as a box
+        figure.savefig(target, format=kind)
+
+
+def shorten(text: str, length: int) -> str:
+    """`text` with an ellipsis in its middle where it is longer than `length`."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 3
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"

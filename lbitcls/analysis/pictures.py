@@ -1,0 +1,147 @@
+"""Grids of images: a training batch with its labels, and predictions with the wrong ones marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lbitcls.analysis.figures import GREEN, GREY, INK, RED, new_figure, shorten, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIDE, _GAP, _LINE = 1.6, 0.08, 0.155  # inches: of an image, between two, of a line of text
+_CAPTION = 20  # characters that fit below it
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said of one image.
+
+    Attributes:
+        index: of the image in its data set.
+        label: the true class.
+        predicted: the class with the highest score.
+        confidence: its probability, 0 to 1.
+        probability: of the true class, 0 to 1.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    confidence: float
+    probability: float
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the predicted class is not the true one."""
+        return self.label != self.predicted
+
+
+def class_name(names: Sequence[str] | None, label: int) -> str:
+    """Name of a class, or its number where the names are not known."""
+    return str(names[label]) if names is not None and label < len(names) else str(label)
+
+
+def draw_batch(
+    images: Sequence[np.ndarray], labels: Sequence[int], names: Sequence[str] | None = None, title: str = ""
+) -> Figure:
+    """A grid of images with their labels below.
+
+    Args:
+        images: each (H, W) or (H, W, 3), float in 0-1.
+        labels: class of each image.
+        names: of the classes in order of their labels; None: numbers are shown.
+        title: above the grid.
+    """
+    with style():
+        figure, cells = _grid(len(images), 1, title)
+        for cell, image, label in zip(cells, images, labels, strict=True):
+            _show(cell, image)
+            _caption(cell, [(shorten(class_name(names, label), _CAPTION), INK)])
+    return figure
+
+
+def draw_predictions(
+    images: Sequence[np.ndarray],
+    predictions: Sequence[Prediction],
+    names: Sequence[str] | None = None,
+    title: str = "",
+) -> Figure:
+    """A grid of images with the predicted class and its confidence; a wrong one has a red frame and its true class.
+
+    Args:
+        images: each (H, W) or (H, W, 3), float in 0-1.
+        predictions: of each image.
+        names: of the classes in order of their labels; None: numbers are shown.
+        title: above the grid.
+    """
+    with style():
+        figure, cells = _grid(len(images), 2, title)
+        for cell, image, prediction in zip(cells, images, predictions, strict=True):
+            _show(cell, image, RED if prediction.wrong else None)
+            _caption(cell, _said(prediction, names))
+    return figure
+
+
+def _said(prediction: Prediction, names: Sequence[str] | None) -> list[tuple[str, str]]:
+    """The lines below an image, with their colours."""
+    said = f"{shorten(class_name(names, prediction.predicted), _CAPTION - 6)}, {_percent(prediction.confidence)}"
+    if not prediction.wrong:
+        return [(f"✓ {said}", GREEN)]
+    true = f"{shorten(class_name(names, prediction.label), _CAPTION - 10)}, {_percent(prediction.probability)}"
+    return [(f"✗ {said}", RED), (f"true: {true}", INK)]
+
+
+def _percent(probability: float) -> str:
+    if 0 < probability < 0.005:
+        return "<1 %"
+    return f"{100 * probability:.0f} %"
+
+
+def _grid(number: int, lines: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a cell for each of `number` images, which have so many lines below them.
+
+    The cells are placed by hand: a layout engine would take seconds for what is known beforehand.
+    """
+    columns = 8 if number > 12 else max(3, number if number <= 4 else -(-number // 2))
+    rows = max(1, -(-number // columns))
+    step, head = _SIDE + _LINE * lines + 0.12, 0.36 if title else 0.08
+    width, height = columns * (_SIDE + _GAP) + _GAP, head + rows * step
+    figure = new_figure(width, height, arranged=False)
+    if title:
+        figure.text(_GAP / width, 1 - 0.1 / height, title, fontsize=11, fontweight="bold", va="top")
+    places = [(_GAP + column * (_SIDE + _GAP), head + row * step) for row in range(rows) for column in range(columns)]
+    boxes = [(x / width, 1 - (y + _SIDE) / height, _SIDE / width, _SIDE / height) for x, y in places[:number]]
+    return figure, [figure.add_axes(box) for box in boxes]
+
+
+def _show(cell: Axes, image: np.ndarray, frame: str | None = None) -> None:
+    cell.imshow(image.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+    cell.set_xticks([])
+    cell.set_yticks([])
+    cell.grid(False)
+    cell.set_anchor("S")
+    for spine in cell.spines.values():
+        spine.set_visible(frame is not None)
+        spine.set(color=frame or GREY, linewidth=3)
+
+
+def _caption(cell: Axes, lines: Sequence[tuple[str, str]]) -> None:
+    """Lines of text, with their colours, below an image."""
+    for number, (text, color) in enumerate(lines):
+        offset = (0, -5 - 72 * _LINE * number)
+        cell.annotate(
+            *(text, (0.5, 0)),
+            xycoords="axes fraction",
+            xytext=offset,
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8.5,
+            color=color,
+        )

@@ -1,0 +1,187 @@
+"""A checkpoint as an ONNX file with integer weights, compared with the model it was made from on real images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.apis.calibrate import calibration_images, first_images
+from lbitcls.apis.plan import image_shape
+from lbitcls.apis.session import Session, load_data, make_model, open_session
+from lbitcls.deploy.onnx import ExportReport, export_onnx
+from lbitcls.deploy.residual import RESIDUAL_BITS, carry_residuals
+from lbitcls.deploy.targets import integer_layers
+from lbitcls.utils.checkpoint import load_checkpoint, write_whole
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.errors import ConfigError, LbitclsError
+from lbitcls.utils.logging import print_table
+
+RANGE_IMAGES = 64
+"""Images that the ranges of skip connections are taken from."""
+
+
+class RejectedError(LbitclsError):
+    """A file does not compute what was trained."""
+
+
+def export_checkpoint(
+    cfg: Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    verify: bool = False,
+    num_images: int = 200,
+    opset: int = 21,
+    part: str = "model",
+    pack: bool = False,
+    residual_bits: int | None = None,
+    target: str = "cpu",
+    data_root: str | None = None,
+) -> ExportReport:
+    """Write the model of `cfg` with the weights in `checkpoint` as an ONNX file; prints what was made of it.
+
+    A report, `model.report.json` for `model.onnx`, is written beside it.
+
+    Args:
+        cfg: the config that the checkpoint was trained with.
+        checkpoint: of this model, quantized or float.
+        out: file to write, `.onnx`.
+        verify: compare the file with the model in all engines, on images of `data.val` (`data.test` where that is
+            missing).
+        num_images: images of the comparison; a verdict needs at least 100.
+        opset: version of ONNX's operators, 17 to 21.
+        part: `model` (logits) or `backbone` (features).
+        pack: store weights of 4 bits or fewer in 4 bits.
+        residual_bits: 8: skip connections in 8 bits; their ranges come from images of `data.calibration`, or else
+            `data.train`.
+        target: `cpu` or `tensorrt`.
+        data_root: where relative data paths may start.
+
+    Raises:
+        ConfigError: an argument is wrong, or a layer cannot be expressed or be taken by the target.
+        CheckpointError: the weights do not fit.
+        RejectedError: the file is not faithful; it is renamed to `model.rejected.onnx`.
+    """
+    require_sections(cfg, ("model", "data"), "an export")
+    out = _check(out, num_images, residual_bits)
+    with open_session(cfg) as session:
+        model = make_model(cfg, session, pretrained=False)
+        meta = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)["meta"]
+        batches = _verification_images(cfg, session, num_images, data_root) if verify else []
+        model, residuals = _with_residuals(model.eval(), cfg, session, residual_bits, target, data_root)
+        report = export_onnx(
+            model,
+            out,
+            input_shape=_input_shape(cfg, model, session, data_root),
+            opset=opset,
+            part=part,
+            pack=pack,
+            target=target,
+            classes=meta.get("CLASSES") or getattr(model, "CLASSES", None),
+            pipeline=json.loads(json.dumps(_pipeline(cfg))),
+            config=cfg.pretty_text,
+        )
+        record: dict[str, Any] = {"export": report.to_json(), "residuals": residuals}
+        record["layers"] = integer_layers(out) if find_spec("openvino") is not None else None
+        _print(report, record["layers"])
+        record["verification"] = result = _verify(model, out, batches) if verify else None
+        write_whole(out.with_name(f"{out.stem}.report.json"), lambda path: path.write_text(_text(record), "utf-8"))
+        if result is not None and not result["passed"]:
+            from lbitcls.deploy.verify import reject
+
+            reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
+            raise RejectedError(f"the file does not compute what was trained, and is now {reject(out)}:{reasons}")
+    return report
+
+
+def _check(out: str | Path, num_images: int, residual_bits: int | None) -> Path:
+    out = Path(out).expanduser()
+    if out.suffix != ".onnx" or out.is_dir():
+        raise ConfigError(f"--out names the file to write, such as model.onnx; got '{out}'.")
+    if num_images < 1:
+        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+    if residual_bits not in (None, RESIDUAL_BITS):
+        raise ConfigError(f"--residual-bits is {RESIDUAL_BITS}, or left out (float); got {residual_bits}.")
+    return out
+
+
+def _pipeline(cfg: Config) -> list[Any]:
+    section = cfg.data.get("test") or cfg.data.get("val") or {}
+    return [dict(step) for step in section.get("pipeline") or []]
+
+
+def _input_shape(cfg: Config, model: nn.Module, session: Session, data_root: str | None) -> tuple[int, int, int]:
+    """(C, H, W) as the pipeline says it, else of the first image."""
+    try:
+        return image_shape(cfg, model)
+    except ConfigError:
+        dataset, _ = load_data(cfg, _tested(cfg), "an export", session, data_root=data_root)
+        channels, height, width = dataset[0]["img"].shape
+        return channels, height, width
+
+
+def _tested(cfg: Config) -> str:
+    return "val" if cfg.data.get("val") is not None else "test"
+
+
+def _verification_images(cfg: Config, session: Session, number: int, data_root: str | None) -> Iterable[torch.Tensor]:
+    _, loader = load_data(cfg, _tested(cfg), "verification", session, data_root=data_root)
+    return first_images(loader, number)
+
+
+def _with_residuals(
+    model: nn.Module, cfg: Config, session: Session, bits: int | None, target: str, data_root: str | None
+) -> tuple[nn.Module, dict[str, str]]:
+    """The model as it ships, and what became of its skip connections."""
+    if bits is None:
+        return model, {}
+    images = first_images(calibration_images(cfg, None, session, data_root), RANGE_IMAGES)
+    return carry_residuals(model, images, bits, signed=True if target == "tensorrt" else None)
+
+
+def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor]) -> dict[str, Any]:
+    from lbitcls.deploy.report import COLUMNS
+    from lbitcls.deploy.verify import verify
+
+    found = verify(model, path, batches)
+    verdict = "not judged" if not found.judged else "passed" if found.passed else "REJECTED"
+    print_table(f"Verification on {found.images} images: {verdict}", COLUMNS, found.table())
+    if found.warning is not None:
+        print(found.warning)
+    return found.to_json()
+
+
+def _print(report: ExportReport, layers: dict[str, Any] | None) -> None:
+    info = report.info
+    containers = sorted({layer["container"] for layer in info.layers if layer["container"]})
+    rows = [
+        ("file", report.path),
+        ("method", f"{info.method} {info.bits}, {len(info.layers)} quantized layers"),
+        ("inputs held in", ", ".join(containers) or "float32"),
+        ("size", f"{report.size / 1024:.0f} KiB, {report.size / report.float_size:.3f} of float"),
+    ]
+    if any(layer["packed"] for layer in info.layers):
+        rows.append(("size in int8", f"{report.unpacked_size / 1024:.0f} KiB"))
+    if report.container_ms:
+        measured = ", ".join(f"{name} {ms} ms" for name, ms in report.container_ms.items())
+        rows.append(("signed inputs measured", measured))
+    for kind, counts in (layers or {}).items():
+        rows.append((f"{kind} in integers", f"{counts['integer']} of {counts['total']}"))
+        rows += [(f"  float: {name}", reason) for name, reason in _shown(counts["float"], info.is_float).items()]
+    rows += [(f"  int8: {name}", reason) for name, reason in report.not_packed.items()]
+    print_table("Export", ("", ""), [*rows, ("seconds", f"{report.seconds:.1f}")])
+
+
+def _shown(layers: dict[str, str], is_float: bool) -> dict[str, str]:
+    """The layers that fell back to float, where that is worth a line each."""
+    return {} if is_float else layers
+
+
+def _text(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"

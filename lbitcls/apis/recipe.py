@@ -1,0 +1,262 @@
+"""The text of the config that `lbitcls init` writes: a transfer recipe for a folder of images."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lbitcls.registry import BACKBONES
+from lbitcls.utils.errors import ConfigError, suggest
+
+WIDTH = 120
+QUANTIZED = {"lsq-4w4f": "LSQ at 4 bits", "qat-8w8f": "PyTorch's QAT at 8 bits"}
+_OWN: dict[str, dict[str, Any]] = {
+    "mobilenet_v2": dict(type="MobileNetV2"),
+    **{f"resnet{depth}": dict(type="ResNet", depth=depth) for depth in (18, 34, 50, 101, 152)},
+    **{f"squeezenet{version}": dict(type="SqueezeNet", version=version) for version in ("1_0", "1_1")},
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """Facts about a backbone that a config needs.
+
+    Attributes:
+        section: of the config, without weights.
+        channels: of its last feature.
+        first: full name of its first layer.
+        maps: whether its feature is a map, which a neck must average.
+        norms: whether it has BatchNorm.
+    """
+
+    section: dict[str, Any]
+    channels: int
+    first: str
+    maps: bool
+    norms: bool
+
+    @property
+    def squeezes(self) -> bool:
+        """Whether its classifier is a convolution (SqueezeNet)."""
+        return self.section["type"] == "SqueezeNet"
+
+
+def find_network(name: str) -> Network:
+    """The backbone of torchvision's name `name`, as the package's own where there is one.
+
+    Raises:
+        ConfigError: torchvision has no such classifier, or it is none for photos in colour.
+    """
+    import torchvision
+    from torch import nn
+    from torchvision.models import list_models
+
+    known = list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(
+            f"--backbone: torchvision has no classifier '{name}'{suggest(name, known)} Known: {', '.join(known)}."
+        )
+    section = _OWN.get(name, dict(type="TorchvisionBackbone", name=name))
+    backbone = BACKBONES.build(dict(section))
+    layers = [(key, layer) for key, layer in backbone.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    norms = any(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules())
+    return Network(section, backbone.num_features, f"backbone.{layers[0][0]}", name in _OWN, norms)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the config is written for.
+
+    Attributes:
+        title: the folder's name.
+        commands: that the docstring shows.
+        facts: sentences for the docstring.
+        classes: names, in order of their labels.
+        network: the backbone.
+        pretrained: its weights: a file, `torchvision://NAME`, or None for random ones.
+        quantize: a key of `QUANTIZED`, or None.
+        data: the keys of each part's data set but its pipeline.
+        train_images: number of images to train on.
+        size: side of the images that the model sees.
+        workers: processes that read images.
+        work_dir: of the run.
+    """
+
+    title: str
+    commands: Sequence[str]
+    facts: Sequence[str]
+    classes: Sequence[str]
+    network: Network
+    pretrained: str | None
+    quantize: str | None
+    data: dict[str, dict[str, Any]]
+    train_images: int
+    size: int
+    workers: int
+    work_dir: str
+
+    @property
+    def batch(self) -> int:
+        """Images of a step: fewer where there are few, so that an epoch has some steps."""
+        return 8 if self.train_images < 80 else 16 if self.train_images < 1000 else 32
+
+    @property
+    def float_epochs(self) -> int:
+        """Epochs in float: about 6,000 images with pretrained weights, ten times as many without."""
+        images, least, most = (6_000, 5, 30) if self.pretrained else (60_000, 10, 100)
+        return min(max(round(images / self.train_images), least), most)
+
+    @property
+    def epochs(self) -> int:
+        """All epochs: 4 bits need as many again, 8 bits a third."""
+        more = {None: 0, "lsq-4w4f": self.float_epochs, "qat-8w8f": max(2, self.float_epochs // 3)}
+        return self.float_epochs + more[self.quantize]
+
+
+def config_text(plan: Plan) -> str:
+    """The config, formatted."""
+    sections = [
+        _docstring(plan),
+        f"classes = {_list(plan.classes)}",
+        _model(plan),
+        _pipelines(plan),
+        _data(plan),
+        *([_quantization(plan)] if plan.quantize else []),
+        _schedule(plan),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _docstring(plan: Plan) -> str:
+    how = "fine-tuned from pretrained weights" if plan.pretrained else "trained from random weights"
+    then = f", then {QUANTIZED[plan.quantize]}" if plan.quantize else ""
+    head = f"{plan.title}: {len(plan.classes)} classes, {plan.network.section['type']} {how}{then}."
+    commands = "\n".join(f"    {command}" for command in plan.commands)
+    text = f"{head}\n\n{commands}\n\n" + "\n".join(plan.facts) + "\n"
+    return '"""' + text.replace("\\", "\\\\").replace('"""', "'''") + '"""'
+
+
+def _model(plan: Plan) -> str:
+    network = plan.network
+    backbone = dict(network.section)
+    if plan.pretrained:
+        backbone["pretrained"] = plan.pretrained
+        if network.norms:
+            backbone["norm_eval"] = True  # few images give poor statistics; the published ones are kept
+    lines = ['    type="ImageClassifier",', f"    backbone={_call(backbone, 4)},"]
+    if network.maps and not network.squeezes:
+        lines.append('    neck=dict(type="GlobalAveragePooling"),')
+    kind = "ConvClsHead" if network.squeezes else "LinearClsHead"
+    lines.append(f'    head=dict(type="{kind}", num_classes=len(classes), in_channels={network.channels}),')
+    return "model = dict(\n" + "\n".join(lines) + "\n)"
+
+
+def _pipelines(plan: Plan) -> str:
+    resize = round(plan.size * 256 / 224)
+    return f"""normalize = dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="RandomResizedCrop", size={plan.size}, scale=(0.35, 1.0)),
+    dict(type="RandomFlip", flip_prob=0.5, direction="horizontal"),
+    dict(type="ColorJitter", brightness=0.2, contrast=0.2, saturation=0.2),
+    normalize,
+    dict(type="ImageToTensor", keys=["img"]),
+    dict(type="ToTensor", keys=["gt_label"]),
+    dict(type="Collect", keys=["img", "gt_label"]),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", size=({resize}, -1)),
+    dict(type="CenterCrop", crop_size={plan.size}),
+    normalize,
+    dict(type="ImageToTensor", keys=["img"]),
+    dict(type="Collect", keys=["img", "gt_label"]),
+]"""
+
+
+def _data(plan: Plan) -> str:
+    lines = [f"    samples_per_gpu={plan.batch},", f"    workers_per_gpu={plan.workers},"]
+    for part, keys in plan.data.items():
+        lines.append(f"    {part}=dict(")
+        lines += [f"        {key}={_value(value)}," for key, value in {"type": "ImageFolder", **keys}.items()]
+        pipeline = "train_pipeline" if part == "train" else "test_pipeline"
+        lines += ["        classes=classes,", f"        pipeline={pipeline},", "    ),"]
+    root = 'data_root = "."  # paths start where the command is given'
+    return f"{root}\ndata = dict(\n" + "\n".join(lines) + '\n)\nevaluation = dict(interval=1, metric="accuracy")'
+
+
+def _quantization(plan: Plan) -> str:
+    last = "head.conv" if plan.network.squeezes else "head.fc"
+    kind = "Conv" if plan.network.squeezes else "Linear"
+    if plan.quantize == "qat-8w8f":
+        conv, linear = (f'dict(type="TorchQAT{k}", num_bit_w=8, num_bit_a=8, per_channel=True)' for k in _KINDS)
+        special = "\n    fold_bn=True," if plan.network.norms else ""
+    else:
+        conv, linear = (f'dict(type="LSQ{k}", num_bit_w=4, num_bit_a=4, per_channel=True)' for k in _KINDS)
+        special = f"""
+    special_layers=dict(
+        layers_name=["{plan.network.first}", "{last}"],
+        convert_type=[
+            dict(type="LSQConv", num_bit_w=8, num_bit_a=8, per_channel=True),
+            dict(type="LSQ{kind}", num_bit_w=8, num_bit_a=8, per_channel=True),
+        ],
+    ),"""
+    return f"""quant_transformer = dict(
+    type="ModelTransformer",
+    quan_policy=dict(
+        Conv2d={conv},
+        Linear={linear},
+    ),{special}
+)
+calibration = dict(epoch={plan.float_epochs}, num_batches={min(8, -(-plan.train_images // plan.batch))})"""
+
+
+_KINDS = ("Conv", "Linear")
+
+
+def _schedule(plan: Plan) -> str:
+    rate, parts = 0.05, ""
+    if plan.pretrained:
+        rate, parts = 0.01, '\n    paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=0.1)}),'
+    steps = -(-plan.train_images // plan.batch)
+    return f"""optimizer = dict(
+    type="SGD",
+    lr={rate},
+    momentum=0.9,
+    weight_decay=1e-4,{parts}
+)
+lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False, warmup="linear", warmup_iters={min(steps, 500)})
+total_epochs = {plan.epochs}
+checkpoint_config = dict(interval=1, max_keep_ckpts=2)
+log_config = dict(interval=10)
+seed = 0
+work_dir = {_value(plan.work_dir)}"""
+
+
+def _value(value: Any) -> str:
+    """A text, number or truth value as Python with double quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _call(section: dict[str, Any], indent: int) -> str:
+    """`dict(…)` on one line where it fits."""
+    keys = [f"{key}={_value(value)}" for key, value in section.items()]
+    line = f"dict({', '.join(keys)})"
+    if indent + len("backbone=,") + len(line) <= WIDTH:
+        return line
+    return "dict(\n" + "".join(f"{' ' * (indent + 4)}{key},\n" for key in keys) + " " * indent + ")"
+
+
+def _list(texts: Sequence[str]) -> str:
+    line = f"[{', '.join(map(_value, texts))}]"
+    if len("classes = ") + len(line) <= WIDTH:
+        return line
+    return "[\n" + "".join(f"    {_value(text)},\n" for text in texts) + "]"
+
+
+def shell(*words: str) -> str:
+    """A command as it is typed."""
+    return shlex.join(words)

@@ -1,0 +1,219 @@
+"""What a folder of images holds: parts, classes, and of each image whether it can be read, its size, its twins."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from lbitcls.datasets.folder import class_folders, images_below
+from lbitcls.datasets.pipelines.decode import UnreadableImage, read_image
+from lbitcls.utils.errors import DataError, suggest
+from lbitcls.utils.logging import track
+
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_CHUNK = 64  # images between two looks at the clock, for each thread
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of the folder.
+
+    Attributes:
+        name: its path below the folder, with `/`.
+        part: `train`, `val` or `test`.
+        kind: its class.
+        size: (width, height), or None where it was not read, or could not be.
+        digest: of its bytes; empty where it was not read.
+        error: why it cannot be used; empty: it can, as far as it was read.
+    """
+
+    name: str
+    part: str
+    kind: str
+    size: tuple[int, int] | None = None
+    digest: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A folder of images.
+
+    Attributes:
+        root: the folder that holds the parts, or the class folders where there are no parts.
+        parts: the folder of each part that is there; empty: class folders alone.
+        classes: names of the classes, sorted: those of the training part with images.
+        images: all of them.
+        empty: class folders without images, below `root`.
+        checked: how many images were read.
+    """
+
+    root: Path
+    parts: dict[str, Path]
+    classes: tuple[str, ...]
+    images: tuple[Image, ...]
+    empty: tuple[str, ...]
+    checked: int
+
+    def counts(self, part: str) -> Counter[str]:
+        """The number of images of each class in a part, those that cannot be used left out."""
+        return Counter(image.kind for image in self.images if image.part == part and not image.error)
+
+    def unreadable(self) -> list[Image]:
+        """The images that cannot be used."""
+        return [image for image in self.images if image.error]
+
+    def twins(self) -> list[list[Image]]:
+        """The groups of images with the same bytes."""
+        groups = defaultdict(list)
+        for image in self.images:
+            if image.digest and not image.error:
+                groups[image.digest].append(image)
+        return [group for group in groups.values() if len(group) > 1]
+
+
+def survey_folder(folder: str | Path, workers: int | None = None, time_limit: float = 120.0) -> Survey:
+    """Look at a folder of images: class folders, or `train` and `val` (and `test`) with class folders in them.
+
+    Args:
+        folder: the folder; where it holds nothing but one folder of such folders, that one is looked at.
+        workers: threads that read images; None: one for each core.
+        time_limit: seconds after which no more images are read, in an order that mixes the classes.
+
+    Raises:
+        DataError: it is missing, has fewer than two classes with images, or a part has a class that `train` has not.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        near = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+        raise DataError(f"there is no folder {root}{suggest(root.name, near)}")
+    root = _innermost(root)
+    parts = _parts(root)
+    found, empty = _listed(root, parts or {"train": root})
+    if len({image.kind for image in found if image.part == "train"}) < 2:
+        raise DataError(
+            f"{root} holds {_described(root)}; expected are two or more class folders with images in them, or train/ "
+            "and val/ with such folders."
+        )
+    images, checked = _examined(root, found, workers or os.cpu_count() or 1, time_limit)
+    classes = sorted({image.kind for image in images if image.part == "train" and not image.error})
+    _check_classes(images, classes)
+    return Survey(root, parts, tuple(classes), tuple(images), tuple(empty), checked)
+
+
+def _innermost(root: Path) -> Path:
+    """`root`, or what it holds where that is one folder of folders, as archives often do."""
+    while len(names := class_folders(root)) == 1 and len(class_folders(root / names[0])) > 0:
+        root = root / names[0]
+    return root
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The folder of each part; none where no folder is called `train`."""
+    by_name = {name.lower(): root / name for name in class_folders(root)}
+    found = {part: by_name[name] for part, names in PARTS.items() for name in names[::-1] if name in by_name}
+    return found if "train" in found else {}
+
+
+def _listed(root: Path, parts: dict[str, Path]) -> tuple[list[Image], list[str]]:
+    """The images of all parts, not read yet, and the class folders without any."""
+    images, empty = [], []
+    for part, folder in parts.items():
+        for kind in class_folders(folder):
+            names = [Path(path).relative_to(root).as_posix() for path in images_below(folder / kind)]
+            images += [Image(name, part, kind, error=_bad_name(name)) for name in names]
+            if not names:
+                empty.append((folder / kind).relative_to(root).as_posix())
+    return images, empty
+
+
+def _bad_name(name: str) -> str:
+    """Why a list file cannot hold the name; empty: it can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    return "" if name == name.strip() and len(name.splitlines()) == 1 else "line breaks or outer spaces in its name"
+
+
+def _described(root: Path) -> str:
+    folders = class_folders(root)
+    shown = ", ".join(folders[:3]) + (", …" if len(folders) > 3 else "")
+    return f"the folders {shown}" if folders else "no folders"
+
+
+def _examined(root: Path, images: Sequence[Image], workers: int, time_limit: float) -> tuple[list[Image], int]:
+    """The images with what reading them told, and how many were read."""
+    end = time.monotonic() + time_limit
+    order = iter(np.random.default_rng(0).permutation(len(images)).tolist())
+    examined, done = list(images), 0
+    with ThreadPoolExecutor(workers) as pool:
+
+        def read() -> Iterable[tuple[int, Image]]:
+            while time.monotonic() < end and (chunk := list(islice(order, _CHUNK * workers))):
+                yield from zip(chunk, pool.map(lambda index: _read(root, images[index]), chunk), strict=True)
+
+        for index, image in track(read(), len(images), "reading the images"):
+            examined[index] = image
+            done += 1
+    return examined, done
+
+
+def _read(root: Path, image: Image) -> Image:
+    if image.error:
+        return image
+    path = root / image.name
+    try:
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        _, height, width = read_image(str(path)).shape
+    except (UnreadableImage, OSError) as error:
+        return replace(image, error=str(error.__cause__ or error))
+    return replace(image, size=(width, height), digest=digest)
+
+
+def _check_classes(images: Sequence[Image], classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise DataError(f"only {len(classes)} of the classes have images that can be read; training needs two.")
+    for image in images:
+        if image.kind not in classes and image.part != "train" and not image.error:
+            raise DataError(
+                f"{image.name} is of the class '{image.kind}', which has no images to train on"
+                f"{suggest(image.kind, classes)}"
+            )
+
+
+def split_images(images: Sequence[Image], part: float) -> tuple[list[Image], list[Image]]:
+    """Images to train on and to validate with: the same on every machine, `part` of each class, twins together.
+
+    A class with a single image is trained on alone.
+
+    Args:
+        images: that can be used.
+        part: share to validate with, above 0 and below 1.
+    """
+    groups: dict[str, list[Image]] = defaultdict(list)
+    for image in sorted(images, key=lambda image: image.name):
+        groups[image.digest or image.name].append(image)
+    by_class: dict[str, list[list[Image]]] = defaultdict(list)
+    for group in groups.values():
+        by_class[group[0].kind].append(group)
+    train, val = [], []
+    for kind in sorted(by_class):
+        shuffled = sorted(by_class[kind], key=lambda group: hashlib.blake2b(group[0].name.encode()).digest())
+        number = min(max(1, round(part * len(shuffled))), len(shuffled) - 1)
+        val += [image for group in shuffled[:number] for image in group]
+        train += [image for group in shuffled[number:] for image in group]
+    return sorted(train, key=lambda image: image.name), sorted(val, key=lambda image: image.name)

@@ -1,0 +1,133 @@
+"""Look at a batch, at predictions, at the worst mistakes, at the confusion matrix: `lbitcls visualize`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbitcls.analysis.confusion import draw_confusion
+from lbitcls.analysis.figures import check_path, pixels, save
+from lbitcls.analysis.pictures import Prediction
+from lbitcls.apis.pictures import SHOWN, batch_figure, confusion_of, mixed, predict, predictions_figure
+from lbitcls.apis.session import Session, load_data, open_session
+from lbitcls.apis.test import open_model
+from lbitcls.apis.train import work_directory
+from lbitcls.core.hooks.log import write_pictures
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = ("batch", "predictions", "errors", "confusion")
+
+
+def visualize(
+    kind: str,
+    cfg: Config,
+    checkpoint: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    num_images: int = SHOWN,
+    split: str | None = None,
+    data_root: str | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+    tensorboard: bool = False,
+) -> Figure:
+    """Draw what a data set holds, or what a model says of it. A notebook shows the figure that is returned.
+
+    Args:
+        kind: `'batch'`: images of the first training batch, augmented, with their labels; `'predictions'`: images
+            with the predicted class, its confidence, and the true class of wrong ones; `'errors'`: the mistakes
+            in which the true class got the lowest probability; `'confusion'`: the confusion matrix.
+        cfg: the config.
+        checkpoint: of the config's model, or an `.onnx` file that was exported of it; None: the best of the
+            work directory. A batch needs none.
+        out: file for the picture (`.png`, `.svg`, `.pdf`, `.jpg`); None: none is written.
+        num_images: most images in the picture. The confusion matrix is always of the whole set.
+        split: part of `data`; None: `train` for a batch, else `val`, or `test` where that is missing.
+        data_root: where relative data paths may start (`--data-root`).
+        engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        threads: of the engine; None: its own choice.
+        tensorboard: write the picture to `tf_logs` of the work directory too.
+
+    Raises:
+        ConfigError: an unknown kind or format, or a number below 1.
+        CheckpointError: the checkpoint is missing, or another model's.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"there is no picture '{kind}'{suggest(kind, KINDS)} Known: {', '.join(KINDS)}.")
+    if num_images < 1:
+        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+    if out is not None:
+        check_path(out)
+    require_sections(cfg, ("data",) if kind == "batch" else ("model", "data"), "visualize")
+    with open_session(cfg) as session:
+        if kind == "batch":
+            figure = _batch(cfg, session, split or "train", num_images, data_root)
+        else:
+            split = split or ("val" if cfg.data.get("val") is not None else "test")
+            file = checkpoint or _best_checkpoint(cfg)
+            figure = _said(kind, cfg, session, file, split, num_images, data_root, engine, threads)
+        if out is not None:
+            session.logger.info("Wrote %s", save(figure, out))
+        if tensorboard:
+            _to_tensorboard(figure, kind, work_directory(cfg))
+    return figure
+
+
+def default_target(kind: str, cfg: Config) -> Path:
+    """Where the command writes a picture: in the config's work directory."""
+    return work_directory(cfg) / f"{kind}.png"
+
+
+def _best_checkpoint(cfg: Config) -> Path:
+    folder = work_directory(cfg)
+    found = next((path for name in ("best_top-1.pth", "latest.pth") if (path := folder / name).exists()), None)
+    if found is None:
+        raise CheckpointError(f"there is no best_top-1.pth or latest.pth in {folder}; name the checkpoint to look at.")
+    return found
+
+
+def _batch(cfg: Config, session: Session, split: str, number: int, data_root: str | None) -> Figure:
+    _, loader = load_data(cfg, split, "visualize", session, seed=cfg.get("seed") or 0, data_root=data_root)
+    return batch_figure(loader, number, f"data.{split}: images as the model sees them")
+
+
+def _said(
+    kind: str,
+    cfg: Config,
+    session: Session,
+    checkpoint: str | Path,
+    split: str,
+    number: int,
+    data_root: str | None,
+    engine: str | None,
+    threads: int | None,
+) -> Figure:
+    """What the model in `checkpoint` says of `data.<split>`, as a picture."""
+    dataset, loader = load_data(cfg, split, "visualize", session, data_root=data_root)
+    model = open_model(cfg, checkpoint, split, dataset, session, engine, threads)
+    indices = mixed(dataset, number if kind == "predictions" else len(dataset))
+    workers = cfg.data.get("workers_per_gpu", 0) if len(indices) > loader.batch_size else 0
+    found, classes = predict(model, dataset, indices, session.device, loader.batch_size, workers, shown=True)
+    title = f"{Path(checkpoint).name} on data.{split}"
+    if kind == "predictions":
+        return predictions_figure(dataset, found, title)
+    if kind == "errors":
+        return predictions_figure(dataset, *_worst(found, number, title))
+    return draw_confusion(confusion_of(found, classes), dataset.CLASSES, title)
+
+
+def _worst(found: Sequence[Prediction], number: int, title: str) -> tuple[list[Prediction], str]:
+    """The mistakes in which the true class got the lowest probability, and the picture's title."""
+    wrong = sorted((p for p in found if p.wrong), key=lambda p: (p.probability, p.index))
+    said = f"{len(wrong):,} of {len(found):,} wrong" + (f", the worst {number}" if len(wrong) > number else "")
+    return wrong[:number], f"{title}: {said}"
+
+
+def _to_tensorboard(figure: Any, kind: str, folder: Path) -> None:
+    path = save(figure, folder / f"{kind}.png")
+    write_pictures(folder / "tf_logs", {kind: pixels(path)})

@@ -1,0 +1,199 @@
+"""The feature cache (`feature_cache=True`): with a frozen backbone each image's features are computed once and kept.
+
+It is for a pipeline without random steps. A batch of which a sample is new is read and goes through the backbone as
+without the cache, so the first epoch is as long as ever; the head then learns from stored features, and no image is
+read. The result is that without the cache where a sample's features do not depend on the other samples of its batch;
+that is tried on the first batch, and a difference is a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lbitcls.core.schedule import as_number
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict
+
+if TYPE_CHECKING:
+    from lbitcls.core.runner import EpochRunner
+    from lbitcls.core.step import Batch
+
+
+@dataclass
+class _Store:
+    """Features of the samples of one data set, by their positions in it."""
+
+    known: np.ndarray
+    phase: str
+    values: Tensor | None = None
+    layout: torch.memory_format = torch.contiguous_format
+
+    def put(self, indices: Tensor, features: Tensor) -> None:
+        """Keep the features (N, …) of the samples `indices`."""
+        if self.values is None:
+            maps = features.dim() == 4 and not features.is_contiguous()
+            self.layout = torch.channels_last if maps else torch.contiguous_format
+            self.values = features.new_empty((len(self.known), *features.shape[1:]))
+        self.values[indices.to(features.device)] = features
+        self.known[indices.numpy()] = True
+
+    def take(self, indices: np.ndarray) -> Tensor:
+        """The features (N, …) of the samples `indices`, in the memory layout that they were computed in."""
+        assert self.values is not None
+        chosen = torch.from_numpy(indices).to(self.values.device)
+        return self.values[chosen].contiguous(memory_format=self.layout)
+
+
+@dataclass
+class FeatureCache:
+    """Gives the batches of a run, with features in the place of images where it can.
+
+    Args:
+        enabled: False: batches are handed through as they are.
+        max_mib: what the features of all data sets may take, in MiB; where it is more, they are computed each time.
+
+    Raises:
+        ConfigError: `max_mib` is no number above 0.
+    """
+
+    enabled: bool = False
+    max_mib: float = 1024.0
+    _stores: dict[bool, _Store] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.max_mib = as_number("feature_cache.max_mib", self.max_mib)
+        if self.max_mib <= 0:
+            raise ConfigError(f"feature_cache.max_mib is above 0; got {self.max_mib!r}.")
+
+    def batches(self, runner: EpochRunner, loader: Any, training: bool, start: int = 0) -> Iterator[Batch]:
+        """The batches of `loader` from number `start` on: `img`, or else `features`, and `gt_label`.
+
+        Args:
+            runner: its position says the epoch, its model computes the features.
+            loader: of the training set, or of the validation set.
+            training: the batches are trained on, in the precision of training.
+            start: number of the first batch.
+        """
+        epoch = runner.epoch if training else 0
+        if not self._usable(runner):
+            yield from loader.iterate(epoch, start)
+            return
+        store = self._store(training, len(loader.dataset), runner.phase)
+        indices = loader.indices(epoch)
+        missing = [number for number in range(start, len(indices)) if not store.known[indices[number]].all()]
+        read = loader.read(epoch, missing)
+        new = set(missing)
+        found = next(read, None)
+        for number in range(start, len(indices)):
+            if number not in new:
+                labels = torch.from_numpy(loader.dataset.labels[indices[number]])
+                yield {"features": store.take(indices[number]), "gt_label": labels}
+            elif found is not None and found[0] == number:  # else nothing in it can be read
+                yield self._computed(runner, store, found[1], training)
+                found = next(read, None)
+
+    def _store(self, training: bool, number: int, phase: str) -> _Store:
+        store = self._stores.setdefault(training, _Store(np.zeros(number, dtype=bool), phase))
+        if store.phase != phase:  # the quantizers came on: other features from now on
+            store.known[:] = False
+            store.phase = phase
+        return store
+
+    def _usable(self, runner: EpochRunner) -> bool:
+        if self.enabled and runner.module.moving_parts:
+            runner.logger.info("feature_cache: the backbone trains from now on; the features are dropped.")
+            self._drop()
+        return self.enabled
+
+    def _drop(self) -> None:
+        self.enabled = False
+        self._stores.clear()
+
+    def _computed(self, runner: EpochRunner, store: _Store, batch: Batch, training: bool) -> Batch:
+        """A batch that was read, with its features, which are kept."""
+        if not self.enabled:
+            return batch
+        img = runner.to_device(batch)["img"]
+        features = _features(runner, img, training)
+        if store.values is None:
+            if not self._fits(runner, features, len(store.known)):
+                return batch
+            _try_alone(runner, img, features, training)
+        store.put(batch["index"], features)
+        return {"features": features, "gt_label": batch["gt_label"]}
+
+    def _fits(self, runner: EpochRunner, features: Tensor, number: int) -> bool:
+        taken = sum(s.values.numel() * s.values.element_size() for s in self._stores.values() if s.values is not None)
+        mib = (taken + features[0].numel() * features.element_size() * number) / 2**20
+        if mib > self.max_mib:
+            runner.logger.warning(
+                "feature_cache: the features need %.0f MiB, more than max_mib=%g: they are computed in every epoch.",
+                *(mib, self.max_mib),
+            )
+            self._drop()
+            return False
+        runner.logger.info("feature_cache: the features of %d images are kept, %.1f MiB in all.", number, mib)
+        return True
+
+
+def _features(runner: EpochRunner, img: Tensor, training: bool) -> Tensor:
+    """The features of images (N, C, H, W), in the precision of training or of validation."""
+    dtype = runner.step.precision.dtype if training else None
+    with torch.autocast(runner.step.device.type, dtype=dtype, enabled=dtype is not None):
+        return runner.module.fixed_features(img)  # type: ignore[operator]
+
+
+def _try_alone(runner: EpochRunner, img: Tensor, features: Tensor, training: bool) -> None:
+    """Compare with the features of the same images in another order and in a smaller batch."""
+    other = _features(runner, img.flip(0)[len(img) // 2 :], training).flip(0)
+    difference = (other - features[: len(other)]).abs().max().item()
+    if difference > 0:
+        runner.logger.warning(
+            "feature_cache: on this machine an image's features depend on its batch, by up to %.1e: results differ as "
+            "much from those without the cache.",
+            difference,
+        )
+
+
+def build_feature_cache(
+    section: Any, model: Any, datasets: Mapping[str, Any], compiled: bool = False, later: Sequence[str] = ()
+) -> FeatureCache:
+    """The cache that the section `feature_cache` asks for: `True`, or `dict(max_mib=1024)`; None and False: off.
+
+    Args:
+        section: of the config.
+        model: the classifier.
+        datasets: whose images are read, by the name that messages use.
+        compiled: the model is compiled as a whole.
+        later: parts that a hook keeps frozen until some epoch.
+
+    Raises:
+        ConfigError: the features would not stay the same: the backbone trains, a step of a pipeline is random, or
+            batches are mixed; or the model is compiled.
+    """
+    if section is None or section is False:
+        return FeatureCache()
+    given = {} if section is True else require_dict("feature_cache, where it is not True,", section)
+    reject_unknown_keys("feature_cache", given, ("max_mib",))
+    moving = model.moving_parts if hasattr(model, "moving_parts") else ["the model"]
+    moving = [part for part in moving if not any(f"{part}.".startswith(f"{name}.") for name in later)]
+    if moving:
+        raise ConfigError(
+            f"feature_cache needs a backbone that stays as it is: set model.backbone.frozen=True ({moving[0]} trains)."
+        )
+    if getattr(model, "augments", None) is not None or compiled:
+        other = "compile" if compiled else "model.train_cfg.augments, which mixes images"
+        raise ConfigError(f"feature_cache does not go with {other}; leave one of them out.")
+    for name, dataset in datasets.items():
+        steps = ", ".join(repr(step) for step in dataset.pipeline.random_steps)
+        if steps:
+            raise ConfigError(
+                f"feature_cache needs the same image in every epoch, but the pipeline of {name} has random steps: "
+                f"{steps}. Put Resize and CenterCrop in their place, or leave feature_cache out."
+            )
+    return FeatureCache(enabled=True, **given)

@@ -1,0 +1,88 @@
+"""`UnfreezeHook`: train the head first, then more of the model, with a rate of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.core.schedule import as_number
+from lbitcls.registry import HOOKS
+from lbitcls.utils.errors import ConfigError, require_list
+
+if TYPE_CHECKING:
+    from lbitcls.core.runner import EpochRunner
+
+
+@HOOKS.register_module()
+class UnfreezeHook(Hook):
+    """Keeps parts of the model frozen before an epoch, and trains them from it on.
+
+    Frozen parts take no gradient and stay in eval mode (see `lbitcls.models.freezing`). What is frozen is a function of
+    the epoch alone, so a run that goes on needs nothing saved. Several hooks unfreeze part after part.
+
+    Args:
+        epoch: the first epoch, from 0 as in `calibration.epoch`, in which the parts train.
+        layers: names of submodules, also with `*`, `?` and `[…]`: `['backbone']`, `['backbone.layer[34]']`.
+        lr_mult: factor on the learning rate of these parts, in the whole run, beside that of `paramwise_cfg`. Of
+            several hooks that name a part the one with the lowest epoch counts.
+
+    Example:
+        >>> UnfreezeHook(epoch=5, layers=["backbone"], lr_mult=0.1).epoch
+        5
+    """
+
+    priority = PRIORITIES["HIGH"]  # after the calibration, which switches gradients of quantizers on
+
+    def __init__(self, epoch: int, layers: Sequence[str] | str = ("backbone",), lr_mult: float = 1.0) -> None:
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 1:
+            raise ConfigError(f"UnfreezeHook: epoch is an int from 1 (epochs are counted from 0); got {epoch!r}.")
+        self.epoch = epoch
+        self.layers = [layers] if isinstance(layers, str) else require_list("UnfreezeHook: layers", layers)
+        self.lr_mult = as_number("UnfreezeHook: lr_mult", lr_mult)
+        if not self.layers or self.lr_mult < 0:
+            raise ConfigError(f"UnfreezeHook needs layers and an lr_mult from 0; got {layers!r} and {lr_mult!r}.")
+
+    def parts(self, model: nn.Module) -> list[str]:
+        """Names of the submodules of `model` that `layers` means.
+
+        Raises:
+            ConfigError: one of `layers` matches nothing, or the model is no classifier of ours.
+        """
+        if not hasattr(model, "find_parts"):
+            raise ConfigError(f"UnfreezeHook: parts of {type(model).__name__} cannot be frozen; use ImageClassifier.")
+        return model.find_parts(self.layers, "UnfreezeHook: layers")  # type: ignore[operator]
+
+    def before_run(self, runner: EpochRunner) -> None:
+        if self.epoch >= runner.max_epochs:
+            raise ConfigError(f"UnfreezeHook: epoch={self.epoch}, but the run has only {runner.max_epochs} epochs.")
+        model: Any = runner.module
+        for name in self.parts(model):
+            model.freeze(name)
+
+    def before_epoch(self, runner: EpochRunner) -> None:
+        model: Any = runner.module
+        frozen = [name for name in self.parts(model) if model.is_frozen(name)]
+        if runner.epoch < self.epoch or not frozen:
+            return
+        runner.model = model  # DDP is taken off: it must learn anew which parameters have gradients
+        for name in frozen:
+            model.unfreeze(name)
+        runner.wrap_model()
+        runner.logger.info(
+            "Epoch %d: %s trains now too, at %g of the learning rate.",
+            *(runner.epoch + 1, ", ".join(frozen), self.lr_mult),
+        )
+
+
+def unfreeze_rates(model: nn.Module, hooks: Iterable[Hook]) -> dict[int, float]:
+    """The factors on the learning rate, by the `id` of a parameter, that `UnfreezeHook`s among `hooks` ask for."""
+    rates: dict[int, float] = {}
+    chosen = [hook for hook in hooks if isinstance(hook, UnfreezeHook)]
+    for hook in sorted(chosen, key=lambda hook: hook.epoch):
+        for name in hook.parts(model):
+            for parameter in model.get_submodule(name).parameters():
+                rates.setdefault(id(parameter), hook.lr_mult)
+    return rates

@@ -1,0 +1,56 @@
+"""The preprocessing that belongs to published weights, from their metadata."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lbitcls.datasets.pipelines.color import Normalize
+from lbitcls.datasets.pipelines.geometry import CenterCrop, Resize
+from lbitcls.datasets.pipelines.transform import FixedTransform
+from lbitcls.registry import PIPELINES
+from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.published import find_weights, is_published
+
+
+@PIPELINES.register_module()
+class PretrainedPreprocessing(FixedTransform):
+    """What torchvision does to an image for published weights: `Resize`, `CenterCrop` and `Normalize` as one step.
+
+    A pipeline holds the three steps in its place, so that they are seen one by one.
+
+    Args:
+        weights: as `model.pretrained` names them: `'torchvision://mobilenet_v2'`.
+        crop: False: `Normalize` alone, after steps that make images of the right size at random.
+
+    Attributes:
+        steps: the steps.
+        crop_size: (h, w) that the weights were tested with.
+
+    Raises:
+        ConfigError: no such weights.
+
+    Example:
+        >>> PretrainedPreprocessing("torchvision://resnet18").steps[0]
+        Resize(size=256, interpolation='bilinear')
+    """
+
+    def __init__(self, weights: str, crop: bool = True) -> None:
+        if not is_published(weights):
+            raise ConfigError(
+                f"PretrainedPreprocessing: weights='torchvision://NAME' names published weights, got {weights!r}; of "
+                "others write Resize, CenterCrop and Normalize."
+            )
+        self.weights, self.crop = weights, crop
+        preset = find_weights(weights).transforms()
+        crops, sizes = list(preset.crop_size), list(preset.resize_size)
+        self.crop_size = (crops[0], crops[-1])
+        size = sizes[0] if len(sizes) == 1 else tuple(sizes)
+        self.steps: list[FixedTransform] = [Normalize(mean=preset.mean, std=preset.std)]
+        if crop:
+            shape = CenterCrop(crop_size=crops[0] if len(set(crops)) == 1 else self.crop_size)
+            self.steps[:0] = [Resize(size=size, interpolation=preset.interpolation.value), shape]
+
+    def change(self, img: Tensor) -> Tensor:
+        for step in self.steps:
+            img = step.change(img)
+        return img

@@ -1,0 +1,157 @@
+"""What a shipped ONNX file says of itself: one JSON text in its metadata, so that the file alone suffices to run it.
+
+Reading it needs the package `onnx`, not PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lbitcls.utils.errors import CheckpointError, DependencyError, suggest
+
+if TYPE_CHECKING:
+    import onnx
+
+KEY = "lbitcls"
+"""The metadata property of the ONNX file that holds the JSON text."""
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """Facts about a shipped model.
+
+    Attributes:
+        version: of lbitcls, that wrote the file.
+        part: `'model'` (logits) or `'backbone'` (features).
+        input_shape: (C, H, W) of an image.
+        num_classes: K, or None for a backbone.
+        classes: names of the classes, in order of their labels, or None where nobody knows them.
+        pipeline: the config's test pipeline, as plain data: what makes an image from a file.
+        method: of the quantized layers, `'LSQ'`, `'DSQ+LSQ'` where there are several, `'float'` without any.
+        bits: of most layers, `'W4A4'`; `'float'` without any.
+        layers: a dict for each quantized layer: `name`, `kind`, `method`, `weight_bits`, `input_bits`, `container`,
+            `packed`.
+        residual_bits: of the skip connections, or None where they stay float.
+        target: what the file was made for: `'cpu'` or `'tensorrt'`.
+        config: the config's text.
+        out_channels: of a backbone's features.
+        feature_shapes: of a backbone's features, without N.
+        format: of this record.
+    """
+
+    version: str
+    part: str = "model"
+    input_shape: tuple[int, int, int]
+    num_classes: int | None = None
+    classes: list[str] | None = None
+    pipeline: list[dict[str, Any]]
+    method: str = "float"
+    bits: str = "float"
+    layers: list[dict[str, Any]]
+    residual_bits: int | None = None
+    target: str = "cpu"
+    config: str = ""
+    out_channels: list[int] | None = None
+    feature_shapes: list[list[int]] | None = None
+    format: int = FORMAT
+
+    @property
+    def is_float(self) -> bool:
+        """Whether no layer is quantized."""
+        return not self.layers
+
+
+def write_info(model: onnx.ModelProto, info: ModelInfo) -> None:
+    """Put `info` into the metadata of `model`, in the place of what was there."""
+    text = json.dumps(asdict(info), ensure_ascii=False)
+    for entry in model.metadata_props:
+        if entry.key == KEY:
+            entry.value = text
+            return
+    model.metadata_props.add(key=KEY, value=text)
+
+
+def read_info(path: str | Path) -> ModelInfo | None:
+    """What the ONNX file `path` says of itself; None for a file that lbitcls did not write.
+
+    Raises:
+        CheckpointError: the file is missing or no ONNX file, or its record is damaged or of a newer lbitcls.
+        DependencyError: the package `onnx` is missing.
+    """
+    return info_of(read_onnx(path), path)
+
+
+def info_of(model: onnx.ModelProto, path: str | Path) -> ModelInfo | None:
+    """As `read_info`, of a model that was read from `path`."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    if text is None:
+        return None
+    try:
+        record = json.loads(text)
+        if record["format"] > FORMAT:
+            raise CheckpointError(
+                f"{path} was written by lbitcls {record.get('version')}, which is newer than this one: upgrade lbitcls."
+            )
+        known = {field.name for field in fields(ModelInfo)}
+        info = ModelInfo(**{key: value for key, value in record.items() if key in known})
+        return _with_shape(info)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"the record of lbitcls in {path} is damaged ({error}); export the model again."
+        ) from error
+
+
+def _with_shape(info: ModelInfo) -> ModelInfo:
+    """JSON knows no tuples."""
+    channels, height, width = info.input_shape
+    object.__setattr__(info, "input_shape", (channels, height, width))
+    return info
+
+
+def read_onnx(path: str | Path) -> onnx.ModelProto:
+    """The model in the ONNX file `path`.
+
+    Raises:
+        CheckpointError: it is missing, or no ONNX file.
+        DependencyError: the package `onnx` is missing.
+    """
+    path = existing_file(path)
+    onnx = require("onnx")
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # protobuf's own kinds, and OSError of missing external data
+        raise CheckpointError(f"{path} cannot be read as an ONNX file: {error}") from error
+    if not model.ir_version or not model.graph.output:
+        raise CheckpointError(f"{path} is no ONNX file: it holds no graph.")
+    return model
+
+
+def require(package: str) -> ModuleType:
+    """The optional package, imported.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise DependencyError(
+            f"the package {package} is needed and cannot be imported ({error}); pip install lbitcls[deploy] brings it."
+        ) from error
+
+
+def existing_file(path: str | Path) -> Path:
+    """`path`, which must be a file; `CheckpointError` with the nearest name in its folder when it is none."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not an ONNX file.")
+    if not path.is_file():
+        names = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
+        raise CheckpointError(f"there is no ONNX file {path}{suggest(path.name, names)}")
+    return path

@@ -1,0 +1,102 @@
+"""The model that was trained, evaluated in another precision: its float64 form is the yardstick of verification.
+
+Which integers a weight has, and where an input's grid lies, is decided in float32, as in training and in the exported
+file. Decided again in float64 some would differ, and not by chance: the largest weight of a min-max grid lies exactly
+between two levels. That would be another model, whose distance measures nothing. So the float64 form computes on the
+float32 grids; which level a value of an input falls to is decided in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.quant import functional
+from lbitcls.quant.calibration import named_quantizers
+from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantizer import NotInitializedError, Quantizer
+from lbitcls.quant.spec import QParams, along
+
+
+class FixedQuantizer(Quantizer):
+    """A quantizer on the grid of another one, as that decided it; for a weight with the integers that it decided.
+
+    Args:
+        quantizer: float32, with first values; its levels are uniform, unless it is a weight's.
+        weight: what a weight's quantizer sees; None: an input's.
+    """
+
+    lowest_bits = 1
+    needs_data = False
+
+    scale: Tensor
+    zero: Tensor
+    integers: Tensor | None
+
+    def __init__(self, quantizer: Quantizer, weight: Tensor | None = None) -> None:
+        qparams = quantizer.qparams(weight)
+        self._range = qparams.quant_min, qparams.quant_max
+        super().__init__(quantizer.num_bits, quantizer.role, quantizer.signed, quantizer.num_channels)
+        self.channel_axis = quantizer.channel_axis
+        self._levels = qparams.levels
+        self.register_buffer("scale", qparams.scale)
+        self.register_buffer("zero", qparams.zero_point)
+        self.register_buffer("integers", None if weight is None else quantizer.to_integer(weight))
+
+    def integer_range(self) -> tuple[int, int]:
+        return self._range
+
+    def levels(self) -> Tensor | None:
+        return self._levels
+
+    def zero_point(self) -> Tensor:
+        return self.zero.to(self.scale.dtype)
+
+    def qparams(self, x: Tensor | None = None) -> QParams:
+        return QParams(self.scale, self.zero, self.quant_min, self.quant_max, self.channel_axis, self._levels)
+
+    def to_integer(self, x: Tensor) -> Tensor:
+        if self.integers is not None:
+            return self.integers
+        zero = along(self.zero_point(), x.dim(), self.channel_axis)
+        steps = functional.to_steps(x, along(self.scale, x.dim(), self.channel_axis), self.low - zero, self.high - zero)
+        return (steps + zero).to(torch.int32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake quantize `x`."""
+        return self.qparams().dequantize(self.to_integer(x))
+
+
+def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of `model` in eval mode on the CPU that computes in `dtype`, on the grids that float32 decides.
+
+    Args:
+        model: any module, with quantized layers or without.
+        dtype: `torch.float32`: the model as it is; `torch.float64`.
+
+    Raises:
+        NotInitializedError: a quantizer that is on has no first values.
+    """
+    waiting = [name for name, q in named_quantizers(model) if q.is_enabled and not q.is_initialized]
+    if waiting:
+        others = f" and {len(waiting) - 1} others" if waiting[1:] else ""
+        raise NotInitializedError(
+            f"{waiting[0]}{others} never saw data, so they have no scale: call lbitcls.quant.calibrate(model, "
+            "batches), or load the checkpoint of a quantized model."
+        )
+    reference = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    if dtype is not torch.float32:
+        for layer in (m for m in reference.modules() if isinstance(m, QuantLayer)):
+            _fix_grids(layer)
+    return reference.to(dtype)
+
+
+@torch.no_grad()
+def _fix_grids(layer: QuantLayer) -> None:
+    weight, inputs = layer.weight_quantizer, layer.input_quantizer
+    if weight is not None and weight.is_enabled:
+        layer.weight_quantizer = FixedQuantizer(weight, layer.weight_to_quantize())
+    if inputs is not None and inputs.is_enabled and inputs.levels() is None:  # uneven levels have a rule of their own
+        layer.input_quantizer = FixedQuantizer(inputs)

@@ -1,0 +1,159 @@
+"""What a verification found, and the rule by which a file is rejected.
+
+An engine that runs the file fails, over at least 100 images, where
+
+    its mean difference exceeds both twice that between float32 and float64 and 1e-3 of the outputs' standard deviation
+    more than 0.1 % of the images that are not tied, and more than one image, change their best class
+
+Tied: the two best logits are closer than the largest difference between float32 and float64. Features of a backbone
+have no classes; the first condition alone counts for each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FEWEST_IMAGES = 100
+"""Images that a verdict needs."""
+YARDSTICKS = 2.0
+"""An engine's mean difference may be this many times that between float32 and float64."""
+DEVIATIONS = 1e-3
+"""Or this part of the outputs' standard deviation, if that is more."""
+IMAGES_PER_CHANGE = 1000
+"""One in so many images without a tie may change its class; one image always may."""
+COLUMNS = ("compared", "with", "top-1 agreement", "mean difference", "largest", "identical rows", "changed class")
+"""Titles of `Verification.table`."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far one output of one evaluation is from the reference's.
+
+    Attributes:
+        name: `float64`, `integer`, or an engine's name.
+        reference: what it is compared with: `float32` (or `float64`).
+        output: `logits`, or `feature_0`, ….
+        mean: mean of the differences' magnitudes.
+        largest: the largest of them.
+        identical: percent of the images whose whole row is equal, in float32.
+        agreement: percent of the images with the same best class; None for features.
+        changed: images without a tie whose best class is another; None for features.
+    """
+
+    name: str
+    reference: str
+    output: str
+    mean: float
+    largest: float
+    identical: float
+    agreement: float | None = None
+    changed: int | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of `Verification.table`."""
+        name = self.name if self.output == "logits" else f"{self.name} {self.output}"
+        agreement = "" if self.agreement is None else f"{self.agreement:.2f} %"
+        changed = "" if self.changed is None else str(self.changed)
+        return (
+            name,
+            self.reference,
+            agreement,
+            f"{self.mean:.3g}",
+            f"{self.largest:.3g}",
+            f"{self.identical:.1f} %",
+            changed,
+        )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        images: number of images.
+        untied: images whose two best logits (of the float32 model) are not closer than the largest difference between
+            float32 and float64; None for features.
+        deviation: standard deviation of each output of the float32 model, by its name.
+        yardstick: float64 beside float32, for each output.
+        rows: the integer reference (where the model has integer layers) and the engines beside float32, for each
+            output.
+        exactness: the integer reference beside float64, for each output: rounding of the final scales.
+        largest_accumulator: name of the integer layer with the largest possible sum, and that sum.
+        float_layers: quantized layers that are float in the integer reference, with the reason.
+    """
+
+    images: int
+    untied: int | None
+    deviation: dict[str, float]
+    yardstick: tuple[Comparison, ...]
+    rows: tuple[Comparison, ...]
+    exactness: tuple[Comparison, ...]
+    largest_accumulator: tuple[str, int] | None
+    float_layers: dict[str, str]
+
+    @property
+    def judged(self) -> bool:
+        """Whether there were images enough for a verdict."""
+        return self.images >= FEWEST_IMAGES
+
+    @property
+    def passed(self) -> bool:
+        """No reason to reject the file was found (or looked for, on fewer than 100 images)."""
+        return not self.reasons
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the file is rejected, one text each; none without a verdict."""
+        if not self.judged:
+            return ()
+        limits = {row.output: self._limit(row) for row in self.yardstick}
+        found = (reason for row in self.rows for reason in (self._too_far(row, limits), self._too_many(row)))
+        return tuple(reason for reason in found if reason is not None)
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell the user of a file that passed without a verdict."""
+        if self.judged:
+            return None
+        return (
+            f"{self.images} images are too few to judge the file: {FEWEST_IMAGES} are needed for a verdict, so it was "
+            "neither confirmed nor rejected."
+        )
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Rows for `print_table`, under `COLUMNS`."""
+        return [row.cells() for row in (*self.yardstick, *self.exactness, *self.rows)]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data, for the report."""
+        return {
+            **asdict(self),
+            "judged": self.judged,
+            "passed": self.passed,
+            "reasons": list(self.reasons),
+            "warning": self.warning,
+        }
+
+    def _limit(self, yardstick: Comparison) -> float:
+        return max(YARDSTICKS * yardstick.mean, DEVIATIONS * self.deviation[yardstick.output])
+
+    def _too_far(self, row: Comparison, limits: dict[str, float]) -> str | None:
+        limit = limits[row.output]
+        if row.mean <= limit:  # false for what is not a number
+            return None
+        return (
+            f"{row.name}: {row.output} differ by {row.mean:.3g} in the mean, more than {limit:.3g}, the larger of "
+            f"{YARDSTICKS:g} times what float32 and float64 differ by and {DEVIATIONS:g} of the standard deviation."
+        )
+
+    def _too_many(self, row: Comparison) -> str | None:
+        if row.changed is None or self.untied is None:
+            return None
+        allowed = max(1, self.untied // IMAGES_PER_CHANGE)
+        if row.changed <= allowed:
+            return None
+        return (
+            f"{row.name}: {row.changed} of {self.untied} images without a tie change their class; at most one in "
+            f"{IMAGES_PER_CHANGE:,} may, or one image."
+        )

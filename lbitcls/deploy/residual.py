@@ -1,0 +1,213 @@
+"""Skip connections in 8 bits: what skips a block is stored as 8-bit integers, where it otherwise is stored in float32.
+
+Of an addition's two operands one is the result of the block's last convolution. An engine adds the other operand to it
+before it stores anything, so it stays as it is (and OpenVINO would leave out its rounding: it would not agree). The
+other operand, that comes from memory, is the output of some module, such as the block before; it is fake quantized
+there, so that all that use it see the same integers. The model that `carry_residuals` returns computes just that in
+PyTorch too, and is therefore what the exported file is verified against.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.quantizers.lsq import LSQ
+from lbitcls.quant.ranges import mse
+from lbitcls.utils.errors import ConfigError, DataError
+
+RESIDUAL_BITS = 8
+_ADDS = ("add", "add_", "__add__", "__iadd__", "__radd__")
+_SAMPLE = 2**18  # elements kept of each batch
+_LOSS = 4.0  # how much larger the squared error may be on the grid of a layer that takes the tensor as well
+
+
+class CarriedOutput:
+    """A forward hook that fake quantizes a module's output.
+
+    Attributes:
+        quantizer: does it; a `ShippedInput` in a shipped model.
+        bits: of its integers.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer: nn.Module = quantizer
+        self.bits = quantizer.num_bits
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """The output on the grid."""
+        return self.quantizer(output)
+
+
+def carried_outputs(model: nn.Module) -> Iterator[tuple[str, CarriedOutput]]:
+    """The hooks of `carry_residuals`, with the names of their modules."""
+    for name, module in model.named_modules():
+        for hook in module._forward_hooks.values():
+            if isinstance(hook, CarriedOutput):
+                yield name, hook
+
+
+def residual_bits(model: nn.Module) -> int | None:
+    """Bits of the model's skip connections; None where they are float."""
+    return next((hook.bits for _, hook in carried_outputs(model)), None)
+
+
+@torch.no_grad()
+def carry_residuals(
+    model: nn.Module, batches: Iterable[Tensor], bits: int = RESIDUAL_BITS, signed: bool | None = None
+) -> tuple[nn.Module, dict[str, str]]:
+    """A copy of `model` in eval, on the CPU, whose skip connections are carried in 8 bits.
+
+    A tensor that a quantized layer takes in 8 bits as well is carried on that layer's own grid, unless the squared
+    error would be over four times that of the best grid; other grids take the range of least squared error.
+
+    Args:
+        model: a classifier, or any module that takes an image.
+        batches: float32 images (N, C, H, W) that the ranges are taken from.
+        bits: 8.
+        signed: True: only grids with negative integers (for targets without uint8); None: as the data needs.
+
+    Returns:
+        The copy, and what became of each tensor that is added: the name of the module that makes it, to a word.
+
+    Raises:
+        ConfigError: other bits, or a model without skip connections that can be carried.
+        DataError: there are no images.
+    """
+    if bits != RESIDUAL_BITS:
+        raise ConfigError(f"skip connections are carried in {RESIDUAL_BITS} bits, or float; got {bits!r}.")
+    model = copy.deepcopy(model).cpu().eval()
+    batches = list(batches)
+    if not batches:
+        raise DataError("skip connections in 8 bits: the ranges need at least one batch of images.")
+    found = _Watch.over(model, batches[0][:1])
+    names = [name for name in found.made_by if name is not None]
+    once = [name for name in names if found.calls[name] == 1]
+    if not once:
+        raise ConfigError(f"{type(model).__name__} has no skip connections that can be carried in {bits} bits.")
+    samples = _samples(model, once, batches)
+    report = dict.fromkeys(set(names) - set(once), "stays float: the module that makes it is used several times")
+    for name in once:
+        quantizer, note = _grid(samples[name], found.takers.get(name, ()), bits, signed)
+        model.get_submodule(name).register_forward_hook(CarriedOutput(quantizer))
+        report[name] = note
+    if None in found.made_by:
+        report["(no module)"] = "stays float: what is added is no module's output"
+    return model, report
+
+
+class _Watch(TorchFunctionMode):
+    """Watches one forward pass: which module made what is added, and which quantized layers take it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.makers: dict[int, str] = {}
+        self.kept: list[Tensor] = []  # so that no id is used again
+        self.used: set[int] = set()  # what modules took since it was made
+        self.calls: Counter[str] = Counter()
+        self.added: dict[str | None, None] = {}
+        self.takers: dict[str, list[QuantLayer]] = {}
+        self.hooks = [hook for name, module in model.named_modules() if name for hook in self._watch(name, module)]
+
+    @classmethod
+    def over(cls, model: nn.Module, images: Tensor) -> _Watch:
+        """What a forward pass of `images` shows."""
+        watch = cls(model)
+        try:
+            with watch:
+                _run(model, images)
+        finally:
+            for hook in watch.hooks:
+                hook.remove()
+        return watch
+
+    @property
+    def made_by(self) -> Sequence[str | None]:
+        """The modules that make what is added from memory, each once; None for what no module makes."""
+        return list(self.added)
+
+    def _watch(self, name: str, module: nn.Module) -> tuple[Any, Any]:
+        def take(module: nn.Module, inputs: Any) -> None:
+            self.calls[name] += 1
+            self.used.update(id(value) for value in inputs)
+            if isinstance(module, QuantLayer) and inputs and id(inputs[0]) in self.makers:
+                self.takers.setdefault(self.makers[id(inputs[0])], []).append(module)
+
+        def make(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                self.makers[id(output)] = name  # modules around this one come later, and count
+                self.kept.append(output)
+                self.used.discard(id(output))
+
+        return module.register_forward_pre_hook(take), module.register_forward_hook(make)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _ADDS and len(args) == 2 and _is_skip(*args):
+            direct = next((operand for operand in args if id(operand) not in self.used), None)
+            self.added.update({self.makers.get(id(operand)): None for operand in args if operand is not direct})
+        return func(*args, **(kwargs or {}))
+
+
+def _is_skip(left: Any, right: Any) -> bool:
+    tensors = isinstance(left, Tensor) and isinstance(right, Tensor)
+    return tensors and left.shape == right.shape and left.dim() > 1 and left.is_floating_point()
+
+
+def _run(model: Any, images: Tensor) -> None:
+    model.predict(images) if hasattr(model, "predict") else model(images)
+
+
+def _samples(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What the modules make of the images, thinned out, in one row each."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            flat = output.detach().flatten()
+            ends = torch.stack(flat.aminmax())
+            seen[name].append(torch.cat([flat[:: max(1, -(-flat.numel() // _SAMPLE))], ends]))
+
+        return hook
+
+    with _hooked(model, {name: keep(name) for name in names}):
+        for images in batches:
+            _run(model, images)
+    return {name: torch.cat(rows) for name, rows in seen.items()}
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: dict[str, Any]) -> Iterator[None]:
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _grid(sample: Tensor, takers: Iterable[QuantLayer], bits: int, signed: bool | None) -> tuple[Quantizer, str]:
+    """The quantizer of one tensor, and what to report of it."""
+    best = LSQ(bits, role="input", signed=signed)
+    best.initialize(sample, mse)
+    best.eval()
+    limit = _LOSS * _squared_error(best, sample)
+    for layer in takers:
+        own = layer.input_quantizer
+        if own is None or not own.is_enabled or own.num_bits != bits or own.levels() is not None:
+            continue
+        if _squared_error(own, sample) <= limit:
+            return own, "8 bits, on the grid of the layer that takes it"
+    return best, f"{bits} bits, {'signed' if best.signed else 'unsigned'}, scale {float(best.qparams().scale):.6g}"
+
+
+def _squared_error(quantizer: Quantizer, sample: Tensor) -> float:
+    return float((quantizer(sample) - sample).square().mean())

@@ -1,0 +1,211 @@
+"""Whether an exported file computes what was trained: its outputs on real images, beside those of the model.
+
+All are compared with the fake-quantized model in float32 (PyTorch), which is what was trained and validated:
+
+    float64       the same model in float64; how far it is from float32 is the yardstick: rounding alone does that
+    integer       the integer reference (`lbitcls.deploy.integer`)
+    openvino, …   each engine that runs the file, in float32 precision
+
+A value within a rounding error of the middle between two levels falls on either side, by the order in which floats
+are added, and a level of difference grows in the layers that follow; so nothing is exactly equal, and an engine is
+judged against the yardstick (`lbitcls.deploy.report`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.deploy.engine import Engine, load
+from lbitcls.deploy.integer import integer_model, largest_accumulator, layers_in_float
+from lbitcls.deploy.reference import reference_model
+from lbitcls.deploy.report import Comparison, Verification
+from lbitcls.utils.errors import CheckpointError, DataError
+
+Outputs = tuple[Tensor, ...]
+Evaluation = Callable[[Tensor], Outputs]
+
+
+def verify(
+    model: nn.Module,
+    onnx_path: str | Path,
+    batches: Iterable[Tensor],
+    *,
+    engines: Sequence[str] = ("openvino", "onnxruntime"),
+    threads: int | None = None,
+) -> Verification:
+    """Compare an exported file with the model it was made from.
+
+    Args:
+        model: what was exported, with its weights; neither its mode nor its device is changed.
+        onnx_path: the file.
+        batches: float32 images (N, C, H, W), as the test pipeline leaves them; at least 100 for a verdict.
+        engines: names of the engines that run the file.
+        threads: of each engine; None: its own choice.
+
+    Returns:
+        All comparisons, whether the file passed, and why not.
+
+    Raises:
+        CheckpointError: the file gives other outputs than the model (their number or shape), or the model's own are
+            not finite.
+        DataError: there are no images.
+        DependencyError: an engine's package is missing.
+        NotInitializedError: a quantizer of the model has no first values.
+    """
+    loaded = [load(onnx_path, engine, threads=threads) for engine in engines]
+    part = loaded[0].info.part if loaded and loaded[0].info is not None else "model"
+    float32, float64 = (reference_model(model, dtype) for dtype in (torch.float32, torch.float64))
+    integer = integer_model(model)
+    bound = largest_accumulator(integer)
+    others = {"float64": _evaluation(float64, part, torch.float64)}
+    if bound is not None:
+        others["integer"] = _evaluation(integer, part, torch.float64)
+    others |= {engine.name: _engine_evaluation(engine) for engine in loaded}
+    study = _Study(part)
+    with torch.no_grad():
+        for images in batches:
+            study.add(_evaluation(float32, part, torch.float32)(images), {n: run(images) for n, run in others.items()})
+    if not study.images:
+        raise DataError("verification: there are no images; give at least one batch.")
+    return study.result(bound, layers_in_float(integer))
+
+
+def reject(path: str | Path) -> Path:
+    """Rename a file that failed, `model.onnx` to `model.rejected.onnx` (over an older one); the new path."""
+    path = Path(path)
+    return path.replace(path.with_name(f"{path.stem}.rejected.onnx"))
+
+
+def _evaluation(model: nn.Module, part: str, dtype: torch.dtype) -> Evaluation:
+    """Images to the outputs of the part of a PyTorch model that was exported."""
+    run = getattr(model, "backbone", model) if part == "backbone" else getattr(model, "predict", model)
+    return lambda images: _as_tuple(run(images.cpu().to(dtype)))
+
+
+def _engine_evaluation(engine: Engine) -> Evaluation:
+    def run(images: Tensor) -> Outputs:
+        outputs = engine.predict(images.float().cpu().numpy())
+        return tuple(torch.from_numpy(array) for array in _as_tuple(outputs))
+
+    return run
+
+
+def _as_tuple(outputs: object) -> tuple:
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+class _Study:
+    """All sums over the batches: each evaluation beside float32, and the integer reference beside float64.
+
+    Args:
+        part: `model`: there is one output, logits; `backbone`: each output is a feature.
+    """
+
+    def __init__(self, part: str) -> None:
+        self.images = 0
+        self._ranked = part == "model"
+        self._spreads: dict[str, _Spread] = {}
+        self._tallies: dict[tuple[str, str, str], _Tally] = {}
+
+    def add(self, reference: Outputs, others: dict[str, Outputs]) -> None:
+        """Count a batch: the float32 model's outputs, and those of the other evaluations by their names."""
+        self.images += len(reference[0])
+        pairs = [(name, "float32", given, reference) for name, given in others.items()]
+        if "integer" in others:
+            pairs.append(("integer", "float64", others["integer"], others["float64"]))
+        for index, values in enumerate(reference):
+            if not values.isfinite().all():
+                raise CheckpointError("the model's own outputs are not finite, so nothing can be compared with them.")
+            self._spreads.setdefault(self._output(index), _Spread(self._ranked)).add(values)
+        for name, against, given, expected in pairs:
+            _check_shapes(name, given, expected)
+            for index, (mine, other) in enumerate(zip(given, expected)):
+                key = (name, against, self._output(index))
+                self._tallies.setdefault(key, _Tally(self._ranked)).add(mine, other)
+
+    def result(self, bound: tuple[str, int] | None, float_layers: dict[str, str]) -> Verification:
+        """What was found."""
+        untied = None
+        if self._ranked:
+            noise = self._tallies["float64", "float32", "logits"].largest
+            untied = torch.cat(self._spreads["logits"].margins) >= noise
+        found = [tally.result(*key, untied) for key, tally in self._tallies.items()]
+        return Verification(
+            images=self.images,
+            untied=None if untied is None else int(untied.sum()),
+            deviation={output: spread.deviation() for output, spread in self._spreads.items()},
+            yardstick=tuple(row for row in found if row.name == "float64"),
+            rows=tuple(row for row in found if row.name != "float64" and row.reference == "float32"),
+            exactness=tuple(row for row in found if row.reference == "float64"),
+            largest_accumulator=bound,
+            float_layers=float_layers,
+        )
+
+    def _output(self, index: int) -> str:
+        return "logits" if self._ranked else f"feature_{index}"
+
+
+def _check_shapes(name: str, given: Outputs, expected: Outputs) -> None:
+    shapes = [[tuple(output.shape) for output in outputs] for outputs in (given, expected)]
+    if shapes[0] != shapes[1]:
+        raise CheckpointError(
+            f"{name} gives outputs of the shapes {shapes[0]}, the model {shapes[1]}: the file is another model's."
+        )
+
+
+class _Tally:
+    """Differences between two evaluations of one output, summed over batches."""
+
+    def __init__(self, ranked: bool) -> None:
+        self.largest = 0.0
+        self._ranked = ranked
+        self._total, self._elements, self._images, self._equal = 0.0, 0, 0, 0
+        self._same_class: list[Tensor] = []
+
+    def add(self, given: Tensor, expected: Tensor) -> None:
+        """Count a batch."""
+        difference = (given.double() - expected.double()).abs()
+        self.largest = float(torch.maximum(difference.max(), difference.new_tensor(self.largest)))  # keeps a NaN
+        self._total += float(difference.sum())
+        self._elements += difference.numel()
+        self._images += len(given)
+        self._equal += int((given.float() == expected.float()).flatten(1).all(1).sum())
+        if self._ranked:
+            self._same_class.append(given.argmax(1) == expected.argmax(1))
+
+    def result(self, name: str, reference: str, output: str, untied: Tensor | None) -> Comparison:
+        """The means; `untied` marks the images whose class should not change."""
+        agreement = changed = None
+        if untied is not None:
+            same = torch.cat(self._same_class)
+            agreement, changed = 100 * int(same.sum()) / self._images, int((~same & untied).sum())
+        mean, identical = self._total / self._elements, 100 * self._equal / self._images
+        return Comparison(name, reference, output, mean, self.largest, identical, agreement, changed)
+
+
+class _Spread:
+    """Standard deviation of an output of the float32 model, and how far apart each image's two best logits are."""
+
+    def __init__(self, ranked: bool) -> None:
+        self.margins: list[Tensor] = []
+        self._ranked = ranked
+        self._count, self._total, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Count a batch."""
+        values = values.double()
+        self._count += values.numel()
+        self._total += float(values.sum())
+        self._squares += float(values.square().sum())
+        if self._ranked:
+            padded = torch.nn.functional.pad(values, (0, 1), value=-torch.inf)  # a single class has no rival
+            best = padded.topk(2, dim=1).values
+            self.margins.append(best[:, 0] - best[:, 1])
+
+    def deviation(self) -> float:
+        """The standard deviation over all images and elements."""
+        return max(self._squares / self._count - (self._total / self._count) ** 2, 0.0) ** 0.5

@@ -1,0 +1,86 @@
+"""Any network of timm (github.com/huggingface/pytorch-image-models), by its name there, without its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lbitcls.models.backbones.base import BaseBackbone, child_stages
+from lbitcls.registry import BACKBONES
+from lbitcls.utils import load_checkpoint
+from lbitcls.utils.errors import CheckpointError, ConfigError, DependencyError, suggest
+
+
+@BACKBONES.register_module()
+class TimmBackbone(BaseBackbone):
+    """A network of timm; it needs the extra `timm`: `pip install 'lbitcls[timm]'`.
+
+    The network is the submodule `model`. Without `out_indices` it gives what its classifier takes, features (N, C), so
+    no neck is needed (one does no harm); with them feature maps (N, C, H, W).
+
+    Args:
+        name: as in `timm.list_models()`: `'resnet18'`, or with its weights' tag, `'resnet18.a1_in1k'`.
+        pretrained: True for the weights that timm fetches, by the tag of `name`; or a local file or
+            `'torchvision://…'`, of which what fits is loaded.
+        in_channels: channels of the image.
+        out_indices: stages whose feature maps are returned, as timm counts them.
+        frozen_stages: stages kept as they are, -1 none. A stage is a part of the network with parameters, in its order.
+        norm_eval: keep every normalization in eval mode during training.
+
+    Raises:
+        DependencyError: timm is not installed.
+        ConfigError: timm has no such network, or does not build it so.
+        CheckpointError: the weights cannot be fetched or read.
+    """
+
+    state_prefix = "model."
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool | str = False,
+        in_channels: int = 3,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+    ) -> None:
+        super().__init__(frozen_stages, norm_eval)
+        self.name = name
+        self.in_channels = in_channels
+        self.maps = out_indices is not None
+        options = {"features_only": True, "out_indices": tuple(out_indices)} if out_indices else {"num_classes": 0}
+        self.model: Any = _create(name, pretrained is True, in_chans=in_channels, **options)
+        self.published_classifier = self.model.default_cfg.get("classifier") if not self.maps else None
+        self.out_channels = tuple(self.model.feature_info.channels()) if self.maps else (self.model.num_features,)
+        if isinstance(pretrained, str):
+            load_checkpoint(self, pretrained)
+        self.freeze()
+
+    def stages(self) -> list[list[str]]:
+        return child_stages(self, "model")
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        features = self.model(img)
+        return tuple(features) if self.maps else (features,)
+
+
+def _create(name: str, pretrained: bool, **options: Any) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise DependencyError(f"TimmBackbone needs timm: pip install 'lbitcls[timm]' ({error}).") from error
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise ConfigError(f"TimmBackbone: timm has no network '{name}'{suggest(name, known)} It knows {len(known)}.")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # timm's, and those of the hub that it fetches from
+        reason = str(error).strip().partition("\n")[0]
+        if pretrained:
+            raise CheckpointError(
+                f"TimmBackbone: the weights of '{name}' cannot be fetched ({type(error).__name__}: {reason}). Without "
+                "a network give pretrained=FILE, a state dict of the network."
+            ) from error
+        raise ConfigError(f"TimmBackbone: timm cannot build '{name}' with {options}: {reason}") from error

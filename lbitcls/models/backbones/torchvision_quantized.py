@@ -1,0 +1,196 @@
+"""The networks that torchvision publishes as integers (`torchvision.models.quantization`), as frozen extractors."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.registry import BACKBONES
+from lbitcls.utils.errors import CheckpointError, ConfigError, DependencyError, suggest
+from lbitcls.utils.published import SCHEME, fetch_weights
+
+logger = logging.getLogger("lbitcls")
+
+_SIZE = 224  # of the image of the first run, which finds the channels
+
+
+class _Network:
+    """A quantized network that copies of the backbone share: it never changes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Network:
+        return self
+
+
+class _Reached(Exception):
+    """Carries the output of the layer at which the network is cut."""
+
+
+@BACKBONES.register_module()
+class TorchvisionQuantizedBackbone(nn.Module):
+    """A network of `torchvision.models.quantization` up to a layer: image (N, 3, H, W) -> tuple of one feature.
+
+    It has no parameters and no gradient, is in eval mode always and runs on the CPU. Checkpoints hold a digest of its
+    weights, not the weights; loading one into another network warns. PyTorch has announced the end of the
+    operators it is made of: `IntegerBackbone` is what lasts.
+
+    Args:
+        name: without the prefix: `'resnet18'`, `'mobilenet_v2'`.
+        out_layer: name of the layer whose output is the feature, dequantized; feature maps need the neck
+            `GlobalAveragePooling`.
+        pretrained: True for the weights that torchvision publishes (a network is needed once); a local file, the state
+            dict of such a quantized network; False: random weights, always the same.
+
+    Attributes:
+        out_channels: channels of the feature.
+
+    Raises:
+        ConfigError: torchvision has no such network, or the network no such layer.
+        CheckpointError: the weights cannot be fetched, read, or are of another network.
+        DependencyError: this version of torchvision or PyTorch has quantized networks no more.
+    """
+
+    in_channels = 3
+    in_checkpoints = False  # its weights
+
+    def __init__(self, name: str, out_layer: str = "avgpool", pretrained: bool | str = True) -> None:
+        super().__init__()
+        self.name = name
+        self.out_layer = out_layer
+        self._network = _Network(_build(name, pretrained))
+        self._check_layer()
+        digest = hashlib.sha256()
+        for key, value in sorted(self._network.module.state_dict().items()):
+            digest.update(f"{key} {_plain(value)!r}".encode() if not isinstance(value, Tensor) else _bytes(value))
+        self._digest = digest.digest()
+        feature = self(torch.zeros(1, 3, _SIZE, _SIZE))[-1]
+        self.out_channels = (feature.shape[1],)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the feature: the head's `in_channels`."""
+        return self.out_channels[-1]
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        network = self._network.module
+        hook = network.get_submodule(self.out_layer).register_forward_hook(_reach)
+        try:
+            with torch.autocast("cpu", enabled=False), torch.autocast(img.device.type, enabled=False):
+                network(img.float().cpu())
+        except _Reached as reached:
+            feature = reached.args[0]
+        finally:
+            hook.remove()
+        return ((feature.dequantize() if feature.is_quantized else feature).to(img.device),)
+
+    def get_extra_state(self) -> Tensor:
+        """Which weights it has: their SHA-256, uint8 (32,)."""
+        return torch.tensor(list(self._digest), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compare the weights that a checkpoint was trained with."""
+        if bytes(state.tolist()) != self._digest:
+            logger.warning("The head was trained on the features of other weights of the quantized %s.", self.name)
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, out_layer={self.out_layer!r}"
+
+    def _check_layer(self) -> None:
+        layers = [key for key, _ in self._network.module.named_modules() if key]
+        if self.out_layer not in layers:
+            parts = ", ".join(key for key, _ in self._network.module.named_children())
+            raise ConfigError(
+                f"TorchvisionQuantizedBackbone: {self.name} has no layer '{self.out_layer}'"
+                f"{suggest(self.out_layer, layers)} Its parts: {parts}."
+            )
+
+
+def _reach(module: nn.Module, args: Any, output: Any) -> NoReturn:
+    raise _Reached(output)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a state dict that is no tensor (packed weights and bias of a linear layer), as bytes."""
+    return [_bytes(v) for v in value if isinstance(v, Tensor)] if isinstance(value, tuple) else value
+
+
+def _bytes(value: Tensor) -> bytes:
+    plain = value.int_repr() if value.is_quantized else value
+    return plain.detach().contiguous().numpy().tobytes()
+
+
+def _build(name: str, pretrained: bool | str) -> nn.Module:
+    try:
+        import torchvision.models.quantization as quantized
+
+        known = [key.removeprefix("quantized_") for key in torchvision_names(quantized)]
+    except ImportError as error:
+        raise _gone(error) from error
+    if name not in known:
+        raise ConfigError(
+            f"TorchvisionQuantizedBackbone: torchvision has no quantized '{name}'{suggest(str(name), known)} "
+            f"Known: {', '.join(known)}."
+        )
+    if not isinstance(pretrained, bool | str):
+        raise ConfigError(f"TorchvisionQuantizedBackbone: pretrained is True, False or a file; got {pretrained!r}.")
+    file = fetch_weights(f"{SCHEME}quantized_{name}") if pretrained is True else pretrained or None
+    try:
+        with _undisturbed():
+            torch.manual_seed(0)
+            network = getattr(quantized, name)(weights=None, quantize=True)
+    except (RuntimeError, AttributeError, ImportError, NotImplementedError) as error:
+        raise _gone(error) from error
+    if file is not None:
+        _load(network, str(file))
+    return network.eval().requires_grad_(False)
+
+
+def torchvision_names(module: Any) -> list[str]:
+    """Names of the networks that are registered by `module` of torchvision."""
+    from torchvision.models import list_models
+
+    return list_models(module=module)
+
+
+def _gone(error: Exception) -> DependencyError:
+    import torchvision
+
+    return DependencyError(
+        f"TorchvisionQuantizedBackbone: quantized networks do not work in torch {torch.__version__} with torchvision "
+        f"{torchvision.__version__} here ({type(error).__name__}: {error}); use IntegerBackbone."
+    )
+
+
+def _load(network: nn.Module, file: str) -> None:
+    try:
+        with _undisturbed():
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            network.load_state_dict(state)
+    except Exception as error:  # torch raises what the damage leads to
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{file} cannot be read as the state dict of the quantized network ({type(error).__name__}: {reason})."
+        ) from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave generators and the engine that new layers are packed for as they were; PyTorch's warnings are silent."""
+    engine = torch.backends.quantized.engine
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.quantized.engine = engine

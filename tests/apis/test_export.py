@@ -1,0 +1,151 @@
+"""`lbitcls export`: from a config and a checkpoint to a file, its report, and a verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from lbitcls.apis.calibrate import calibrate_checkpoint
+from lbitcls.apis.export import RejectedError, export_checkpoint
+from lbitcls.apis.test import test_classifier as measure
+from lbitcls.cli import main
+from lbitcls.deploy import onnx as exporter
+from lbitcls.deploy.engine import load
+from lbitcls.models import build_classifier
+from lbitcls.utils.checkpoint import save_checkpoint
+from lbitcls.utils.config import Config
+from lbitcls.utils.errors import CheckpointError, ConfigError
+
+MakeConfig = Callable[..., Config]
+WriteConfig = Callable[..., Path]
+
+MODEL = dict(
+    type="ImageClassifier",
+    backbone=dict(type="ResNetCIFAROptionA", depth=8, in_channels=1, base_channels=8),
+    neck=dict(type="GlobalAveragePooling"),
+    head=dict(type="LinearClsHead", num_classes=10, in_channels=32),
+)
+
+
+PADDED = {"(no module)": "stays float: what is added is no module's output"}  # option A: padded with zeros
+
+
+def transformer(method: str = "LSQ", bits: int = 4) -> dict[str, Any]:
+    policy = {
+        kind: dict(type=f"{method}{suffix}", num_bit_w=bits, num_bit_a=bits)
+        for kind, suffix in (("Conv2d", "Conv"), ("Linear", "Linear"))
+    }
+    return dict(type="ModelTransformer", quan_policy=policy)
+
+
+def calibrated(cfg: Config, folder: Path) -> Path:
+    """A checkpoint of the config's model with random weights, whose quantizers have their values."""
+    torch.manual_seed(0)
+    model = build_classifier(cfg.model)
+    torch.nn.init.normal_(model.head.fc.weight)
+    model.CLASSES = tuple(str(digit) for digit in range(10))
+    save_checkpoint(model, folder / "float.pth")
+    calibrate_checkpoint(cfg, folder / "float.pth", folder / "quantized.pth", num_images=100, test=False)
+    return folder / "quantized.pth"
+
+
+@pytest.fixture
+def cfg(make_config: MakeConfig) -> Config:
+    return make_config(model=MODEL, quant_transformer=transformer())
+
+
+def test_export_and_verify(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, out = calibrated(cfg, tmp_path), tmp_path / "out" / "model.onnx"
+    report = export_checkpoint(cfg, checkpoint, out, verify=True, num_images=128)
+    shown = capsys.readouterr().out
+    assert "LSQ W4A4, 8 quantized layers" in shown and "7 of 7" in shown and "128 images: passed" in shown
+    assert sorted(p.name for p in out.parent.iterdir()) == ["model.onnx", "model.report.json"]
+    record = json.loads((out.parent / "model.report.json").read_text())
+    assert record["verification"]["passed"] and record["verification"]["images"] == 128
+    assert record["layers"]["convolutions"] == {"integer": 7, "total": 7, "float": {}}
+    assert record["export"]["size"] == out.stat().st_size == report.size
+    info = load(out).info
+    assert info is not None and info.input_shape == (1, 8, 8) and info.num_classes == 10
+    assert info.classes == [str(digit) for digit in range(10)] and info.pipeline == list(cfg.data.test.pipeline)
+    assert "ResNetCIFAROptionA" in info.config
+    of_file, of_checkpoint = (measure(cfg, path)["top-1"] for path in (out, checkpoint))
+    assert abs(of_file - of_checkpoint) <= 100 / 360 + 1e-6
+
+
+def test_a_file_that_differs_is_renamed(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, finished = calibrated(cfg, tmp_path), exporter._finished
+
+    def wrong(proto: onnx.ModelProto, *arguments: Any) -> bytes:
+        (add,) = (n for n in proto.graph.node if n.output[0] == "logits")
+        bias = next(t for t in proto.graph.initializer if t.name in add.input)
+        bias.CopyFrom(onnx.numpy_helper.from_array(np.arange(10, dtype=np.float32), bias.name))
+        return finished(proto, *arguments)
+
+    monkeypatch.setattr(exporter, "_finished", wrong)
+    with pytest.raises(RejectedError, match=r"is now .*model\.rejected\.onnx:\n  .*openvino"):
+        export_checkpoint(cfg, checkpoint, tmp_path / "model.onnx", verify=True, num_images=100)
+    assert RejectedError.exit_code == 1
+    assert (tmp_path / "model.rejected.onnx").is_file() and not (tmp_path / "model.onnx").exists()
+    assert not json.loads((tmp_path / "model.report.json").read_text())["verification"]["passed"]
+
+
+def test_residuals_packed(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "model.onnx"
+    report = export_checkpoint(
+        cfg, calibrated(cfg, tmp_path), out, verify=True, num_images=100, pack=True, residual_bits=8
+    )
+    assert report.info.residual_bits == 8 and report.size < report.unpacked_size
+    assert "size in int8" in capsys.readouterr().out
+    record = json.loads((tmp_path / "model.report.json").read_text())
+    assert record["residuals"] == {"backbone.relu": record["residuals"]["backbone.relu"], **PADDED}
+    assert record["residuals"]["backbone.relu"].startswith("8 bits, unsigned, scale ")
+
+
+def test_the_command_line(cfg: Config, write_config: WriteConfig, tmp_path: Path) -> None:
+    checkpoint = calibrated(cfg, tmp_path)
+    path = write_config(model=MODEL, quant_transformer=transformer())
+    out = tmp_path / "backbone.onnx"
+    arguments = ["export", str(path), str(checkpoint), "--out", str(out), "--part", "backbone", "--opset", "18"]
+    assert main(arguments) == 0
+    info = load(out).info
+    assert info is not None and info.part == "backbone" and info.feature_shapes == [[32, 2, 2]]
+
+
+def test_what_cannot_be_expressed_exits_with_2(
+    make_config: MakeConfig, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = dict(model=MODEL, quant_transformer=transformer("APoT"))
+    checkpoint = calibrated(make_config(**sections), tmp_path)
+    out = tmp_path / "model.onnx"
+    assert main(["export", str(write_config(**sections)), str(checkpoint), "--out", str(out)]) == 2
+    assert "uneven levels" in capsys.readouterr().err
+    assert not out.exists() and not (tmp_path / "model.report.json").exists()
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (dict(out="model.txt"), r"--out names the file to write, such as model\.onnx; got '.*model\.txt'"),
+        (dict(num_images=0), "--num-images is a number from 1"),
+        (dict(residual_bits=4), "--residual-bits is 8"),
+    ],
+)
+def test_wrong_arguments(cfg: Config, tmp_path: Path, options: dict[str, Any], match: str) -> None:
+    out = tmp_path / options.pop("out", "model.onnx")
+    with pytest.raises(ConfigError, match=match):
+        export_checkpoint(cfg, tmp_path / "no.pth", out, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_float_weights_are_no_quantized_checkpoint(cfg: Config, tmp_path: Path) -> None:
+    calibrated(cfg, tmp_path)
+    with pytest.raises(CheckpointError, match="float weights"):
+        export_checkpoint(cfg, tmp_path / "float.pth", tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()

@@ -1,0 +1,250 @@
+"""From a folder of images to a config that trains: what is found, how it is split, what is written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lbitcls.apis import init as module
+from lbitcls.apis.recipe import find_network
+from lbitcls.apis.survey import Image as Found
+from lbitcls.apis.survey import split_images, survey_folder
+from lbitcls.cli import main
+from lbitcls.datasets import build_dataset
+from lbitcls.models import build_classifier
+from lbitcls.quant import build_mtransformer
+from lbitcls.utils import Config
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CLASSES = ("Bienen & Wespen", "a'b\" c", "蟻")
+Photos = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, without a network and without weights in a cache."""
+
+    def missing(name: str) -> Path:
+        raise CheckpointError(f"{name} cannot be fetched; put the file somewhere.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "fetch_weights", missing)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Photos:
+    """`photos('My Photos', 8, 6, 4)`: a folder with so many photos of each class; its path."""
+    generator = np.random.default_rng(0)
+
+    def make(folder: str, *numbers: int, size: tuple[int, int] = (40, 48)) -> Path:
+        for label, (name, number) in enumerate(zip(CLASSES, numbers)):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = generator.integers(60 * label, 60 * label + 70, (*size, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / folder / name / f"img {i}.jpg")
+        return tmp_path / folder
+
+    return make
+
+
+def read(config: str | Path) -> Config:
+    return Config.fromfile(config)
+
+
+def files_of(cfg: Config, part: str) -> dict[str, int]:
+    """The labels of a part's images by file name."""
+    dataset = build_dataset(cfg.data[part], data_root=cfg.data_root)
+    assert dataset.CLASSES == tuple(cfg.classes)
+    return {dataset.describe(i): int(dataset.labels[i]) for i in range(len(dataset))}
+
+
+def test_folder_without_a_split(photos: Photos, capsys: Any) -> None:
+    folder = photos("My Photos", 10, 5, 1)
+    shutil.copy(folder / CLASSES[0] / "img 1.jpg", folder / CLASSES[0] / "img 1 copy.jpg")
+    (folder / CLASSES[1] / "torn.jpg").write_bytes(b"\xff\xd8\xff no")
+    (folder / "nothing").mkdir()
+    assert main(["init", "My Photos"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "Sizes: 48 to 48",
+        "Imbalance: 'Bienen & Wespen' has",
+        "Without images, left out: nothing",
+        "torn.jpg",
+    ):
+        assert part in said
+    assert "The same image twice: 1" in said and "Not of 蟻, with one image each" in said
+    assert "cannot be fetched" in said and "lbitcls train my_photos.py" in said
+    cfg = read("my_photos.py")
+    train, val = files_of(cfg, "train"), files_of(cfg, "val")
+    assert len(train) + len(val) == 17 and len(val) in (3, 4) and not set(train) & set(val)
+    assert all(str(Path(name).parent.name) == cfg.classes[label] for name, label in {**train, **val}.items())
+    assert list(cfg.classes) == sorted(CLASSES) and cfg.model.head.num_classes == 3
+    twins = [name for name in train if "img 1" in name and "Bienen" in name]
+    assert len(twins) in (0, 2)
+    assert str(folder.parent) not in Path("my_photos.py").read_text()
+
+
+def test_a_config_is_not_overwritten(photos: Photos, capsys: Any) -> None:
+    photos("p", 3, 3)
+    for path, out in (("p.py", None), ("c_val.txt", "c.py")):
+        Path(path).write_text("mine")
+        assert main(["init", "p", *(["--out", out] if out else [])]) == 2
+        assert f"{path} is there already" in capsys.readouterr().err
+        assert Path(path).read_text() == "mine"
+    assert not Path("c.py").exists()
+
+
+def test_folder_with_parts(photos: Photos, capsys: Any) -> None:
+    """They are taken as they are: the data sets read the folders."""
+    photos("set/Train", 4, 3)
+    photos("set/valid", 2, 2)
+    photos("set/test", 1, 2)
+    assert main(["init", "set", "--out", "here/c.py", "--pretrained", "none"]) == 0
+    assert sorted(path.name for path in Path("here").iterdir()) == ["c.py"]
+    cfg = read("here/c.py")
+    assert [cfg.data[part].data_prefix for part in ("train", "val", "test")] == ["set/Train", "set/valid", "set/test"]
+    assert [len(files_of(cfg, part)) for part in ("train", "val", "test")] == [7, 4, 3]
+    assert "same image" not in capsys.readouterr().out
+
+
+def test_images_that_are_in_two_parts_are_not_trained_on(photos: Photos, capsys: Any) -> None:
+    root = photos("set/train", 4, 3).parent
+    photos("set/val", 2, 2)
+    shutil.copy(root / "val" / CLASSES[0] / "img 0.jpg", root / "train" / CLASSES[0] / "seen.jpg")
+    shutil.copy(root / "val" / CLASSES[0] / "img 1.jpg", root / "train" / CLASSES[1] / "other.jpg")
+    assert main(["init", "set"]) == 0
+    said = capsys.readouterr().out
+    assert "The same image in two parts (left out of training): 2" in said and "in two classes: 1" in said
+    cfg = read("set.py")
+    assert len(files_of(cfg, "train")) == 7 and cfg.data.val.data_prefix == "set/val"
+
+
+def test_folders_within_one_another(photos: Photos) -> None:
+    photos("outer/flowers/train", 3, 3)
+    assert main(["init", "outer"]) == 0
+    assert len(files_of(read("outer.py"), "train")) == 4
+
+
+def test_split_is_the_same_everywhere() -> None:
+    images = [Found(f"{kind}/{i}.jpg", "train", kind, digest=f"{kind}{i}") for kind in "ab" for i in range(50)]
+    train, val = split_images(images, 0.2)
+    assert split_images(images[::-1], 0.2) == (train, val)
+    assert [sum(image.kind == kind for image in val) for kind in "ab"] == [10, 10]
+    assert len(train) + len(val) == 100
+    grown = [*images, Found("a/new.jpg", "train", "a", digest="new")]
+    assert len(set(val) & set(split_images(grown, 0.2)[1])) >= 19
+
+
+def test_time_limit(photos: Photos, capsys: Any) -> None:
+    photos("p", 3, 3)
+    survey = survey_folder("p", workers=1, time_limit=0)
+    assert survey.checked == 0 and survey.classes == tuple(sorted(CLASSES[:2]))
+    assert main(["init", "p", "--time-limit", "0"]) == 0
+    assert "Only 0 of 6 images were read" in capsys.readouterr().out
+    assert read("p.py").data.train.on_error == "skip"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["My Phots"], 1, "did you mean 'My Photos'"),
+        (["one"], 1, "two or more class folders"),
+        (["torn"], 1, "training needs two"),
+        (["set"], 1, "is of the class '蟻', which has no images to train on"),
+        (["My Photos", "--quantize", "lsq-4w4"], 2, "did you mean 'lsq-4w4f'"),
+        (["My Photos", "--backbone", "mobilenet_v4"], 2, "did you mean 'mobilenet_v2'"),
+        (["My Photos", "--out", "x.yaml"], 2, "a .py file"),
+        (["My Photos", "--val", "1"], 2, "between 0 and 1"),
+        (["My Photos", "--workers", "0"], 2, "from 1"),
+        (["My Photos", "--pretrained", "weights.pth"], 1, "there is no checkpoint weights.pth"),
+        (["My Photos", "--pretrained", "torchvision://mobilenet_v2"], 1, "cannot be fetched"),
+    ],
+)
+def test_mistakes(arguments: list[str], code: int, message: str, photos: Photos, capsys: Any) -> None:
+    photos("My Photos", 2, 2)
+    photos("one", 2)
+    photos("set/train", 2, 2)
+    photos("set/val", 0, 1, 1)
+    photos("torn", 1, 0)
+    Path("torn", CLASSES[1], "x.png").write_bytes(b"")
+    assert main(["init", *arguments]) == code
+    assert message in capsys.readouterr().err
+    assert not list(Path().glob("*.py"))
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "squeezenet1_1", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("quantize", [None, "lsq-4w4f", "qat-8w8f"])
+def test_every_recipe_builds(backbone: str, quantize: str | None, photos: Photos, monkeypatch: Any) -> None:
+    photos("p", 3, 3, size=(200, 220))
+    monkeypatch.setattr(module, "fetch_weights", lambda name: Path(name))
+    path = module.init_config("p", backbone=backbone, quantize=quantize)
+    cfg = read(path)
+    assert cfg.model.backbone.pop("pretrained") == f"torchvision://{backbone}"
+    model = build_classifier(cfg.model)
+    check = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--check", "--config", str(ROOT / "pyproject.toml"), str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert cfg.train_pipeline[1]["size"] == 224
+    if quantize is None:
+        assert cfg.get("quant_transformer") is None
+        return
+    assert 0 < cfg.calibration.epoch < cfg.total_epochs
+    rows = {row.name: row for row in build_mtransformer(cfg.quant_transformer).plan(model)}
+    bits = {name: (row.num_bit_w, row.num_bit_a) for name, row in rows.items() if row.entry}
+    ends = (find_network(backbone).first, "head.conv" if backbone.startswith("squeeze") else "head.fc")
+    inner = 4 if quantize == "lsq-4w4f" else 8
+    assert {name for name, found in bits.items() if found == (8, 8)} >= set(ends)
+    assert {bits[name] for name in bits if name not in ends} == {(inner, inner)}
+
+
+def test_own_weights(photos: Photos, tmp_path: Path) -> None:
+    photos("p", 3, 3)
+    from lbitcls.utils.checkpoint import save_checkpoint
+
+    save_checkpoint(build_classifier(read_model("p")), tmp_path / "w.pth")
+    module.init_config("p", backbone="squeezenet1_1", pretrained="w.pth", out="c.py")
+    assert read("c.py").model.backbone.pretrained == "w.pth"
+    build_classifier(read("c.py").model)
+
+
+def read_model(folder: str) -> Any:
+    module.init_config(folder, backbone="squeezenet1_1", pretrained="none", out="scratch.py")
+    return read("scratch.py").model
+
+
+def test_a_folder_of_photos_is_trained_on_as_it_is(photos: Photos, capsys: Any) -> None:
+    """`init`, `train`, `export`: three commands to an integer model; what is overridden only shortens the test."""
+    photos("My Photos", 8, 6, 4)
+    assert main(["init", "My Photos", "--quantize", "lsq-4w4f", "--backbone", "squeezenet1_1"]) == 0
+    short = ["--options", "total_epochs=2", "calibration.epoch=1", "data.workers_per_gpu=0", "kernels=plain"]
+    assert main(["train", "my_photos.py", *short]) == 0
+    work = Path("work_dirs/my_photos")
+    assert {"best_top-1.pth", "best_float_top-1.pth", "results.png", "val_predictions.png"} <= {
+        path.name for path in work.iterdir()
+    }
+    best, model = str(work / "best_top-1.pth"), str(work / "model.onnx")
+    assert main(["export", "my_photos.py", best, "--out", model]) == 0
+    assert main(["visualize", "predictions", "my_photos.py", model, "--threads", "1"]) == 0
+    assert (work / "predictions.png").exists()
+    for command in ("train", "export", "test", "visualize errors"):
+        assert f"    lbitcls {command} my_photos.py" in Path("my_photos.py").read_text()
+
+
+def test_errors_are_the_users() -> None:
+    with pytest.raises(ConfigError, match="torchvision has no classifier"):
+        find_network("alexnett")
+    with pytest.raises(DataError):
+        survey_folder("nowhere")

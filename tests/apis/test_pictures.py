@@ -1,0 +1,198 @@
+"""The pictures at the end of a run, and looking again at what a model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from lbitcls.apis import pictures as module
+from lbitcls.apis import train_classifier
+from lbitcls.apis.pictures import confusion_of, mixed, predict, read_images
+from lbitcls.apis.visualize import visualize
+from lbitcls.cli import main
+from lbitcls.core.hooks.work_dir import PICTURES
+from lbitcls.datasets import build_dataset
+from lbitcls.utils import Config, load_checkpoint
+from lbitcls.utils.errors import CheckpointError, ConfigError
+
+BOARD = dict(interval=5, hooks=[dict(type="TensorboardLoggerHook")])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_sections: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of one epoch with its pictures: its config, the summary, the log."""
+    work = tmp_path_factory.mktemp("pictures")
+    cfg = Config({**tiny_sections, "work_dir": str(work), "total_epochs": 1, "log_config": BOARD})
+    summary = train_classifier(cfg)
+    return cfg, summary, next(work.glob("*.log")).read_text()
+
+
+def test_a_run_ends_with_pictures(trained: Any) -> None:
+    cfg, _, log = trained
+    for name in PICTURES:
+        with Image.open(Path(cfg.work_dir) / name) as image:
+            assert min(image.size) > 150 and len(image.convert("L").getcolors(256)) > 20
+    assert "Pictures (" in log and ", ".join(PICTURES) in log
+
+
+def test_tensorboard_has_them(trained: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(Path(trained[0].work_dir) / "tf_logs"), size_guidance={"images": 0})
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == sorted(Path(name).stem for name in PICTURES)
+    assert "train/loss" in events.Tags()["scalars"]
+
+
+def test_the_confusion_matrix_is_that_of_the_best_weights(trained: Any) -> None:
+    cfg, summary, _ = trained
+    model = torch.nn.Module()
+    from lbitcls.models import build_classifier
+
+    model = build_classifier(cfg.model)
+    load_checkpoint(model, summary["checkpoint"])
+    dataset = build_dataset(cfg.data.val)
+    found, classes = predict(model.train(), dataset, mixed(dataset, 10_000), torch.device("cpu"), 50)
+    confusion = confusion_of(found, classes)
+    assert model.training and confusion.shape == (10, 10) and confusion.sum() == len(dataset) == 360
+    assert 100 * np.trace(confusion) / 360 == pytest.approx(summary["float"]["top1"])
+    assert sorted(p.index for p in found) == list(range(360))
+    assert all(p.label == dataset.labels[p.index] for p in found)
+    assert all(0 < p.probability <= p.confidence <= 1 for p in found)
+
+
+@pytest.mark.parametrize("to_rgb", [True, False])
+def test_images_are_shown_as_they_were(to_rgb: bool, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    for kind in ("a", "b"):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(pixels).save(tmp_path / kind / "x.png")
+    own = dict(type="Normalize", mean=[120, 110, 100], std=[60, 57, 58], to_rgb=to_rgb)
+    foreign = dict(type="v2.Normalize", mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
+    for steps in ([own], [dict(type="ImageToTensor"), foreign], []):
+        dataset = build_dataset(dict(type="ImageFolder", data_prefix=str(tmp_path), pipeline=steps))
+        shown = read_images(dataset, [1])[1]
+        assert shown.shape == (5, 7, 3)
+        assert np.abs(shown * 255 - pixels).max() < 0.01
+    assert dataset.CLASSES == ("a", "b")
+
+
+def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
+    for kind in ("a", "b"):
+        (tmp_path / kind).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / kind / "x.png")
+    (tmp_path / "a" / "torn.png").write_bytes(b"\x89PNG")
+    dataset = build_dataset(dict(type="ImageFolder", data_prefix=str(tmp_path), on_error="skip"))
+    assert list(read_images(dataset, range(3))) == [1, 2]
+    model = nn.Module()
+    model.predict = lambda img: img.mean((2, 3))[:, :2]  # type: ignore[assignment]
+    found, _ = predict(model, dataset, [2, 0, 1], torch.device("cpu"), 1)
+    assert [p.index for p in found] == [2, 1]
+
+
+def test_no_pictures(make_config: Any) -> None:
+    cfg = make_config(total_epochs=1)
+    train_classifier(cfg)
+    assert not list(Path(cfg.work_dir).glob("*.png"))
+    with pytest.raises(ConfigError, match="pictures is True or False"):
+        train_classifier(make_config(options={"log_config.pictures": "no"}))
+
+
+def test_pictures_without_validation(make_config: Any) -> None:
+    cfg = make_config(total_epochs=1, options={"log_config.pictures": True})
+    train_classifier(cfg, validate=False)
+    assert {path.name for path in Path(cfg.work_dir).glob("*.png")} == {"results.png", "train_batch.png"}
+
+
+def test_a_failure_to_draw_loses_no_run(make_config: Any, monkeypatch: Any, capsys: Any) -> None:
+    def fail(*args: Any) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(module, "draw_batch", fail)
+    monkeypatch.setattr(module, "predict", fail)
+    cfg = make_config(total_epochs=1, options={"log_config.pictures": True})
+    assert "float" in train_classifier(cfg)
+    said = capsys.readouterr().out
+    assert said.count("is not drawn: ValueError: no ink") == 3 and ": results.png" in said
+    assert (Path(cfg.work_dir) / "summary.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["batch", "predictions", "errors", "confusion"])
+def test_visualize_by_command(kind: str, trained: Any, tmp_path: Path) -> None:
+    cfg, summary, _ = trained
+    cfg.dump(tmp_path / "tiny.py")
+    arguments = ["visualize", kind, str(tmp_path / "tiny.py"), *([] if kind == "batch" else [summary["checkpoint"]])]
+    assert main([*arguments, "--num-images", "4", "--out", str(tmp_path / "x.png")]) == 0
+    with Image.open(tmp_path / "x.png") as image:
+        assert min(image.size) > 150
+
+
+def test_visualize_in_a_notebook(trained: Any) -> None:
+    """The figure is returned, the best weights are found, a file is written only where one is named."""
+    cfg = trained[0]
+    before = sorted(Path(cfg.work_dir).iterdir())
+    figure = visualize("errors", cfg, num_images=3)
+    assert sorted(Path(cfg.work_dir).iterdir()) == before
+    assert len(figure.axes) == 3 and "the worst 3" in figure.texts[0].get_text()
+    said = [axes.texts[1].get_text() for axes in figure.axes]
+    assert all(text.startswith("true: ") for text in said) and figure._repr_png_()[:4] == b"\x89PNG"
+    visualize("batch", cfg, num_images=3, tensorboard=True)
+    assert (Path(cfg.work_dir) / "batch.png").exists()
+
+
+def test_visualize_an_exported_file(trained: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    """What an engine says is drawn like what a checkpoint says; here the engine calls it always a 3."""
+
+    class Engine:
+        path, name, precision, info = tmp_path / "model.onnx", "openvino", "f32", None
+
+        def predict(self, images: np.ndarray) -> np.ndarray:
+            return np.eye(10, dtype=np.float32)[[3] * len(images)]
+
+    opened: list[Any] = []
+    monkeypatch.setattr("lbitcls.apis.shipped.load", lambda *given: opened.append(given) or Engine())
+    figure = visualize("confusion", trained[0], "model.onnx", engine="onnxruntime", threads=1)
+    assert opened == [("model.onnx", "onnxruntime", 1)]
+    counts = {text.get_position()[0] for text in figure.axes[0].texts}
+    assert counts == {3} and "36 of 360 right" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(kind="error"), ConfigError, "did you mean 'errors'"),
+        (dict(kind="batch", num_images=0), ConfigError, "from 1"),
+        (dict(kind="batch", out="x.txt"), ConfigError, "picture"),
+        (dict(kind="predictions"), CheckpointError, "name the checkpoint"),
+        (dict(kind="batch", split="training"), ConfigError, "data.training"),
+    ],
+)
+def test_what_cannot_be_shown(arguments: dict[str, Any], error: type, message: str, make_config: Any) -> None:
+    with pytest.raises(error, match=message):
+        visualize(cfg=make_config(work="nowhere"), **arguments)
+
+
+def test_analyze_by_command(trained: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    work = trained[0].work_dir
+    monkeypatch.setenv("COLUMNS", "160")
+    out = str(tmp_path / "x.svg")
+    assert main(["analyze", work, f"{work}/log.jsonl", "--keys", "loss", "--x", "images", "--out", out]) == 0
+    said = capsys.readouterr().out
+    assert "time per iteration" in said and "ms (epoch 1)" in said and f"{work}/log.jsonl" in said.replace("\n", "")
+    assert "<svg" in Path(out).read_text()
+    assert main(["analyze", work, "--names", "a", "b", "--out", out]) == 2
+    assert main(["analyze", str(tmp_path / "none"), "--out", out]) == 1
+    assert "log.jsonl" in capsys.readouterr().err
+
+
+def test_images_are_counted(trained: Any) -> None:
+    from lbitcls.analysis.curves import read_run
+
+    counts = [record["images"] for record in read_run(trained[0].work_dir).records]
+    assert counts == [5 * 128, 10 * 128, 1437, 1437]

@@ -1,0 +1,67 @@
+"""Run by torchrun on two processes: accumulation where the processes left out different images (see test_step.py)."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from lbitcls.core.step import OptimizerStep
+
+SIZES = ([4, 3, 2, 4, 4], [4, 4, 4, 1, 2])  # of each process's batches, two to a group
+
+
+class Net(nn.Module):
+    """What the step needs of a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 3).double()
+
+    def forward(self, img: Tensor, gt_label: Tensor, return_loss: bool) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(self.fc(img), gt_label)}
+
+
+def batches(rank: int) -> list[dict[str, Tensor]]:
+    """The images of a process, which both can make."""
+    torch.manual_seed(1 + rank)
+    return [dict(img=torch.randn(n, 6).double(), gt_label=torch.randint(3, (n,))) for n in SIZES[rank]]
+
+
+def expected() -> Tensor:
+    """The weight after steps along the mean over the processes of the mean over each one's samples."""
+    model, data = Net(), [batches(rank) for rank in range(2)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.9)
+    for start in range(0, len(SIZES[0]), 2):
+        optimizer.zero_grad()
+        for mine in data:
+            group = {key: torch.cat([batch[key] for batch in mine[start : start + 2]]) for key in ("img", "gt_label")}
+            (model(**group, return_loss=True)["loss"] / 2).backward()
+        optimizer.step()
+    return model.fc.weight.detach()
+
+
+def main() -> None:
+    """Train on both processes, and compare them with each other and with the formula."""
+    dist.init_process_group("gloo")
+    model = DistributedDataParallel(Net())
+    step = OptimizerStep(torch.optim.SGD(model.parameters(), 0.5, 0.9), torch.device("cpu"), cumulative_iters=2)
+    mine = batches(dist.get_rank())
+    for i, batch in enumerate(mine):
+        step(model, batch, i, len(mine))
+    weight = model.module.fc.weight.detach()
+    both = [torch.empty_like(weight) for _ in range(2)]
+    dist.all_gather(both, weight)
+    if not torch.equal(*both):
+        raise SystemExit(f"the processes differ by {(both[0] - both[1]).abs().max()}")
+    torch.testing.assert_close(weight, expected(), rtol=1e-12, atol=1e-12)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

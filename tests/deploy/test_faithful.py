@@ -1,0 +1,113 @@
+"""What was trained is what ships: predictions and accuracy of the file, in both engines, beside the checkpoint's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lbitcls.apis.session import make_model, open_session
+from lbitcls.apis.test import test_classifier as measure
+from lbitcls.apis.train import train_classifier
+from lbitcls.datasets.digits import Digits
+from lbitcls.deploy.engine import ENGINES, load
+from lbitcls.deploy.onnx import export_onnx
+from lbitcls.deploy.verify import verify
+from lbitcls.quant import build_mtransformer
+from lbitcls.utils.checkpoint import load_checkpoint
+from lbitcls.utils.config import Config
+
+
+def as_pytorch_trains(model: nn.Module) -> nn.Module:
+    """Quantized as by `get_default_qat_qconfig('x86')`: 8 bits, inputs 0-127, ConvBn folded, weights per channel."""
+    options = dict(num_bit_w=8, num_bit_a=8, per_channel=True, reduce_range=True)
+    policy = dict(Conv2d=dict(type="TorchQATConv", **options), Linear=dict(type="TorchQATLinear", **options))
+    return build_mtransformer(dict(type="ModelTransformer", quan_policy=policy, fold_bn=True))(model)
+
+
+def test_the_published_conv_bn_relu(tmp_path: Path) -> None:
+    """https://github.com/pytorch/pytorch/issues/143497: trained with PyTorch's QAT, its ONNX file differed."""
+    torch.manual_seed(42)
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1), nn.ReLU())
+    model = as_pytorch_trains(model).train()
+    image = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        model(image)
+        expected = model.eval()(image).numpy()
+    assert model[0].folded_norm and expected.max() > 0
+    export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 224, 224))
+    for engine in ENGINES:
+        given = load(tmp_path / "model.onnx", engine, threads=1).predict(image.numpy())
+        np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6 * expected.max())
+
+
+def trained_on_digits() -> nn.Module:
+    """Three Conv-BN-ReLU and a classifier, trained for three epochs from the first step in 8 bits."""
+    layers: list[nn.Module] = []
+    for channels, width, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 2)):
+        layers += [nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.ReLU()]
+    model = as_pytorch_trains(nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10))).train()
+    images, labels = images_and_labels("train")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for _ in range(3):
+        for batch in torch.randperm(len(images)).split(64):
+            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def images_and_labels(split: str) -> tuple[Tensor, Tensor]:
+    dataset = Digits(split=split, pipeline=[dict(type="Normalize", mean=[0.305], std=[0.376])])
+    samples = [dataset[i] for i in range(len(dataset))]
+    return torch.stack([s["img"] for s in samples]), torch.stack([s["gt_label"] for s in samples])
+
+
+def test_conv_bn_relu_trained_on_digits_predicts_the_same(tmp_path: Path) -> None:
+    model, (images, labels) = trained_on_digits(), images_and_labels("test")
+    with torch.no_grad():
+        expected = model(images).argmax(1).numpy()
+    assert (expected == labels.numpy()).mean() > 0.93
+    export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    for engine in ENGINES:
+        given = load(tmp_path / "model.onnx", engine, threads=1).predict(images.numpy())
+        assert isinstance(given, np.ndarray) and np.array_equal(given.argmax(1), expected)
+    verification = verify(model, tmp_path / "model.onnx", images.split(120), threads=1)
+    assert verification.passed and verification.float_layers == {}
+
+
+def assert_faithful(cfg: Config, folder: Path, input_shape: tuple[int, int, int], **data: Any) -> None:
+    """Train as `cfg` says; the file's accuracy is the checkpoint's, within one image or 0.1 point."""
+    cfg.work_dir = str(folder / "run")
+    checkpoint, path = train_classifier(cfg, **data)["checkpoint"], folder / "model.onnx"
+    with open_session(cfg) as session:
+        model = make_model(cfg, session)
+        load_checkpoint(model, checkpoint, strict=True)
+    export_onnx(model, path, input_shape=input_shape, pipeline=cfg.data.test.pipeline)
+    expected = measure(cfg, checkpoint, **data)["top-1"]
+    assert expected > 95
+    one_image = 100 / 360 if cfg.data.test.type == "Digits" else 0.1
+    for engine in ENGINES:
+        assert measure(cfg, path, engine=engine, threads=1, **data)["top-1"] == pytest.approx(expected, abs=one_image)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_quickstarts_model(repo_root: Path, tmp_path: Path) -> None:
+    cfg = Config.fromfile(repo_root / "configs/quickstart/digits_lsq_4w4f.py")
+    cfg.pop("export", None)  # its own export comes at the end of the run
+    assert_faithful(cfg, tmp_path, (1, 8, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_4_bit_lenet_on_mnist(repo_root: Path, tmp_path: Path, shared_data: Path) -> None:
+    cfg = Config.fromfile(repo_root / "configs/mnist/lenet5_lsq_4w4f.py")
+    cfg.total_epochs = 1
+    assert_faithful(cfg, tmp_path, (1, 28, 28), data_root=str(shared_data))

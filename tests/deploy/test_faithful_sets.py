@@ -1,0 +1,171 @@
+"""Real data sets: the accuracy of the shipped file, in both engines, is the checkpoint's within 0.1 point or one image.
+
+Models of 8 bits are calibrated, those of 4 bits are trained for a moment; what is compared is the file with the
+checkpoint, so a low accuracy would do, but each has to be well above chance.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lbitcls.apis.calibrate import calibrate_checkpoint
+from lbitcls.apis.convert import convert_checkpoint
+from lbitcls.apis.export import export_checkpoint
+from lbitcls.apis.test import test_classifier as measure
+from lbitcls.apis.train import train_classifier
+from lbitcls.deploy.engine import ENGINES
+from lbitcls.utils.config import Config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def policy(bits: int, ends: dict[str, str] | None = None) -> dict[str, Any]:
+    """LSQ with weights per channel; `ends` are layers, by their names, and their kinds, that have 8 bits."""
+
+    def entry(kind: str, bits: int) -> dict[str, Any]:
+        return dict(type=f"LSQ{kind}", num_bit_w=bits, num_bit_a=bits, per_channel=True)
+
+    section = dict(type="ModelTransformer", quan_policy=dict(Conv2d=entry("Conv", bits), Linear=entry("Linear", bits)))
+    if ends is not None:
+        eight = [entry(kind, 8) for kind in ends.values()]
+        section["special_layers"] = dict(layers_name=list(ends), convert_type=eight)
+    return section
+
+
+def assert_faithful(cfg: Config, checkpoint: Any, folder: Path, root: Path, images: int, above: float) -> None:
+    """The file's accuracy on `images` test images is the checkpoint's, within 0.1 point or one image."""
+    path, data = folder / "model.onnx", dict(data_root=str(root))
+    report = export_checkpoint(cfg, checkpoint, path, **data)
+    assert report.info.bits != "float"
+    expected = measure(cfg, checkpoint, **data)["top-1"]
+    assert expected > above
+    for engine in ENGINES:
+        given = measure(cfg, path, engine=engine, threads=1, **data)["top-1"]
+        assert given == pytest.approx(expected, abs=max(0.1, 100 / images) + 1e-6), engine
+
+
+def test_a_calibrated_lenet_on_mnist(repo_root: Path, work_dir: Path, shared_data: Path) -> None:
+    cfg = Config.fromfile(repo_root / "configs/mnist/lenet5_lsq_4w4f.py")
+    cfg.merge_from_dict(dict(total_epochs=1, work_dir=str(work_dir), log_config=dict(pictures=False)))
+    float_cfg = copy.deepcopy(cfg)
+    float_cfg.pop("quant_transformer")
+    checkpoint = train_classifier(float_cfg, data_root=str(shared_data))["checkpoint"]
+    cfg.quant_transformer = policy(8)
+    calibrated = work_dir / "calibrated.pth"
+    calibrate_checkpoint(cfg, checkpoint, calibrated, test=False, data_root=str(shared_data))
+    assert_faithful(cfg, calibrated, work_dir, shared_data, images=10_000, above=95)
+
+
+@pytest.fixture
+def resnet20(repo_root: Path, work_dir: Path, shared_data: Path) -> tuple[Config, Path]:
+    """The config of CIFAR-10 with 2,000 test images, 2,560 to train and 200 to calibrate, and the published weights."""
+    checkpoint = work_dir / "published.pth"
+    convert_checkpoint(shared_data / "weights/resnet20-12fca82f.th", checkpoint)
+    cfg = Config.fromfile(repo_root / "configs/cifar10/resnet20.py")
+    cfg.data.test.pipeline.insert(1, dict(type="Resize", size=(32, 32)))  # an export has to know the size
+    cfg.data.test.indices = list(range(0, 10_000, 5))
+    cfg.data.calibration = dict(cfg.data.test, data_prefix="cifar10_jpg/train", indices=list(range(0, 50_000, 250)))
+    cfg.data.train.indices = list(range(0, 50_000, 20))
+    cfg.merge_from_dict(dict(work_dir=str(work_dir), log_config=dict(pictures=False)))
+    return cfg, checkpoint
+
+
+def test_a_calibrated_resnet20_on_cifar10(resnet20: tuple[Config, Path], work_dir: Path, shared_data: Path) -> None:
+    cfg, checkpoint = resnet20
+    cfg.quant_transformer = policy(8)
+    calibrated = work_dir / "calibrated.pth"
+    calibrate_checkpoint(cfg, checkpoint, calibrated, test=False, data_root=str(shared_data))
+    assert_faithful(cfg, calibrated, work_dir, shared_data, images=2000, above=78)
+
+
+def test_a_4_bit_resnet20_on_cifar10(resnet20: tuple[Config, Path], work_dir: Path, shared_data: Path) -> None:
+    cfg, checkpoint = resnet20
+    cfg.quant_transformer = policy(4, {"backbone.conv1": "Conv", "head.fc": "Linear"})
+    cfg.merge_from_dict(dict(load_from=str(checkpoint), total_epochs=1, kernels="plain"))
+    trained = train_classifier(cfg, validate=False, data_root=str(shared_data))["checkpoint"]
+    assert_faithful(cfg, trained, work_dir, shared_data, images=2000, above=60)
+
+
+NORMALIZE = dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+PHOTOS = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", size=(256, -1)),
+    dict(type="CenterCrop", crop_size=224),
+    NORMALIZE,
+    dict(type="ImageToTensor", keys=["img"]),
+    dict(type="Collect", keys=["img", "gt_label"]),
+]
+
+
+def ants_and_bees(backbone: dict[str, Any], head: dict[str, Any], work_dir: Path, **rest: Any) -> Config:
+    """A classifier that starts from ImageNet's weights."""
+    sets = {split: dict(type="Hymenoptera", split=split, pipeline=PHOTOS) for split in ("train", "val")}
+    neck = dict(type="GlobalAveragePooling") if head["type"] == "LinearClsHead" else None
+    return Config(
+        dict(
+            model=dict(
+                type="ImageClassifier", backbone=backbone, neck=neck, head=dict(num_classes=2, topk=(1,), **head)
+            ),
+            data=dict(samples_per_gpu=32, workers_per_gpu=0, **sets),
+            log_config=dict(pictures=False),
+            seed=0,
+            work_dir=str(work_dir),
+            **rest,
+        )
+    )
+
+
+def test_a_calibrated_mobilenet_on_ants_and_bees(work_dir: Path, shared_data: Path) -> None:
+    """The head alone is trained, in float, on features that are computed once."""
+    weights, data_root = shared_data / "weights/mobilenet_v2_tf2_int8deq_flipw.pth", str(shared_data)
+    cfg = ants_and_bees(
+        dict(type="MobileNetV2", frozen=True, pretrained=str(weights)),
+        dict(type="LinearClsHead", in_channels=1280),
+        work_dir,
+        optimizer=dict(type="SGD", lr=0.02, momentum=0.9),
+        total_epochs=10,
+        feature_cache=True,
+    )
+    checkpoint = train_classifier(cfg, validate=False, data_root=data_root)["checkpoint"]
+    cfg.quant_transformer = policy(8)
+    calibrated = work_dir / "calibrated.pth"
+    calibrate_checkpoint(cfg, checkpoint, calibrated, num_images=64, split="train", test=False, data_root=data_root)
+    assert_faithful(cfg, calibrated, work_dir, shared_data, images=153, above=85)
+
+
+def test_a_4_bit_squeezenet_on_ants_and_bees(work_dir: Path, shared_data: Path) -> None:
+    """All of it is trained with 4 bits."""
+    weights = shared_data / "weights/squeezenet1_1_caffe_fp16.pth"
+    cfg = ants_and_bees(
+        dict(type="SqueezeNet", version="1_1", pretrained=str(weights)),
+        dict(type="ConvClsHead", in_channels=512),
+        work_dir,
+        quant_transformer=policy(4, {"backbone.features.0": "Conv", "head.conv": "Conv"}),
+        optimizer=dict(type="Adam", lr=1e-4),
+        total_epochs=3,
+        kernels="plain",
+    )
+    checkpoint = train_classifier(cfg, validate=False, data_root=str(shared_data))["checkpoint"]
+    assert_faithful(cfg, checkpoint, work_dir, shared_data, images=153, above=75)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "above"),
+    [
+        ("mobilenet_v2_8w8f", "mobilenet_v2_tf2_int8deq_flipw.pth", 75),
+        ("squeezenet1_1_8w8f", "squeezenet1_1_caffe_fp16.pth", 50),
+    ],
+)
+def test_calibrated_models_on_imagenet(
+    config: str, weights: str, above: float, repo_root: Path, work_dir: Path, shared_data: Path
+) -> None:
+    """200 images to calibrate on and 200 others to test."""
+    cfg = Config.fromfile(repo_root / f"configs/calibration/{config}.py")
+    cfg.data.test.indices = list(range(2, 1000, 5))
+    calibrated = work_dir / "calibrated.pth"
+    calibrate_checkpoint(cfg, shared_data / "weights" / weights, calibrated, test=False, data_root=str(shared_data))
+    assert_faithful(cfg, calibrated, work_dir, shared_data, images=200, above=above)

@@ -1,0 +1,113 @@
+"""BatchNorm goes into scales and bias exactly; signs go into the integers where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from lbitcls.deploy.graph import Graph, attributes, weights_of
+
+Ships = Callable[..., Any]
+Quantized = Callable[..., nn.Module]
+
+
+def images() -> Tensor:
+    return torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def graph_of(report: Any) -> Graph:
+    return Graph(onnx.load(str(report.path)))
+
+
+def scales(graph: Graph) -> list[np.ndarray]:
+    found = [graph.array(weight.input[1]) for weight in weights_of(graph)]
+    return [array for array in found if array is not None]
+
+
+def test_negative_and_zero_gammas(quantized: Quantized, ships: Ships) -> None:
+    model: Any = quantized(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "LSQ", 4, 4, images())
+    assert (model[1].weight < 0).any() and (model[1].weight == 0).any()
+    graph = graph_of(ships(model, images()))
+    assert [n.op_type for n in graph.nodes if n.op_type in ("Conv", "Add", "Mul")] == ["Conv", "Add"]
+    assert all((scale > 0).all() for scale in scales(graph))
+    codes = graph.array(weights_of(graph)[0].input[0])
+    assert codes is not None and not codes[0].any()
+
+
+def test_a_code_without_its_negative_keeps_the_sign_outside(quantized: Quantized, ships: Ships) -> None:
+    model: Any = quantized(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "TorchQAT", 8, 8, images())
+    weight = model[0].weight_quantizer
+    with torch.no_grad():
+        model[1].weight[1:3] = -0.5
+        model[0].weight[1, 0, 0, 0] = -200 * weight.qparams().scale
+    assert int(weight.to_integer(model[0].weight)[1].min()) == -128
+    graph = graph_of(ships(model, images()))
+    (mul,) = [n for n in graph.nodes if n.op_type == "Mul"]
+    sign = graph.array(mul.input[1])
+    assert sign is not None and sign.reshape(-1)[1:3].tolist() == [-1, 1]  # the other channel's codes were flipped
+    assert all((scale > 0).all() for scale in scales(graph))
+
+
+def test_folded_norms(quantized: Quantized, ships: Ships) -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+    model: Any = quantized(layers, "TorchQAT", 8, 8, images(), fold_bn=True)
+    assert model[0].folded_norm
+    report = ships(model, images())
+    assert report.norms_left == []
+    graph = graph_of(report)
+    own = float(model[0].weight_quantizer.qparams().scale)
+    np.testing.assert_allclose(scales(graph)[0][1:], own, rtol=1e-6)  # γ/σ was divided out, and comes back
+
+
+def test_a_layer_that_is_called_twice_with_different_norms(quantized: Quantized, ships: Ships) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.conv(torch.relu(self.first(self.conv(x)))))
+
+    report = ships(quantized(Twice(), "LSQ", 4, 4, images()), images())
+    assert report.norms_left == []
+    assert [n.name for n in graph_of(report).nodes if n.op_type == "Conv"] == ["conv", "conv_2"]
+
+
+def test_norms_that_no_layer_precedes_stay(quantized: Quantized, ships: Ships) -> None:
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv, self.after = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(torch.relu(self.norm(x)))
+            return y + self.after(y)  # the result is used beside its norm
+
+    report = ships(quantized(PreActivation(), "LSQ", 4, 4, images()), images())
+    assert report.norms_left == ["norm/BatchNormalization", "after/BatchNormalization"]
+
+
+def test_editing() -> None:
+    helper = onnx.helper
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
+    nodes = [helper.make_node("Relu", ["x"], ["a"], name="one"), helper.make_node("Neg", ["a"], ["y"], name="two")]
+    dead = helper.make_node("Abs", ["x"], ["unused"], name="dead")
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])
+    graph = Graph(helper.make_model(helper.make_graph([*nodes, dead], "g", [value], [output])))
+    one, two = graph.nodes[:2]
+    assert graph.producer("a") == one and graph.producer("x") is None
+    assert graph.only_consumer("a") == two and graph.only_consumer("x") is None and graph.only_consumer("y") is None
+    scale = graph.add_constant("c", np.float32(2))
+    assert graph.add_constant("c", np.float32(3)) == "c_2"
+    graph.append_to(one, "Mul", scale, "three")
+    saved = graph.save()
+    assert [n.name for n in saved.graph.node] == ["one", "three", "two"]
+    assert [t.name for t in saved.graph.initializer] == ["c"]
+    onnx.checker.check_model(saved)
+    assert attributes(helper.make_node("Conv", [], [], pads=[1, 2])) == {"pads": [1, 2]}

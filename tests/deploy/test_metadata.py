@@ -1,0 +1,77 @@
+"""What an ONNX file says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from lbitcls.deploy.metadata import KEY, ModelInfo, read_info, write_info
+from lbitcls.utils.errors import CheckpointError, DependencyError
+
+
+def test_info_survives_the_file(write_onnx: Any, info: ModelInfo) -> None:
+    assert read_info(write_onnx(info=info)) == info
+    assert info.is_float and not dataclasses.replace(info, layers=[dict(name="fc", weight_bits=4)]).is_float
+
+
+def test_writing_again_replaces(write_onnx: Any, info: ModelInfo) -> None:
+    path = write_onnx(info=info)
+    model = onnx.load(path)
+    write_info(model, dataclasses.replace(info, bits="W4A4"))
+    assert [entry.key for entry in model.metadata_props] == [KEY]
+    onnx.save(model, path)
+    found = read_info(path)
+    assert found is not None and found.bits == "W4A4"
+
+
+def test_a_foreign_file_says_nothing(write_onnx: Any) -> None:
+    assert read_info(write_onnx()) is None
+
+
+def test_a_record_of_a_later_kind(write_onnx: Any, info: ModelInfo) -> None:
+    """Keys that a later version added to the same format are no mistake; another format is."""
+    path = write_onnx(info=info)
+    model = onnx.load(path)
+    record = {**json.loads(model.metadata_props[0].value), "colour": "blue"}
+    model.metadata_props[0].value = json.dumps(record)
+    onnx.save(model, path)
+    assert read_info(path) == info
+    model.metadata_props[0].value = json.dumps({**record, "format": 2, "version": "9.9"})
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match=r"written by lbitcls 9\.9.*upgrade"):
+        read_info(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": "x"}', "null"])
+def test_a_damaged_record(write_onnx: Any, info: ModelInfo, text: str) -> None:
+    path = write_onnx(info=info)
+    model = onnx.load(path)
+    model.metadata_props[0].value = text
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match="damaged.*export the model again"):
+        read_info(path)
+
+
+def test_files_that_are_none(write_onnx: Any, tmp_path: Path) -> None:
+    write_onnx("model.onnx")
+    with pytest.raises(CheckpointError, match=r"no ONNX file .*modle\.onnx; did you mean 'model\.onnx'"):
+        read_info(tmp_path / "modle.onnx")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        read_info(tmp_path)
+    for content in (b"", b"PK\x03\x04 something", b"hello"):
+        (tmp_path / "other.onnx").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"other\.onnx"):
+            read_info(tmp_path / "other.onnx")
+
+
+def test_without_the_package(write_onnx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_onnx()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(DependencyError, match=r"pip install lbitcls\[deploy\]"):
+        read_info(path)

@@ -1,0 +1,110 @@
+"""Which layers ship and how, what is refused, and what a file says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lbitcls.deploy.onnx import export_onnx
+from lbitcls.deploy.shipped import QuantizedInput, ShippedInput, ShippedLayer, layer_facts, ship
+from lbitcls.quant import build_mtransformer, calibrate
+from lbitcls.quant.quantizer import NotInitializedError
+from lbitcls.quant.spec import QParams
+from lbitcls.utils.errors import ConfigError
+
+Quantized = Callable[..., nn.Module]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
+
+
+def images() -> torch.Tensor:
+    return torch.randn(4, 3, 5, 5)
+
+
+def test_uneven_inputs_are_refused_by_name_before_anything_is_written(quantized: Quantized, tmp_path: Path) -> None:
+    model = quantized(net(), "APoT", 4, 4, images())
+    with pytest.raises(ConfigError, match=r"uneven levels.*: 0 \(APoT\), 3 \(APoT\)\. Train with .*UQ .* or LSQ"):
+        export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 5, 5))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_uneven_levels_of_few_bits_are_refused_too(quantized: Quantized, bits: int) -> None:
+    model = quantized(net(), "APoT", 4, bits, images())
+    with pytest.raises(ConfigError, match="uneven levels"):
+        ship(model)
+
+
+def test_quantizers_without_values_name_the_remedy() -> None:
+    policy = dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4))
+    model = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(net())
+    with pytest.raises(
+        NotInitializedError, match="quantizer of '0' never saw data.* load the checkpoint of a quantized"
+    ):
+        ship(model)
+
+
+def test_each_layer_has_the_form_it_needs(quantized: Quantized) -> None:
+    model: Any = quantized(net(), "LSQ", 4, 4, images())
+    model[0].weight_quantizer = None
+    shipped: Any = ship(model)
+    assert isinstance(shipped[0], QuantizedInput) and isinstance(shipped[3], ShippedLayer)
+    model[0].input_quantizer.enable(False)
+    assert type(ship(model)[0]) is nn.Conv2d  # type: ignore[index]
+    assert [fact.name for fact in layer_facts(model)] == ["3"]
+
+
+def test_a_layer_under_two_names_stays_one() -> None:
+    layer = nn.Conv2d(3, 3, 1)
+    model = nn.ModuleDict(dict(a=layer, b=nn.Sequential(layer)))
+    policy = dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4))
+    model = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(model)
+    for quantizer in (model["a"].weight_quantizer, model["a"].input_quantizer):
+        quantizer.initialize(torch.randn(3, 3, 1, 1))
+    shipped: Any = ship(model.eval())
+    assert isinstance(shipped["a"], ShippedLayer) and shipped["a"] is shipped["b"][0]
+
+
+def test_codes_and_scales(quantized: Quantized) -> None:
+    model: Any = quantized(net(), "LSQ", 4, 4, images(), per_channel=True)
+    layer, shipped = model[0], ship(model)[0]  # type: ignore[index]
+    weight = shipped.codes.float() * shipped.scale.view(-1, 1, 1, 1)
+    assert shipped.codes.dtype == torch.int8
+    assert torch.equal(weight, layer.weight_quantizer(layer.weight))
+    assert layer.weight.requires_grad and layer.weight_quantizer is not None  # the model itself is as it was
+
+
+@pytest.mark.parametrize(
+    "grid, container, bounds",
+    [
+        ((0, 255, 0), "uint8", None),
+        ((0, 15, 0), "uint8", (0.0, 7.5)),
+        ((0, 255, 7), "uint8", None),
+        ((0, 15, 3), "uint8", (-1.5, 6.0)),
+        ((-128, 127, 0), "int8", None),
+        ((-127, 127, 0), "int8", (-63.5, 63.5)),
+        ((-8, 7, 0), "int8", (-4.0, 3.5)),
+    ],
+)
+def test_containers_and_bounds(grid: tuple[int, int, int], container: str, bounds: tuple[float, float] | None) -> None:
+    low, high, zero = grid
+    shipped = ShippedInput(QParams(torch.tensor(0.5), torch.tensor(zero), low, high))
+    assert (shipped.container, shipped.bounds) == (container, bounds)
+    assert shipped.zero_point.dtype == (torch.uint8 if container == "uint8" else torch.int8)
+
+
+def test_facts(quantized: Quantized) -> None:
+    model = quantized(net(), "LSQ", 3, 8, images())
+    first, second = layer_facts(model)
+    assert (first.name, first.kind, first.method, first.weight_bits, first.input_bits) == ("0", "Conv2d", "LSQ", 3, 8)
+    assert (first.container, first.signed) == ("int8", True)
+    assert (second.container, second.signed) == ("uint8", False)
+    assert calibrate(model, [images()]) == 0  # nothing was reset

@@ -1,0 +1,350 @@
+"""A file that computes what was trained passes; one that is a little wrong does not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from lbitcls.deploy.onnx import export_onnx
+from lbitcls.deploy.report import COLUMNS, Comparison, Verification
+from lbitcls.deploy.verify import reject, verify
+from lbitcls.quant.methods import METHODS
+from lbitcls.quant.quantizer import NotInitializedError
+from lbitcls.registry import QUANT_LAYERS
+from lbitcls.utils.errors import CheckpointError, DataError, DependencyError
+from lbitcls.utils.logging import print_table
+
+QUANT_LAYERS.names()  # imports every method
+
+Perturb = Callable[[np.ndarray], np.ndarray]
+
+
+# The rule
+
+
+def found(images: int, untied: int | None, yardstick: float, mean: float, changed: int = 0) -> Verification:
+    """A verification of one engine whose logits have the standard deviation 10."""
+    rows = [
+        Comparison(name, "float32", "logits", value, 1.0, 0.0, 100.0, number)
+        for name, value, number in (("float64", yardstick, 0), ("engine", mean, changed))
+    ]
+    return Verification(images, untied, {"logits": 10.0}, (rows[0],), (rows[1],), (), None, {})
+
+
+@pytest.mark.parametrize(
+    "yardstick, mean, passes",
+    [
+        (0.1, 0.2, True),
+        (0.1, 0.2001, False),
+        (0.001, 0.01, True),  # a thousandth of the standard deviation, though ten times the yardstick
+        (0.001, 0.0101, False),
+        (0.0, 0.0, True),
+        (0.1, float("nan"), False),
+    ],
+)
+def test_the_mean_difference_may_be_twice_the_yardstick_or_a_thousandth_of_the_deviation(
+    yardstick: float, mean: float, passes: bool
+) -> None:
+    verification = found(100, 100, yardstick, mean)
+    assert verification.passed is passes
+    assert passes or "engine: logits differ by" in verification.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "untied, changed, passes",
+    [(90, 1, True), (90, 2, False), (1999, 2, False), (2000, 2, True), (10999, 10, True), (10999, 11, False)],
+)
+def test_one_image_or_one_in_a_thousand_may_change_its_class(untied: int, changed: int, passes: bool) -> None:
+    verification = found(12000, untied, 1.0, 0.0, changed)
+    assert verification.passed is passes
+    assert passes or f"engine: {changed} of {untied} images without a tie change" in verification.reasons[0]
+
+
+def test_fewer_than_100_images_give_no_verdict() -> None:
+    few, enough = found(99, 99, 0.0, 5.0, 50), found(100, 99, 0.0, 5.0, 50)
+    assert few.passed and not few.judged and few.reasons == ()
+    assert few.warning is not None and "99 images are too few" in few.warning
+    assert not enough.passed and enough.judged and len(enough.reasons) == 2 and enough.warning is None
+
+
+def test_the_report_is_plain_data_and_the_table_has_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    verification = found(100, 98, 0.1, 0.3)
+    report = json.loads(json.dumps(verification.to_json()))
+    assert report["passed"] is False and report["images"] == 100 and len(report["reasons"]) == 1
+    assert report["rows"][0]["name"] == "engine" and report["yardstick"][0]["mean"] == 0.1
+    assert all(len(row) == len(COLUMNS) for row in verification.table())
+    print_table("Verification", COLUMNS, verification.table())
+    assert "engine" in capsys.readouterr().out
+
+
+def test_a_rejected_file_has_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.v2.onnx"
+    path.write_bytes(b"new")
+    (tmp_path / "model.v2.rejected.onnx").write_bytes(b"old")
+    assert reject(path) == tmp_path / "model.v2.rejected.onnx"
+    assert not path.exists() and reject.__doc__ and (tmp_path / "model.v2.rejected.onnx").read_bytes() == b"new"
+
+
+# What is compared, with an engine that computes in PyTorch
+
+
+@pytest.fixture
+def verify_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
+    """A function of a model, images and what an engine does to the model's own outputs."""
+
+    def run(
+        model: nn.Module, images: Tensor, perturb: Any = lambda y: y, part: str = "model", batches: Any = None
+    ) -> Verification:
+        module = model.backbone if part == "backbone" else model
+
+        @torch.no_grad()
+        def predict(given: np.ndarray) -> Any:
+            outputs = getattr(module, "predict", module)(torch.from_numpy(given))
+            if isinstance(outputs, tuple):
+                return tuple(perturb(y.numpy()) for y in outputs)
+            return perturb(outputs.numpy())
+
+        engine = SimpleNamespace(name="twin", predict=predict, info=SimpleNamespace(part=part))
+        monkeypatch.setattr("lbitcls.deploy.verify.load", lambda path, name, threads: engine)
+        return verify(model, "model.onnx", images.split(64) if batches is None else batches, engines=["twin"])
+
+    return run
+
+
+def test_the_same_computation_is_identical(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
+    model = make_resnet("LSQ")
+    verification = verify_with(model, digits)
+    integer, twin = verification.rows
+    assert (twin.mean, twin.largest, twin.identical, twin.agreement, twin.changed) == (0, 0, 100, 100, 0)
+    with torch.no_grad():
+        logits = model.predict(digits)
+    assert verification.images == 360 and verification.deviation["logits"] == pytest.approx(float(logits.std()), 1e-2)
+    (yardstick,), (exactness,) = verification.yardstick, verification.exactness
+    assert 0 < yardstick.mean < 1e-2 and yardstick.identical < 100
+    assert integer.name == "integer" and integer.mean == pytest.approx(yardstick.mean, abs=1e-10)
+    assert exactness.reference == "float64" and exactness.largest < 1e-10
+    assert verification.passed and verification.float_layers == {}
+    assert verification.largest_accumulator is not None and verification.largest_accumulator[1] > 100
+
+
+@pytest.mark.parametrize("images, passes", [(1, True), (2, False)])
+def test_changed_classes_are_counted(
+    images: int, passes: bool, verify_with: Any, make_resnet: Any, digits: Tensor
+) -> None:
+    """The best two logits of the untied images with the smallest margins change places: the mean hardly moves."""
+    model = make_resnet("LSQ")
+    before = verify_with(model, digits)
+    with torch.no_grad():
+        best = model.predict(digits).topk(2, dim=1).values
+    margins = best[:, 0] - best[:, 1]
+    noise = before.yardstick[0].largest
+    limit = float(margins[margins >= noise].sort().values[images - 1])
+    assert before.untied == int((margins >= noise).sum())
+    left = images
+
+    def swap(logits: np.ndarray) -> np.ndarray:
+        nonlocal left
+        for row in logits:
+            second, first = np.argsort(row)[-2:]
+            if left and noise <= row[first] - row[second] <= limit:
+                row[[first, second]] = row[[second, first]]
+                left -= 1
+        return logits
+
+    verification = verify_with(model, digits, swap)
+    assert verification.rows[1].changed == images and verification.passed is passes
+    assert verification.rows[1].agreement == pytest.approx(100 - 100 * images / 360)
+
+
+def test_tied_images_may_change(verify_with: Any, digits: Tensor) -> None:
+    """Two classes have equal weights: every image is tied, and an ulp decides."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with torch.no_grad():
+        model[1].weight[1], model[1].bias[1] = model[1].weight[0], model[1].bias[0]
+    verification = verify_with(model, digits, lambda y: np.nextafter(y, np.float32([-9, 9])))
+    assert verification.untied == 0 and verification.rows[0].changed == 0 and verification.passed
+    assert verification.rows[0].agreement == 0
+
+
+def test_a_single_class_is_never_tied(verify_with: Any, digits: Tensor) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    verification = verify_with(model, digits)
+    assert verification.untied == 360 and verification.rows[0].agreement == 100 and verification.passed
+    assert [row.name for row in verification.rows] == ["twin"]  # without integer layers there is no integer reference
+
+
+def test_features_are_compared_one_by_one(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
+    model = make_resnet("LSQ")
+    model.backbone.out_indices = (0, 2)
+    verification = verify_with(model, digits, lambda y: y * np.float32(1.1 if y.shape[1] == 32 else 1.0), "backbone")
+    assert [row.output for row in verification.rows if row.name == "twin"] == ["feature_0", "feature_1"]
+    assert all(row.agreement is None and row.changed is None for row in verification.rows)
+    assert verification.untied is None and len(verification.reasons) == 1
+    assert verification.reasons[0].startswith("twin: feature_1 differ")
+    assert verification.table()[0][0] == "float64 feature_0" and verification.table()[0][2] == ""
+
+
+def test_outputs_that_are_not_numbers_fail(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
+    model = make_resnet("LSQ")
+    verification = verify_with(model, digits, lambda y: np.where(y == y.max(), np.float32("nan"), y))
+    assert not verification.passed and np.isnan(verification.rows[1].mean) and np.isnan(verification.rows[1].largest)
+    model.head.fc.bias.data[3] = torch.inf
+    with pytest.raises(CheckpointError, match="model's own outputs are not finite"):
+        verify_with(model, digits)
+
+
+def test_mistakes(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
+    model = make_resnet("LSQ")
+    with pytest.raises(CheckpointError, match=r"twin gives .*\(64, 9\).*, the model .*\(64, 10\).*another model's"):
+        verify_with(model, digits, lambda y: y[:, :9])
+    with pytest.raises(DataError, match="no images"):
+        verify_with(model, digits, batches=[])
+    model.head.fc.input_quantizer.initialized.fill_(False)
+    model.head.fc.input_quantizer.refresh()
+    with pytest.raises(NotInitializedError, match=r"head\.fc\.input_quantizer never saw data"):
+        verify_with(model, digits)
+
+
+def test_the_model_is_left_in_its_mode(verify_with: Any, digits: Tensor) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    verify_with(model, digits[:100], lambda y: np.zeros_like(y))  # the twin itself moves the statistics
+    assert model.training and all(v.dtype == before[k].dtype for k, v in model.state_dict().items())
+
+
+# Real files in both engines
+
+Exported = tuple[nn.Module, Path]
+
+
+@pytest.fixture(scope="module")
+def exported(make_resnet: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A model of signed and unsigned inputs with a zero point, and its file."""
+    model, path = make_resnet("LSQPlus"), tmp_path_factory.mktemp("exported") / "model.onnx"
+    export_onnx(model, path, input_shape=(1, 8, 8))
+    return model, path
+
+
+class Parts:
+    """What a file has for one of its convolutions: its initializers by meaning."""
+
+    def __init__(self, graph: Any, index: int) -> None:
+        made_by = {output: node for node in graph.node for output in node.output}
+        self.conv = [node for node in graph.node if node.op_type == "Conv"][index]
+        (self.add,) = [node for node in graph.node if node.op_type == "Add" and self.conv.output[0] in node.input]
+        inputs, weight = (made_by[name] for name in self.conv.input)
+        stored = {tensor.name: tensor for tensor in graph.initializer}
+        (self.bias,) = [stored[name] for name in self.add.input if name in stored]
+        self.codes, self.weight_scale = (stored[name] for name in weight.input[:2])
+        self.input_scale = stored[inputs.input[1]]
+
+
+def change(tensor: Any, function: Perturb) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(function(numpy_helper.to_array(tensor))), tensor.name))
+
+
+def shift_codes(codes: np.ndarray) -> np.ndarray:
+    """One weight of each output channel is a step off."""
+    codes = codes.copy()
+    codes[:, 0, 1, 1] += np.where(codes[:, 0, 1, 1] < 7, 1, -1).astype(codes.dtype)
+    return codes
+
+
+WRONG: dict[str, Callable[[Parts], None]] = {
+    "scale of a weight": lambda parts: change(parts.weight_scale, lambda a: a * np.float32(1.01)),
+    "scale of an input": lambda parts: change(parts.input_scale, lambda a: a * np.float32(1.01)),
+    "bias": lambda parts: change(parts.bias, lambda a: a + np.float32(0.02)),
+    "codes": lambda parts: change(parts.codes, shift_codes),
+}
+
+
+def test_an_exported_model_passes_in_both_engines(exported: Exported, digits: Tensor) -> None:
+    model, path = exported
+    verification = verify(model, path, digits.split(120), threads=1)
+    assert [row.name for row in verification.rows] == ["integer", "openvino", "onnxruntime"]
+    assert verification.passed and verification.judged and verification.images == 360
+    assert all(row.changed == 0 for row in verification.rows)
+    assert all(row.mean < 1e-3 * verification.deviation["logits"] for row in verification.rows)
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("index", [0, 3, 6])
+def test_a_file_with_one_layer_a_little_wrong_is_rejected(
+    what: str, index: int, exported: Exported, digits: Tensor, tmp_path: Path
+) -> None:
+    """A scale that is 1 % off, a bias 0.02 off, or one weight of each channel one step off."""
+    model, path = exported
+    wrong = onnx.load(path)
+    WRONG[what](Parts(wrong.graph, index))
+    onnx.save(wrong, tmp_path / "model.onnx")
+    verification = verify(model, tmp_path / "model.onnx", digits.split(120), threads=1)
+    for engine in ("openvino", "onnxruntime"):
+        assert any(reason.startswith(f"{engine}: logits differ") for reason in verification.reasons)
+    assert not any(reason.startswith("integer") for reason in verification.reasons)
+
+
+def test_a_missing_clip_to_a_narrow_grid_is_noticed(exported: Exported, digits: Tensor, tmp_path: Path) -> None:
+    model, path = exported
+    wrong = onnx.load(path)
+    for node in wrong.graph.node:
+        if node.op_type == "Clip":
+            node.op_type = "Identity"
+            del node.input[1:]
+    onnx.save(wrong, tmp_path / "model.onnx")
+    assert not verify(model, tmp_path / "model.onnx", digits.split(120), threads=1).passed
+
+
+def test_biases_that_an_engine_rounds_to_whole_steps_are_noticed(
+    exported: Exported, digits: Tensor, tmp_path: Path
+) -> None:
+    """ONNX Runtime rounds the bias of a convolution on integers to int32 at the low-bit scale; OpenVINO does not."""
+    model, path = exported
+    wrong = onnx.load(path)
+    for index in range(7):
+        parts = Parts(wrong.graph, index)
+        change(parts.bias, np.ravel)
+        parts.conv.input.append(parts.bias.name)
+        parts.conv.output[0] = parts.add.output[0]
+        wrong.graph.node.remove(parts.add)
+    onnx.save(wrong, tmp_path / "model.onnx")
+    verification = verify(model, tmp_path / "model.onnx", digits.split(120), threads=1)
+    assert not verification.passed and all(reason.startswith("onnxruntime:") for reason in verification.reasons)
+
+
+def test_an_engine_that_is_missing_says_what_to_install(
+    exported: Exported, digits: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DependencyError, match=r"onnxruntime is needed.*lbitcls\[deploy\]"):
+        verify(*exported, digits.split(120))
+
+
+def test_a_backbone_is_compared_by_its_features(make_resnet: Any, digits: Tensor, tmp_path: Path) -> None:
+    model = make_resnet("LSQ")
+    model.backbone.out_indices = (1, 2)
+    export_onnx(model, tmp_path / "backbone.onnx", input_shape=(1, 8, 8), part="backbone")
+    verification = verify(model, tmp_path / "backbone.onnx", digits.split(120), threads=1)
+    assert verification.passed and [row.output for row in verification.rows] == ["feature_0", "feature_1"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "APoT"])
+def test_every_method_passes_in_both_engines(
+    method: str, bits: int, make_resnet: Any, digits: Tensor, tmp_path: Path
+) -> None:
+    model = make_resnet(method, bits, per_channel=bits % 2 == 0)
+    export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    verification = verify(model, tmp_path / "model.onnx", digits.split(120), threads=1)
+    assert verification.passed, verification.reasons

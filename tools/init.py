@@ -1,0 +1,11 @@
+"""Write a config for a folder of images: `lbitcls init` from a clone."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lbitcls.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(only="init"))

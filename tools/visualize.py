@@ -1,0 +1,11 @@
+"""Look at a batch, at predictions, at mistakes, at the confusion matrix: `lbitcls visualize` from a clone."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lbitcls.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(only="visualize"))
