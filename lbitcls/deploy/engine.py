@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,16 @@ class Engine(ABC):
             )
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the process and for good.
+
+    Its CPU plugin gives the thread that compiles an alternate stack for signals. When a second core goes before the
+    first, the freed stack of one stays in use, and the next signal (the end of a data worker, say) ends the process.
+    """
+    return require("openvino").Core()
+
+
 class OpenVINOEngine(Engine):
     """OpenVINO.
 
@@ -99,9 +110,9 @@ class OpenVINOEngine(Engine):
     name = "openvino"
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
-        openvino = require("openvino")
+        require("openvino")
         super().__init__(path, threads, precision)
-        self._core = openvino.Core()
+        self._core = openvino_core()
         if precision == "bf16" and not can_bf16(self.name):
             raise ConfigError("this CPU does not compute in bf16; use precision='f32'.")
         self._settings: dict[str, Any] = {
@@ -193,7 +204,7 @@ def can_bf16(engine: str) -> bool:
     """Whether `engine` computes in bfloat16 on this CPU."""
     if engine != OpenVINOEngine.name:
         return False
-    return "BF16" in require("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _image_input(model: onnx.ModelProto, path: Path) -> tuple[Shape, int | None]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from lbitcls.deploy.engine import openvino_core
 from lbitcls.deploy.graph import OPERATIONS, Graph, attributes, weights_of
 from lbitcls.deploy.metadata import require
 from lbitcls.deploy.shipped import LayerFacts, active, quantized_layers, weight_dtype
@@ -120,7 +121,7 @@ def _latencies(models: dict[str, bytes], input_shape: tuple[int, int, int]) -> d
     They are run in turns, and the ratio of the two is the median over the turns, so that other work on the machine
     counts little: the first has its least latency, the other that times the ratio.
     """
-    core = require("openvino").Core()
+    core = openvino_core()
     image = np.zeros((1, *input_shape), np.float32)
     requests = {}
     for name, content in models.items():
@@ -200,7 +201,7 @@ _FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
 
 def executed_operations(path: str | Path) -> list[dict[str, str]]:
     """`layerType`, `runtimePrecision` and `originalLayersNames` of each operation that OpenVINO makes of a file."""
-    compiled = require("openvino").Core().compile_model(str(path), "CPU", _SETTINGS)
+    compiled = openvino_core().compile_model(str(path), "CPU", _SETTINGS)
     found = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
     return [{key: facts[key].astype(str) for key in _FACTS} for facts in found]
 

@@ -88,6 +88,25 @@ def test_threads_may_share_an_engine(engine: str, write_onnx: Any, small_logits:
     assert not wrong
 
 
+def test_signals_after_engines_came_and_went(engine: str, write_onnx: Any, repo_root: Path) -> None:
+    """OpenVINO gives the thread a stack for signals, which must not be a freed one."""
+    code = f"""
+import gc, os, signal
+import numpy as np
+from lbitcls.deploy import load
+images = np.zeros((1, 3, 6, 5), np.float32)
+first, second = (load({str(write_onnx())!r}, engine={engine!r}, threads=1) for _ in range(2))
+first.predict(images), second.predict(images)
+for name in ("first", "second"):
+    del globals()[name]
+    gc.collect()
+signal.signal(signal.SIGCHLD, lambda *given: print("lives"))
+os.kill(os.getpid(), signal.SIGCHLD)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "lives\n"), done.stderr
+
+
 def test_no_torch(engine: str, write_onnx: Any, info: ModelInfo, repo_root: Path) -> None:
     code = (
         "import sys, numpy; from lbitcls.deploy import load;"
