@@ -127,6 +127,8 @@ def export_onnx(
     norms_left = to_integer_layers(graph)
     if opset < _TRACED:
         to_opset_17(graph)
+    if target == "cpu":
+        targets.guard_scales(graph)
     choice = targets.choose_container(graph, target, input_shape)
     facts = [targets.with_container(fact, choice, target) for fact in layer_facts(model)]
     unpacked = graph.save().ByteSize()

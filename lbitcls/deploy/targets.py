@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from lbitcls.deploy.engine import openvino_core
-from lbitcls.deploy.graph import OPERATIONS, Graph, attributes, weights_of
+from lbitcls.deploy.graph import OPERATIONS, Graph, attributes, operation_of, weights_of
 from lbitcls.deploy.metadata import require
 from lbitcls.deploy.shipped import LayerFacts, active, quantized_layers, weight_dtype
 from lbitcls.utils.errors import ConfigError, suggest
@@ -139,6 +139,44 @@ def _latencies(models: dict[str, bytes], input_shape: tuple[int, int, int]) -> d
     first, *_ = times.values()
     least = min(first)
     return {n: round(least * float(np.median(np.divide(values, first))), 4) for n, values in times.items()}
+
+
+_TINY = np.finfo(np.float32).tiny  # added to a float, changes nothing but an exact 0
+_PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Slice", "Concat")
+
+
+def guard_scales(graph: Graph) -> None:
+    """Add the smallest number where nothing is added to integer results, so that OpenVINO takes no scale elsewhere.
+
+    It moves the channels' scales behind what follows, and with them it changes the bounds of a Clip there (seen in
+    2026.4: Conv, ReLU, MaxPool, Clip; also a Concat of integers on different grids). An addition keeps them in place.
+    """
+    for weight in weights_of(graph):
+        operation = operation_of(graph, weight)
+        if operation is not None:
+            _guard_bias(graph, operation)
+    for node in [node for node in graph.nodes if node.op_type == "Concat"]:
+        if any(_from_integers(graph, name) for name in node.input):
+            graph.append_to(node, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{node.name}/Guard")
+
+
+def _guard_bias(graph: Graph, operation: NodeProto) -> None:
+    last = operation
+    after = graph.only_consumer(last.output[0])
+    if after is not None and after.op_type == "Mul" and after.input[1] in graph.constants:  # signs
+        last, after = after, graph.only_consumer(after.output[0])
+    bias = None if after is None or after.op_type != "Add" else graph.array(after.input[1])
+    if after is None or bias is None:
+        graph.append_to(last, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{operation.name}/Guard")
+    elif not bias.any():
+        after.input[1] = graph.add_constant(after.input[1], bias + _TINY)
+
+
+def _from_integers(graph: Graph, name: str) -> bool:
+    node = graph.producer(name)
+    if node is None or node.op_type not in _PASSING:
+        return node is not None and node.op_type == "DequantizeLinear"
+    return any(_from_integers(graph, inner) for inner in node.input)
 
 
 def with_container(fact: LayerFacts, choice: Choice, target: str) -> LayerFacts:

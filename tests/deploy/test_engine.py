@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lbitcls.deploy import load
-from lbitcls.deploy.engine import _FIXED_BATCH_SIZES, ENGINES
+from lbitcls.deploy.engine import _FIXED_BATCH_SIZES, ENGINES, openvino_core
 from lbitcls.deploy.metadata import ModelInfo
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, DependencyError
 
@@ -185,9 +185,8 @@ def test_bfloat16(engine: str, write_onnx: Any, small_logits: Any) -> None:
         with pytest.raises(ConfigError, match="engine='openvino'"):
             load(write_onnx(), engine=engine, precision="bf16")
         return
-    import openvino
 
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(ConfigError, match="does not compute in bf16"):
             load(write_onnx(), precision="bf16")
         return

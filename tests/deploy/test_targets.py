@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from lbitcls.deploy import targets
 from lbitcls.deploy.graph import Graph
 from lbitcls.deploy.onnx import export_onnx
+from lbitcls.deploy.residual import CarriedOutput
 from lbitcls.deploy.targets import Choice, check_structure, integer_layers
+from lbitcls.quant.quantizers.lsq import LSQ
+from lbitcls.quant.ranges import minmax
 from lbitcls.utils.errors import ConfigError
 
 Ships = Callable[..., Any]
@@ -139,3 +142,32 @@ def test_layers_in_integers_and_the_reasons_of_others(quantized: Quantized, ship
     found = integer_layers(ships(model, images()).path)
     assert found["convolutions"]["float"] == {"0": "its input is float"}
     assert found["linear"]["float"] == {"5": "its weight is float"}
+
+
+def test_scales_stay_before_a_clip_where_there_is_no_bias(quantized: Quantized, ships: Ships) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 1), nn.Flatten()]
+    layers[3].bias.data.zero_()
+    model = quantized(nn.Sequential(*layers, nn.Linear(16, 4, bias=False)), "LSQ", 4, 4, images(), per_channel=True)
+    report = ships(model, images())
+    assert integer_layers(report.path)["convolutions"]["integer"] == 2
+
+
+def test_scales_stay_before_a_clip_behind_a_concatenation(quantized: Quantized, ships: Ships) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.out = nn.Identity(), nn.Identity(), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.cat([self.left(x), self.right(x)], 1))
+
+    torch.manual_seed(0)
+    model: Any = quantized(Joined(), "LSQ", 4, 4, images())
+    for layer, upper in ((model.left, 2.0), (model.right, 4.0)):
+        grid = LSQ(8, signed=False)
+        grid.initialize(torch.linspace(0, upper, 9), minmax)
+        layer.register_forward_hook(CarriedOutput(grid.eval()))
+    model.out.input_quantizer = LSQ(4, signed=False)
+    model.out.input_quantizer.initialize(torch.linspace(0, 0.97, 9), minmax)
+    ships(model.eval(), images())
