@@ -3,9 +3,9 @@
     python benchmarks/deployment.py [--models resnet18 mobilenet_v2] [--batch 1 16] [--threads 2] [--json F]
 
 OpenVINO runs every file in float32 precision; the float model in bfloat16 stands beside. The files of a model take
-turns, a tenth of a second each. Weights are random, and ranges calibrated on random images: speed does not depend on
-them. Needs the extra `deploy`; with `nncf` (`pip install -r requirements/benchmarks.txt`) the float ResNet-18 is
-quantized by NNCF as well.
+turns, a tenth of a second each. Weights are random, and ranges calibrated on random images, by the rule of
+`tools/calibrate.py`: speed depends on whether a skip connection can be carried on the grid of a layer. Needs the extra
+`deploy`; with `nncf` (`pip install -r requirements/benchmarks.txt`) the float ResNet-18 is quantized by NNCF as well.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def quantized(name: str, model: nn.Module, bits: int, images: Tensor) -> nn.Modu
         ),
     )
     model = build_mtransformer(section)(copy.deepcopy(model)).eval()
-    calibrate(model, [images])
+    calibrate(model, [images], "mse")
     return model
 
 

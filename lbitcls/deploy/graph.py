@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Graph:
 
     def add_constant(self, name: str, value: np.ndarray, replace: bool = False) -> str:
         """A new constant; its name, with a number where `name` is taken (`replace`: the old one is given up)."""
-        name = name if replace else self._free(name, self.constants)
+        name = name if replace else self.free_name(name)
         self.constants[name] = require("onnx").numpy_helper.from_array(np.array(value, order="C"), name)
         return name
 
@@ -65,14 +65,17 @@ class Graph:
         self.nodes.insert(self.nodes.index(after) + 1, node)
         return node
 
-    def new_tensor(self, name: str) -> str:
-        """A name for a new tensor: `name`, with a number where it is taken."""
-        return self._free(name, (output for node in self.nodes for output in node.output))
+    def free_name(self, name: str) -> str:
+        """A name for a new tensor: `name`, with a number where a constant or another tensor has it."""
+        made = (output for node in self.nodes for output in node.output)
+        taken = {*self.constants, *made, *(value.name for value in self.model.graph.input)}
+        numbered = (f"{name}_{number}" for number in count(2))
+        return next(free for free in chain([name], numbered) if free not in taken)
 
     def append_to(self, node: NodeProto, kind: str, operand: str, name: str) -> NodeProto:
         """A new node `kind(output of node, operand)` that takes the name of the node's output over."""
         output = node.output[0]
-        node.output[0] = self.new_tensor(f"{output}_before_{kind.lower()}")
+        node.output[0] = self.free_name(f"{output}_before_{kind.lower()}")
         return self.add_node(kind, [node.output[0], operand], output, node, name)
 
     def redirect(self, old: str, new: str) -> None:
@@ -99,14 +102,6 @@ class Graph:
             field.extend(values)
         self.nodes, self.constants = list(graph.node), {tensor.name: tensor for tensor in graph.initializer}
         return self.model
-
-    @staticmethod
-    def _free(name: str, taken: Iterable[str]) -> str:
-        number, free, taken = 1, name, set(taken)
-        while free in taken:
-            number += 1
-            free = f"{name}_{number}"
-        return free
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
@@ -188,7 +183,7 @@ def separate_weights(graph: Graph) -> None:
     """Give each use of a weight (a layer that is called twice) a DequantizeLinear and scales of its own."""
     for weight in weights_of(graph):
         for number, user in enumerate(graph.consumers(weight.output[0])[1:], 2):
-            output = graph.new_tensor(f"{weight.output[0]}_{number}")
+            output = graph.free_name(f"{weight.output[0]}_{number}")
             graph.add_node(
                 "DequantizeLinear", list(weight.input), output, weight, f"{weight.name}_{number}", **attributes(weight)
             )
@@ -201,12 +196,40 @@ def separate_weights(graph: Graph) -> None:
                 weight.input[position] = graph.add_constant(name, _known(graph, name))
 
 
+def pool_integers(graph: Graph) -> None:
+    """Quantize before a MaxPool, where that is done to its result alone.
+
+    The values are the same, since quantization keeps the order; and engines write, and pool, integers.
+    """
+    for pool in reversed([node for node in graph.nodes if node.op_type == "MaxPool" and len(node.output) == 1]):
+        chain = _quantization_of(graph, pool.output[0])
+        if not chain:
+            continue
+        first, last = chain[0], chain[-1]
+        source, pooled, result = pool.input[0], pool.output[0], last.output[0]
+        first.input[0], last.output[0], pool.input[0], pool.output[0] = source, pooled, pooled, result
+        graph.nodes.remove(pool)
+        graph.nodes.insert(graph.nodes.index(last) + 1, pool)
+
+
+def _quantization_of(graph: Graph, tensor: str) -> list[NodeProto]:
+    """The Clip, if there is one, QuantizeLinear and DequantizeLinear that alone take a tensor; empty: others do."""
+    chain: list[NodeProto] = []
+    for kind in ("Clip", "QuantizeLinear", "DequantizeLinear"):
+        node = graph.only_consumer(chain[-1].output[0] if chain else tensor)
+        if node is not None and node.op_type == kind:
+            chain.append(node)
+        elif kind != "Clip":
+            return []
+    return chain
+
+
 def drop_repeated(graph: Graph) -> None:
     """Take out each quantization of a tensor that lies on the very same grid already."""
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         bounds = graph.producer(node.input[0])
         source = bounds.input[0] if bounds is not None and bounds.op_type == "Clip" else node.input[0]
-        before = graph.producer(source)
+        before = through_pools(graph, source)
         if before is None or before.op_type != "DequantizeLinear" or not _same_grid(graph, before, node):
             continue
         first = graph.producer(before.input[0])
@@ -214,6 +237,14 @@ def drop_repeated(graph: Graph) -> None:
         if _bounds(graph, first) == _bounds(graph, node):
             for after in graph.consumers(node.output[0]):
                 graph.redirect(after.output[0], source)
+
+
+def through_pools(graph: Graph, name: str) -> NodeProto | None:
+    """The node that makes a tensor, or makes what it is the maximum of."""
+    node = graph.producer(name)
+    while node is not None and node.op_type == "MaxPool":
+        node = graph.producer(node.input[0])
+    return node
 
 
 def _same_grid(graph: Graph, left: NodeProto, right: NodeProto) -> bool:

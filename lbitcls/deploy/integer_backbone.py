@@ -33,6 +33,7 @@ from lbitcls.registry import BACKBONES, DATASETS
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, reject_unknown_keys, require_dict
+from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.version import __version__
 
 logger = logging.getLogger("lbitcls")
@@ -171,7 +172,7 @@ def _made(
         )
     section = require_dict("IntegerBackbone: calibration", calibration)
     reject_unknown_keys("IntegerBackbone: calibration", section, ("data", "num_images", "method"))
-    weights = Path(checkpoint).expanduser()
+    weights = fetch_weights(checkpoint) if is_published(checkpoint) else Path(checkpoint).expanduser()
     if not weights.is_file():
         raise CheckpointError(f"IntegerBackbone: there is no checkpoint {weights}.")
     images = _images(section.get("data"), section.get("num_images", 200))

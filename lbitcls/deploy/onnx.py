@@ -21,6 +21,7 @@ from lbitcls.deploy.graph import (
     absorb_norms,
     drop_repeated,
     name_nodes,
+    pool_integers,
     separate_weights,
     settle_signs,
     to_opset_17,
@@ -172,6 +173,7 @@ def to_integer_layers(graph: Graph) -> list[str]:
     separate_weights(graph)
     norms_left = absorb_norms(graph)
     settle_signs(graph)
+    pool_integers(graph)
     drop_repeated(graph)
     graph.save()
     return norms_left

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from lbitcls.deploy.engine import openvino_core
-from lbitcls.deploy.graph import OPERATIONS, Graph, attributes, operation_of, weights_of
+from lbitcls.deploy.graph import OPERATIONS, Graph, attributes, operation_of, through_pools, weights_of
 from lbitcls.deploy.metadata import require
 from lbitcls.deploy.shipped import LayerFacts, active, quantized_layers, weight_dtype
 from lbitcls.utils.errors import ConfigError, suggest
@@ -267,7 +267,7 @@ def _why_float(graph: Graph, node: NodeProto) -> str:
     weight = graph.producer(node.input[1])
     while weight is not None and weight.op_type in ("Transpose", "Cast"):
         weight = graph.producer(weight.input[0])
-    source = graph.producer(node.input[0])
+    source = through_pools(graph, node.input[0])
     if weight is None or weight.op_type != "DequantizeLinear":
         return "its weight is float"
     if source is None or source.op_type != "DequantizeLinear":

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from lbitcls.apis.calibrate import calibrate_checkpoint
 from lbitcls.apis.export import RejectedError, export_checkpoint
@@ -77,6 +78,27 @@ def test_export_and_verify(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFi
     assert "ResNetCIFAROptionA" in info.config
     of_file, of_checkpoint = (measure(cfg, path)["top-1"] for path in (out, checkpoint))
     assert abs(of_file - of_checkpoint) <= 100 / 360 + 1e-6
+
+
+def test_a_pipeline_without_a_size(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The first validation image says how large images are."""
+    model = dict(MODEL, backbone=dict(MODEL["backbone"], in_channels=3), head=dict(MODEL["head"], num_classes=2))
+    for number, name in enumerate(("ant", "bee")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = np.random.default_rng(8 * number + i).integers(0, 255, (12, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    steps = [dict(type="LoadImageFromFile"), dict(type="Normalize", mean=[0.5] * 3, std=[0.2] * 3)]
+    steps += [dict(type="ImageToTensor", keys=["img"]), dict(type="Collect", keys=["img", "gt_label"])]
+    photos = dict(type="ImageFolder", data_prefix=str(tmp_path / "photos"), pipeline=steps)
+    data = dict(samples_per_gpu=8, workers_per_gpu=0, train=photos, val=photos, test=photos)
+    cfg = make_config(model=model, data=data, quant_transformer=transformer())
+    torch.manual_seed(0)
+    save_checkpoint(build_classifier(cfg.model), tmp_path / "float.pth")
+    calibrate_checkpoint(cfg, tmp_path / "float.pth", tmp_path / "quantized.pth", num_images=16, test=False)
+    report = export_checkpoint(cfg, tmp_path / "quantized.pth", tmp_path / "model.onnx", verify=True, num_images=16)
+    assert report.info.input_shape == (3, 12, 20)
+    assert measure(cfg, tmp_path / "model.onnx")["top-1"] == measure(cfg, tmp_path / "quantized.pth")["top-1"]
 
 
 def test_a_file_that_differs_is_renamed(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

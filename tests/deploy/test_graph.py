@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -111,3 +112,59 @@ def test_editing() -> None:
     assert [t.name for t in saved.graph.initializer] == ["c"]
     onnx.checker.check_model(saved)
     assert attributes(helper.make_node("Conv", [], [], pads=[1, 2])) == {"pads": [1, 2]}
+
+
+class Attention(nn.Module):
+    """Patches, a layer of self-attention, a linear layer; as torch makes them, the projections' biases are 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, stride=2)
+        nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = self.norm(tokens)
+        return self.fc((tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]).mean(1))
+
+
+def test_attention(quantized: Quantized, ships: Ships) -> None:
+    """The traced graph calls constants and tensors alike view, view_2, …; what is added to it takes no name twice."""
+    graph = graph_of(ships(quantized(Attention(), "LSQ", 4, 4, images()), images()))
+    made = [output for node in graph.nodes for output in node.output]
+    assert len({*made, *graph.constants}) == len(made) + len(graph.constants)
+
+
+def test_new_names_are_free(quantized: Quantized, ships: Ships) -> None:
+    graph = graph_of(ships(quantized(nn.Sequential(nn.Conv2d(3, 8, 3)), "LSQ", 4, 4, images()), images()))
+    tensors = {"image", *graph.constants, *(output for node in graph.nodes for output in node.output)}
+    assert tensors.isdisjoint(map(graph.free_name, tensors))
+    assert graph.free_name("other") == "other"
+
+
+class Pooled(nn.Module):
+    """Pools of which one result is quantized, after another pool, and of one an addition takes the result as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.conv, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(self.pool(self.norm(self.stem(x))))  # signed: padding must not count
+        z = nn.functional.max_pool2d(self.conv(y), 2)
+        return (z + self.last(z).mean(1, keepdim=True)).mean((2, 3))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integers_are_pooled(quantized: Quantized, ships: Ships, bits: int) -> None:
+    x = torch.randn(8, 3, 17, 17, generator=torch.Generator().manual_seed(1))
+    graph = graph_of(ships(quantized(Pooled(), "LSQ", bits, bits, x), x))
+    makers = [graph.producer(n.input[0]) for n in graph.nodes if n.op_type == "MaxPool"]
+    assert [maker.op_type for maker in makers if maker is not None] == ["DequantizeLinear", "MaxPool", "Add"]
+    taken = graph.consumers(next(n for n in graph.nodes if n.op_type == "MaxPool" and n.name.endswith("_2")).output[0])
+    assert [node.name for node in taken] == ["conv"]
