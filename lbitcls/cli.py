@@ -269,19 +269,24 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
 
 
 def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
+    """The arguments; those of a verb may stand before, between and after its options."""
     if only is not None:
-        parser = argparse.ArgumentParser(description=VERBS[only].help)
-        VERBS[only].add_arguments(parser)
-        parser.set_defaults(run=VERBS[only].run)
-        return parser.parse_args(argv)
+        return _with_verb(argparse.ArgumentParser(description=VERBS[only].help), only).parse_intermixed_args(argv)
+    if argv and argv[0] in VERBS:
+        parser = argparse.ArgumentParser(f"lbitcls {argv[0]}", description=VERBS[argv[0]].help)
+        return _with_verb(parser, argv[0]).parse_intermixed_args(argv[1:])
     parser = argparse.ArgumentParser("lbitcls", description="Image classifiers of 2 to 8 bits, from one config file.")
     parser.add_argument("--version", action="version", version=f"lbitcls {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, entry in VERBS.items():
-        sub = verbs.add_parser(name, help=entry.help, description=entry.help)
-        entry.add_arguments(sub)
-        sub.set_defaults(run=entry.run)
+        _with_verb(verbs.add_parser(name, help=entry.help, description=entry.help), name)
     return parser.parse_args(argv)
+
+
+def _with_verb(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
+    VERBS[name].add_arguments(parser)
+    parser.set_defaults(run=VERBS[name].run)
+    return parser
 
 
 def _print_error(error: LbitclsError) -> None:

@@ -205,10 +205,10 @@ def _finish(panel: Axes, title: str, unit: str, axis: str) -> None:
     panel.set_title(title, loc="left", fontweight="bold")
     panel.set_xlabel(axis)
     panel.set_ylabel(unit)
-    if axis != "images seen":
-        from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6 if axis == "images seen" else 8, min_n_ticks=1))
+    panel.xaxis.set_major_formatter(_count)
     if panel.get_legend_handles_labels()[0]:
         panel.legend()
 
@@ -255,4 +255,8 @@ def _images_axis(panel: Axes, run: Run) -> None:
     top = panel.secondary_xaxis("top", functions=(lambda epoch: epoch * rate, lambda images: images / rate))
     top.set_xlabel("images seen", fontsize=8)
     top.tick_params(labelsize=7.5)
-    top.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    top.xaxis.set_major_formatter(_count)
+
+
+def _count(value: float, _: object = None) -> str:
+    return f"{value:,.0f}"

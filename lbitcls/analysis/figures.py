@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ _STYLE: dict[str, Any] = {
     "xtick.color": GREY,
     "ytick.color": GREY,
     "lines.linewidth": 1.6,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
     "legend.fontsize": 8.5,
 }
 
@@ -54,12 +55,33 @@ _STYLE: dict[str, Any] = {
 def style() -> Iterator[None]:
     """The look of the pictures, while figures are made in it."""
     import matplotlib
+
+    look: Any = {**_STYLE, "font.family": _fonts()}
+    with matplotlib.rc_context(look):
+        yield
+
+
+@cache
+def _fonts() -> list[str]:
+    """Those of `_FONTS` that are installed; the first comes with matplotlib."""
     from matplotlib.font_manager import fontManager
 
     present = set(fontManager.get_font_names())
-    look: Any = {**_STYLE, "font.family": [name for name in _FONTS if name in present]}
-    with matplotlib.rc_context(look):
-        yield
+    return [name for name in _FONTS if name in present]
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """The characters that the fonts have."""
+    from matplotlib.font_manager import findfont
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(code for name in _fonts() for code in FT2Font(findfont(name)).get_charmap())
+
+
+def can_draw(text: str) -> bool:
+    """Whether the fonts of this machine have every character of `text`; the others are drawn as boxes."""
+    return all(ord(letter) in _letters() for letter in text)
 
 
 def new_figure(width: float, height: float, arranged: bool = True) -> Figure:

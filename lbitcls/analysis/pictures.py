@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lbitcls.analysis.figures import GREEN, GREY, INK, RED, new_figure, shorten, style
+from lbitcls.analysis.figures import GREEN, GREY, INK, RED, can_draw, new_figure, shorten, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +43,10 @@ class Prediction:
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
-    """Name of a class, or its number where the names are not known."""
-    return str(names[label]) if names is not None and label < len(names) else str(label)
+    """Name of a class; its number where the names are not known, or no font has the name's characters."""
+    if names is None or label >= len(names):
+        return str(label)
+    return str(names[label]) if can_draw(str(names[label])) else f"class {label}"
 
 
 def draw_batch(

@@ -74,6 +74,16 @@ def test_curves_of_two_runs(run: Run) -> None:
     assert lines(top1).keys() == {"a, val", "b, val"} and lines(rate).keys() == {"a, train", "b, train"}
 
 
+@pytest.mark.parametrize(("axis", "tick"), [("epoch", "1"), ("iter", "60,000"), ("images", "1,000,000")])
+def test_whole_numbers_along_the_axis(axis: str, tick: str, tmp_path: Path) -> None:
+    """Also where there is a single point."""
+    train = dict(mode="train", epoch=1, iter=60_000, images=1_000_000, loss=1.0)
+    panel = draw_curves([Run("a", [train, {**train, "mode": "val"}])], ["loss"], axis).axes[0]
+    panel.figure.savefig(tmp_path / "x.png")
+    assert [text.get_text() for text in panel.get_xticklabels()].count(tick) == 1
+    assert all(place == round(place) for place in panel.get_xticks())
+
+
 @pytest.mark.parametrize(
     ("keys", "axis", "message"),
     [(["los"], "epoch", "did you mean 'loss'"), (["train/top-1"], "epoch", "no log has"), (["loss"], "step", "axis")],

@@ -10,11 +10,14 @@ import pytest
 from PIL import Image
 
 from lbitcls.analysis.confusion import LARGEST, draw_confusion, worst_classes
-from lbitcls.analysis.figures import RED, check_path, pixels, save, shorten
-from lbitcls.analysis.pictures import Prediction, draw_batch, draw_predictions
+from lbitcls.analysis.figures import RED, can_draw, check_path, pixels, save, shorten
+from lbitcls.analysis.pictures import Prediction, class_name, draw_batch, draw_predictions
 from lbitcls.utils.errors import ConfigError
 
 NAMES = ["ant", "蜂", "5$ no_te$", "a class with a name that is far too long"]
+
+
+BEE = class_name(NAMES, 1)  # a machine without a font for it shows the class's number
 
 
 def captions(figure: Any) -> list[str]:
@@ -25,7 +28,7 @@ def test_batch(tmp_path: Path) -> None:
     images = [np.full((6, 9, 3), 0.5), np.zeros((8, 8)), np.full((4, 4, 3), 2.0), np.ones((5, 5))]
     figure = draw_batch(images, [0, 1, 2, 3], NAMES, "a title")
     said = captions(figure)
-    assert said[:3] == NAMES[:3] and said[3].startswith("a class") and "…" in said[3]
+    assert said[:3] == ["ant", BEE, "5$ no_te$"] and said[3].startswith("a class") and "…" in said[3]
     with Image.open(save(figure, tmp_path / "deep" / "batch.png")) as written:  # math and missing glyphs are no error
         assert written.size[0] > 300
     assert figure._repr_png_()[:4] == b"\x89PNG"
@@ -34,7 +37,7 @@ def test_batch(tmp_path: Path) -> None:
 def test_wrong_predictions_are_marked() -> None:
     predictions = [Prediction(7, 0, 0, 0.934, 0.934), Prediction(3, 1, 0, 0.8, 0.001)]
     figure = draw_predictions([np.zeros((4, 4))] * 2, predictions, NAMES)
-    assert captions(figure) == ["✓ ant, 93 %", "✗ ant, 80 %", "true: 蜂, <1 %"]
+    assert captions(figure) == ["✓ ant, 93 %", "✗ ant, 80 %", f"true: {BEE}, <1 %"]
     framed = [axes.spines["top"].get_visible() and axes.spines["top"].get_edgecolor()[0] > 0.8 for axes in figure.axes]
     assert framed == [False, True] and RED.startswith("#dc")
     assert captions(draw_predictions([np.zeros((4, 4))], predictions[:1])) == ["✓ 0, 93 %"]
@@ -47,6 +50,13 @@ def test_cells_do_not_overlap(number: int) -> None:
     boxes = [axes.get_position() for axes in figure.axes]
     assert len(boxes) == number and all(b.x0 >= 0 and b.x1 <= 1 and b.y0 >= 0 and b.y1 <= 1 for b in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_name_that_no_font_has() -> None:
+    """Boxes would not tell classes apart."""
+    assert can_draw("Bienen & Wespen, éß") and not can_draw("bee \U000f0000")
+    names = ["a", "b\U000f0000", "c\U000f0000"]
+    assert [class_name(names, label) for label in range(4)] == ["a", "class 1", "class 2", "3"]
 
 
 def matrix(classes: int) -> np.ndarray:

@@ -63,6 +63,7 @@ def test_two_processes_train_as_one_model(make_config: Any, tmp_path: Path) -> N
     assert set(summary) >= {"float", "quantized"}
     alone = classify(Config(cfg._cfg_dict), f"{cfg.work_dir}/latest.pth")
     together = last_record(cfg.work_dir)
+    assert together["images"] == 2 * 2 * 719  # 1,437 images, one of them twice, so that the ranks have equally many
     assert alone["top-1"] == together["top-1"]
     assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
 

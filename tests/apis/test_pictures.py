@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lbitcls.analysis.curves import read_run
 from lbitcls.apis import pictures as module
 from lbitcls.apis import train_classifier
 from lbitcls.apis.pictures import confusion_of, mixed, predict, read_images
@@ -18,6 +19,7 @@ from lbitcls.apis.visualize import visualize
 from lbitcls.cli import main
 from lbitcls.core.hooks.work_dir import PICTURES
 from lbitcls.datasets import build_dataset
+from lbitcls.models import build_classifier
 from lbitcls.utils import Config, load_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError
 
@@ -52,9 +54,6 @@ def test_tensorboard_has_them(trained: Any) -> None:
 
 def test_the_confusion_matrix_is_that_of_the_best_weights(trained: Any) -> None:
     cfg, summary, _ = trained
-    model = torch.nn.Module()
-    from lbitcls.models import build_classifier
-
     model = build_classifier(cfg.model)
     load_checkpoint(model, summary["checkpoint"])
     dataset = build_dataset(cfg.data.val)
@@ -65,6 +64,46 @@ def test_the_confusion_matrix_is_that_of_the_best_weights(trained: Any) -> None:
     assert sorted(p.index for p in found) == list(range(360))
     assert all(p.label == dataset.labels[p.index] for p in found)
     assert all(0 < p.probability <= p.confidence <= 1 for p in found)
+
+
+@pytest.mark.parametrize("reload_best", [True, False])
+@pytest.mark.parametrize("ema", [None, dict(decay=0.2)], ids=["plain", "ema"])
+def test_pictures_are_of_the_weights_that_the_log_names(
+    reload_best: bool, ema: Any, make_config: Any, monkeypatch: Any
+) -> None:
+    """The last epoch spoils the model: with `reload_best` no picture shows that, and the log says so before."""
+    drawn: dict[str, Any] = {}
+    draw_confusion, draw_predictions = module.draw_confusion, module.draw_predictions
+
+    def confusion(counts: np.ndarray, *rest: Any) -> Any:
+        drawn["top-1"] = 100 * np.trace(counts) / counts.sum()
+        return draw_confusion(counts, *rest)
+
+    def predictions(images: Any, found: Any, *rest: Any) -> Any:
+        drawn["predictions"] = found
+        return draw_predictions(images, found, *rest)
+
+    monkeypatch.setattr(module, "draw_confusion", confusion)
+    monkeypatch.setattr(module, "draw_predictions", predictions)
+    cfg = make_config(
+        total_epochs=3,
+        ema=ema,
+        lr_config=dict(policy="step", step=[2], gamma=30.0),
+        evaluation=dict(reload_best=reload_best),
+        options={"log_config.pictures": True},
+    )
+    summary = train_classifier(cfg)
+    validated = [record["top-1"] for record in read_run(cfg.work_dir).records if record["mode"] == "val"]
+    assert validated[-1] < max(validated) == summary["float"]["top1"]
+    assert drawn["top-1"] == pytest.approx(max(validated) if reload_best else validated[-1])
+    file = summary["checkpoint"] if reload_best else Path(cfg.work_dir) / "latest.pth"
+    model = build_classifier(cfg.model)
+    load_checkpoint(model, file)
+    dataset = build_dataset(cfg.data.val)
+    again, _ = predict(model, dataset, mixed(dataset, module.SHOWN), torch.device("cpu"), 128)
+    assert [p.predicted for p in drawn["predictions"]] == [p.predicted for p in again]
+    log = next(Path(cfg.work_dir).glob("*.log")).read_text()
+    assert ("Reloaded the best weights" in log.partition("Pictures (")[0]) == reload_best
 
 
 @pytest.mark.parametrize("to_rgb", [True, False])
@@ -192,7 +231,24 @@ def test_analyze_by_command(trained: Any, tmp_path: Path, capsys: Any, monkeypat
 
 
 def test_images_are_counted(trained: Any) -> None:
-    from lbitcls.analysis.curves import read_run
-
     counts = [record["images"] for record in read_run(trained[0].work_dir).records]
     assert counts == [5 * 128, 10 * 128, 1437, 1437]
+
+
+def test_images_are_counted_whatever_makes_a_step(make_config: Any) -> None:
+    """Batches whose gradients are added up are images seen like others, and the curve of a test loss has them too."""
+    cfg = make_config(optimizer_config=dict(grad_clip=None, cumulative_iters=4))
+    train_classifier(cfg)
+    run = read_run(cfg.work_dir)
+    assert run.series("loss", "val", "images")[0].tolist() == [1437, 2 * 1437]
+    assert run.series("loss", "train", "images")[0].tolist() == [640, 1280, 1437, 2077, 2717, 2874]
+
+
+def test_a_checkpoint_may_stand_after_the_options(trained: Any, tmp_path: Path) -> None:
+    cfg, summary, _ = trained
+    cfg.dump(tmp_path / "tiny.py")
+    target = str(tmp_path / "x.png")
+    given = ["visualize", "predictions", "--num-images", "2", str(tmp_path / "tiny.py"), "--out", target]
+    assert main([*given, summary["checkpoint"]]) == 0 and Path(target).exists()
+    with pytest.raises(SystemExit):
+        main([*given, summary["checkpoint"], "too many"])

@@ -1,0 +1,151 @@
+"""The notebooks: what they name exists, they hold no outputs, and they run from top to bottom."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import importlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NOTEBOOKS = sorted((ROOT / "demo").glob("*.ipynb"))
+CONFIGS = ROOT / "configs" / "transfer"
+WEIGHTS = "weights/squeezenet1_1_caffe_fp16.pth"
+EXECUTE = """
+import sys, nbformat, nbclient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+nbformat.write(nbclient.NotebookClient(notebook, timeout=600).execute(), sys.argv[1])
+"""
+
+
+def code_cells(path: Path) -> list[Any]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_both_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["quantized_transfer_learning", "transfer_learning"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_valid_and_holds_no_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    for cell in code_cells(path):
+        assert not cell.outputs and cell.execution_count is None, f"strip the outputs of {path.name}"
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_names_exists(path: Path) -> None:
+    """Every import, every keyword of a function of the package, every config."""
+    tree = ast.parse("\n".join(cell.source for cell in code_cells(path)), path.name)
+    imported: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            imported |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    assert {"train_classifier", "visualize", "analyze_logs", "Config"} <= imported.keys()
+    recipes = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        if name == "recipe":
+            recipes += [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+        elif name in imported and hasattr(imported[name], "__code__"):
+            code = imported[name].__code__
+            known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            assert {keyword.arg for keyword in call.keywords} <= set(known), f"{name} in {path.name}"
+    assert len(recipes) >= 2
+    for recipe in (*recipes, "qat", "lsq_4w4f"):
+        assert (CONFIGS / f"squeezenet1_1_{recipe}.py").is_file()
+
+
+@pytest.fixture
+def tiny_data(tmp_path: Path) -> Path:
+    """Photos of ants (dark) and bees (light), and weights of SqueezeNet that nobody trained."""
+    generator = np.random.default_rng(0)
+    for part, number in (("train", 6), ("val", 4)):
+        for label, kind in enumerate(("ants", "bees")):
+            folder = tmp_path / "data" / "hymenoptera_data" / part / kind
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = generator.integers(110 * label, 110 * label + 100, (60, 80, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    from torchvision.models import squeezenet1_1
+
+    weights = tmp_path / "data" / WEIGHTS
+    weights.parent.mkdir()
+    torch.save(squeezenet1_1().state_dict(), weights)
+    return tmp_path / "data"
+
+
+def execute(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> Any:
+    """The notebook after it ran in `folder`; `parameters` are set after the cell with that tag.
+
+    It is run by a process of its own: sockets of one client, freed late, disturbed the next one's in the same process.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "jupyter"))
+    notebook = nbformat.read(path, as_version=4)
+    tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())]
+    settings = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(settings))
+    copy = folder / path.name
+    nbformat.write(notebook, copy)
+    subprocess.run([sys.executable, "-c", EXECUTE, copy.name], cwd=folder, check=True)
+    return nbformat.read(copy, as_version=4)
+
+
+def shown(notebook: Any) -> tuple[list[Image.Image], str]:
+    """The pictures that a notebook shows, and all its text."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    data = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    text = "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
+    return [Image.open(io.BytesIO(base64.b64decode(png))) for png in data], text
+
+
+def assert_drawn(pictures: list[Image.Image], number: int) -> None:
+    assert len(pictures) == number
+    for picture in pictures:
+        assert min(picture.size) > 150 and len(picture.convert("L").getcolors(256) or []) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_transfer_learning(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict(DATA_ROOT=str(tiny_data), EPOCHS=2, CONFIGS=str(CONFIGS))
+    notebook = execute(ROOT / "demo" / "transfer_learning.ipynb", tmp_path, monkeypatch, **given)
+    pictures, text = shown(notebook)
+    assert_drawn(pictures, 6)
+    assert "train {'ants': 6, 'bees': 6}" in text and "val {'ants': 4, 'bees': 4}" in text
+    assert "time per iteration" in text and text.count("top-1") >= 4
+    work = tmp_path / "work_dirs" / "transfer_learning"
+    for run in ("features", "finetune"):
+        assert f"{run}/best_top-1.pth" in text and (work / run / "results.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("quantized", ["qat", "lsq_4w4f"])
+def test_quantized_transfer_learning(
+    quantized: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = dict(DATA_ROOT=str(tiny_data), EPOCHS=1, CONFIGS=str(CONFIGS), QUANTIZED=quantized, QUANTIZED_EPOCHS=1)
+    notebook = execute(ROOT / "demo" / "quantized_transfer_learning.ipynb", tmp_path, monkeypatch, **given)
+    pictures, text = shown(notebook)
+    assert_drawn(pictures, 3)
+    assert (tmp_path / "work_dirs" / "quantized_transfer_learning" / quantized / "model.onnx").is_file()
+    last = [line.split() for line in text.splitlines()[-2:]]
+    assert [line[0] for line in last] == ["float", "integers"]
+    assert float(last[1][3]) < 0.5 * float(last[0][3])  # KiB
