@@ -56,19 +56,18 @@ def soft_gradients(
     """Gradients of Q_S for x, and each element's part of those of scale, offset and sharpness."""
     zero = affine.zero_point(scale, offset, quant_min, quant_max)
     v = x / scale
-    below, above = v < quant_min - zero, v > quant_max - zero
-    outside = below | above
-    t = v - torch.floor(v) - 0.5
+    bounded = torch.clamp(v, quant_min - zero, quant_max - zero)
+    inside = v == bounded
+    grad_inside, grad_outside = torch.where(inside, grad, 0.0), torch.where(inside, 0.0, grad)
+    t = bounded - torch.floor(bounded).add_(0.5)  # of v itself, where v is infinite, this would be no number
     edge, inner = torch.tanh(sharpness / 2), torch.tanh(sharpness * t)
-    slope = sharpness * (1 - inner * inner) / (2 * edge)
-    bent = (t * (1 - inner * inner) - inner * (1 - edge * edge) / (2 * edge)) / (2 * edge)
-    grad_scale = torch.where(outside, torch.where(below, quant_min, quant_max), torch.round(v) - slope * v) * grad
-    return (
-        torch.where(outside, 0.0, grad * slope),
-        grad_scale,
-        torch.where(outside, grad, 0.0),
-        torch.where(outside, 0.0, grad * scale * bent),
-    )
+    curve = torch.addcmul(torch.ones_like(edge), inner, inner, value=-1)  # tanh' at t
+    grad_x = (curve * (sharpness / (2 * edge))).mul_(grad_inside)
+    # d value / d scale: the level outside (counted from the zero point there), round(v) - slope * v inside
+    levels = torch.round(bounded)
+    grad_scale = levels.mul_(grad).addcmul_(grad_outside, zero).addcmul_(grad_x, bounded, value=-1)
+    bent = t.mul_(curve).addcmul_(inner, (1 - edge * edge) / (2 * edge), value=-1)
+    return grad_x, grad_scale, grad_outside, bent.mul_(grad_inside).mul_(scale / (2 * edge))
 
 
 def _forward(x: Tensor, scale: Tensor, offset: Tensor, sharpness: Tensor, low: Tensor, high: Tensor) -> Tensor:
