@@ -158,8 +158,12 @@ def _roots(cfg: Config) -> list[Any]:
     return list(roots) if isinstance(roots, (list, tuple)) else [roots]
 
 
-def _place_weights(cfg: Config, roots: list[Any]) -> dict[str, Any]:
-    """The section `model`, with relative paths of weights that lie below a data root in full."""
+def _place_files(cfg: Config, roots: list[Any]) -> dict[str, Any]:
+    """The section `model`, with relative paths of weights that lie below a data root in full.
+
+    The images that an integer backbone is calibrated on are looked for below the roots too.
+    """
+    from lbitcls.datasets.builder import with_roots
     from lbitcls.datasets.root import locate, search_roots
 
     def placed(owner: Any, key: str) -> None:
@@ -172,6 +176,13 @@ def _place_weights(cfg: Config, roots: list[Any]) -> dict[str, Any]:
     for owner in (section, section.get("backbone")):
         placed(owner, "pretrained")
         placed(owner.get("init_cfg") if isinstance(owner, dict) else None, "checkpoint")
+    backbone = section.get("backbone")
+    if isinstance(backbone, dict) and backbone.get("type") == "IntegerBackbone":
+        placed(backbone, "model")
+        placed(backbone, "checkpoint")
+        images = (backbone.get("calibration") or {}).get("data")
+        if isinstance(images, dict) and "type" in images:
+            backbone["calibration"]["data"] = with_roots(images, roots)
     return section
 
 
@@ -201,7 +212,7 @@ def make_model(
     """
     from lbitcls.models import build_classifier
 
-    section = _place_weights(cfg, [*_roots(cfg), data_root]) if pretrained else cfg.model
+    section = _place_files(cfg, [*_roots(cfg), data_root])
     model = build_classifier(section, pretrained)
     model.cfg = cfg
     if dataset is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from lbitcls.datasets.root import Roots
@@ -34,17 +35,25 @@ def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> Any:
     """
     if not isinstance(cfg, dict) or "type" not in cfg:
         raise ConfigError(f"a data set is given as dict(type='…', pipeline=[…], …); got {cfg!r}.")
-    arguments = dict(cfg)
-    roots = [*_as_list(arguments.pop("data_root", None)), *_as_list(data_root)]
-    kind = arguments["type"]
-    target = DATASETS.find(kind) if isinstance(kind, str) else kind
-    known = inspect.signature(target).parameters
-    indices = None if "indices" in known else arguments.pop("indices", None)
-    # A user's data set may know where its data lies without being told.
-    if "data_root" in known:
-        arguments["data_root"] = roots
+    arguments = with_roots(cfg, data_root)
+    indices = None if "indices" in _keys(arguments) else arguments.pop("indices", None)
     dataset = DATASETS.build(arguments)
     return dataset if indices is None else Subset(dataset, indices)
+
+
+def with_roots(cfg: dict[str, Any], data_root: Roots) -> dict[str, Any]:
+    """A data set's section whose `data_root` is every folder to search: its own, then `data_root`.
+
+    A class that knows where its data lies without being told gets none.
+    """
+    arguments = dict(cfg)
+    roots = [*_as_list(arguments.pop("data_root", None)), *_as_list(data_root)]
+    return {**arguments, "data_root": roots} if "data_root" in _keys(arguments) else arguments
+
+
+def _keys(cfg: dict[str, Any]) -> Mapping[str, Any]:
+    kind = cfg["type"]
+    return inspect.signature(DATASETS.find(kind) if isinstance(kind, str) else kind).parameters
 
 
 def _as_list(roots: Roots) -> list[Any]:

@@ -1,0 +1,258 @@
+"""Transfer learning to ants and bees: every recipe of configs/transfer; the table is docs/results/transfer.md.
+
+    python benchmarks/transfer.py --data-root FOLDER [--rows mobilenet_v2_finetune …] [--seeds 0]
+    python benchmarks/transfer.py --data-root FOLDER --times
+    python benchmarks/transfer.py --data-root FOLDER --search mobilenet_v2_finetune --options optimizer.lr=0.003
+
+`FOLDER` holds `hymenoptera_256.tar.gz` (or the folder) and `weights`. MobileNetV2 trains with seeds 0, 1 and 2,
+SqueezeNet with seed 0. A quantized row starts from the fine-tuned float row of its seed and is exported, and its
+integer file is tested on `val`. A row that is done (it has its line in the `.jsonl` file beside the table) is not
+trained again, and one that was interrupted goes on, so the command may be stopped and started at any time.
+
+`--search` trains a recipe, with options of its own, on four fifths of the training images and tests it on the rest:
+that is how rates were chosen, without a look at `val`. Its results go to `transfer_search.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs/transfer"
+WORK = ROOT / "work_dirs/transfer"
+SEEDS = {"mobilenet_v2": (0, 1, 2), "squeezenet1_1": (0,)}
+NAMES = {"mobilenet_v2": "MobileNetV2", "squeezenet1_1": "SqueezeNet 1.1"}
+TIMED, QUANTIZED = ("features", "int8_features"), ("qat", "lsq_4w4f")
+RECIPES = ("features", "int8_features", "finetune", *QUANTIZED)
+ROWS = {f"{backbone}_{recipe}": (backbone, recipe) for recipe in RECIPES for backbone in SEEDS}
+VAL_IMAGES = 153
+TRAIN_IMAGES, EVERY = 244, 5
+HELD_OUT = range(EVERY - 1, TRAIN_IMAGES, EVERY)
+Entry = dict[str, Any]
+
+
+def run_tool(name: str, *arguments: Any) -> None:
+    """One of `tools/`, in a process of its own; ends this one where it fails."""
+    done = subprocess.run([sys.executable, str(ROOT / f"tools/{name}.py"), *map(str, arguments)], check=False)
+    if done.returncode:
+        raise SystemExit(f"tools/{name}.py ended with exit code {done.returncode}; start the command again to go on.")
+
+
+def train(config: Path, folder: Path, data_root: Path, *arguments: Any, options: Sequence[str] = ()) -> None:
+    """Train, or go on with it; the processor time is added up in the file `seconds` of the run's folder."""
+    began = processor_seconds()
+    common = ("--work-dir", folder, "--data-root", data_root, "--resume")
+    shorter = ("num_threads=1", "log_config.pictures=False", "checkpoint_config.max_keep_ckpts=1")
+    try:
+        run_tool("train", config, *common, *arguments, "--options", *shorter, "evaluation.interval=5", *options)
+    finally:
+        clock = folder / "seconds"
+        if folder.exists():
+            clock.write_text(str(spent(folder) + processor_seconds() - began))
+
+
+def processor_seconds() -> float:
+    """Processor time of the processes that were run so far: the machine is shared, so clocks on the wall say little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def spent(folder: Path) -> float:
+    """Processor seconds that a run took so far."""
+    clock = folder / "seconds"
+    return float(clock.read_text()) if clock.exists() else 0.0
+
+
+def validations(folder: Path) -> list[Entry]:
+    """The records of validation in a run's log."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["mode"] == "val"]
+
+
+def search(recipe: str, options: list[str], seed: int, data_root: Path) -> Entry:
+    """Train a recipe with options on the training images but every fifth, and test it on those."""
+    name = "_".join([recipe, *options, f"seed={seed}"]).replace("/", "_")
+    folder = WORK / "search" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.py"
+    learned = [i for i in range(TRAIN_IMAGES) if i not in HELD_OUT]
+    config.write_text(
+        f"_base_ = {str(CONFIGS / recipe) + '.py'!r}\n"
+        f"data = dict(train=dict(indices={learned!r}), val=dict(split='train', indices={list(HELD_OUT)!r}))\n"
+    )
+    if not (folder / "summary.json").exists():
+        train(config, folder, data_root, "--seed", seed, options=options)
+    last = validations(folder)[-1]
+    return {"row": recipe, "options": options, "seed": seed, "top-1": last["top-1"], "loss": last["loss"]}
+
+
+def measure(row: str, seed: int, data_root: Path) -> Entry:
+    """Train a row with a seed, export it where it is quantized; what it reached after its last epoch."""
+    backbone, recipe = ROWS[row]
+    config, folder = CONFIGS / f"{row}.py", WORK / f"{row}-{seed}"
+    start: tuple[Any, ...] = ()
+    if recipe in QUANTIZED:
+        start = ("--load-from", WORK / f"{backbone}_finetune-{seed}/latest.pth")
+    if not (folder / "summary.json").exists():
+        train(config, folder, data_root, "--seed", seed, *start)
+    last = validations(folder)[-1]
+    found = {"row": row, "seed": seed, "top-1": last["top-1"], "epochs": last["epoch"]}
+    if recipe in QUANTIZED:
+        found["integer"] = test_exported(config, folder, data_root)
+    return {**found, "minutes": round(spent(folder) / 60, 1)}
+
+
+def test_exported(config: Path, folder: Path, data_root: Path) -> float:
+    """Export the last weights; top-1 of the integer file on `val`, in percent."""
+    model, results = folder / "model.onnx", folder / "integer.json"
+    run_tool("export", config, folder / "latest.pth", "--out", model, "--data-root", data_root)
+    run_tool("test", config, model, "--data-root", data_root, "--out", results, "--threads", 1)
+    return json.loads(results.read_text())["top-1"]
+
+
+def epoch_seconds(row: str, data_root: Path) -> Entry:
+    """Processor seconds of an epoch where no features are kept: an eighth of what nine take more than one."""
+    taken = []
+    for epochs in (1, 9):
+        folder = WORK / f"{row}-{epochs}-epochs"
+        if not (folder / "summary.json").exists():
+            options = ("feature_cache=False", f"total_epochs={epochs}", "evaluation.interval=9")
+            train(CONFIGS / f"{row}.py", folder, data_root, options=options)
+        taken.append(spent(folder))
+    return {"row": row, "epoch_seconds": round((taken[1] - taken[0]) / 8, 2)}
+
+
+def recorded(file: Path) -> list[Entry]:
+    """The lines of a file of results."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def record(file: Path, entry: Entry) -> None:
+    """Add a line to a file of results, which several processes may share."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lines:
+        lines.write(json.dumps(entry) + "\n")
+
+
+def document(results: list[Entry], searches: list[Entry]) -> str:
+    """The page: a line for each row, its seeds together, and what the rates were chosen by."""
+    import torch
+
+    lines = [
+        "# Transfer learning to ants and bees",
+        "",
+        "Made by `python benchmarks/transfer.py --data-root FOLDER`; a single row by `--rows ROW --seeds SEED`. A row",
+        "is the recipe `configs/transfer/ROW.py`, on ants and bees: 244 images to train, 153 to validate, so one image",
+        "is 0.65 %. Top-1 (percent) on `val` after the last epoch, not of the best one: nothing was chosen on `val`.",
+        f"torch {torch.__version__}, one thread of {os.cpu_count()} cores ({platform.machine()}) that were shared with",
+        "other work: minutes are processor time of a run. The integer file is what `tools/export.py` writes, tested by",
+        "`tools/test.py` in OpenVINO.",
+        "",
+        "| row | backbone | seeds | top-1 | mean | integer file | mean | epochs | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_line(row, found) for row in ROWS if (found := [e for e in results if e["row"] == row and "seed" in e])),
+        *_timing(results),
+        *_searches(searches),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _line(row: str, found: list[Entry]) -> str:
+    found = sorted(found, key=lambda entry: entry["seed"])
+    integer = [entry["integer"] for entry in found if "integer" in entry]
+    seeds = ", ".join(str(entry["seed"]) for entry in found)
+    minutes = _mean([entry["minutes"] for entry in found])
+    cells = [f"`{row}`", NAMES[ROWS[row][0]], seeds, *_cells([e["top-1"] for e in found]), *_cells(integer)]
+    return f"| {' | '.join([*cells, str(found[0]['epochs']), f'{minutes:.1f}'])} |"
+
+
+def _cells(values: list[float]) -> list[str]:
+    """The values, and their mean with the number of images that are wrong."""
+    if not values:
+        return ["", ""]
+    wrong = VAL_IMAGES * (1 - _mean(values) / 100)
+    return [", ".join(f"{value:.1f}" for value in values), f"**{_mean(values):.1f}** ({wrong:.1f} wrong)"]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _timing(results: list[Entry]) -> list[str]:
+    timed = {entry["row"]: entry["epoch_seconds"] for entry in results if "epoch_seconds" in entry}
+    pairs = [(b, timed.get(f"{b}_features"), timed.get(f"{b}_int8_features")) for b in SEEDS]
+    rows = [f"| {NAMES[b]} | {f:.2f} | {i:.2f} | {f / i:.1f} |" for b, f, i in pairs if f and i]
+    if not rows:
+        return []
+    return [
+        "",
+        "## An epoch without kept features",
+        "",
+        "Processor seconds for 244 images of 224 pixels on one thread, reading and the head's step included, with",
+        "`feature_cache=False`, by `--times`: what a run of nine epochs takes more than one of one epoch, by eight.",
+        "",
+        "| backbone | float extractor | integer extractor | ratio |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _searches(searches: list[Entry]) -> list[str]:
+    if not searches:
+        return []
+    learned = TRAIN_IMAGES - len(HELD_OUT)
+    return [
+        "",
+        "## How rates were chosen",
+        "",
+        f"On a part of `train`: every fifth image ({len(HELD_OUT)}) is tested on, the other {learned} trained on, by",
+        "`python benchmarks/transfer.py --data-root FOLDER --search RECIPE --options OPTIONS`. After the last epoch:",
+        "",
+        "| recipe | options | top-1 | loss |",
+        "|---|---|---|---|",
+        *(
+            f"| `{entry['row']}` | `{' '.join(entry['options'])}` | {entry['top-1']:.1f} | {entry['loss']:.3f} |"
+            for entry in searches
+        ),
+    ]
+
+
+def main() -> None:
+    """Train the rows that are not done, and write the page after each; or search."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
+    parser.add_argument("--times", action="store_true", help="only measure the epochs of the extractors")
+    parser.add_argument("--search", metavar="RECIPE", help="train on a part of `train`, test on the rest")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the search")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/transfer.md")
+    args = parser.parse_args()
+    results, searches = args.out.with_suffix(".jsonl"), args.out.with_name("transfer_search.jsonl")
+    if args.search:
+        record(searches, search(args.search, args.options, (args.seeds or [0])[0], args.data_root))
+    elif args.times:
+        known = {entry["row"] for entry in recorded(results) if "epoch_seconds" in entry}
+        for row in (row for row, (_, recipe) in ROWS.items() if recipe in TIMED and row not in known):
+            record(results, epoch_seconds(row, args.data_root))
+    else:
+        wanted = [(row, seed) for row in args.rows for seed in SEEDS[ROWS[row][0]]]
+        for row, seed in sorted(wanted, key=lambda pair: pair[1]):
+            done = any((entry["row"], entry.get("seed")) == (row, seed) for entry in recorded(results))
+            if not done and (args.seeds is None or seed in args.seeds):
+                record(results, measure(row, seed, args.data_root))
+            args.out.write_text(document(recorded(results), recorded(searches)))
+    args.out.write_text(document(recorded(results), recorded(searches)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""SqueezeNet 1.1 for ants and bees at 4 bits (first and last layer 8): LSQ, from the fine-tuned float model.
+
+    python tools/train.py configs/transfer/squeezenet1_1_finetune.py --data-root FOLDER
+    python tools/train.py configs/transfer/squeezenet1_1_lsq_4w4f.py --data-root FOLDER
+    python tools/export.py configs/transfer/squeezenet1_1_lsq_4w4f.py work_dirs/squeezenet1_1_lsq_4w4f/latest.pth \\
+        --out squeezenet1_1_lsq_4w4f.onnx --data-root FOLDER
+    python tools/test.py configs/transfer/squeezenet1_1_lsq_4w4f.py squeezenet1_1_lsq_4w4f.onnx --data-root FOLDER
+
+`FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
+
+What mattered: first ranges of least squared error (`calibration.method='mse'`) and AdamW at 0.0001. With LSQ's own
+first ranges and 0.0003 the training loss of the third epoch was 0.44, in the place of 0.25.
+
+Measured: 90.8 % top-1 on the 153 images of `val` (seed 0), the integer file 90.2 %, about 2 minutes on one thread of
+a shared machine.
+"""
+
+_base_ = ["_base_/squeezenet1_1.py", "_base_/augmented.py", "_base_/lsq_4w4f.py"]
+
+ends = dict(num_bit_w=8, num_bit_a=8, per_channel=True)
+quant_transformer = dict(
+    special_layers=dict(
+        layers_name=["backbone.features.0", "head.conv"],
+        convert_type=[dict(type="LSQConv", **ends), dict(type="LSQConv", **ends)],
+    ),
+)
+load_from = "work_dirs/squeezenet1_1_finetune/latest.pth"
