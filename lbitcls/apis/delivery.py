@@ -38,8 +38,11 @@ def read_export(cfg: Config) -> dict[str, Any] | None:
         raise ConfigError("export writes an integer model, but the config has no quant_transformer.")
     if cfg.data.get("val") is None:
         raise ConfigError("export measures the integer model on data.val; the config has none.")
+    from lbitcls.apis.export import check_arguments
+
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         require(package)
+    check_arguments(**section)
     return section
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from torch import nn
 from lbitcls.apis.calibrate import calibration_images, first_images
 from lbitcls.apis.plan import image_shape
 from lbitcls.apis.session import Session, load_data, make_model, open_session
-from lbitcls.deploy.onnx import ExportReport, export_onnx
+from lbitcls.deploy.metadata import require
+from lbitcls.deploy.onnx import ExportReport, check_options, export_onnx
 from lbitcls.deploy.residual import RESIDUAL_BITS, carry_residuals
 from lbitcls.deploy.targets import integer_layers
 from lbitcls.utils.checkpoint import load_checkpoint, write_whole
@@ -66,18 +70,28 @@ def export_checkpoint(
     Raises:
         ConfigError: an argument is wrong, or a layer cannot be expressed or be taken by the target.
         CheckpointError: the weights do not fit.
-        RejectedError: the file is not faithful; it is renamed to `model.rejected.onnx`.
+        DependencyError: an engine that `verify` needs is missing.
+        RejectedError: the file is not faithful; it and its report are named `model.rejected`, and older files stay.
     """
     require_sections(cfg, ("model", "data"), "an export")
-    out = _check(out, num_images, residual_bits)
-    with open_session(cfg) as session:
+    out = _check_name(out)
+    check_arguments(
+        verify=verify,
+        num_images=num_images,
+        opset=opset,
+        part=part,
+        pack=pack,
+        residual_bits=residual_bits,
+        target=target,
+    )
+    with open_session(cfg) as session, _draft(out) as draft:
         model = make_model(cfg, session, pretrained=False)
         meta = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)["meta"]
         batches = _verification_images(cfg, session, num_images, data_root) if verify else []
         model, residuals = _with_residuals(model.eval(), cfg, session, residual_bits, target, data_root)
         report = export_onnx(
             model,
-            out,
+            draft,
             input_shape=_input_shape(cfg, model, session, data_root),
             opset=opset,
             part=part,
@@ -87,27 +101,57 @@ def export_checkpoint(
             pipeline=json.loads(json.dumps(_pipeline(cfg))),
             config=cfg.pretty_text,
         )
-        record: dict[str, Any] = {"export": report.to_json(), "residuals": residuals}
-        record["layers"] = integer_layers(out) if find_spec("openvino") is not None else None
-        _print(report, record["layers"])
-        record["verification"] = result = _verify(model, out, batches) if verify else None
-        write_whole(out.with_name(f"{out.stem}.report.json"), lambda path: path.write_text(_text(record), "utf-8"))
-        if result is not None and not result["passed"]:
-            from lbitcls.deploy.verify import reject
-
+        layers = integer_layers(draft) if find_spec("openvino") is not None else None
+        _print(replace(report, path=out), layers)
+        result = _verify(model, draft, batches) if verify else None
+        rejected = result is not None and not result["passed"]
+        report = replace(report, path=out.with_name(f"{out.stem}.rejected.onnx") if rejected else out)
+        record = {"export": report.to_json(), "residuals": residuals, "layers": layers, "verification": result}
+        draft.replace(report.path)
+        write_whole(report.path.with_suffix(".report.json"), lambda path: path.write_text(_text(record), "utf-8"))
+        if result is not None and rejected:
             reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
-            raise RejectedError(f"the file does not compute what was trained, and is now {reject(out)}:{reasons}")
+            raise RejectedError(f"the file does not compute what was trained, and is named {report.path}:{reasons}")
     return report
 
 
-def _check(out: str | Path, num_images: int, residual_bits: int | None) -> Path:
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """A name beside `out` until the file is verified; whatever ends the export before, the draft goes."""
+    draft = out.with_name(f".{out.stem}.{os.getpid()}.onnx")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_arguments(
+    *,
+    verify: bool = False,
+    num_images: int = 200,
+    opset: int = 21,
+    part: str = "model",
+    pack: bool = False,
+    residual_bits: int | None = None,
+    target: str = "cpu",
+) -> None:
+    """Raise where `export_checkpoint` would for these arguments, before anything is built."""
+    for name, value in (("verify", verify), ("pack", pack)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} is True or False; got {value!r}.")
+    if not isinstance(num_images, int) or num_images < 1:
+        raise ConfigError(f"--num-images is a number from 1; got {num_images!r}.")
+    if residual_bits not in (None, RESIDUAL_BITS):
+        raise ConfigError(f"--residual-bits is {RESIDUAL_BITS}, or left out (float); got {residual_bits!r}.")
+    check_options(opset, part, pack, target)
+    for package in ("openvino", "onnxruntime") if verify else ():
+        require(package)
+
+
+def _check_name(out: str | Path) -> Path:
     out = Path(out).expanduser()
     if out.suffix != ".onnx" or out.is_dir():
         raise ConfigError(f"--out names the file to write, such as model.onnx; got '{out}'.")
-    if num_images < 1:
-        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
-    if residual_bits not in (None, RESIDUAL_BITS):
-        raise ConfigError(f"--residual-bits is {RESIDUAL_BITS}, or left out (float); got {residual_bits}.")
     return out
 
 

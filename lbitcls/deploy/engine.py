@@ -65,9 +65,15 @@ class Engine(ABC):
 
         Raises:
             DataError: the images have another type or shape.
+            CheckpointError: the file cannot be run on these images.
         """
         self._check(images)
-        outputs = self._run(np.ascontiguousarray(images))
+        try:
+            outputs = self._run(np.ascontiguousarray(images))
+        except Exception as error:  # each engine has its own kinds
+            raise CheckpointError(
+                f"{self.name} cannot run {self.path.name} on images {images.shape}: {str(error).strip()}"
+            ) from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     @abstractmethod
@@ -163,6 +169,9 @@ class ONNXRuntimeEngine(Engine):
         return self._session.run(None, {self._input: images})
 
 
+FLOAT32 = 1
+"""ONNX's number of the type."""
+MOST_THREADS = 1024
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (OpenVINOEngine, ONNXRuntimeEngine)}
 
 
@@ -172,7 +181,7 @@ def load(path: str | Path, engine: str = "openvino", threads: int | None = None,
     Args:
         path: a file that `lbitcls export` wrote, or any ONNX file with one image input.
         engine: `'openvino'` or `'onnxruntime'`.
-        threads: number of threads, from 1; None: the engine's own choice.
+        threads: number of threads, 1 to 1024; None: the engine's own choice.
         precision: `'f32'`, or `'bf16'` (OpenVINO, on CPUs that have it) for what is not computed in integers.
 
     Raises:
@@ -190,14 +199,16 @@ def load(path: str | Path, engine: str = "openvino", threads: int | None = None,
     for what, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
         if value not in known:
             raise ConfigError(f"there is no {what} {value!r}{suggest(str(value), known)} Known: {', '.join(known)}.")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ConfigError(f"threads is a number from 1, or None for the engine's choice; got {threads!r}.")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        raise ConfigError(
+            f"threads is a number from 1 to {MOST_THREADS}, or None for the engine's choice; got {threads!r}."
+        )
     try:
         return ENGINES[engine](existing_file(path), threads, precision)
     except LbitclsError:
         raise
     except Exception as error:  # each engine has its own kinds for a graph that it does not take
-        raise CheckpointError(f"{engine} cannot run {path}: {error}") from error
+        raise CheckpointError(f"{engine} cannot run {path}: {str(error).strip()}") from error
 
 
 def can_bf16(engine: str) -> bool:
@@ -215,5 +226,8 @@ def _image_input(model: onnx.ModelProto, path: Path) -> tuple[Shape, int | None]
     if len(sizes) != 1 or len(sizes[0]) != 4:
         found = ", ".join(f"{value.name} {size}" for value, size in zip(inputs, sizes, strict=True)) or "none"
         raise CheckpointError(f"{path} is no image model: it should have one input (N, C, H, W); it has {found}.")
+    if inputs[0].type.tensor_type.elem_type != FLOAT32:
+        kind = require("onnx").TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type).lower()
+        raise CheckpointError(f"{path} takes {kind} images; it should take float32 ones, as the pipeline leaves them.")
     batch, channels, height, width = sizes[0]
     return (channels, height, width), batch

@@ -120,7 +120,7 @@ def export_onnx(
         (10, 'float')
     """
     start = time.perf_counter()
-    _check_options(opset, part, pack, target)
+    check_options(opset, part, pack, target)
     names = _class_names(model, classes) if part == "model" else None
     model = model if part == "model" else _Backbone(model)
     targets.check_layers(model, target, opset)
@@ -255,7 +255,13 @@ def _rename_outputs(proto: ModelProto) -> None:
         output.name = new
 
 
-def _check_options(opset: int, part: str, pack: bool, target: str) -> None:
+def check_options(opset: int, part: str, pack: bool, target: str) -> None:
+    """Raise where `export_onnx` would for these arguments.
+
+    Raises:
+        ConfigError: a wrong value, or two that do not go together.
+    """
+    targets.check_target(target)
     lowest, highest = OPSETS
     if not isinstance(opset, int) or not lowest <= opset <= highest:
         raise ConfigError(f"opset {opset} is not written; it is {lowest} to {highest} (default {highest}).")

@@ -21,7 +21,7 @@ from lbitcls.deploy.residual import carried_outputs
 from lbitcls.quant.layers import QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import CheckpointError, ConfigError
 
 CONTAINERS = {"uint8": (0, 255), "int8": (-128, 127)}
 _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
@@ -239,7 +239,14 @@ def weight_dtype(qparams: QParams) -> torch.dtype:
 
 
 def check_expressible(model: nn.Module) -> None:
-    """Raise where a quantizer has no form in ONNX, or no grid yet."""
+    """Raise where a value is not finite, or a quantizer has no form in ONNX, or no grid yet."""
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    broken += [name for name, value in model.named_buffers() if value.isnan().any()]  # a range without data is infinite
+    if broken:
+        raise CheckpointError(
+            f"these values are not all finite, and no integer stands for them: {', '.join(broken)}. The training "
+            "diverged; export a checkpoint from before."
+        )
     uneven = []
     for name, layer in quantized_layers(model):
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):

@@ -31,10 +31,14 @@ _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "
 _GAIN = 0.95  # what int8 must reach of uint8's time to be chosen
 
 
-def check_layers(model: nn.Module, target: str, opset: int) -> None:
-    """Raise `ConfigError` with the names of all layers that the target, or the opset, cannot take."""
+def check_target(target: str) -> None:
+    """Raise `ConfigError` where there is no such target."""
     if target not in TARGETS:
         raise ConfigError(f"there is no target {target!r}{suggest(str(target), TARGETS)} Known: {', '.join(TARGETS)}.")
+
+
+def check_layers(model: nn.Module, target: str, opset: int) -> None:
+    """Raise `ConfigError` with the names of all layers that the target, or the opset, cannot take."""
     problems: dict[str, list[str]] = {}
     for name, layer in quantized_layers(model):
         for problem in _problems(layer, target, opset):

@@ -74,12 +74,6 @@ def verify(
     return study.result(bound, layers_in_float(integer))
 
 
-def reject(path: str | Path) -> Path:
-    """Rename a file that failed, `model.onnx` to `model.rejected.onnx` (over an older one); the new path."""
-    path = Path(path)
-    return path.replace(path.with_name(f"{path.stem}.rejected.onnx"))
-
-
 def _evaluation(model: nn.Module, part: str, dtype: torch.dtype) -> Evaluation:
     """Images to the outputs of the part of a PyTorch model that was exported."""
     run = getattr(model, "backbone", model) if part == "backbone" else getattr(model, "predict", model)

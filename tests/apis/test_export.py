@@ -12,8 +12,10 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from lbitcls.apis.calibrate import calibrate_checkpoint
+from lbitcls.apis.delivery import read_export
 from lbitcls.apis.export import RejectedError, export_checkpoint
 from lbitcls.apis.test import test_classifier as measure
 from lbitcls.cli import main
@@ -110,12 +112,61 @@ def test_a_file_that_differs_is_renamed(cfg: Config, tmp_path: Path, monkeypatch
         bias.CopyFrom(onnx.numpy_helper.from_array(np.arange(10, dtype=np.float32), bias.name))
         return finished(proto, *arguments)
 
+    for name in ("model.onnx", "model.report.json"):
+        (tmp_path / name).write_text("of before")
     monkeypatch.setattr(exporter, "_finished", wrong)
-    with pytest.raises(RejectedError, match=r"is now .*model\.rejected\.onnx:\n  .*openvino"):
+    with pytest.raises(RejectedError, match=r"is named .*model\.rejected\.onnx:\n  .*openvino"):
         export_checkpoint(cfg, checkpoint, tmp_path / "model.onnx", verify=True, num_images=100)
     assert RejectedError.exit_code == 1
-    assert (tmp_path / "model.rejected.onnx").is_file() and not (tmp_path / "model.onnx").exists()
-    assert not json.loads((tmp_path / "model.report.json").read_text())["verification"]["passed"]
+    assert (tmp_path / "model.rejected.onnx").is_file()
+    report = json.loads((tmp_path / "model.rejected.report.json").read_text())
+    assert not report["verification"]["passed"] and report["export"]["path"] == str(tmp_path / "model.rejected.onnx")
+    assert {(tmp_path / name).read_text() for name in ("model.onnx", "model.report.json")} == {"of before"}
+
+
+def test_an_export_that_is_stopped_leaves_the_older_file(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file has its name only when it is verified."""
+    checkpoint, out = calibrated(cfg, tmp_path), tmp_path / "out" / "model.onnx"
+    out.parent.mkdir()
+    out.write_text("of before")
+
+    def stopped(model: nn.Module, path: Path, batches: Any) -> None:
+        assert path.is_file() and path != out
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lbitcls.deploy.verify.verify", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(cfg, checkpoint, out, verify=True)
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"] and out.read_text() == "of before"
+
+
+def test_values_that_are_not_finite_are_refused(cfg: Config, tmp_path: Path) -> None:
+    saved = torch.load(calibrated(cfg, tmp_path), weights_only=True)
+    name = next(key for key in saved["state_dict"] if key.endswith("conv1.weight"))
+    saved["state_dict"][name].view(-1)[3] = float("nan")
+    torch.save(saved, tmp_path / "broken.pth")
+    with pytest.raises(CheckpointError, match=rf"not all finite.*{name}"):
+        export_checkpoint(cfg, tmp_path / "broken.pth", tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        (dict(opset=25), "opset 25"),
+        (dict(residual_bits=4), "residual-bits"),
+        (dict(num_images=0), "num-images"),
+        (dict(pack=True, opset=17), "packed"),
+        (dict(target="trt"), "no target 'trt'"),
+        (dict(verify="no"), "verify is True or False"),
+    ],
+)
+def test_a_wrong_export_section_is_known_before_the_run(cfg: Config, section: dict[str, Any], message: str) -> None:
+    cfg.export = section
+    with pytest.raises(ConfigError, match=message):
+        read_export(cfg)
 
 
 def test_residuals_packed(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

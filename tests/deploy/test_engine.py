@@ -154,8 +154,9 @@ def test_mistakes(engine: str, write_onnx: Any, tmp_path: Path, monkeypatch: pyt
         load(path, engine="openvin")
     with pytest.raises(ConfigError, match="no precision 'fp32'; did you mean 'f32'"):
         load(path, engine=engine, precision="fp32")
-    with pytest.raises(ConfigError, match="threads is a number from 1"):
-        load(path, engine=engine, threads=0)
+    for threads in (0, True, 1025):
+        with pytest.raises(ConfigError, match="threads is a number from 1 to 1024"):
+            load(path, engine=engine, threads=threads)
     with pytest.raises(CheckpointError, match=r"did you mean 'model\.onnx'"):
         load(tmp_path / "mode.onnx", engine=engine)
     (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04 something else")
@@ -177,6 +178,32 @@ def test_a_graph_that_the_engine_does_not_take(engine: str, write_onnx: Any) -> 
     onnx.save(model, path)
     with pytest.raises(CheckpointError, match=f"{engine} cannot run"):
         load(path, engine=engine, threads=1).predict(images(1))
+
+
+def test_images_of_another_kind_than_float32(engine: str, write_onnx: Any) -> None:
+    import onnx
+
+    path = write_onnx()
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match="takes uint8 images"):
+        load(path, engine=engine, threads=1)
+
+
+def test_a_batch_that_the_graph_does_not_take(engine: str, write_onnx: Any) -> None:
+    """A free N, and a Reshape inside that has one image in mind."""
+    import onnx
+
+    path = write_onnx()
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 4]), "one_image"))
+    model.graph.node[3].CopyFrom(onnx.helper.make_node("Reshape", ["mean", "one_image"], ["logits"]))
+    onnx.save(model, path)
+    opened = load(path, engine=engine, threads=1)
+    assert np.shape(opened.predict(images(1))) == (1, 4)
+    with pytest.raises(CheckpointError, match=rf"{engine} cannot run model\.onnx on images \(3, 3, 6, 5\)"):
+        opened.predict(images(3))
 
 
 def test_bfloat16(engine: str, write_onnx: Any, small_logits: Any) -> None:

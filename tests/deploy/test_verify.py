@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lbitcls.deploy.onnx import export_onnx
 from lbitcls.deploy.report import COLUMNS, Comparison, Verification
-from lbitcls.deploy.verify import reject, verify
+from lbitcls.deploy.verify import verify
 from lbitcls.quant.methods import METHODS
 from lbitcls.quant.quantizer import NotInitializedError
 from lbitcls.registry import QUANT_LAYERS
@@ -86,14 +86,6 @@ def test_the_report_is_plain_data_and_the_table_has_its_columns(capsys: pytest.C
     assert all(len(row) == len(COLUMNS) for row in verification.table())
     print_table("Verification", COLUMNS, verification.table())
     assert "engine" in capsys.readouterr().out
-
-
-def test_a_rejected_file_has_another_name(tmp_path: Path) -> None:
-    path = tmp_path / "model.v2.onnx"
-    path.write_bytes(b"new")
-    (tmp_path / "model.v2.rejected.onnx").write_bytes(b"old")
-    assert reject(path) == tmp_path / "model.v2.rejected.onnx"
-    assert not path.exists() and reject.__doc__ and (tmp_path / "model.v2.rejected.onnx").read_bytes() == b"new"
 
 
 # What is compared, with an engine that computes in PyTorch
