@@ -95,7 +95,11 @@ class Elementwise:
             arguments = (_as_rows(grad, channel_axis), _as_rows(x, channel_axis))
             grad_x, *sums = self._fused_backward(*arguments, *self._columns(parameters, channel_axis))
             return (_like(grad_x, x, channel_axis), *(s.view(p.shape) for s, p in zip(sums, parameters)))
-        formula = self._backward if torch.compiler.is_compiling() else self._plain_backward
+        formula = self._plain_backward
+        if torch.compiler.is_compiling():
+            # What hangs on `x` alone the compiler may compute in the forward pass, and keep: masks, in a layout that is
+            # slow to read, beside or instead of `x`. Where `grad` is 0 every result is 0, whatever `x` is.
+            formula, x = self._backward, torch.where(grad == 0, 0, x)
         grad_x, *sums = formula(grad, x, *self._shaped(parameters, x.dim(), channel_axis))
         return (grad_x, *(s.view(p.shape) for s, p in zip(sums, parameters)))
 
