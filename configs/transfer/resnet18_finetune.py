@@ -1,4 +1,4 @@
-"""ResNet-18 fine-tuned to ants and bees: everything is trained, the backbone at a tenth of the head's rate.
+"""ResNet-18 fine-tuned to ants and bees: everything is trained, the backbone at a lower rate than the head.
 
     python tools/train.py configs/transfer/resnet18_finetune.py --data-root FOLDER
 

@@ -9,6 +9,6 @@
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
 """
 
-_base_ = ["_base_/squeezenet1_1.py", "_base_/augmented.py", "_base_/qat.py"]
+_base_ = ["_base_/squeezenet1_1.py", "_base_/augmented_small.py", "_base_/qat.py"]
 
 load_from = "work_dirs/squeezenet1_1_finetune/latest.pth"

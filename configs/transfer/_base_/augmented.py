@@ -1,14 +1,10 @@
-"""Ants and bees, the training images cut out and flipped at random.
-
-They have 160 pixels, which takes half the time of 224. Objects are about as large in them as in the test images of 224
-pixels, of which a larger part is seen (arXiv:1906.06423 explains why that is right).
-"""
+"""Ants and bees, the training images cut out and flipped at random."""
 
 _base_ = "fixed.py"
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="RandomResizedCrop", size=160, scale=(0.2, 0.8)),
+    dict(type="RandomResizedCrop", size=224, scale=(0.35, 1.0)),
     dict(type="RandomFlip", flip_prob=0.5, direction="horizontal"),
     dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
     dict(type="ImageToTensor", keys=["img"]),

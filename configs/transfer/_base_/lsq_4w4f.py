@@ -6,6 +6,6 @@ quant_transformer = dict(
     quan_policy=dict(Conv2d=dict(type="LSQConv", **bits), Linear=dict(type="LSQLinear", **bits)),
 )
 calibration = dict(epoch=0, num_batches=8, method="mse")
-optimizer = dict(type="AdamW", lr=0.0001, weight_decay=1e-2)
+optimizer = dict(type="AdamW", lr=0.0001, weight_decay=0.01)
 lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False, warmup="linear", warmup_iters=8)
 total_epochs = 15

@@ -7,12 +7,6 @@ quant_transformer = dict(
     fold_bn=True,
 )
 calibration = dict(epoch=0, num_batches=8)
-optimizer = dict(
-    type="SGD",
-    lr=0.0003,
-    momentum=0.9,
-    weight_decay=1e-4,
-    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),
-)
+optimizer = dict(type="AdamW", lr=0.00001, weight_decay=0.01)
 lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False)
 total_epochs = 4
