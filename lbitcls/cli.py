@@ -257,6 +257,9 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
         where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"{type(error).__name__}: {where}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"MemoryError: {error or 'there is not enough'}; use smaller batches.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lbitcls.utils.checkpoint import write_whole
+from lbitcls.utils.checkpoint import check_writable, write_whole
 from lbitcls.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,11 +123,11 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def check_path(path: str | Path) -> Path:
-    """`path`, to which a picture can be written; `ConfigError` where its suffix names no format."""
+    """`path`, to which a picture can be written; `ConfigError` where it cannot, or its suffix names no format."""
     path = Path(path).expanduser()
     if path.suffix.lower() not in FORMATS or path.is_dir():
         raise ConfigError(f"a picture is written to a file {', '.join('*' + f for f in FORMATS)}; got '{path}'.")
-    return path
+    return check_writable(path, "--out")
 
 
 def _write(figure: Figure, target: Any, kind: str) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from lbitcls.deploy.benchmark import Comparison, Timing, time_models
 from lbitcls.quant.plan import aligned
-from lbitcls.utils.checkpoint import write_whole
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.checkpoint import check_writable, write_whole
 
 HEADER = ("batch", "bits", "precision", "median ms", "90 % ms", "images/s", "ratio", "KiB", "file")
 
@@ -41,8 +40,7 @@ def benchmark_models(
     Raises:
         LbitclsError: a file cannot be run, or an argument is wrong.
     """
-    if out is not None and Path(out).is_dir():
-        raise ConfigError(f"{out} is a folder; --json names the file to write.")
+    target = None if out is None else check_writable(out, "--json", *models)
     seen = time_models(
         models, engine=engine, threads=threads, batches=batches, precision=precision, bf16=bf16, repeats=repeats
     )
@@ -53,9 +51,9 @@ def benchmark_models(
         print(f"Ratios are to {seen.baseline} in {precision}: below 1 is faster.")
     if bf16 and not any(timing.precision == "bf16" for timing in seen.timings):
         print("bf16 was not timed: there is no float file, or the engine or the CPU does not have it.")
-    if out is not None:
+    if target is not None:
         text = json.dumps(asdict(seen), indent=2) + "\n"
-        write_whole(Path(out), lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
     return seen
 
 

@@ -12,7 +12,7 @@ import torch
 from lbitcls.apis.classes import check_names
 from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import evaluate
-from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
+from lbitcls.utils.checkpoint import check_writable, load_checkpoint, save_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.logging import print_table, track
@@ -46,13 +46,14 @@ def calibrate_checkpoint(
         `{'float': {'top-1': …, …}, 'quantized': {…}}`, percent; empty without `test`.
 
     Raises:
-        ConfigError: the config has no `quant_transformer`.
+        ConfigError: the config has no `quant_transformer`, or `out` cannot be written.
         CheckpointError: the weights do not fit.
         DataError: the test set numbers its classes otherwise than the checkpoint.
     """
     require_sections(cfg, ("model", "data", "quant_transformer"), "calibration")
     if num_images < 1:
         raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+    out = check_writable(out, "--out", checkpoint)
     from lbitcls.quant import calibrate, set_quantization
 
     with open_session(cfg) as session:

@@ -15,11 +15,10 @@ from lbitcls.deploy.metadata import read_info, require
 from lbitcls.deploy.onnx import export_onnx
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict
+from lbitcls.utils.errors import ConfigError
 
 BATCHES = (1, 16)
 _RATIO_OF = 16  # images: a single small one measures the engine's call more than the model
-_KEYS = ("verify", "num_images", "opset", "pack", "residual_bits", "target")
 _TURNS = 10
 
 
@@ -32,14 +31,13 @@ def read_export(cfg: Config) -> dict[str, Any] | None:
     """
     if not cfg.get("export"):
         return None
-    section = require_dict("export", cfg.export)
-    reject_unknown_keys("export", section, _KEYS)
+    from lbitcls.apis.export import check_arguments, export_section
+
+    section = export_section(cfg)
     if not cfg.get("quant_transformer"):
         raise ConfigError("export writes an integer model, but the config has no quant_transformer.")
     if cfg.data.get("val") is None:
         raise ConfigError("export measures the integer model on data.val; the config has none.")
-    from lbitcls.apis.export import check_arguments
-
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         require(package)
     check_arguments(**section)

@@ -21,13 +21,14 @@ from lbitcls.deploy.metadata import require
 from lbitcls.deploy.onnx import ExportReport, check_options, export_onnx
 from lbitcls.deploy.residual import RESIDUAL_BITS, carry_residuals
 from lbitcls.deploy.targets import integer_layers
-from lbitcls.utils.checkpoint import load_checkpoint, write_whole
+from lbitcls.utils.checkpoint import check_writable, load_checkpoint, write_whole
 from lbitcls.utils.config import Config, require_sections
-from lbitcls.utils.errors import ConfigError, LbitclsError
+from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_dict
 from lbitcls.utils.logging import print_table
 
 RANGE_IMAGES = 64
 """Images that the ranges of skip connections are taken from."""
+_SECTION_KEYS = ("verify", "num_images", "opset", "pack", "residual_bits", "target")
 
 
 class RejectedError(LbitclsError):
@@ -55,7 +56,7 @@ def export_checkpoint(
     Args:
         cfg: the config that the checkpoint was trained with.
         checkpoint: of this model, quantized or float.
-        out: file to write, `.onnx`.
+        out: file to write, `.onnx`; where it is a symbolic link, the file that it points to.
         verify: compare the file with the model in all engines, on images of `data.val` (`data.test` where that is
             missing).
         num_images: images of the comparison; a verdict needs at least 100.
@@ -68,13 +69,15 @@ def export_checkpoint(
         data_root: where relative data paths may start.
 
     Raises:
-        ConfigError: an argument is wrong, or a layer cannot be expressed or be taken by the target.
+        ConfigError: an argument is wrong, `out` cannot be written, or a layer cannot be expressed or be taken by the
+            target.
         CheckpointError: the weights do not fit.
         DependencyError: an engine that `verify` needs is missing.
         RejectedError: the file is not faithful; it and its report are named `model.rejected`, and older files stay.
     """
     require_sections(cfg, ("model", "data"), "an export")
-    out = _check_name(out)
+    export_section(cfg)
+    out = _check_target(out)
     check_arguments(
         verify=verify,
         num_images=num_images,
@@ -108,11 +111,22 @@ def export_checkpoint(
         report = replace(report, path=out.with_name(f"{out.stem}.rejected.onnx") if rejected else out)
         record = {"export": report.to_json(), "residuals": residuals, "layers": layers, "verification": result}
         draft.replace(report.path)
-        write_whole(report.path.with_suffix(".report.json"), lambda path: path.write_text(_text(record), "utf-8"))
+        write_whole(_report_path(report.path), lambda path: path.write_text(_text(record), "utf-8"))
         if result is not None and rejected:
             reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
             raise RejectedError(f"the file does not compute what was trained, and is named {report.path}:{reasons}")
     return report
+
+
+def export_section(cfg: Config) -> dict[str, Any]:
+    """The config's `export` section, which is for the end of a training; empty where there is none.
+
+    Raises:
+        ConfigError: an unknown key.
+    """
+    section = require_dict("export", cfg.get("export") or None)
+    reject_unknown_keys("export", section, _SECTION_KEYS)
+    return section
 
 
 @contextmanager
@@ -148,11 +162,20 @@ def check_arguments(
         require(package)
 
 
-def _check_name(out: str | Path) -> Path:
+def _check_target(out: str | Path) -> Path:
+    """The file to write, a link's target for a link, so that draft and report lie beside it."""
     out = Path(out).expanduser()
     if out.suffix != ".onnx" or out.is_dir():
         raise ConfigError(f"--out names the file to write, such as model.onnx; got '{out}'.")
+    if out.is_symlink():
+        out = Path(os.path.realpath(out))
+    for path in (out, _report_path(out)):
+        check_writable(path, "--out")
     return out
+
+
+def _report_path(model: Path) -> Path:
+    return model.with_suffix(".report.json")
 
 
 def _pipeline(cfg: Config) -> list[Any]:
@@ -206,7 +229,7 @@ def _print(report: ExportReport, layers: dict[str, Any] | None) -> None:
     containers = sorted({layer["container"] for layer in info.layers if layer["container"]})
     rows = [
         ("file", report.path),
-        ("method", f"{info.method} {info.bits}, {len(info.layers)} quantized layers"),
+        ("method", f"{info.quantization}, {len(info.layers) or 'no'} quantized layers"),
         ("inputs held in", ", ".join(containers) or "float32"),
         ("size", f"{report.size / 1024:.0f} KiB, {report.size / report.float_size:.3f} of float"),
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from lbitcls.apis.recipe import QUANTIZED, Plan, config_text, find_network, shell
 from lbitcls.apis.survey import Image, Survey, split_images, survey_folder
-from lbitcls.utils.checkpoint import read_checkpoint, write_whole
+from lbitcls.utils.checkpoint import check_writable, read_checkpoint, write_whole
 from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
 from lbitcls.utils.logging import print_table
 from lbitcls.utils.published import SCHEME, fetch_weights, is_published
@@ -104,7 +104,7 @@ def _target(folder: str | Path, out: str | Path | None) -> Path:
     for path in (target, *(_list_file(target, part) for part in ("train", "val", "test"))):
         if path.exists():
             raise ConfigError(f"{path} is there already and is not overwritten; name another config with --out.")
-    return target
+    return check_writable(target, "--out")
 
 
 def _list_file(target: Path, part: str) -> Path:

@@ -14,7 +14,7 @@ from torch import nn
 from lbitcls.apis.classes import check_labels, check_names
 from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import check_metrics, evaluate
-from lbitcls.utils.checkpoint import load_checkpoint
+from lbitcls.utils.checkpoint import check_writable, load_checkpoint, write_whole
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import gather_objects, is_main
 from lbitcls.utils.errors import ConfigError
@@ -53,13 +53,15 @@ def test_classifier(
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is another model's, or a file of a backbone.
-        ConfigError: an unknown metric or engine, or an engine for a checkpoint.
+        ConfigError: an unknown metric or engine, an engine for a checkpoint, or a file that cannot be written.
         DataError: the test set numbers its classes otherwise than the checkpoint.
     """
     require_sections(cfg, ("model", "data"), "testing")
     chosen = tuple(dict.fromkeys(("accuracy", *check_metrics(metrics))))
     writer = _row_writer(predictions)
-    _check_targets(out, predictions)
+    results_file = None if out is None else check_writable(out, "--out", checkpoint)
+    read = [checkpoint] if out is None else [checkpoint, out]
+    rows_file = None if predictions is None else check_writable(predictions, "--predictions", *read)
     with open_session(cfg, launcher) as session:
         split = "test" if cfg.data.get("test") is not None else "val"
         dataset, loader = load_data(cfg, split, "testing", session, data_root=data_root)
@@ -74,9 +76,13 @@ def test_classifier(
         results = evaluate(model, batches, session.device, metrics=chosen, watch=watch if writer else None)
         gathered = gather_objects(rows) if writer else []
         if is_main():
-            if writer:
-                writer(Path(str(predictions)), dataset, sorted(row for part in gathered for row in part))
-            _report(results, out)
+            _print(results)
+            if results_file is not None:
+                text = json.dumps(results, indent=2) + "\n"
+                write_whole(results_file, lambda path: path.write_text(text, encoding="utf-8"))
+            if rows_file is not None:
+                rows = sorted(row for part in gathered for row in part)
+                write_whole(rows_file, lambda path: writer(path, dataset, rows))
     return results
 
 
@@ -130,14 +136,7 @@ def _row_writer(path: str | Path | None) -> Any:
     return writers[Path(path).suffix]
 
 
-def _check_targets(*paths: str | Path | None) -> None:
-    for path in paths:
-        if path is not None and Path(path).is_dir():
-            raise ConfigError(f"{path} is a folder; --out and --predictions name the files to write.")
-
-
 def _write_csv(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "prediction", "scores"])
@@ -146,7 +145,6 @@ def _write_csv(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]
 
 
 def _write_jsonl(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for index, label, scores in rows:
             row = {"path": dataset.describe(index), "label": label, "prediction": _best(scores), "scores": scores}
@@ -157,7 +155,7 @@ def _best(scores: list[float]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-def _report(results: dict[str, Any], out: str | Path | None) -> None:
+def _print(results: dict[str, Any]) -> None:
     numbers = {name: value for name, value in results.items() if isinstance(value, float)}
     print_table("Test", ("metric", "value"), [(name, f"{value:.4f}") for name, value in numbers.items()])
     if "confusion" in results:
@@ -165,6 +163,3 @@ def _report(results: dict[str, Any], out: str | Path | None) -> None:
         if width <= 20:
             header = ("true \\ predicted", *map(str, range(width)))
             print_table("Confusion", header, [(i, *row) for i, row in enumerate(results["confusion"])])
-    if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

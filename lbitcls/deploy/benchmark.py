@@ -6,6 +6,7 @@ is the median over all calls of all turns. Time is wall-clock time, of `predict`
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -19,6 +20,8 @@ import numpy as np
 from lbitcls.deploy.engine import Engine, can_bf16, load
 from lbitcls.utils.errors import ConfigError
 
+MOST_REPEATS = 100_000
+_MEMORY_SHARE = 16  # of the machine's memory for images: what a network makes of them takes about ten times as much
 _TURN = 0.1  # seconds
 _WARM_UP = 0.3  # seconds
 
@@ -94,15 +97,18 @@ def time_models(
         repeats: turns of each file at each batch size.
 
     Raises:
-        ConfigError: a number below 1, or images of several shapes.
+        ConfigError: a number below 1 or far too large, or images of several shapes.
         CheckpointError: a file is missing, or cannot be run.
     """
     for name, values in (("batch", batches), ("repeats", [repeats])):
         if not values or any(not isinstance(value, int) or value < 1 for value in values):
             raise ConfigError(f"--{name} takes numbers from 1; got {' '.join(map(str, values)) or 'none'}.")
+    if repeats > MOST_REPEATS:
+        raise ConfigError(f"--repeats is at most {MOST_REPEATS:,}, of a tenth of a second each; got {repeats:,}.")
     timings: list[Timing] = []
     for batch in batches:
         runs = [load(path, engine, threads, precision) for path in paths]
+        _check_memory(max(batches), _image_shape(runs))
         baseline = _baseline(runs)
         if bf16 and baseline is not None and precision != "bf16" and can_bf16(engine):
             runs.append(load(baseline.path, engine, threads, "bf16"))
@@ -115,6 +121,17 @@ def time_models(
         baseline=str(baseline.path) if baseline is not None else None,
         timings=tuple(timings),
     )
+
+
+def _check_memory(batch: int, shape: tuple[int, ...]) -> None:
+    """Raise where the images of a batch take more memory than is sensible, before the system ends the process."""
+    size = np.dtype(np.float32).itemsize * math.prod(shape)
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE // size
+    if batch > most:
+        raise ConfigError(
+            f"--batch {batch:,}: the images alone would take {batch * size / 2**30:,.1f} GiB; on this machine it is at "
+            f"most {most:,} images {shape}."
+        )
 
 
 def _baseline(runs: Sequence[Engine]) -> Engine | None:

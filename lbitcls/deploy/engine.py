@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
 PRECISIONS = ("f32", "bf16")
+MOST_THREADS = 1024
 _FIXED_BATCH_SIZES = 4
 
 Shape = tuple[int | None, int | None, int | None]
@@ -64,7 +65,7 @@ class Engine(ABC):
             float32 (N, K), or a tuple of arrays where the file has several outputs.
 
         Raises:
-            DataError: the images have another type or shape.
+            DataError: the images have another type or shape, or hold values that are not finite.
             CheckpointError: the file cannot be run on these images.
         """
         self._check(images)
@@ -93,6 +94,13 @@ class Engine(ABC):
             raise DataError(
                 f"{self.path.name} takes float32 images that went through the test pipeline, got {images.dtype}; "
                 "normalize them, then images.astype('float32')."
+            )
+        finite = np.isfinite(images)
+        if not finite.all():
+            first = int(finite.all((1, 2, 3)).argmin())
+            raise DataError(
+                f"{self.path.name} takes finite values, but images[{first}] holds NaN or infinite ones, which integer "
+                "layers would hide; look at what the pipeline makes of that image."
             )
 
 
@@ -160,7 +168,7 @@ class ONNXRuntimeEngine(Engine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it raises is said once, by us
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait use no CPU
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
@@ -169,9 +177,6 @@ class ONNXRuntimeEngine(Engine):
         return self._session.run(None, {self._input: images})
 
 
-FLOAT32 = 1
-"""ONNX's number of the type."""
-MOST_THREADS = 1024
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (OpenVINOEngine, ONNXRuntimeEngine)}
 
 
@@ -226,8 +231,9 @@ def _image_input(model: onnx.ModelProto, path: Path) -> tuple[Shape, int | None]
     if len(sizes) != 1 or len(sizes[0]) != 4:
         found = ", ".join(f"{value.name} {size}" for value, size in zip(inputs, sizes, strict=True)) or "none"
         raise CheckpointError(f"{path} is no image model: it should have one input (N, C, H, W); it has {found}.")
-    if inputs[0].type.tensor_type.elem_type != FLOAT32:
-        kind = require("onnx").TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type).lower()
+    types, given = require("onnx").TensorProto, inputs[0].type.tensor_type.elem_type
+    if given != types.FLOAT:
+        kind = types.DataType.Name(given).lower()
         raise CheckpointError(f"{path} takes {kind} images; it should take float32 ones, as the pipeline leaves them.")
     batch, channels, height, width = sizes[0]
     return (channels, height, width), batch

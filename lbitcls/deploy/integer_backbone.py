@@ -124,7 +124,7 @@ class IntegerBackbone(nn.Module):
             logger.warning("The head was trained on the features of another file than %s.", self.path)
 
     def extra_repr(self) -> str:
-        return f"{self.path}, {self.info.method} {self.info.bits}, engine={self.engine}"
+        return f"{self.path}, {self.info.quantization}, engine={self.engine}"
 
 
 @lru_cache(maxsize=4)

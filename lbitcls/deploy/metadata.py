@@ -6,11 +6,11 @@ Reading it needs the package `onnx`, not PyTorch.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from lbitcls.utils.errors import CheckpointError, DependencyError, suggest
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KEY = "lbitcls"
 """The metadata property of the ONNX file that holds the JSON text."""
 FORMAT = 1
+_SHOWN = 200  # characters of a field that is wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,11 @@ class ModelInfo:
         """Whether no layer is quantized."""
         return not self.layers
 
+    @property
+    def quantization(self) -> str:
+        """Method and bits, `'LSQ W4A4'`, or `'float'`."""
+        return "float" if self.is_float else f"{self.method} {self.bits}"
+
 
 def write_info(model: onnx.ModelProto, info: ModelInfo) -> None:
     """Put `info` into the metadata of `model`, in the place of what was there."""
@@ -98,20 +104,42 @@ def info_of(model: onnx.ModelProto, path: str | Path) -> ModelInfo | None:
             raise CheckpointError(
                 f"{path} was written by lbitcls {record.get('version')}, which is newer than this one: upgrade lbitcls."
             )
-        known = {field.name for field in fields(ModelInfo)}
-        info = ModelInfo(**{key: value for key, value in record.items() if key in known})
-        return _with_shape(info)
+        types = get_type_hints(ModelInfo)
+        known = {name: _as_type(name, value, types[name]) for name, value in record.items() if name in types}
+        return ModelInfo(**known)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"the record of lbitcls in {path} is damaged ({error}); export the model again."
         ) from error
 
 
-def _with_shape(info: ModelInfo) -> ModelInfo:
-    """JSON knows no tuples."""
-    channels, height, width = info.input_shape
-    object.__setattr__(info, "input_shape", (channels, height, width))
-    return info
+def _as_type(name: str, value: Any, expected: Any) -> Any:
+    """The field's value as JSON gives it, with a tuple for a list where that is `expected`.
+
+    Raises:
+        TypeError: it has another type; `name` is the field's.
+    """
+    value = tuple(value) if get_origin(expected) is tuple and isinstance(value, list) else value
+    if not _fits(value, expected):
+        raise TypeError(f"{name} should be {ModelInfo.__annotations__[name]}, and is {value!r}"[:_SHOWN])
+    return value
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether `value` has the type `expected`: a plain one, None, a union, a list, a tuple or a dict of such."""
+    inner = get_args(expected)
+    kind = get_origin(expected) or expected
+    if expected is Any:
+        return True
+    if kind is UnionType:
+        return any(_fits(value, one) for one in inner)
+    if type(value) is not kind:
+        return False
+    if kind is list:
+        return all(_fits(item, inner[0]) for item in value)
+    if kind is dict:
+        return all(_fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items())
+    return kind is not tuple or (len(value) == len(inner) and all(map(_fits, value, inner)))
 
 
 def read_onnx(path: str | Path) -> onnx.ModelProto:

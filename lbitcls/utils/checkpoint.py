@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbitcls.utils.errors import CheckpointError, suggest
+from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
 from lbitcls.utils.logging import get_logger
 from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.version import __version__
@@ -57,9 +57,16 @@ def save_checkpoint(
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, and only then give it its name."""
+    """Let `write` fill a temporary file beside `path`, sync it, and only then give it its name.
+
+    Where `path` is a symbolic link, it stays one, and the file that it points to is replaced.
+    """
+    _replace_whole(Path(os.path.realpath(path)), write)
+
+
+def _replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         write(temporary)
         with temporary.open("rb+") as file:
@@ -68,6 +75,40 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def check_writable(path: str | Path, option: str, *inputs: str | Path) -> Path:
+    """`path` without `~`, to which `write_whole` will be able to write: asked before the work whose result it is.
+
+    Nothing is left behind: a folder that is missing is only made when the file is written.
+
+    Args:
+        path: file to be written.
+        option: how the user named it (`--out`), for the message.
+        inputs: files that the command reads or writes otherwise, none of which it may replace.
+
+    Raises:
+        ConfigError: `path` is a folder, a device or one of `inputs`, or no file can be made there.
+    """
+    path = Path(path).expanduser()
+    target = Path(os.path.realpath(path))
+    if target in {Path(os.path.realpath(Path(other).expanduser())) for other in inputs}:
+        raise ConfigError(f"{option} {path} would replace a file that this command uses; name another file.")
+    try:
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "no regular file"
+            raise ConfigError(f"{path} is {kind}; {option} names the file to write.")
+        folder = next(above for above in target.parents if above.exists())
+        probe = _temporary(folder / target.name)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; name a file elsewhere.") from error
+    return path
 
 
 def link_whole(target: Path, link: Path) -> None:
@@ -80,7 +121,7 @@ def link_whole(target: Path, link: Path) -> None:
         except OSError:
             shutil.copyfile(target, temporary)
 
-    write_whole(link, make)
+    _replace_whole(link, make)  # a link's target would be an older checkpoint
 
 
 def sync_folder(folder: Path) -> None:
@@ -102,7 +143,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     `path` may also name published weights, `torchvision://resnet18`.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not plain data, or holds no weights.
+        CheckpointError: the file is missing, damaged, not plain data, an exported one, or holds no weights.
     """
     path = fetch_weights(str(path)) if is_published(path) else Path(path).expanduser()
     if path.is_dir():
@@ -112,6 +153,11 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"there is no checkpoint {path}{suggest(path.name, names)}")
+    if path.suffix.lower() == ".onnx":
+        raise CheckpointError(
+            f"{path} is an exported file, whose weights cannot be loaded into a model; give the checkpoint (.pth) that "
+            "it was exported from. Exported files are for test, benchmark and visualize."
+        )
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises what the damage leads to: RuntimeError, EOFError, KeyError, pickle's …
@@ -171,7 +217,9 @@ def load_checkpoint(
     if not fit.matched:
         raise CheckpointError(f"nothing in {path} fits {type(model).__name__}:{fit.text()}")
     if strict and not fit.complete:
-        raise CheckpointError(f"{path} is of another model than {type(model).__name__}:{fit.cause()}{fit.text()}")
+        raise CheckpointError(
+            f"{path} is of another model than {type(model).__name__}:{fit.cause()}{fit.remedy()}{fit.text()}"
+        )
     model.load_state_dict({name: state_dict[name] for name in fit.matched}, strict=False)
     logger = logger or get_logger()
     # Weights before quantization have no quantizers, those of other classes another head; all else should be seen.
@@ -211,12 +259,21 @@ class Fit:
         return bool(self.mismatched) and all(name.startswith(_HEAD) for name in misfits)
 
     def cause(self) -> str:
-        """A line that says so where one side is quantized and the other float, or nothing."""
+        """A line that says so where the two differ in what is quantized, and how, or nothing."""
         if self.lacks_quantizers:
             return "\n  it has float weights, and the config's quant_transformer quantizes the model"
-        if self.unexpected and not self._lacking() and all(_QUANTIZER in name for name in self.unexpected):
-            return "\n  it is of a quantized model, and the config has no quant_transformer, or one for fewer layers"
-        return ""
+        misfits = [*self.unexpected, *self._lacking(), *self.mismatched]
+        if not misfits or not all(_QUANTIZER in name for name in misfits):
+            return ""
+        if self._lacking() or self.mismatched:
+            return "\n  it is of a quantized model, and the config quantizes other layers, or in another way"
+        return "\n  it is of a quantized model, and the config has no quant_transformer, or one for fewer layers"
+
+    def remedy(self) -> str:
+        """A line on what to do about `cause()`, for a command that takes the weights as they are, or nothing."""
+        if self.lacks_quantizers:
+            return "\n  quantize it first (lbitcls calibrate), or take it as float: --options quant_transformer=none"
+        return "\n  give the config that it was trained with, or its quant_transformer" if self.cause() else ""
 
     def _lacking(self) -> list[str]:
         return [name for name in self.missing if not name.endswith("num_batches_tracked")]

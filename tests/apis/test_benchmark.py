@@ -67,9 +67,21 @@ def test_mistakes(files: list[str], tmp_path: Path, capsys: Any) -> None:
         ([*files, "--engine", "onnxruntim"], "did you mean 'onnxruntime'"),
         ([*files, "--precision", "f16"], "no precision 'f16'"),
         ([*files, "--batch", "0"], "--batch takes numbers from 1"),
+        ([*files, "--batch", "1", str(10**12)], "--batch 1,000,000,000,000: the images alone would take 178,813.9 GiB"),
+        ([*files, "--batch", "-1"], "--batch takes numbers from 1"),
+        ([*files, "--threads", "0"], "threads is a number from 1 to 1024"),
+        ([*files, "--threads", str(10**20)], "threads is a number from 1 to 1024"),
+        ([*files, "--repeats", "-1"], "--repeats takes numbers from 1"),
+        ([*files, "--repeats", str(10**9)], "--repeats is at most 100,000"),
         ([*files, "--json", str(tmp_path)], "--json names the file"),
+        ([*files, "--json", files[0]], "--json .*integer.onnx would replace a file"),
     ):
         assert main(["benchmark", *arguments]) == 2
-        assert message in capsys.readouterr().err
+        captured = capsys.readouterr()
+        assert re.search(message, captured.err) and captured.out == ""
+    for words in (["--batch", "1e12"], ["--threads", "two"], ["--repeats", "0.5"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["benchmark", *files, *words])
+        assert stopped.value.code == 2 and "invalid int value" in capsys.readouterr().err
     assert main(["benchmark", str(tmp_path / "flat.onnx")]) == 1
     assert "did you mean 'float.onnx'" in capsys.readouterr().err

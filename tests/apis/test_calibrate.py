@@ -48,6 +48,13 @@ def test_mistakes_are_answered(
     assert main([*arguments, "--method", "mze"]) == 2
     assert "'mze'; did you mean 'mse'" in capsys.readouterr().err
     assert main([*arguments, "--num-images", "0"]) == 2
+    before = float_checkpoint.read_bytes()
+    assert main([*arguments[:-1], str(float_checkpoint)]) == 2
+    assert "would replace a file that this command uses" in capsys.readouterr().err
+    assert float_checkpoint.read_bytes() == before
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
+    assert main([*arguments[:2], str(tmp_path / "model.onnx"), *arguments[3:]]) == 1
+    assert "model.onnx is an exported file" in capsys.readouterr().err
     assert not (tmp_path / "q.pth").exists()
 
 

@@ -71,11 +71,32 @@ def test_places_that_cannot_be_written(write_config: Any, tmp_path: Path, capsys
         assert f"work directory {place}: " in capsys.readouterr().err
     assert main(["test", config, "none.pth", "--out", str(tmp_path)]) == 2
     assert f"{tmp_path} is a folder" in capsys.readouterr().err
-    assert main(["train", config]) == 0
-    out = tmp_path / "file" / "results.json"
-    assert main(["test", config, str(tmp_path / "work" / "latest.pth"), "--out", str(out)]) == 1
-    error = capsys.readouterr().err
-    assert f"{tmp_path / 'file'}: " in error and "Traceback" not in error
+    for verb, option, name in (
+        ("test", "--out", "results.json"),
+        ("test", "--predictions", "rows.csv"),
+        ("export", "--out", "model.onnx"),
+        ("calibrate", "--out", "quantized.pth"),
+        ("benchmark", "--json", "times.json"),
+        ("visualize", "--out", "batch.png"),
+        ("analyze", "--out", "curves.png"),
+        ("init", "--out", "config.py"),
+    ):
+        out = tmp_path / "file" / name
+        options = ["--options", "quant_transformer.type=ModelTransformer"] if verb == "calibrate" else []
+        inputs = {"benchmark": ["no.onnx"], "visualize": ["batch", config], "analyze": ["no"], "init": [str(tmp_path)]}
+        given = inputs.get(verb, [config, "none.pth"])
+        assert main([verb, *given, option, str(out), *options]) == 2
+        captured = capsys.readouterr()
+        assert f"{option} {out} cannot be written: Not a directory" in captured.err and captured.out == ""
+
+
+def test_no_memory(write_config: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def test_classifier(*arguments: Any, **options: Any) -> None:
+        raise MemoryError("Unable to allocate 23.3 TiB")
+
+    monkeypatch.setattr("lbitcls.apis.test.test_classifier", test_classifier)
+    assert main(["test", str(write_config()), "none.pth"]) == 1
+    assert capsys.readouterr().err == "MemoryError: Unable to allocate 23.3 TiB; use smaller batches.\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["train", "x.py", "--launcher", "mpi"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,8 @@ def test_what_cannot_be_expressed_exits_with_2(
 @pytest.mark.parametrize(
     "options, match",
     [
+        (dict(out="gone/model.onnx/x.onnx"), r"--out .*x\.onnx cannot be written: Not a directory"),
+        (dict(out="reported.onnx"), r"reported\.report\.json is a folder; --out names the file"),
         (dict(out="model.txt"), r"--out names the file to write, such as model\.onnx; got '.*model\.txt'"),
         (dict(num_images=0), "--num-images is a number from 1"),
         (dict(residual_bits=4), "--residual-bits is 8"),
@@ -212,13 +215,57 @@ def test_what_cannot_be_expressed_exits_with_2(
 )
 def test_wrong_arguments(cfg: Config, tmp_path: Path, options: dict[str, Any], match: str) -> None:
     out = tmp_path / options.pop("out", "model.onnx")
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "model.onnx").touch()
+    (tmp_path / "reported.report.json").mkdir()
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=match):
         export_checkpoint(cfg, tmp_path / "no.pth", out, **options)
-    assert not list(tmp_path.iterdir())
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_float_weights_are_no_quantized_checkpoint(cfg: Config, tmp_path: Path) -> None:
-    calibrated(cfg, tmp_path)
-    with pytest.raises(CheckpointError, match="float weights"):
-        export_checkpoint(cfg, tmp_path / "float.pth", tmp_path / "model.onnx")
-    assert not (tmp_path / "model.onnx").exists()
+def test_a_wrong_key_of_the_section_is_known_to_the_command_too(cfg: Config, tmp_path: Path) -> None:
+    cfg.export = dict(verfy=True)
+    with pytest.raises(ConfigError, match="export takes no 'verfy'; did you mean 'verify'"):
+        export_checkpoint(cfg, tmp_path / "no.pth", tmp_path / "model.onnx")
+
+
+def test_what_is_no_checkpoint_of_the_config(
+    cfg: Config, make_config: MakeConfig, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message, exit code 1, and no file; and what the message advises for float weights works."""
+    quantized = calibrated(cfg, tmp_path)
+    (tmp_path / "cut.pth").write_bytes(quantized.read_bytes()[:20_000])
+    (tmp_path / "old.onnx").write_bytes(b"\x08\x0a")
+    (tmp_path / "folder").mkdir()
+    configs = {
+        "quantized": str(write_config("quantized.py", model=MODEL, quant_transformer=transformer())),
+        "float": str(write_config("float.py", model=MODEL)),
+        "dsq": str(write_config("dsq.py", model=MODEL, quant_transformer=transformer("DSQ"))),
+    }
+    out = tmp_path / "model.onnx"
+    for config, name, message in (
+        ("quantized", "float.pth", "it has float weights.*\n.*calibrate.*--options quant_transformer=none\n"),
+        ("float", "quantized.pth", "it is of a quantized model.*has no quant_transformer.*\n.*give the config"),
+        ("dsq", "quantized.pth", "it is of a quantized model.*in another way\n.*give the config"),
+        ("quantized", "cut.pth", "cut.pth cannot be read as plain weights.*is damaged"),
+        ("quantized", "old.onnx", "old.onnx is an exported file.*give the checkpoint"),
+        ("quantized", "folder", "folder is a folder, not a checkpoint; it holds no .pth file"),
+    ):
+        assert main(["export", configs[config], str(tmp_path / name), "--out", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert re.search(message, error) and error.count("CheckpointError") == 1 and "Traceback" not in error
+        assert not out.exists()
+    as_float = ["--options", "quant_transformer=none"]
+    assert main(["export", configs["quantized"], str(tmp_path / "float.pth"), "--out", str(out), *as_float]) == 0
+    assert "float, no quantized layers" in capsys.readouterr().out
+    info = load(out).info
+    assert info is not None and info.is_float and info.quantization == "float"
+
+
+def test_a_link_stays_one(cfg: Config, tmp_path: Path) -> None:
+    checkpoint, link, target = calibrated(cfg, tmp_path), tmp_path / "model.onnx", tmp_path / "store" / "v1.onnx"
+    link.symlink_to(target)
+    report = export_checkpoint(cfg, checkpoint, link)
+    assert link.is_symlink() and report.path == target and target.stat().st_size == report.size
+    assert sorted(p.name for p in target.parent.iterdir()) == ["v1.onnx", "v1.report.json"]

@@ -59,6 +59,35 @@ def test_rows_in_an_unknown_format(make_config: Any) -> None:
         classify(make_config(), "x.pth", predictions="rows.txt")
 
 
+def test_an_interrupted_write_leaves_the_older_files(make_config: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    cfg = make_config(total_epochs=1)
+    train_classifier(cfg)
+    files = {name: tmp_path / name for name in ("results.json", "rows.csv", "rows.jsonl")}
+    for file in files.values():
+        file.write_text("of before")
+    before = sorted(tmp_path.rglob("*"))
+
+    def stopped(scores: list[float]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lbitcls.apis.test._best", stopped)
+    for name in ("rows.csv", "rows.jsonl"):
+        with pytest.raises(KeyboardInterrupt):
+            classify(cfg, f"{cfg.work_dir}/latest.pth", predictions=files[name])
+    monkeypatch.setattr("lbitcls.apis.test.json.dumps", lambda results, indent: "x" * 10_000 + "\ud800")  # no UTF-8
+    with pytest.raises(UnicodeEncodeError):
+        classify(cfg, f"{cfg.work_dir}/latest.pth", out=files["results.json"])
+    assert [file.read_text() for file in files.values()] == ["of before"] * 3
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_results_replace_nothing_that_is_used(make_config: Any, tmp_path: Path) -> None:
+    cfg, checkpoint, rows = make_config(), tmp_path / "x.pth", tmp_path / "rows.csv"
+    for given in (dict(out=checkpoint), dict(out=rows, predictions=rows)):
+        with pytest.raises(ConfigError, match="would replace a file that this command uses"):
+            classify(cfg, checkpoint, **given)
+
+
 def test_validation_set_where_there_is_no_test_set(make_config: Any) -> None:
     cfg = make_config(total_epochs=1)
     summary = train_classifier(cfg)
@@ -143,6 +172,13 @@ def test_a_file_that_gives_no_logits(shipped: Any, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "features.onnx")
     with pytest.raises(CheckpointError, match=r"not logits \(N, K\)"):
         classify(cfg, tmp_path / "features.onnx", threads=1)
+
+
+def test_images_that_are_not_finite(shipped: Any, make_config: Any) -> None:
+    _, _, path = shipped
+    broken = make_config(options={"data.test.pipeline": [dict(type="Normalize", mean=[0.3], std=[1e-45]), PIPELINE[1]]})
+    with pytest.raises(DataError, match=r"takes finite values, but images\[0\] holds NaN"):
+        classify(broken, path, threads=1)
 
 
 def test_engines_are_for_files(shipped: Any, write_config: Any, capsys: Any) -> None:

@@ -99,6 +99,10 @@ def test_mistakes(files: list[str], write_onnx: Any) -> None:
         time_models(files, batches=(0,))
     with pytest.raises(ConfigError, match="--repeats takes"):
         time_models(files, repeats=0)
+    with pytest.raises(ConfigError, match=r"--batch 1,000,000,000: .*it is at most [\d,]+ images \(3, 6, 5\)"):
+        time_models(files, batches=(1, 10**9), threads=1)
+    with pytest.raises(ConfigError, match="--repeats is at most 100,000"):
+        time_models(files, repeats=10**6)
     with pytest.raises(ConfigError, match="same images.*other"):
         time_models([*files, write_onnx("other.onnx", shape=["N", 3, 7, 7])], batches=(1,), threads=1)
     with pytest.raises(ConfigError, match="leaves the image size free"):

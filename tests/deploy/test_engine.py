@@ -134,6 +134,16 @@ def test_wrong_images(engine: str, write_onnx: Any, given: Any, message: str) ->
         load(write_onnx(), engine=engine, threads=1).predict(given)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite(engine: str, value: float, write_onnx: Any) -> None:
+    opened = load(write_onnx(), engine=engine, threads=1)
+    given = images(5)
+    given[[2, 4], 1, 3, 0] = value
+    with pytest.raises(DataError, match=r"model\.onnx takes finite values, but images\[2\] holds NaN or infinite"):
+        opened.predict(given)
+    assert np.shape(opened.predict(given[:2])) == (2, 4)
+
+
 def test_a_fixed_batch_size_is_kept_to(engine: str, write_onnx: Any) -> None:
     opened = load(write_onnx(batch=2), engine=engine, threads=1)
     assert opened.predict(images(2)).shape == (2, 4)  # type: ignore[union-attr]
@@ -169,7 +179,7 @@ def test_mistakes(engine: str, write_onnx: Any, tmp_path: Path, monkeypatch: pyt
         load(path, engine=engine)
 
 
-def test_a_graph_that_the_engine_does_not_take(engine: str, write_onnx: Any) -> None:
+def test_a_graph_that_the_engine_does_not_take(engine: str, write_onnx: Any, capfd: Any) -> None:
     import onnx
 
     path = write_onnx()
@@ -178,6 +188,7 @@ def test_a_graph_that_the_engine_does_not_take(engine: str, write_onnx: Any) -> 
     onnx.save(model, path)
     with pytest.raises(CheckpointError, match=f"{engine} cannot run"):
         load(path, engine=engine, threads=1).predict(images(1))
+    assert capfd.readouterr().err == "", "the engine says nothing beside our message"
 
 
 def test_images_of_another_kind_than_float32(engine: str, write_onnx: Any) -> None:
@@ -191,7 +202,7 @@ def test_images_of_another_kind_than_float32(engine: str, write_onnx: Any) -> No
         load(path, engine=engine, threads=1)
 
 
-def test_a_batch_that_the_graph_does_not_take(engine: str, write_onnx: Any) -> None:
+def test_a_batch_that_the_graph_does_not_take(engine: str, write_onnx: Any, capfd: Any) -> None:
     """A free N, and a Reshape inside that has one image in mind."""
     import onnx
 
@@ -204,6 +215,7 @@ def test_a_batch_that_the_graph_does_not_take(engine: str, write_onnx: Any) -> N
     assert np.shape(opened.predict(images(1))) == (1, 4)
     with pytest.raises(CheckpointError, match=rf"{engine} cannot run model\.onnx on images \(3, 3, 6, 5\)"):
         opened.predict(images(3))
+    assert capfd.readouterr().err == "", "the engine says nothing beside our message"
 
 
 def test_bfloat16(engine: str, write_onnx: Any, small_logits: Any) -> None:
