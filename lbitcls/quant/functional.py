@@ -30,6 +30,22 @@ def fake_quantize_plain(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> 
     return x.div(scale).round_().clamp_(low, high).mul_(scale)
 
 
+def late(grad: Tensor, x: Tensor) -> Tensor:
+    """`x`, to compute masks of in a formula of gradients.
+
+    A mask that hangs on `x` alone the compiler of a whole model would compute in the forward pass and keep beside `x`,
+    which on a CPU takes longer than all the rest. So it hangs on `grad`, too: where that is 0 the gradients are 0,
+    whatever `x` is.
+    """
+    return torch.where(grad == 0, 0.0, x) if torch.compiler.is_compiling() else x
+
+
+def straight_through(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor]:
+    """The gradient of `fake_quantize` for a given scale: `grad` inside the range, its ends included, 0 outside."""
+    v = late(grad, x) / scale
+    return (torch.where((v >= low) & (v <= high), grad, 0.0),)
+
+
 def learned_step_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `fake_quantize` for a learned scale (LSQ, arXiv:1902.08153, equations 3 and 5).
 

@@ -255,6 +255,13 @@ def per_grid(x: Tensor, channel_axis: int | None) -> Tensor:
     return x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
 
 
+def extremes(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each grid: of shape () per tensor, (C,) per channel."""
+    # A whole tensor is read in its own order: as one row, `per_grid`, it would be read across its memory format.
+    both = torch.aminmax(x) if channel_axis is None else torch.aminmax(per_grid(x, channel_axis), dim=1)
+    return both.min, both.max
+
+
 def per_channel(values: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
     """The values (grids,) of `per_grid` rows, shaped to broadcast against `x`."""
     return values[0] if channel_axis is None else along(values, x.dim(), channel_axis)

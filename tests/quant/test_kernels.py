@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lbitcls.quant import functional
 from lbitcls.quant.calibration import calibrate
 from lbitcls.quant.kernels import Elementwise, active_kind, select_kernels, selection
 from lbitcls.quant.layers import QuantLayer
@@ -38,6 +39,34 @@ def test_a_formula_is_summed_over_what_shares_a_parameter() -> None:
         x.grad = None
         inputs = (x.requires_grad_(True), parameter.clone().requires_grad_(True))
         assert torch.autograd.gradcheck(lambda x, p, axis=axis: times(x, axis, p), inputs)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_gradients_apart_are_a_well_formed_operator_with_the_same_values(
+    axis: int | None, memory_format: torch.memory_format, compiler: None
+) -> None:
+    def backward(g: Tensor, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        return torch.where(x > b, g * a, 0.0), torch.where(x > b, g * x, 0.0)  # none for b
+
+    function = Elementwise(lambda x, a, b: a * x, backward, apart=True)
+    x = torch.randn(4, 3, 5, 6).to(memory_format=memory_format)
+    grad = torch.randn(4, 3, 5, 6)
+    shape = () if axis is None else (4,)
+    parameters = [torch.rand(shape), torch.randn(shape)]
+    expected = function.gradients(grad, x, axis, tuple(parameters))
+    arguments = (function._apart, grad, x, axis, parameters)
+    torch.library.opcheck(torch.ops.lbitcls.gradients, arguments, test_utils=("test_schema", "test_faketensor"))
+    found = torch.ops.lbitcls.gradients(*arguments)
+    assert found[0].stride() == x.stride() and len(found) == len(expected) == 2
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b)
+
+
+def test_masks_are_computed_late_only_in_compiled_models(compiler: None) -> None:
+    grad, x = torch.tensor([0.0, 1.0]), torch.tensor([5.0, 5.0])
+    assert functional.late(grad, x) is x
+    assert torch.compile(functional.late, backend="eager")(grad, x).tolist() == [0.0, 5.0]
 
 
 def layers() -> nn.Sequential:

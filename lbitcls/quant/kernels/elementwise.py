@@ -33,6 +33,8 @@ class Elementwise:
         plain_forward: the same value in fewer passes over memory where nothing is compiled; None: `forward`.
         plain_backward: the same gradients, likewise; None: `backward`.
         tables: how many of the last parameters are vectors to look values up in, whatever their length.
+        apart: in a compiled model the gradients are an operator of their own, which runs the fused kernel. For formulas
+            with several sums: inductor splits those over many passes, some of them across the memory format.
 
     Example:
         >>> times = Elementwise(lambda x, a: a * x, lambda g, x, a: (a * g, x * g))
@@ -47,8 +49,10 @@ class Elementwise:
         plain_forward: Formula | None = None,
         plain_backward: Gradients | None = None,
         tables: int = 0,
+        apart: bool = False,
     ) -> None:
         self._tables = tables
+        self._apart = _register(self) if apart else None
         self._forward, self._plain_forward = (
             _in_compute_dtype(forward),
             _in_compute_dtype(plain_forward or forward),
@@ -89,19 +93,47 @@ class Elementwise:
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """Gradients of `x` and of the parameters that have one, by the kernels in use."""
-        if not torch.compiler.is_compiling() and selection.active_kind() == "fused":
-            x = _dense(x)
-            grad = grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
-            arguments = (_as_rows(grad, channel_axis), _as_rows(x, channel_axis))
-            grad_x, *sums = self._fused_backward(*arguments, *self._columns(parameters, channel_axis))
-            return (_like(grad_x, x, channel_axis), *(s.view(p.shape) for s, p in zip(sums, parameters)))
-        formula = self._plain_backward
         if torch.compiler.is_compiling():
-            # What hangs on `x` alone the compiler may compute in the forward pass, and keep: masks, in a layout that is
-            # slow to read, beside or instead of `x`. Where `grad` is 0 every result is 0, whatever `x` is.
-            formula, x = self._backward, torch.where(grad == 0, 0, x)
+            if self._apart is not None:
+                return tuple(torch.ops.lbitcls.gradients(self._apart, grad, x, channel_axis, list(parameters)))
+            return self._gradients_by(self._backward, grad, x, channel_axis, parameters)
+        if selection.active_kind() == "fused":
+            return self.gradients_fused(grad, x, channel_axis, parameters)
+        return self.gradients_plain(grad, x, channel_axis, parameters)
+
+    def gradients_plain(
+        self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """`gradients` by PyTorch's operators."""
+        return self._gradients_by(self._plain_backward, grad, x, channel_axis, parameters)
+
+    def gradients_fused(
+        self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """`gradients` by the fused kernel."""
+        x = _dense(x)
+        grad = grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+        arguments = (_as_rows(grad, channel_axis), _as_rows(x, channel_axis))
+        grad_x, *sums = self._fused_backward(*arguments, *self._columns(parameters, channel_axis))
+        return (_like(grad_x, x, channel_axis), *(s.view(p.shape) for s, p in zip(sums, parameters)))
+
+    def _gradients_by(
+        self,
+        formula: Gradients,
+        grad: Tensor,
+        x: Tensor,
+        channel_axis: int | None,
+        parameters: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
         grad_x, *sums = formula(grad, x, *self._shaped(parameters, x.dim(), channel_axis))
         return (grad_x, *(s.view(p.shape) for s, p in zip(sums, parameters)))
+
+    def empty_gradients(
+        self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: list[Tensor]
+    ) -> list[Tensor]:
+        """Tensors like the gradients, in the memory format of `x`."""
+        _, *sums = self._gradients_by(self._backward, grad, x, channel_axis, tuple(parameters))
+        return [torch.empty_like(x), *(torch.empty_like(p) for p, _ in zip(parameters, sums))]
 
     def _shaped(self, parameters: tuple[Tensor, ...], dim: int, channel_axis: int | None) -> list[Tensor]:
         """The parameters, to broadcast against a tensor with `dim` axes; tables as they are."""
@@ -129,6 +161,36 @@ def _autograd_function(elementwise: Elementwise) -> Any:
             return (gradients[0], None, *gradients[1:], *constants)
 
     return Function
+
+
+_APART: list[Elementwise] = []
+
+
+def _register(elementwise: Elementwise) -> int:
+    """The number by which the operator `lbitcls::gradients` knows a function."""
+    _APART.append(elementwise)
+    return len(_APART) - 1
+
+
+@torch.library.custom_op(
+    "lbitcls::gradients",
+    mutates_args=(),
+    schema="(int function, Tensor grad, Tensor x, int? channel_axis, Tensor[] parameters) -> Tensor[]",
+    tags=(torch.Tag.flexible_layout,),
+)
+def _gradients(
+    function: int, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: list[Tensor]
+) -> list[Tensor]:
+    elementwise = _APART[function]
+    of = elementwise.gradients_fused if selection.can_compile(x.device.type) else elementwise.gradients_plain
+    grad_x, *sums = of(grad, x, channel_axis, tuple(parameters))
+    expected = torch.empty_like(x)
+    return [grad_x if grad_x.stride() == expected.stride() else expected.copy_(grad_x), *sums]
+
+
+@_gradients.register_fake
+def _(function: int, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: list[Tensor]) -> list[Tensor]:
+    return _APART[function].empty_gradients(grad, x, channel_axis, parameters)
 
 
 def _in_compute_dtype(formula: Formula) -> Formula:

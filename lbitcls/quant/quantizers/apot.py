@@ -131,7 +131,7 @@ class APoT(_Clipped):
     bounds: Tensor
     magnitudes: Tensor
 
-    formula = Elementwise(project, project_gradients, tables=2)
+    formula = Elementwise(project, project_gradients, tables=2, apart=True)
 
     def refresh(self) -> None:
         self._negative = bool(self.negative)

@@ -32,18 +32,12 @@ def odd_levels(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return (2 * torch.round((torch.clamp(x / scale, low, high) - low) / 2) + low) * scale
 
 
-def straight_through(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor]:
-    """`grad` inside the range, its ends included, 0 outside."""
-    v = x / scale
-    return (torch.where((v >= low) & (v <= high), grad, 0.0),)
-
-
 def everywhere(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor]:
     """`grad`: the normalized weight is never outside the range (but by a rounding error), and 1 bit has none."""
     return (grad,)
 
 
-UNIFORM = Elementwise(functional.fake_quantize, straight_through, functional.fake_quantize_plain)
+UNIFORM = Elementwise(functional.fake_quantize, functional.straight_through, functional.fake_quantize_plain)
 ODD = Elementwise(odd_levels, everywhere)
 
 

@@ -50,7 +50,7 @@ class EWGS(LSQ):
         **kwargs: as `Quantizer`.
     """
 
-    formula = Elementwise(_forward, scaled_gradients, _forward_plain)
+    formula = Elementwise(_forward, scaled_gradients, _forward_plain, apart=True)
 
     delta: Tensor
 

@@ -43,7 +43,9 @@ class LSQPlusWeight(LSQ):
 class LSQPlus(Quantizer):
     """Learned step and offset: integers 0 to 2^b - 1 (signed ones if the config says so) and a zero point."""
 
-    formula = Elementwise(affine.fake_quantize, affine.gradients, affine.fake_quantize_plain, affine.gradients_plain)
+    formula = Elementwise(
+        affine.fake_quantize, affine.gradients, affine.fake_quantize_plain, affine.gradients_plain, apart=True
+    )
 
     def __init__(self, num_bits: int, signed: bool | None = False, **kwargs: Any) -> None:
         super().__init__(num_bits, signed=bool(signed), **kwargs)

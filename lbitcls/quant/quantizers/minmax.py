@@ -23,8 +23,7 @@ from torch import Tensor
 from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer, per_grid
-from lbitcls.quant.quantizers.dorefa import straight_through
+from lbitcls.quant.quantizer import Quantizer, extremes
 
 
 class MinMax(Quantizer):
@@ -37,7 +36,7 @@ class MinMax(Quantizer):
         **kwargs: as `Quantizer`.
     """
 
-    formula = Elementwise(functional.fake_quantize, straight_through, functional.fake_quantize_plain, None)
+    formula = Elementwise(functional.fake_quantize, functional.straight_through, functional.fake_quantize_plain)
     lowest: Tensor
     highest: Tensor
 
@@ -82,13 +81,11 @@ class MinMax(Quantizer):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Move the averages towards the extremes of `x`."""
-        rows = per_grid(x.detach(), self.channel_axis)
-        for average, value in ((self.lowest, rows.amin(1)), (self.highest, rows.amax(1))):
-            average.lerp_(value.reshape(average.shape).to(average.dtype), self.averaging_constant)
+        for average, value in zip((self.lowest, self.highest), extremes(x.detach(), self.channel_axis), strict=True):
+            average.lerp_(value.to(average.dtype), self.averaging_constant)
 
     def first_values(self, x: Tensor) -> None:
-        rows = per_grid(x, self.channel_axis)
-        self.set_range(rows.amin(1), rows.amax(1))
+        self.set_range(*extremes(x, self.channel_axis))
 
     def set_range(self, lower: Tensor, upper: Tensor) -> None:
         self.lowest.copy_(lower.reshape(self.lowest.shape))
