@@ -85,7 +85,7 @@ class Variant:
 def variants(args: argparse.Namespace) -> dict[str, Variant]:
     """The float step, and every method with each kind of kernels; compiled ones where there is a compiler."""
     compiles = can_compile(torch.device(args.device).type)
-    torch._dynamo.config.recompile_limit = 2 * len(args.methods) + 2  # the models share their code
+    torch._dynamo.config.recompile_limit = 8 + len(args.methods)  # the models share their code
     built = {"float": Variant(args, None, "plain", False)}
     if compiles:
         built["float compiled"] = Variant(args, None, "plain", True)

@@ -62,13 +62,30 @@ def learned_step_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, 
 def learned_step_gradients_plain(
     grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`learned_step_gradients` for the CPU, in fewer passes over memory: the parts are `grad * steps - grad_x * v`."""
-    if x.device.type != "cpu" or low.dim() or high.dim():
+    """`learned_step_gradients` for the CPU, in fewer passes over memory."""
+    if not bounds_are_numbers(low, high):
         return learned_step_gradients(grad, x, scale, low, high)
     v = x / scale
+    return clipped_gradients(grad, v, torch.round(v).clamp_(low, high), low, high)
+
+
+def bounds_are_numbers(low: Tensor, high: Tensor) -> bool:
+    """Whether `clipped_gradients` can be used: one range, whose ends are read without waiting for a device."""
+    return low.device.type == "cpu" and not low.dim() and not high.dim()
+
+
+def clipped_gradients(grad: Tensor, v: Tensor, steps: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a value clipped to a range and rounded in it, as `grad * steps - grad_x * v`.
+
+    Args:
+        grad: of the value.
+        v: the value in steps, before it was clipped.
+        steps: after it was rounded, a bound where it was clipped; overwritten.
+        low: lower end of the range.
+        high: upper end of the range.
+    """
     grad_x = torch.ops.aten.hardtanh_backward(grad, v, _just_beyond(low, -math.inf), _just_beyond(high, math.inf))
-    parts = torch.round(v).clamp_(low, high).mul_(grad)
-    return grad_x, parts.addcmul_(grad_x, v, value=-1)
+    return grad_x, steps.mul_(grad).addcmul_(grad_x, v, value=-1)
 
 
 def _just_beyond(bound: Tensor, direction: float) -> float:

@@ -52,14 +52,41 @@ def magnitudes(num_bits: int) -> list[int]:
     return sorted({sum(term) for term in product(*([0, *(2 ** (largest - e) for e in es)] for es in exponents))})
 
 
-def project(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
-    """The nearest level; `bounds` are the midpoints between neighbouring `levels` (both in steps)."""
+def project(
+    x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor, lookup: Tensor
+) -> Tensor:
+    """The nearest level.
+
+    Args:
+        x: any shape.
+        scale: one step.
+        low: smallest level; it and all that follow are in steps.
+        high: largest level.
+        bounds: midpoints between neighbouring `levels`.
+        levels: magnitudes, ascending.
+        lookup: the level of each half step, 0, ½, 1, … (bounds are whole halves, so that nothing changes between).
+    """
     v = torch.clamp(x / scale, low, high)
     return torch.copysign(_nearest(v, bounds, levels), v) * scale
 
 
+def project_plain(
+    x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor, lookup: Tensor
+) -> Tensor:
+    """`project` by a table, where nothing is compiled."""
+    v = x.div(scale).clamp_(low, high)
+    return torch.copysign(_look_up(v, lookup), v).mul_(scale)
+
+
 def project_gradients(
-    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    bounds: Tensor,
+    levels: Tensor,
+    lookup: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Straight-through inside the range; the scale's part is `level - v` inside and the bound outside."""
     v = x / scale
@@ -67,6 +94,31 @@ def project_gradients(
     clipped = torch.clamp(v, low, high)
     steps = torch.copysign(_nearest(clipped, bounds, levels), v)
     return torch.where(inside, grad, 0.0), torch.where(inside, steps - v, clipped) * grad
+
+
+def project_gradients_plain(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    bounds: Tensor,
+    levels: Tensor,
+    lookup: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`project_gradients` by a table, where nothing is compiled."""
+    if not functional.bounds_are_numbers(low, high):
+        return project_gradients(grad, x, scale, low, high, bounds, levels, lookup)
+    v = x / scale
+    clipped = torch.clamp(v, low, high)
+    steps = torch.copysign(_look_up(clipped, lookup), clipped)
+    return functional.clipped_gradients(grad, v, steps, low, high)
+
+
+def _look_up(v: Tensor, lookup: Tensor) -> Tensor:
+    """The level of each magnitude, 0 for what is no number."""
+    halves = v.abs().mul_(2).ceil_().to(torch.int32).clamp_(0, len(lookup) - 1)
+    return lookup.index_select(0, halves.reshape(-1)).view(v.shape)
 
 
 def _nearest(v: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
@@ -131,13 +183,18 @@ class APoT(_Clipped):
     bounds: Tensor
     magnitudes: Tensor
 
-    formula = Elementwise(project, project_gradients, tables=2, apart=True)
+    lookup: Tensor
+
+    formula = Elementwise(project, project_gradients, project_plain, project_gradients_plain, tables=3, apart=True)
 
     def refresh(self) -> None:
         self._negative = bool(self.negative)
         levels = torch.tensor(self._magnitudes(), dtype=self.low.dtype, device=self.low.device)
         self.register_buffer("magnitudes", levels, persistent=False)
-        self.register_buffer("bounds", (levels[1:] + levels[:-1]) / 2, persistent=False)
+        bounds = (levels[1:] + levels[:-1]) / 2
+        halves = torch.arange(2 * int(levels[-1]) + 1, dtype=levels.dtype, device=levels.device) / 2
+        self.register_buffer("bounds", bounds, persistent=False)
+        self.register_buffer("lookup", levels[torch.bucketize(halves, bounds)], persistent=False)
         super().refresh()
 
     def _magnitudes(self) -> list[int]:
@@ -152,7 +209,7 @@ class APoT(_Clipped):
         return torch.cat([-positive.flip(0)[:-1], positive]) if self.signed else positive
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (*super().grid(x), self.bounds, self.magnitudes)
+        return (*super().grid(x), self.bounds, self.magnitudes, self.lookup)
 
 
 register_method("UQ", weight=UQ, input=UQ)
