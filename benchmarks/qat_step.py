@@ -3,7 +3,8 @@
     python benchmarks/qat_step.py [--model resnet20] [--methods LSQ] [--bits 4] [--threads 1] [--device cpu] [--json F]
 
 Variants are built in one process and take turns, so that a busy machine slows all of them alike; each figure is the
-median of ratios of a variant's step to the float step beside it (`compiled` ones: to the compiled float step).
+median of ratios of a variant's step to the float step beside it (`compiled` ones: to the compiled float step). `+ pass`
+rows are a limit: the float step, and one pass over memory (two arrays read, one written) for each quantized input.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate, regularization, select_kernels
 from lbitcls.quant.kernels.selection import can_compile
+from lbitcls.quant.layers import QuantLayer
 
 MODELS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {
     "resnet20": (dict(type="ResNetCIFAROptionA", depth=20), (3, 32, 32), 64),
@@ -82,6 +84,27 @@ class Variant:
         return self.model(self.images, gt_label=self.labels, return_loss=True)["loss"] + regularization(self.model)
 
 
+def pass_seconds(variant: Variant, args: argparse.Namespace) -> float:
+    """Time to read two arrays and write one of the size of each quantized layer's input.
+
+    A backward pass of quantizers that is not joined with other operations (reads the gradient and x, writes a
+    gradient) takes at least as long, whatever it computes.
+    """
+    sizes: list[int] = []
+    layers = [m for m in variant.model.modules() if isinstance(m, QuantLayer)]
+    hooks = [m.register_forward_pre_hook(lambda m, inputs: sizes.append(inputs[0].numel())) for m in layers]
+    variant.step()
+    for hook in hooks:
+        hook.remove()
+    a, b, c = (x.split(sizes) for x in torch.ones(3, sum(sizes), device=args.device))
+
+    def step() -> None:
+        for x, y, out in zip(a, b, c, strict=True):
+            torch.add(x, y, out=out)
+
+    return statistics.median(seconds(step, args) for _ in range(args.repeats))
+
+
 def variants(args: argparse.Namespace) -> dict[str, Variant]:
     """The float step, and every method with each kind of kernels; compiled ones where there is a compiler."""
     compiles = can_compile(torch.device(args.device).type)
@@ -118,6 +141,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         for name, variant in built.items():
             times[name].append(seconds(variant.step, args))
     float_bytes = built["float"].saved_bytes()
+    floor = pass_seconds(built[f"{args.methods[0]} plain"], args)
     rows = []
     for name, variant in built.items():
         base = times["float compiled" if variant.compiled else "float"]
@@ -132,6 +156,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 saved_activations=memory,
             )
         )
+    for base in ("float", "float compiled"):
+        if base in times:
+            ratio = 1 + floor / statistics.median(times[base])
+            rows.append(dict(variant=f"{base} + pass", milliseconds=1000 * floor, time=ratio, saved_activations=None))
     return rows
 
 

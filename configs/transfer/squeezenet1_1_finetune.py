@@ -4,7 +4,7 @@
 
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
 
-What mattered: images of 160 pixels rather than 224, by training images that were held out (docs/results/transfer.md).
+Images have 160 pixels a side: half of those of 224, and half of the time.
 """
 
 _base_ = ["_base_/squeezenet1_1.py", "_base_/augmented_small.py", "_base_/finetune.py"]
