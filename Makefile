@@ -86,5 +86,5 @@ $(DEPLOY): $(RUNTIME)
 	@touch $@
 
 $(TESTS): $(DEPLOY)
-	$(INSTALL) -r requirements/tests.txt -r requirements/mmcv.txt -r requirements/timm.txt
+	$(INSTALL) -r requirements/tests.txt -r requirements/analysis.txt -r requirements/mmcv.txt -r requirements/timm.txt
 	@touch $@

@@ -30,7 +30,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["lbitcls", "lbitcls.*"]),
-    package_data={"lbitcls": ["py.typed", "datasets/data/*"]},
+    package_data={"lbitcls": ["py.typed", "datasets/data/*", "analysis/page/*"]},
     install_requires=requirements(runtime),
     # Every other requirements file is the extra of its name: `pip install lbitcls[mmcv]`.
     extras_require={path.stem: requirements(path) for path in sorted(runtime.parent.glob("*.txt")) if path != runtime},

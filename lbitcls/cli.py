@@ -17,6 +17,7 @@ from lbitcls.cli_arguments import (
     analyze_arguments,
     benchmark_arguments,
     calibrate_arguments,
+    compare_arguments,
     convert_arguments,
     export_arguments,
     init_arguments,
@@ -191,6 +192,21 @@ def visualize(args: argparse.Namespace) -> object:
         engine=args.engine,
         threads=args.threads,
         tensorboard=args.tensorboard,
+    )
+
+
+@verb("compare", compare_arguments)
+def compare(args: argparse.Namespace) -> object:
+    """Compare a quantized model with its float form."""
+    from lbitcls.apis.compare import compare_checkpoints
+
+    return compare_checkpoints(
+        args.images,
+        args.files,
+        out=args.save_path,
+        num_images=args.num_images,
+        float_only=args.float_only,
+        device=args.device,
     )
 
 

@@ -33,11 +33,13 @@ ALLOWED = {
 }
 OPTIONAL = {
     "cv2",
+    "jinja2",
     "matplotlib",
     "mmcv",
     "onnx",
     "onnxruntime",
     "openvino",
+    "plotly",
     "sklearn",
     "tensorboard",
     "timm",

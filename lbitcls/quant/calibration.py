@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,7 +94,7 @@ def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[
     ]
     device = next(model.parameters()).device
     try:
-        with torch.no_grad(), torch.random.fork_rng(), _float(model), _running_statistics_kept(model):
+        with torch.no_grad(), torch.random.fork_rng(), quantizing(model), _running_statistics_kept(model):
             for batch in batches:
                 images = batch["img"] if isinstance(batch, dict) else batch
                 getattr(model, "predict", model)(images.to(device))
@@ -120,11 +120,12 @@ def _sample(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _float(model: nn.Module) -> Iterator[None]:
-    """Quantizers hand their input on for the time being; their state stays as it is."""
+def quantizing(model: nn.Module, chosen: Collection[Quantizer] = ()) -> Iterator[None]:
+    """The quantizers `chosen` quantize for the time being, all others hand their input on; states stay as they are."""
     active = [(quantizer, quantizer.is_enabled) for _, quantizer in named_quantizers(model)]
+    on = {id(quantizer) for quantizer in chosen}
     for quantizer, _ in active:
-        quantizer._active = False
+        quantizer._active = id(quantizer) in on
     try:
         yield
     finally:

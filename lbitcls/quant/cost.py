@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lbitcls.quant.layers import kind_of
+from lbitcls.quant.layers import QuantLayer, kind_of
 from lbitcls.quant.plan import Plan, PlanRow
 from lbitcls.quant.spec import FLOAT_BITS
 
@@ -44,7 +44,7 @@ def plan_cost(plan: Plan, model: nn.Module, images: Tensor) -> list[LayerCost]:
 
     Args:
         plan: a transformer's plan for `model`.
-        model: the float model that the plan is for.
+        model: the model that the plan is for, before or after.
         images: (1, C, H, W), an image as the model takes it.
     """
     macs = count_macs(model, images)
@@ -52,7 +52,7 @@ def plan_cost(plan: Plan, model: nn.Module, images: Tensor) -> list[LayerCost]:
 
 
 def count_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of every Conv and Linear, by full name, for the images given."""
+    """Multiply-accumulates of every Conv and Linear, quantized or not, by full name, for the images given."""
     macs: dict[str, int] = {}
     hooks = []
 
@@ -62,7 +62,7 @@ def count_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
         macs[name] = macs.get(name, 0) + made.numel() * layer.get_parameter("weight")[0].numel()
 
     for name, module in model.named_modules():
-        if kind_of(module) is not None:
+        if kind_of(module) is not None or isinstance(module, QuantLayer):
             hooks.append(module.register_forward_hook(lambda m, x, y, name=name: count(name, m, x, y)))
     training = model.training
     try:

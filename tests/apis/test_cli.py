@@ -79,11 +79,15 @@ def test_places_that_cannot_be_written(write_config: Any, tmp_path: Path, capsys
         ("benchmark", "--json", "times.json"),
         ("visualize", "--out", "batch.png"),
         ("analyze", "--out", "curves.png"),
+        ("compare", "--save-path", "report.html"),
         ("init", "--out", "config.py"),
     ):
         out = tmp_path / "file" / name
         options = ["--options", "quant_transformer.type=ModelTransformer"] if verb == "calibrate" else []
-        inputs = {"benchmark": ["no.onnx"], "visualize": ["batch", config], "analyze": ["no"], "init": [str(tmp_path)]}
+        inputs = {
+            **{"benchmark": ["no.onnx"], "visualize": ["batch", config], "analyze": ["no"], "init": [str(tmp_path)]},
+            "compare": [config, config, "none.pth"],
+        }
         given = inputs.get(verb, [config, "none.pth"])
         assert main([verb, *given, option, str(out), *options]) == 2
         captured = capsys.readouterr()

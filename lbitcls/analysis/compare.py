@@ -1,0 +1,237 @@
+"""A float model and its quantized form, compared layer by layer on images.
+
+    analysis = compare_models(quantized, float_model, batches)
+
+Both run twice over the images, with hooks that count and keep nothing (`passes`); then layers are quantized one by one
+(`scan`). The figures depend on the models and the images alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.analysis.findings import Analysis, LayerReport, OutputReport, Totals
+from lbitcls.analysis.measures import Similarity, output_error, top1
+from lbitcls.analysis.passes import (
+    LayerWatch,
+    Survey,
+    in_eval,
+    input_quantizer,
+    layers_of,
+    quantizers_of,
+    survey,
+    watch_layers,
+    weight_quantizer,
+)
+from lbitcls.analysis.scan import RELATED, Scan, graft, scan, weight_similarity
+from lbitcls.analysis.tensors import Extent, TensorWatch, watch_weight
+from lbitcls.quant.calibration import quantizing
+from lbitcls.quant.cost import LayerCost, plan_cost
+from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.plan import Plan, PlanRow, own_parameters
+from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.size import model_size
+from lbitcls.quant.spec import FLOAT_BITS
+from lbitcls.utils.errors import ConfigError, DataError
+
+
+def compare_models(
+    model: nn.Module,
+    float_model: nn.Module | None,
+    batches: Sequence[Tensor],
+    labels: Tensor | None = None,
+    shown: bool = False,
+) -> Analysis:
+    """Compare a quantized model with its float form.
+
+    Args:
+        model: a transformed model, its quantizers initialized; or a float one, which is then described alone.
+        float_model: the same architecture in float; None: `model` is compared with itself without its quantizers.
+        batches: images (N, C, H, W) on the device of the models.
+        labels: (sum of N,) int64 on the CPU, where known.
+        shown: a progress bar on a terminal.
+
+    Raises:
+        ConfigError: the two are not one architecture.
+        DataError: there are no images, or an output is not finite.
+        NotInitializedError: a quantizer never saw data.
+
+    Example:
+        >>> from copy import deepcopy
+        >>> from lbitcls.quant import build_mtransformer, calibrate
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> quantized = build_mtransformer(cfg.quant_transformer)(deepcopy(model))
+        >>> number = calibrate(quantized, [images])
+        >>> analysis = compare_models(quantized, model, [images])
+        >>> [layer.name for layer in analysis.layers if layer.scan][0]
+        'backbone.conv1'
+    """
+    if not batches:
+        raise DataError("there are no images to compare the models on.")
+    if float_model is not None:
+        check_same_architecture(model, float_model)
+    with ExitStack() as stack:
+        for one in (model, float_model):
+            if one is not None:
+                stack.enter_context(in_eval(one))
+        return _compare(model, float_model, batches, labels, shown)
+
+
+def check_same_architecture(model: nn.Module, float_model: nn.Module) -> None:
+    """Raise `ConfigError` unless `model` has every layer of `float_model` in the same shape, and no other."""
+    ours, theirs = (
+        {name: tuple(layer.get_parameter("weight").shape) for name, layer in layers_of(one).items()}
+        for one in (model, float_model)
+    )
+    for name in dict.fromkeys([*theirs, *ours]):
+        if ours.get(name) != theirs.get(name):
+            said = [f"{shapes[name]}" if name in shapes else "missing" for shapes in (theirs, ours)]
+            raise ConfigError(
+                f"the float and the quantized model are two architectures: the weight of {name} is {said[0]} in the "
+                f"float one and {said[1]} in the quantized one. Give the configs of one model."
+            )
+
+
+def _compare(
+    model: nn.Module, float_model: nn.Module | None, batches: Sequence[Tensor], labels: Tensor | None, shown: bool
+) -> Analysis:
+    layers = layers_of(model)
+    quantized = any(weight_quantizer(m) or input_quantizer(m) for m in layers.values())
+    quantizers = {name: input_quantizer(layer) for name, layer in layers.items()}
+    seen = survey(model, batches, quantizers, "the model" if float_model is None else "the quantized model")
+    base = None if float_model is None else survey(float_model, batches, quantizers, "the float model")
+    with quantizing(model):
+        own = survey(model, batches, {}, "the quantized model without its quantizers") if quantized else None
+    watches = {name: LayerWatch(TensorWatch(quantizers[name], _extent(name, seen, base))) for name in seen.order}
+    watch_layers(model, float_model, batches, watches)
+    grafted = None if float_model is None else graft(model, float_model)
+    similarity = None if float_model is None or not quantized else weight_similarity(model, float_model)
+    scanned = None
+    if quantized:
+        related = grafted is not None and similarity is not None and similarity >= RELATED
+        names = [name for name in seen.order if any(q.is_enabled for q in quantizers_of(layers[name]))]
+        chosen, kind = (grafted, "float") if related else (model, "own")
+        scanned = scan(chosen, kind, names, batches, labels, shown)  # type: ignore[arg-type]
+    reference = base or own
+    costs = _costs(model, batches[0][:1])
+    return Analysis(
+        images=len(seen.logits),
+        image_shape=tuple(batches[0].shape[1:]),
+        labelled=labels is not None,
+        reference=None if reference is None else "own" if base is None else "float",
+        retrained=float_model is not None and _differ(model, float_model),
+        float_top1=None if base is None else top1(base.logits, labels),
+        top1=top1(seen.logits, labels),
+        error=None if reference is None else output_error(reference.logits, seen.logits, labels),
+        own_error=None if own is None else output_error(own.logits, seen.logits, labels),
+        weight_similarity=similarity,
+        totals=_totals(model, costs.values()),
+        basis=None if scanned is None else scanned.basis,
+        everything=None if scanned is None else scanned.everything,
+        layers=tuple(
+            _layer(name, layers[name], costs[name], watches[name], grafted, scanned, reference is not None)
+            for name in seen.order
+        ),
+    )
+
+
+def _extent(name: str, seen: Survey, base: Survey | None) -> Extent:
+    """The range of the inputs of a layer in both models."""
+    found = [one.extents[name] for one in (seen, base) if one is not None and name in one.extents]
+    return Extent(
+        min(e.lowest for e in found),
+        max(e.highest for e in found),
+        min(e.lowest_step for e in found),
+        max(e.highest_step for e in found),
+    )
+
+
+def _differ(model: nn.Module, float_model: nn.Module) -> bool:
+    """Whether a weight, bias or statistic of the two is another."""
+    ours = model.state_dict()
+    return any(name in ours and not torch.equal(value, ours[name]) for name, value in float_model.state_dict().items())
+
+
+def _costs(model: nn.Module, image: Tensor) -> dict[str, LayerCost]:
+    """Cost of every module with parameters, quantizers aside, by name."""
+    modules = ((name, module) for name, module in model.named_modules() if not isinstance(module, Quantizer))
+    rows = [_row(name, module) for name, module in modules if own_parameters(module)]
+    return {cost.row.name: cost for cost in plan_cost(Plan(tuple(rows)), model, image)}
+
+
+def _row(name: str, module: nn.Module) -> PlanRow:
+    """What a plan says of a layer, read from the layer itself."""
+    kind = module.float_type if isinstance(module, QuantLayer) else type(module)
+    weight, inputs = weight_quantizer(module), input_quantizer(module)
+    method = getattr(module, "method", None) if weight or inputs else None
+    bits_w, bits_a = (None if quantizer is None else quantizer.num_bits for quantizer in (weight, inputs))
+    own: Tensor | None = getattr(module, "weight", None)
+    shape = () if own is None else tuple(own.shape)
+    return PlanRow(name, kind.__name__, shape, method, bits_w, bits_a, "", own_parameters(module))
+
+
+def _totals(model: nn.Module, costs: Iterable[LayerCost]) -> Totals:
+    costs, size = list(costs), model_size(model)
+    return Totals(
+        parameters=sum(cost.row.parameters for cost in costs),
+        macs=sum(cost.macs for cost in costs),
+        bit_operations=sum(cost.bit_operations for cost in costs),
+        float_bit_operations=sum(cost.float_bit_operations for cost in costs),
+        size_kib=size["quantized_kib"],
+        float_size_kib=size["float_kib"],
+    )
+
+
+def _layer(
+    name: str,
+    layer: nn.Module,
+    cost: LayerCost,
+    watch: LayerWatch,
+    grafted: nn.Module | None,
+    scanned: Scan | None,
+    compared: bool,
+) -> LayerReport:
+    row = cost.row
+    weight = _quantized_from(layer)
+    of_float = None if grafted is None else _quantized_from(grafted.get_submodule(name))
+    similarity = Similarity()
+    if of_float is not None:
+        similarity.add(of_float, weight)
+    own = None if row.entry is None else watch.own
+    return LayerReport(
+        name=name,
+        kind=row.kind,
+        method=row.entry,
+        shape=row.shape,
+        num_bit_w=row.num_bit_w or FLOAT_BITS,
+        num_bit_a=row.num_bit_a or FLOAT_BITS,
+        folded=bool(getattr(layer, "folded_norm", ())),
+        parameters=row.parameters,
+        macs=cost.macs,
+        bit_operations=cost.bit_operations,
+        float_bit_operations=cost.float_bit_operations,
+        size_bits=cost.size_bits,
+        float_size_bits=cost.float_size_bits,
+        weight_similarity=similarity.cosine,
+        weight=watch_weight(weight_quantizer(layer), weight, of_float),
+        input=watch.inputs.report(),
+        output=None
+        if not compared
+        else OutputReport(
+            own_sqnr_db=None if own is None else own.sqnr_db,
+            own_cosine=None if own is None else own.cosine,
+            sqnr_db=watch.against.sqnr_db,
+            cosine=watch.against.cosine,
+        ),
+        scan=None if scanned is None else scanned.layers.get(name),
+    )
+
+
+def _quantized_from(layer: nn.Module) -> Tensor:
+    """The weight as its quantizer sees it, or as it is."""
+    weight = layer.weight_to_quantize() if isinstance(layer, QuantLayer) else layer.get_parameter("weight")
+    return weight.detach()

@@ -1,0 +1,138 @@
+"""What is measured of tensors and of a model's output: SQNR, cosine similarity, histograms, KL divergence.
+
+    SQNR = 10 · log10(Σ r² / Σ (r - q)²) dB        cosine = Σ r·q / sqrt(Σ r² · Σ q²)
+    KL = mean over the images of Σ_k p_k · log(p_k / q_k), p and q the softmax of the logits, in nats
+
+r is the reference, q what is compared with it. Sums are kept in float64 and tensors are dropped, so that any number
+of images can be measured in the memory of one batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VALUE_BINS = 96
+_STEP_BINS = 160  # at most so many, and more than half of them
+
+
+class Similarity:
+    """Sums over pairs of values, from which SQNR and cosine similarity follow."""
+
+    def __init__(self) -> None:
+        self._signal = self._noise = self._product = self._other = 0.0
+
+    def add(self, reference: Tensor, other: Tensor) -> None:
+        """Count the values of two tensors of one shape."""
+        r, q = reference.detach().float(), other.detach().float()
+        self._signal += _total(r * r)
+        self._other += _total(q * q)
+        self._product += _total(r * q)
+        self._noise += _total((r - q).square())
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """In dB; None where there is no error, or no signal."""
+        if not self._noise or not self._signal:
+            return None
+        return 10 * math.log10(self._signal / self._noise)
+
+    @property
+    def cosine(self) -> float | None:
+        """-1 to 1; None where either is all zeros."""
+        norms = math.sqrt(self._signal * self._other)
+        return min(1.0, max(-1.0, self._product / norms)) if norms else None
+
+
+def _total(x: Tensor) -> float:
+    return float(x.sum(dtype=torch.float64))
+
+
+class Histogram:
+    """Counts of values in `bins` bins of one `width` from `start` on; the outer ones hold what lies beyond them too."""
+
+    def __init__(self, start: float, width: float, bins: int) -> None:
+        self.start, self.width, self.bins = start, width, bins
+        self.counts = torch.zeros(bins, dtype=torch.int64)
+
+    def add(self, x: Tensor) -> None:
+        """Count the values of a tensor."""
+        place = ((x.detach().float() - self.start) / self.width).floor_().clamp_(0, self.bins - 1)
+        self.counts += torch.bincount(place.flatten().long(), minlength=self.bins).cpu()
+
+    def empty_copy(self) -> Histogram:
+        """A histogram with the same bins and no values."""
+        return Histogram(self.start, self.width, self.bins)
+
+
+def value_bins(lowest: float, highest: float) -> Histogram:
+    """Bins over a range of values, of whatever width."""
+    width = (highest - lowest) / VALUE_BINS or 1.0
+    return Histogram(lowest, width, VALUE_BINS)
+
+
+def step_bins(quant_min: int, quant_max: int, lowest: float, highest: float) -> Histogram:
+    """Bins in steps of a grid, whose borders fall between two integers, or on fractions 1/2^k of a step.
+
+    They cover the grid, and what lies beyond it up to half its span on either side.
+
+    Args:
+        quant_min: smallest integer of the grid.
+        quant_max: largest integer.
+        lowest: smallest value that is counted, in steps.
+        highest: largest value.
+    """
+    span = max(quant_max - quant_min, 1)
+    low = min(quant_min - 1.0, max(lowest, quant_min - span / 2))
+    high = max(quant_max + 1.0, min(highest, quant_max + span / 2))
+    width = 2.0 ** math.ceil(math.log2((high - low + 1) / _STEP_BINS))
+    start = math.floor(low) - 0.5
+    return Histogram(start, width, math.ceil((high + 0.5 - start) / width))
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How a model's output differs from a reference's.
+
+    Attributes:
+        kl: KL divergence of the softmaxed outputs from the reference's, in nats, mean over the images.
+        sqnr_db: of the logits; None: they are the same.
+        changed: share of the images whose class with the highest score is another.
+        top1: share of the images that the model gets right; None: their labels are not known.
+    """
+
+    kl: float
+    sqnr_db: float | None
+    changed: float
+    top1: float | None = None
+
+
+def output_error(reference: Tensor, logits: Tensor, labels: Tensor | None = None) -> OutputError:
+    """Compare logits (N, K) with those of a reference; `labels` (N,) int64 are the true classes.
+
+    Example:
+        >>> output_error(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])).changed
+        1.0
+    """
+    similarity = Similarity()
+    similarity.add(reference, logits)
+    p, q = reference.double().log_softmax(1), logits.double().log_softmax(1)
+    kl = (p.exp() * (p - q)).sum(1).mean().item()
+    best = logits.argmax(1)
+    changed = (best != reference.argmax(1)).double().mean().item()
+    return OutputError(max(kl, 0.0), similarity.sqnr_db, changed, top1(logits, labels))
+
+
+def top1(logits: Tensor, labels: Tensor | None) -> float | None:
+    """Share of the images whose class with the highest logit is the true one; None without labels."""
+    return None if labels is None else (logits.argmax(1) == labels).double().mean().item()
+
+
+def entropy_bits(counts: Tensor) -> float:
+    """Entropy of a distribution given by its counts, in bits: how many bits its values would need on average."""
+    p = counts[counts > 0].double()
+    p = p / p.sum()
+    return float(-(p * p.log2()).sum().abs().neg())

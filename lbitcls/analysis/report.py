@@ -1,0 +1,163 @@
+"""A comparison as one HTML page that needs nothing else, and as JSON beside it.
+
+The page holds its style, its script, plotly.js and the data. Table and summary are plain HTML; plotly.js is only run
+when the first plot is drawn, so the page is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lbitcls.analysis.findings import Analysis
+from lbitcls.analysis.summary import describe
+from lbitcls.utils.checkpoint import check_writable, write_whole
+from lbitcls.utils.errors import ConfigError, DependencyError
+from lbitcls.version import __version__
+
+_PAGE = Path(__file__).parent / "page"
+_DIGITS = 6  # of a number in the report
+
+
+def check_target(path: str | Path, option: str, *inputs: str | Path) -> tuple[Path, Path]:
+    """The files of the page and of the JSON, to both of which can be written, with the packages that it takes.
+
+    Args:
+        path: of the page, `.html`.
+        option: how the user named it.
+        inputs: files that must not be replaced.
+
+    Raises:
+        ConfigError: another suffix, or a file that cannot be written.
+        DependencyError: plotly or Jinja2 is missing.
+    """
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{option} names the page to write, *.html; got '{path}'.")
+    page = check_writable(path, option, *inputs)
+    _plotly_js()
+    _environment()
+    return page, check_writable(page.with_suffix(".json"), f"{option} (the figures beside the page)", *inputs)
+
+
+def write_report(analysis: Analysis, page: Path, figures: Path, about: Mapping[str, Any]) -> None:
+    """Write the page and the figures, each whole or not at all.
+
+    Args:
+        analysis: what was found.
+        page: file for the HTML page.
+        figures: file for the JSON.
+        about: what was compared: `title`, and texts by what they are (`images`, `float config`, …).
+    """
+    data = report_data(analysis, about)
+    html = render(data)
+    text = _lines(data)
+    write_whole(page, lambda path: path.write_text(html, encoding="utf-8"))
+    write_whole(figures, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def report_data(analysis: Analysis, about: Mapping[str, Any]) -> dict[str, Any]:
+    """All figures as plain data, numbers to 6 digits, a dict for each layer. The keys are those of `findings`."""
+    return _rounded(
+        {
+            "lbitcls_version": __version__,
+            "about": dict(about),
+            "summary": describe(analysis),
+            **asdict(analysis),
+        }
+    )
+
+
+def render(data: dict[str, Any]) -> str:
+    """The page for the data of `report_data`."""
+    template = _environment().get_template("report.html")
+    return template.render(
+        data=data,
+        payload=_for_script(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
+        plotly=_plotly_js(),
+        style=(_PAGE / "report.css").read_text(encoding="utf-8"),
+        script=(_PAGE / "report.js").read_text(encoding="utf-8"),
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def _lines(data: Mapping[str, Any]) -> str:
+    """JSON with a line for each key and for each layer."""
+    parts = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in data.items()}
+    layers = [json.dumps(layer, ensure_ascii=False, allow_nan=False) for layer in data["layers"]]
+    parts["layers"] = "[\n" + ",\n".join(layers) + "\n]"
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {text}" for key, text in parts.items()) + "\n}\n"
+
+
+def _for_script(text: str) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _environment() -> Any:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise _missing("Jinja2", error) from error
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(breakable=_breakable, code=_code, number=_number, ratio=_ratio, percent=_percent)
+    return environment
+
+
+def _plotly_js() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise _missing("plotly", error) from error
+    return str(get_plotlyjs())
+
+
+def _missing(package: str, error: ImportError) -> DependencyError:
+    return DependencyError(
+        f"the package {package} is needed and cannot be imported ({error}); pip install lbitcls[analysis] brings it."
+    )
+
+
+def _code(text: str) -> Any:
+    """What stands between backticks as code, the rest escaped."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(_breakable(part)) if place % 2 else escape(part)
+        for place, part in enumerate(parts)
+    )
+
+
+def _breakable(name: str) -> Any:
+    """A dotted name that may be broken behind its dots."""
+    from markupsafe import Markup, escape
+
+    return Markup(".<wbr>").join(escape(part) for part in name.split("."))
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """A number for a reader: thousands apart, so many digits behind the point; a dash for None."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _ratio(value: float, other: float) -> str:
+    return "–" if not other else f"{value / other:.3f}"
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f} %"

@@ -1,0 +1,136 @@
+"""What stands out in a comparison, in sentences. Names of layers stand between backticks."""
+
+from __future__ import annotations
+
+from lbitcls.analysis.findings import Analysis, LayerReport
+from lbitcls.analysis.scan import LayerScan
+
+_CLIPPED = 0.05  # share of the inputs: more is worth a sentence
+_FEW_LEVELS = 0.5  # share of the levels that occur: less is worth one
+_SHOWN = 3
+_BROKEN = 0.5  # share of changed classes: above it a model without its quantizers is no measure for one with them
+
+
+def describe(analysis: Analysis) -> list[str]:
+    """Sentences on the quantized model; on a float model alone none."""
+    if analysis.everything is None or not analysis.ranked:
+        return []
+    sentences = [_most_expensive(analysis), _training(analysis), _basis(analysis)]
+    sentences += [_few_levels(analysis), _clipping(analysis), _in_float(analysis)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _most_expensive(analysis: Analysis) -> str:
+    first = analysis.ranked[0]
+    scan, everything = _scan(first), analysis.everything
+    assert everything is not None
+    if not scan.alone.kl:
+        return "Quantizing the layers one by one changes nothing of the output on these images."
+    total = sum(_scan(layer).alone.kl for layer in analysis.ranked)
+    said = (
+        f"`{first.name}` costs most: quantized alone, it moves the output by {_nats(scan.alone.kl)} (KL divergence), "
+        f"{_percent(scan.alone.kl / total)} of what the {len(analysis.ranked)} layers, each alone, add up to."
+    )
+    if everything.changed <= _BROKEN and everything.kl:
+        gain = 1 - scan.without.kl / everything.kl
+        if gain > 0.01:
+            said += f" With this one layer in float and all others quantized, the divergence is {_percent(gain)} lower."
+        else:
+            said += " Leaving it alone in float gains nothing all the same: the errors of the others remain."
+    return f"{said} {_which_part(scan)}".rstrip()
+
+
+def _which_part(scan: LayerScan) -> str:
+    weight, inputs = scan.weight_alone, scan.input_alone
+    if weight is None or inputs is None:
+        return ""
+    parts = f"weight alone {_nats(weight.kl)}, inputs alone {_nats(inputs.kl)}"
+    if weight.kl > 3 * inputs.kl:
+        return f"It is the rounding of its weight ({parts})."
+    if inputs.kl > 3 * weight.kl:
+        return f"It is the rounding of its inputs ({parts})."
+    return f"Both its weight and its inputs take part ({parts})."
+
+
+def _training(analysis: Analysis) -> str:
+    error, everything = analysis.error, analysis.everything
+    if not (analysis.retrained and analysis.basis == "float" and error and everything and everything.kl):
+        return ""
+    left = error.kl / everything.kl
+    much = "most" if left < 0.5 else "some" if left < 0.9 else "little"
+    return (
+        f"Training made up for {much} of it: on these grids the float model's weights, as they are, would be "
+        f"{_nats(everything.kl)} off, with another class for {_percent(everything.changed)} of the images; trained, it "
+        f"is {_nats(error.kl)} and {_percent(error.changed)}."
+    )
+
+
+def _basis(analysis: Analysis) -> str:
+    own = analysis.own_error
+    assert own is not None
+    together = (
+        f"without its quantizers the trained model gives another class to {_percent(own.changed)} of the images, so "
+        "far have its weights grown together with their grids"
+    )
+    if analysis.basis == "float":
+        if not analysis.retrained:
+            return ""
+        said = "The ranking is of rounding alone: it takes the float model's weights as they are, on the trained grids"
+        return f"{said}; {together}." if own.changed > _BROKEN else f"{said}."
+    said = "The ranking is of the quantized model itself, beside its own output without quantizers"
+    if analysis.reference == "float":
+        said += f" (its weights do not come from the float model's: cosine {analysis.weight_similarity:.2f})"
+    return f"{said}. Read it with care: {together}." if own.changed > _BROKEN else f"{said}."
+
+
+def _few_levels(analysis: Analysis) -> str:
+    found = []
+    for layer in analysis.layers:
+        for what, tensor in (("weight", layer.weight), ("inputs", layer.input)):
+            grid = tensor.grid
+            if grid is not None and grid.levels_used < _FEW_LEVELS * grid.levels_available:
+                said = f"the {what} of `{layer.name}` {grid.levels_used} of {grid.levels_available}"
+                found.append((grid.levels_used / grid.levels_available, said))
+    if not found:
+        return ""
+    named = [text for _, text in sorted(found)[:_SHOWN]]
+    more = f" ({len(found)} such grids in all)" if len(found) > _SHOWN else ""
+    return f"Levels lie idle: {_listed(named)}{more}."
+
+
+def _clipping(analysis: Analysis) -> str:
+    """Of inputs alone: a narrow grid of weights clips by design."""
+    inputs = [(layer.input.grid.clipped, layer.name) for layer in analysis.layers if layer.input.grid is not None]
+    found = [(clipped, name) for clipped, name in inputs if clipped > _CLIPPED]
+    if not found:
+        return ""
+    clipped, name = max(found)
+    rest = f"; {len(found)} layers clip more than {_percent(_CLIPPED)}" if len(found) > 1 else ""
+    return f"Of the inputs of `{name}` {_percent(clipped)} are clipped{rest}."
+
+
+def _in_float(analysis: Analysis) -> str:
+    left = [layer for layer in analysis.layers if layer.method is None]
+    if not left:
+        return ""
+    work = sum(layer.bit_operations for layer in left) / max(analysis.totals.bit_operations, 1)
+    named = _listed([f"`{layer.name}`" for layer in left[:_SHOWN]]) + (", …" if len(left) > _SHOWN else "")
+    return f"{len(left)} of {len(analysis.layers)} layers stay float, {_percent(work)} of the bit-operations: {named}."
+
+
+def _scan(layer: LayerReport) -> LayerScan:
+    assert layer.scan is not None
+    return layer.scan
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _nats(kl: float) -> str:
+    return f"{kl:.2g} nats" if kl < 0.1 else f"{kl:.2f} nats"
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.0f} %" if percent >= 9.5 or percent == round(percent) else f"{percent:.1f} %"

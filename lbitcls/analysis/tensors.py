@@ -1,0 +1,269 @@
+"""What becomes of a layer's weight, or of its inputs, at the quantizer: counted batch by batch.
+
+A value x is seen at three places: as it is (`normalize(x)`, what the method divides by its scale), in steps of the
+grid (`normalize(x) / scale + zero_point`, whose nearest level is the integer), and as the level that it becomes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lbitcls.analysis.measures import Histogram, Similarity, entropy_bits, step_bins, value_bins
+from lbitcls.quant.quantizer import Quantizer, per_grid
+from lbitcls.quant.spec import along
+
+_TOLERANCE = 1e-3  # steps: a value at the end of the range may be computed a little beyond it
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Histograms over common bins.
+
+    Attributes:
+        start: lower border of the first bin.
+        width: of each bin.
+        float_model: counts of the float model; empty where there is none.
+        before: counts before quantization.
+        after: counts after it; empty where nothing is quantized, or the levels are counted instead.
+    """
+
+    start: float
+    width: float
+    float_model: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """A quantizer's grid, and how it is used.
+
+    Attributes:
+        quantizer: name of its class.
+        num_bits: of the grid.
+        quant_min: smallest integer.
+        quant_max: largest integer.
+        scales: how many there are: 1 per tensor, C per channel.
+        scale_min: the smallest of them.
+        scale_median: the median.
+        scale_max: the largest.
+        zero_point_min: the smallest zero point, an integer.
+        zero_point_max: the largest.
+        levels: the integers that can occur, where not every one in the range can; else None.
+        counts: how often each level occurs, in ascending order.
+        levels_available: how many levels there are.
+        levels_used: how many occur.
+        levels_used_per_channel: mean over the channels; None per tensor.
+        clipped: share of the values beyond the outermost levels.
+        entropy_bits: of the levels: `num_bits` where all occur equally often.
+    """
+
+    quantizer: str
+    num_bits: int
+    quant_min: int
+    quant_max: int
+    scales: int
+    scale_min: float
+    scale_median: float
+    scale_max: float
+    zero_point_min: int
+    zero_point_max: int
+    levels: tuple[int, ...] | None
+    counts: tuple[int, ...]
+    levels_available: int
+    levels_used: int
+    levels_used_per_channel: float | None
+    clipped: float
+    entropy_bits: float
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """A weight or the inputs of a layer; the figures are of the model that is looked at, before quantization.
+
+    Attributes:
+        number: of values.
+        minimum: of the values.
+        maximum: of the values.
+        mean: of the values.
+        deviation: their standard deviation.
+        zeros: share of them that is exactly 0.
+        grid: None where nothing is quantized.
+        sqnr_db: of the quantized values, in dB; None: no error.
+        cosine: of the quantized values with those before; None where nothing is quantized.
+        values: histograms of the values.
+        steps: histograms in steps of the grid; None where nothing is quantized.
+    """
+
+    number: int
+    minimum: float
+    maximum: float
+    mean: float
+    deviation: float
+    zeros: float
+    grid: GridReport | None
+    sqnr_db: float | None
+    cosine: float | None
+    values: Bins
+    steps: Bins | None
+
+
+@dataclass
+class Extent:
+    """The range of values seen: of both models as they are, and in steps."""
+
+    lowest: float = float("inf")
+    highest: float = float("-inf")
+    lowest_step: float = float("inf")
+    highest_step: float = float("-inf")
+
+    def add(self, x: Tensor, quantizer: Quantizer | None) -> None:
+        """Count a tensor, as the quantizer sees it."""
+        value = x.detach() if quantizer is None else quantizer.normalize(x.detach())
+        self.lowest = min(self.lowest, float(value.min()))
+        self.highest = max(self.highest, float(value.max()))
+        if quantizer is not None:
+            steps = _in_steps(value, x, quantizer)
+            self.lowest_step = min(self.lowest_step, float(steps.min()))
+            self.highest_step = max(self.highest_step, float(steps.max()))
+
+
+class TensorWatch:
+    """Counts what becomes of tensors at one place of a model.
+
+    Args:
+        quantizer: the quantizer there; None: the values stay float.
+        extent: the range of all values that will be seen.
+    """
+
+    def __init__(self, quantizer: Quantizer | None, extent: Extent) -> None:
+        self.quantizer = quantizer
+        self._similarity = Similarity()
+        self._before = value_bins(extent.lowest, extent.highest)
+        self._float, self._after = self._before.empty_copy(), self._before.empty_copy()
+        self._extent = extent
+        self._number = self._zeros = self._clipped = 0
+        self._sum = self._squares = 0.0
+        self._lowest, self._highest = float("inf"), float("-inf")
+        if quantizer is not None:
+            low, high = quantizer.quant_min, quantizer.quant_max
+            self._steps = step_bins(low, high, extent.lowest_step, extent.highest_step)
+            self._float_steps = self._steps.empty_copy()
+            self._codes = torch.zeros(high - low + 1, dtype=torch.int64)
+            self._used_per_channel: float | None = None
+
+    @torch.no_grad()
+    def add_float(self, x: Tensor) -> None:
+        """Count a tensor of the float model."""
+        value = self._normalized(x)
+        self._float.add(value)
+        if self.quantizer is not None:
+            self._float_steps.add(_in_steps(value, x, self.quantizer))
+
+    @torch.no_grad()
+    def add(self, x: Tensor) -> None:
+        """Count a tensor before it is quantized, and what it becomes."""
+        value = self._normalized(x)
+        self._before.add(value)
+        self._number += value.numel()
+        self._zeros += int((value == 0).sum())
+        self._sum += float(value.sum(dtype=torch.float64))
+        self._squares += float(value.square().sum(dtype=torch.float64))
+        self._lowest, self._highest = min(self._lowest, float(value.min())), max(self._highest, float(value.max()))
+        if self.quantizer is not None:
+            self._add_quantized(x, value, self.quantizer)
+
+    def _add_quantized(self, x: Tensor, value: Tensor, quantizer: Quantizer) -> None:
+        quantized = quantizer(x)
+        self._similarity.add(value, quantized)
+        self._after.add(quantized)
+        steps = _in_steps(value, x, quantizer)
+        self._steps.add(steps)
+        low, high = quantizer.quant_min, quantizer.quant_max
+        self._clipped += int(((steps < low - _TOLERANCE) | (steps > high + _TOLERANCE)).sum())
+        codes = _in_steps(quantized, x, quantizer).round().clamp(low, high).long() - low
+        self._codes += torch.bincount(codes.flatten(), minlength=high - low + 1).cpu()
+        if quantizer.channel_axis is not None:
+            rows = per_grid(codes, quantizer.channel_axis)
+            occurs = torch.zeros(len(rows), high - low + 1, device=rows.device).scatter_(1, rows, 1.0)
+            self._used_per_channel = occurs.sum(1).mean().item()
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        return x.detach() if self.quantizer is None else self.quantizer.normalize(x.detach())
+
+    def report(self, x: Tensor | None = None) -> TensorReport:
+        """What was seen; `x` is the weight, where the grid follows it."""
+        mean = self._sum / self._number
+        variance = max(self._squares / self._number - mean * mean, 0.0)
+        return TensorReport(
+            number=self._number,
+            minimum=self._lowest,
+            maximum=self._highest,
+            mean=mean,
+            deviation=variance**0.5,
+            zeros=self._zeros / self._number,
+            grid=None if self.quantizer is None else self._grid(self.quantizer, x),
+            sqnr_db=self._similarity.sqnr_db,
+            cosine=self._similarity.cosine,
+            values=_bins(self._before, self._float, None if self.quantizer is None else self._after),
+            steps=None if self.quantizer is None else _bins(self._steps, self._float_steps),
+        )
+
+    def _grid(self, quantizer: Quantizer, x: Tensor | None) -> GridReport:
+        qparams = quantizer.qparams(x)
+        levels = qparams.levels
+        counts = self._codes if levels is None else self._codes[levels.cpu().long() - qparams.quant_min]
+        scale = qparams.scale.detach().float().flatten()
+        return GridReport(
+            quantizer=type(quantizer).__name__,
+            num_bits=quantizer.num_bits,
+            quant_min=qparams.quant_min,
+            quant_max=qparams.quant_max,
+            scales=scale.numel(),
+            scale_min=scale.min().item(),
+            scale_median=scale.median().item(),
+            scale_max=scale.max().item(),
+            zero_point_min=int(qparams.zero_point.min()),
+            zero_point_max=int(qparams.zero_point.max()),
+            levels=None if levels is None else tuple(levels.tolist()),
+            counts=tuple(counts.tolist()),
+            levels_available=len(counts),
+            levels_used=int((counts > 0).sum()),
+            levels_used_per_channel=self._used_per_channel,
+            clipped=self._clipped / self._number,
+            entropy_bits=entropy_bits(counts),
+        )
+
+
+def _in_steps(value: Tensor, x: Tensor, quantizer: Quantizer) -> Tensor:
+    """`value`, on the scale of the normalized `x`, in steps from integer 0."""
+    scale, zero = quantizer.grid(x)[0].detach(), quantizer.zero_point().detach()
+    axis = quantizer.channel_axis
+    return value / along(scale, value.dim(), axis) + along(zero, value.dim(), axis)
+
+
+def _bins(before: Histogram, of_float: Histogram, after: Histogram | None = None) -> Bins:
+    counted = bool(of_float.counts.any())
+    return Bins(
+        before.start,
+        before.width,
+        tuple(of_float.counts.tolist()) if counted else (),
+        tuple(before.counts.tolist()),
+        () if after is None else tuple(after.counts.tolist()),
+    )
+
+
+def watch_weight(quantizer: Quantizer | None, weight: Tensor, float_weight: Tensor | None) -> TensorReport:
+    """The report of a weight; `float_weight` is the float model's, None where there is none."""
+    extent = Extent()
+    for tensor in (weight, float_weight):
+        if tensor is not None:
+            extent.add(tensor, quantizer)
+    watch = TensorWatch(quantizer, extent)
+    watch.add(weight)
+    if float_weight is not None:
+        watch.add_float(float_weight)
+    return watch.report(weight)

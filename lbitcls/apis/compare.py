@@ -1,0 +1,267 @@
+"""A quantized model beside its float form on images, as a page to look at: `lbitcls compare`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lbitcls.analysis.compare import compare_models
+from lbitcls.analysis.findings import Analysis
+from lbitcls.analysis.report import check_target, write_report
+from lbitcls.analysis.summary import describe
+from lbitcls.apis.plan import image_shape
+from lbitcls.apis.session import make_model, open_session
+from lbitcls.datasets import build_dataloader
+from lbitcls.datasets.base import FileDataset
+from lbitcls.datasets.folder import IMAGE_SUFFIXES, images_below
+from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
+from lbitcls.utils.logging import get_logger, interactive
+
+ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT"
+_BATCH = 32  # images that run through a model at once, at most
+_READING = ("LoadImageFromFile", "LoadImageFromNori")
+_SIZING = ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop", "Pad", "PretrainedPreprocessing")
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A model with the files that it was made from, and the names of its classes where they are known."""
+
+    model: nn.Module
+    cfg: Config
+    config: str
+    checkpoint: str
+    classes: Sequence[str] | None
+
+
+def compare_checkpoints(
+    images: str | Path,
+    files: Sequence[str | Path],
+    *,
+    out: str | Path = "model_analysis.html",
+    num_images: int = 64,
+    float_only: bool = False,
+    device: str | None = None,
+) -> Analysis:
+    """Compare a quantized model with its float form, layer by layer, and write the page and its figures as JSON.
+
+    Args:
+        images: an image, or a folder of them, sub-folders included; where those are named after the classes, accuracy
+            is measured too. They are prepared as the (quantized) config's test pipeline says.
+        files: FLOAT_CONFIG, INT_CONFIG, FLOAT_CHECKPOINT, INT_CHECKPOINT; or of one model CONFIG, CHECKPOINT: a
+            quantized one is compared with itself without its quantizers.
+        out: the page to write, `.html`; the figures go beside it, `.json`.
+        num_images: most images that are taken from a folder, in an order that mixes it and is always the same.
+        float_only: one float model is looked at.
+        device: where the models run; None: the first GPU, or the CPU.
+
+    Raises:
+        ConfigError: files that are not as said above, two architectures, or a file that cannot be written.
+        CheckpointError: a checkpoint cannot be read, is another model's, or in the other's place.
+        DataError: there are no images.
+        DependencyError: a package of the extra `analysis` is missing.
+    """
+    configs, checkpoints = _in_places(files, float_only)
+    if num_images < 1:
+        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+    paths = find_images(images, num_images)
+    page, figures = check_target(out, "--save-path", *configs, *checkpoints, *paths)
+    sides = [
+        _open(config, checkpoint, not float_only and place == len(configs) - 1, device)
+        for place, (config, checkpoint) in enumerate(zip(configs, checkpoints, strict=True))
+    ]
+    _check_pipelines(sides)
+    main = sides[-1]
+    batches, labels = read_batches(paths, Path(images).expanduser(), main.cfg, main.model, main.classes)
+    analysis = compare_models(
+        main.model,
+        sides[0].model if len(sides) == 2 else None,
+        [batch.to(next(main.model.parameters()).device) for batch in batches],
+        labels,
+        shown=interactive(),
+    )
+    write_report(analysis, page, figures, _about(images, sides, float_only))
+    print("\n".join(sentence.replace("`", "") for sentence in describe(analysis)))
+    get_logger().info("Wrote %s and %s", page, figures)
+    return analysis
+
+
+def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str], list[str]]:
+    """Configs and checkpoints, as many of one as of the other."""
+    given = [str(file) for file in files]
+    if float_only and len(given) != 2:
+        raise ConfigError(f"with --float-only one model is given: IMAGES CONFIG CHECKPOINT; got {len(given)} files.")
+    if len(given) not in (2, 4):
+        raise ConfigError(
+            f"expected are {ORDER}, or for one model IMAGES CONFIG CHECKPOINT; got {len(given)} files after the images."
+        )
+    half = len(given) // 2
+    configs, checkpoints = given[:half], given[half:]
+    for path in configs:
+        if Path(path).suffix.lower() in (".pth", ".pt", ".onnx"):
+            raise ConfigError(f"{path} stands where a config is expected; the order is {ORDER}.")
+    return configs, checkpoints
+
+
+def _read(path: str, device: str | None, quantized: bool) -> Config:
+    """The config, without its quantization where the float model is built."""
+    cfg = Config.fromfile(path)
+    require_sections(cfg, ("model", "data"), "an analysis")
+    if quantized and not cfg.get("quant_transformer"):
+        raise ConfigError(
+            f"{path} has no quant_transformer, so its model is not quantized; give the quantized model's config, or "
+            "--float-only to look at one float model."
+        )
+    if not quantized:
+        cfg.quant_transformer = None
+    if device is not None:
+        cfg.merge_from_dict({"device": device})
+    return cfg
+
+
+def _open(config: str, checkpoint: str, quantized: bool, device: str | None) -> _Side:
+    """The model of a config with its weights, on its device."""
+    cfg = _read(config, device, quantized)
+    with open_session(cfg) as session:
+        switches = _check_place(checkpoint, quantized)
+        model = make_model(cfg, replace(session, logger=_quiet()), pretrained=False)
+        strict = quantized or not switches  # of a float phase, the quantizers' tensors are left over
+        content = load_checkpoint(model, checkpoint, strict=strict, logger=session.logger)
+        return _Side(model.to(session.device), cfg, config, checkpoint, content["meta"].get("CLASSES"))
+
+
+def _check_place(checkpoint: str, quantized: bool) -> list[bool]:
+    """Which quantizers of a checkpoint are on; `CheckpointError` where it is in the other one's place."""
+    state = read_checkpoint(checkpoint)["state_dict"]
+    switches = [bool(value) for name, value in state.items() if name.endswith("_quantizer.enabled")]
+    if quantized and not any(switches):
+        why = "its quantizers are off: it is from a run's float phase" if switches else "it has float weights"
+        raise CheckpointError(
+            f"{checkpoint} stands where a quantized checkpoint is expected, but {why}. The order is {ORDER}; lbitcls "
+            "calibrate makes a quantized checkpoint of a float one."
+        )
+    if not quantized and any(switches):
+        raise CheckpointError(
+            f"{checkpoint} stands where a float checkpoint is expected, but it is of a quantized model. The order is "
+            f"{ORDER}; a quantized model alone is given as IMAGES CONFIG CHECKPOINT."
+        )
+    return switches
+
+
+def _quiet() -> logging.Logger:
+    """For the plan of the transformer, which the report shows: warnings alone."""
+    logger = logging.getLogger("lbitcls.compare")
+    logger.setLevel("WARNING")
+    return logger
+
+
+def _check_pipelines(sides: Sequence[_Side]) -> None:
+    """Warn where two configs prepare images differently."""
+    if len({json.dumps(_pipeline(side.cfg), sort_keys=True, default=str) for side in sides}) > 1:
+        get_logger().warning(
+            "the two configs prepare test images differently; both models get them as %s says.", sides[-1].config
+        )
+
+
+def _pipeline(cfg: Config) -> list[Any]:
+    """The steps that the config's test images go through."""
+    data = cfg.data
+    section = data.get("test") or data.get("val")
+    if section is None:
+        raise ConfigError("an analysis prepares images as data.test (or data.val) does; the config has neither.")
+    while "pipeline" not in section and isinstance(section.get("dataset"), dict):
+        section = section["dataset"]
+    return list(section.get("pipeline") or [])
+
+
+def find_images(path: str | Path, number: int) -> list[str]:
+    """The image `path`, or at most `number` of those in the folder, in an order that mixes them.
+
+    Raises:
+        DataError: it is missing, or the folder has no images.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return [str(path)]
+    if not path.is_dir():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"there is no image or folder {path}{suggest(path.name, near)}")
+    found = images_below(path)
+    if not found:
+        raise DataError(f"{path} has no images in it ({', '.join(IMAGE_SUFFIXES)}).")
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))[:number]]
+
+
+def read_batches(
+    paths: Sequence[str], root: Path, cfg: Config, model: nn.Module, classes: Sequence[str] | None
+) -> tuple[list[Tensor], Tensor | None]:
+    """The images as the model takes them, in batches, and their labels where their folders are named after classes.
+
+    Images that cannot be read are left out, with a warning.
+
+    Raises:
+        DataError: none can be read.
+    """
+    labels = [_label(Path(path), root, classes) for path in paths]
+    dataset = FileDataset(paths, labels, _steps(cfg, model), on_error="skip" if len(paths) > 1 else "raise")
+    read = list(build_dataloader(dataset, min(int(cfg.data.get("samples_per_gpu", _BATCH)), _BATCH)))
+    if not read:
+        raise DataError(
+            f"none of the {len(paths)} images can be read; the first: {next(iter(dataset.skipped.values()))}"
+        )
+    known = torch.cat([batch["gt_label"] for batch in read])
+    return [batch["img"] for batch in read], known if bool((known >= 0).all()) else None
+
+
+def _label(path: Path, root: Path, classes: Sequence[str] | None) -> int:
+    """The class that a folder between `root` and the image is named after, the innermost first; -1: none."""
+    if classes is None or not root.is_dir():
+        return -1
+    inside = path.relative_to(root).parts[:-1]
+    return next((list(classes).index(name) for name in reversed(inside) if name in classes), -1)
+
+
+def _steps(cfg: Config, model: nn.Module) -> list[Any]:
+    """The test pipeline for image files of any kind, where it is for a data set whose images are all alike."""
+    steps = copy.deepcopy(_pipeline(cfg))
+    kinds = [step.get("type") for step in steps if isinstance(step, dict)]
+    channels = getattr(model.get_submodule("backbone"), "in_channels", 3)
+    if not any(kind in _SIZING or str(kind).startswith(("v2.", "mmcv.")) for kind in kinds):
+        at = next((i + 1 for i, kind in enumerate(kinds) if kind in _READING), 0)
+        steps[at:at] = _resize(cfg, model)
+    if not any(kind in _READING for kind in kinds):
+        steps.insert(0, dict(type="LoadImageFromFile", color_type="grayscale" if channels == 1 else "color"))
+    return steps
+
+
+def _resize(cfg: Config, model: nn.Module) -> list[Any]:
+    """A step to the size of the images of the config's data set, where that is known; else they stay as they are."""
+    try:
+        _, height, width = image_shape(cfg, model)
+    except ConfigError:
+        return []
+    return [dict(type="Resize", size=(height, width))]
+
+
+def _about(images: str | Path, sides: Sequence[_Side], float_only: bool) -> dict[str, str]:
+    """What the page says of the files."""
+    name = Path(sides[-1].config).stem
+    title = f"{name} beside {Path(sides[0].config).stem}" if len(sides) == 2 else name
+    said = ("float", "quantized")[: len(sides)] if float_only or len(sides) == 2 else ("quantized",)
+    files = {
+        f"{what} {kind}": path
+        for what, side in zip(said, sides, strict=True)
+        for kind, path in (("config", side.config), ("checkpoint", side.checkpoint))
+    }
+    return {"title": title, "images": str(images), **files}

@@ -1,0 +1,257 @@
+"""The page in a real browser, headless Chromium: it opens, answers clicks, fits a phone, follows the colour scheme."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lbitcls.analysis.compare import compare_models
+from lbitcls.analysis.report import check_target, write_report
+from lbitcls.models import build_classifier
+from lbitcls.quant import build_mtransformer, calibrate
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from networks import float_network, images, quantized
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+)
+SECONDS_TO_OPEN = 2.0
+
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no browser: install Debian's chromium and chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports of a pair of models, of a quantized and of a float one."""
+    folder = tmp_path_factory.mktemp("pages")
+    model = float_network()
+    both = quantized(model, per_channel=True)
+    found = {"pair": (both, model), "quantized": (quantized(model, bSetQ=False), None), "float": (model, None)}
+    for name, (one, other) in found.items():
+        page, figures = check_target(folder / f"{name}.html", "--save-path")
+        write_report(compare_models(one, other, images()), page, figures, {"title": f"{name} <model>"})
+    return {name: folder / f"{name}.html" for name in found}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """A page in the browser: its size, its colours, what is in it."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+
+    def open(self, path: Path, width: int = 1280, scheme: str = "light") -> None:
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        media = {"features": [{"name": name, "value": value} for name, value in features.items()]}
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        self.browser.get_log("browser")
+        self.browser.get(path.as_uri())
+        self.wait("document.documentElement.dataset.ready === 'yes'")
+
+    def run(self, script: str) -> Any:
+        return self.browser.execute_script(f"return {script}")
+
+    def wait(self, condition: str, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not self.run(condition):
+            assert time.monotonic() < end, f"still not true: {condition}"
+            time.sleep(0.02)
+
+    def see(self, plot: str) -> None:
+        """Scroll to a plot of the network, and wait for it."""
+        self.run(f"document.getElementById('{plot}').scrollIntoView({{ block: 'center' }})")
+        self.wait(f"document.querySelector('#{plot} .main-svg')")
+
+    def click(self, selector: str, number: int = 0) -> None:
+        from selenium.webdriver.common.by import By
+
+        self.browser.find_elements(By.CSS_SELECTOR, selector)[number].click()
+
+    def texts(self, selector: str) -> list[str]:
+        return self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.textContent)")
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser")]
+
+    @property
+    def paper(self) -> str:
+        return self.run("getComputedStyle(document.body).backgroundColor")
+
+
+@pytest.fixture
+def page(browser: Any) -> Page:
+    return Page(browser)
+
+
+KINDS = (("Conv2d", "Conv"), ("Linear", "Linear"))
+WIDTHS, SCHEMES = {"desk": 1280, "phone": 390}, ("light", "dark")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("name", ["pair", "quantized", "float"])
+def test_it_opens_without_errors_and_fits(page: Page, pages: Any, name: str, width: int, scheme: str) -> None:
+    page.open(pages[name], width, scheme)
+    assert page.texts("h1") == [f"{name} <model>"]
+    for name in page.run("[...document.querySelectorAll('main .plot')].map((e) => e.id)"):
+        page.see(name)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    page.click("#layers tbody tr", 1)
+    page.wait("document.querySelectorAll('dialog .plot .main-svg').length > 0")
+    assert page.run("document.querySelector('dialog').scrollWidth <= document.querySelector('dialog').clientWidth")
+    assert page.run("document.querySelector('dialog').getBoundingClientRect().right") <= width
+    assert page.errors() == []
+
+
+def test_it_opens_quickly(page: Page, pages: Any) -> None:
+    assert seconds_to_open(page, pages["pair"]) < SECONDS_TO_OPEN
+
+
+def seconds_to_open(page: Page, path: Path) -> float:
+    """Until what is in sight is drawn; the least of three, since other programs may hold the machine up."""
+    seconds = []
+    for _ in range(3):
+        page.open(path)
+        seconds.append(page.run("performance.getEntriesByName('ready')[0].startTime") / 1000)
+    return min(seconds)
+
+
+@pytest.mark.slow
+def test_a_report_of_resnet50_is_small_and_quick(page: Page, tmp_path: Path) -> None:
+    backbone = dict(type="ResNet", depth=50)
+    head = dict(type="LinearClsHead", num_classes=1000, in_channels=2048)
+    neck = dict(type="GlobalAveragePooling")
+    model = build_classifier(dict(type="ImageClassifier", backbone=backbone, neck=neck, head=head)).eval()
+    policy = {kind: dict(type=f"LSQ{end}", num_bit_w=4, num_bit_a=4, per_channel=True) for kind, end in KINDS}
+    both = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(copy.deepcopy(model))
+    batches = [torch.rand(2, 3, 64, 64)]
+    calibrate(both, batches)
+    target, figures = check_target(tmp_path / "resnet50.html", "--save-path")
+    write_report(compare_models(both, model, batches), target, figures, {"title": "resnet50"})
+    assert target.stat().st_size < 8e6
+    assert seconds_to_open(page, target) < SECONDS_TO_OPEN
+    assert len(page.texts("td .name")) == 54 and page.errors() == []
+
+
+def test_a_click_on_a_layer_shows_its_plots(page: Page, pages: Any) -> None:
+    page.open(pages["pair"])
+    assert not page.run("document.querySelector('dialog').open")
+    page.click("#layers tbody tr", 1)
+    page.wait("document.querySelectorAll('dialog .plot .main-svg').length > 0")
+    assert page.texts("dialog h3") == ["second"]
+    data = json.loads(pages["pair"].with_suffix(".json").read_text(encoding="utf-8"))["layers"][1]
+    drawn = page.run("[...document.querySelectorAll('dialog .plot')].map((e) => [e.id, e.data.map((t) => t.name)])")
+    assert dict(drawn) == {
+        "weight-values": ["before", "quantized", "float model"],
+        "weight-levels": ["before", "float model", "levels"],
+        "input-values": ["before", "quantized", "float model"],
+        "input-levels": ["before", "float model", "levels"],
+    }
+    comb = page.run("document.getElementById('weight-levels').data[2].y")
+    counts = data["weight"]["grid"]["counts"]
+    assert comb == pytest.approx([100 * c / sum(counts) if c else None for c in counts])
+    assert page.run("document.getElementById('weight-levels').data[2].x") == list(range(-4, 4))
+    page.click("dialog [data-go='1']")
+    assert page.texts("dialog h3") == ["fc"]
+    page.click("dialog #log")
+    assert page.run("document.getElementById('weight-levels').layout.yaxis.type") != "log"
+    page.click("dialog [data-go='0']")
+    assert not page.run("document.querySelector('dialog').open")
+    assert page.errors() == []
+
+
+def test_layers_open_from_the_ranking_and_from_a_plot(page: Page, pages: Any) -> None:
+    page.open(pages["pair"])
+    first = page.texts(".summary ol button span:first-child")[0]
+    page.click(".summary ol button")
+    page.wait("document.querySelector('dialog').open")
+    assert page.texts("dialog h3") == [first]
+    page.run("document.querySelector('dialog').close()")
+    page.see("costs")
+    page.run("document.getElementById('costs').emit('plotly_click', { points: [{ x: 2 }] })")
+    assert page.texts("dialog h3") == ["fc"]
+
+
+def test_the_table_sorts(page: Page, pages: Any) -> None:
+    page.open(pages["pair"])
+    layers = json.loads(pages["pair"].with_suffix(".json").read_text(encoding="utf-8"))["layers"]
+    names = [layer["name"] for layer in layers]
+    assert page.texts("td .name") == names
+    headers = page.texts("#layers th")
+    by_cost = sorted(names, key=lambda name: next(x["scan"]["rank"] for x in layers if x["name"] == name))
+    page.click("#layers th button", headers.index("cost"))
+    assert page.texts("td .name") == by_cost
+    assert page.run("document.querySelector('th[aria-sort]').ariaSort") == "descending"
+    page.click("#layers th button", headers.index("cost"))
+    assert page.texts("td .name") == by_cost[::-1]
+    page.click("#layers th button", headers.index("layer"))
+    assert page.texts("td .name") == sorted(names)
+    page.click("#layers tbody tr", 0)
+    assert page.texts("dialog h3") == [min(names)], "a click opens the layer that stands there"
+
+
+def test_layers_without_a_value_come_last(page: Page, pages: Any) -> None:
+    page.open(pages["quantized"])
+    place = page.texts("#layers th").index("cost")
+    for _ in range(2):
+        page.click("#layers th button", place)
+        assert page.texts("td .name")[0] == "fc" and page.texts("td.cost")[1:] == ["–", "–"]
+
+
+def test_the_measure_of_the_error_can_be_chosen(page: Page, pages: Any) -> None:
+    page.open(pages["pair"])
+    layers = json.loads(pages["pair"].with_suffix(".json").read_text(encoding="utf-8"))["layers"]
+    page.click("[data-metric='sqnr_db']")
+    shown = page.run("document.getElementById('costs').data.map((trace) => trace.y)")
+    assert shown[0] == pytest.approx([layer["scan"]["alone"]["sqnr_db"] for layer in layers])
+    assert shown[1] == pytest.approx([layer["scan"]["up_to"]["sqnr_db"] for layer in layers])
+    assert page.texts("[data-metric][aria-pressed='true']") == ["SQNR"]
+
+
+def test_dark_and_light(page: Page, pages: Any) -> None:
+    page.open(pages["pair"], scheme="dark")
+    page.see("costs")
+    dark, line = page.paper, "document.getElementById('costs').layout.yaxis.gridcolor"
+    dark_line = page.run(line)
+    page.click("#theme")
+    light = page.paper
+    assert dark != light == "rgb(255, 255, 255)" and page.run(line) != dark_line
+    page.click("#theme")
+    assert page.paper == dark and page.run(line) == dark_line
+    page.open(pages["pair"], scheme="light")
+    assert page.paper == light
+    page.click("#theme")
+    assert page.paper == dark

@@ -1,0 +1,226 @@
+"""`lbitcls compare` on the digits: files in the right and in the wrong place, images of all kinds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lbitcls.apis.compare import compare_checkpoints, find_images, read_batches
+from lbitcls.cli import main
+from lbitcls.datasets import build_dataset
+from lbitcls.models import build_classifier
+from lbitcls.utils import Config
+from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
+
+LSQ = dict(
+    type="mTransformerV2",
+    quan_policy=dict(
+        Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4), Linear=dict(type="LSQLinear", num_bit_w=4, num_bit_a=4)
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def files(tiny_sections: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A float and a quantized config and checkpoint, and digits as files in folders named after their classes."""
+    folder = tmp_path_factory.mktemp("compare")
+    Config({**tiny_sections, "work_dir": str(folder / "run")}).dump(folder / "float.py")
+    both = Config({**tiny_sections, "quant_transformer": LSQ, "kernels": "plain", "work_dir": str(folder / "run")})
+    both.dump(folder / "int.py")
+    options = ["--options", "total_epochs=2", "+calibration.epoch=1"]
+    assert main(["train", str(folder / "int.py"), *options]) == 0
+    dataset = build_dataset(tiny_sections["data"]["test"])
+    for index in range(30):
+        path = folder / "images" / "some" / str(dataset.labels[index]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(dataset.images[index, 0].numpy()).save(path)
+    paths = {
+        "float.py": folder / "float.py",
+        "int.py": folder / "int.py",
+        "phase.pth": folder / "run" / "best_float_top-1.pth",
+        "int.pth": folder / "run" / "latest.pth",
+        "images": folder / "images",
+    }
+    state = read_checkpoint(paths["phase.pth"])
+    plain = {k: v for k, v in state["state_dict"].items() if "_quantizer." not in k}
+    torch.save({"meta": {"CLASSES": state["meta"]["CLASSES"]}, "state_dict": plain}, folder / "float.pth")
+    paths["float.pth"] = folder / "float.pth"
+    return {name: str(path) for name, path in paths.items()}
+
+
+def in_order(files: dict[str, str], *names: str) -> list[str]:
+    return [files.get(name, name) for name in names]
+
+
+def test_the_command_writes_the_page_and_the_figures(files: Any, tmp_path: Path, capsys: Any) -> None:
+    page = tmp_path / "new" / "report.html"
+    given = in_order(files, "images", "float.py", "int.py", "float.pth", "int.pth")
+    assert main(["compare", *given, "--device", "cpu", "--save-path", str(page), "--num-images", "20"]) == 0
+    assert "costs most: quantized alone" in capsys.readouterr().out
+    figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert figures["images"] == 20 and figures["labelled"] and figures["image_shape"] == [1, 8, 8]
+    assert figures["about"]["float checkpoint"] == files["float.pth"]
+    assert figures["about"]["title"] == "int beside float"
+    assert [layer["name"] for layer in figures["layers"]] == ["backbone.conv1", "backbone.conv2", "head.fc"]
+    assert figures["basis"] == "float" and figures["retrained"] and figures["float_top1"] is not None
+    assert "int beside float" in page.read_text(encoding="utf-8")
+
+
+def test_the_shim_runs(files: Any, run_tool: Any, tmp_path: Path) -> None:
+    page = tmp_path / "one.html"
+    given = in_order(files, "images", "float.py", "float.pth")
+    done = run_tool("model_analysis_tool", *given, "--float-only", "--num-images", 3, "--save-path", page)
+    assert done.returncode == 0, done.stderr
+    assert f"Wrote {page} and {page.with_suffix('.json')}" in done.stdout and "\x1b[" not in done.stdout
+
+
+def test_figures_are_the_same_each_time(files: Any, tmp_path: Path) -> None:
+    given = in_order(files, "float.py", "int.py", "float.pth", "int.pth")
+    for name in ("a", "b"):
+        compare_checkpoints(files["images"], given, out=tmp_path / f"{name}.html", num_images=9)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_the_models_are_those_that_test_sees(files: Any, tmp_path: Path) -> None:
+    """Accuracy on all digits of the test set as `lbitcls test` measures it."""
+    cfg = Config.fromfile(files["int.py"])
+    dataset = build_dataset(cfg.data.test)
+    for index in range(len(dataset)):
+        path = tmp_path / "digits" / str(dataset.labels[index]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(dataset.images[index, 0].numpy()).save(path)
+    out = tmp_path / "m.json"
+    assert main(["test", files["int.py"], files["int.pth"], "--out", str(out)]) == 0
+    given = in_order(files, "int.py", "int.pth")
+    analysis = compare_checkpoints(tmp_path / "digits", given, out=tmp_path / "x.html", num_images=1000)
+    assert analysis.top1 is not None and analysis.images == 360
+    assert 100 * analysis.top1 == pytest.approx(json.loads(out.read_text())["top-1"])
+
+
+def test_a_float_phase_and_one_config_serve_as_the_float_model(files: Any, tmp_path: Path) -> None:
+    """A run that was float at first leaves its best float weights; its config names the quantizers."""
+    pairs = [("float.py", "float.pth"), ("int.py", "phase.pth")]
+    seen = []
+    for number, (config, checkpoint) in enumerate(pairs):
+        given = in_order(files, config, "int.py", checkpoint, "int.pth")
+        seen.append(compare_checkpoints(files["images"], given, out=tmp_path / f"{number}.html", num_images=5))
+    assert seen[0] == seen[1]
+
+
+def test_one_model(files: Any, tmp_path: Path) -> None:
+    alone = compare_checkpoints(
+        files["images"], in_order(files, "int.py", "int.pth"), out=tmp_path / "a.html", num_images=5
+    )
+    assert alone.reference == alone.basis == "own"
+    plain = compare_checkpoints(
+        files["images"],
+        in_order(files, "int.py", "phase.pth"),
+        out=tmp_path / "b.html",
+        num_images=5,
+        float_only=True,
+    )
+    assert plain.reference is None and plain.everything is None
+
+
+@pytest.mark.parametrize(
+    ("given", "flags", "error", "message"),
+    [
+        (["float.py", "int.py", "float.pth", "float.pth"], {}, CheckpointError, "but it has float weights"),
+        (["float.py", "int.py", "float.pth", "phase.pth"], {}, CheckpointError, "its quantizers are off"),
+        (["float.py", "int.py", "int.pth", "int.pth"], {}, CheckpointError, "it is of a quantized model"),
+        (["float.py", "int.py", "int.pth", "float.pth"], {}, CheckpointError, "The order is IMAGES FLOAT_CONFIG"),
+        (["int.py", "float.py", "float.pth", "int.pth"], {}, ConfigError, "--float-only"),
+        (["float.pth", "int.pth", "float.py", "int.py"], {}, ConfigError, "float.pth stands where a config"),
+        (["float.py", "int.py", "float.pth"], {}, ConfigError, "got 3 files"),
+        (["float.py", "int.py", "float.pth", "int.pth"], dict(float_only=True), ConfigError, "one model is given"),
+        (["float.py", "int.py", "none.pth", "int.pth"], {}, CheckpointError, "there is no checkpoint none.pth"),
+        (["float.py", "int.py", "float.pth", "int.pth"], dict(num_images=0), ConfigError, "from 1; got 0"),
+        (["float.py", "int.py", "float.pth", "int.pth"], dict(out="x.png"), ConfigError, r"\*.html; got 'x.png'"),
+        (["float.py", "int.py", "float.pth", "int.pth"], dict(device="tpu"), ConfigError, "names no device"),
+    ],
+)
+def test_mistakes(
+    files: Any, given: list[str], flags: dict[str, Any], error: type, message: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        compare_checkpoints(files["images"], in_order(files, *given), **flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_answered_without_a_traceback(files: Any, tmp_path: Path, capsys: Any) -> None:
+    given = in_order(files, "float.py", "int.py", "float.pth", "float.pth")
+    assert main(["compare", files["images"], *given, "--save-path", str(tmp_path / "x.html")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("CheckpointError: ") and "Traceback" not in said
+
+
+def test_another_architecture_is_refused(files: Any, tiny_sections: dict[str, Any], tmp_path: Path) -> None:
+    wide = {**tiny_sections, "model": {**tiny_sections["model"], "backbone": dict(type="TinyNet", width=4)}}
+    wide["model"]["head"] = {**wide["model"]["head"], "in_channels": 8}
+    Config(wide).dump(tmp_path / "wide.py")
+    save_checkpoint(build_classifier(wide["model"]), tmp_path / "wide.pth")
+    given = in_order(files, str(tmp_path / "wide.py"), "int.py", str(tmp_path / "wide.pth"), "int.pth")
+    with pytest.raises(ConfigError, match=r"two architectures: the weight of backbone.conv1 is \(4, 1, 3, 3\)"):
+        compare_checkpoints(files["images"], given, out=tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()
+
+
+# Images
+
+
+def test_images_are_found(files: Any, tmp_path: Path) -> None:
+    found = find_images(files["images"], 12)
+    assert len(set(found)) == 12 and found == find_images(files["images"], 12) != sorted(found)
+    assert find_images(found[0], 5) == [found[0]]
+    with pytest.raises(DataError, match="did you mean 'images'"):
+        find_images(Path(files["images"]).with_name("image"), 5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"has no images in it \(.bmp"):
+        find_images(tmp_path / "empty", 5)
+
+
+def test_photos_go_to_a_model_of_small_gray_images(files: Any, tmp_path: Path) -> None:
+    """Any size and colour; those that cannot be read are left out; without known folders there are no labels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    Image.fromarray(pixels[:9, :, 0]).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"\x89PNG")
+    cfg = Config.fromfile(files["int.py"])
+    model = build_classifier(cfg.model)
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    batches, labels = read_batches(paths, tmp_path, cfg, model, ("0", "1"))
+    assert [tuple(batch.shape) for batch in batches] == [(2, 1, 8, 8)] and labels is None
+    with pytest.raises(DataError, match="cannot read this image"):
+        read_batches(paths[2:], Path(paths[2]), cfg, model, None)
+    with pytest.raises(DataError, match="none of the 2 images can be read"):
+        read_batches(paths[2:] * 2, tmp_path, cfg, model, None)
+
+
+def test_digits_in_files_are_the_digits_of_the_data_set(files: Any) -> None:
+    cfg = Config.fromfile(files["int.py"])
+    root = Path(files["images"])
+    paths = find_images(root, 30)
+    names = tuple(map(str, range(10)))
+    (batch,), labels = read_batches(paths, root, cfg, build_classifier(cfg.model), names)
+    dataset = build_dataset(cfg.data.test)
+    assert labels is not None
+    for image, label, path in zip(batch, labels, paths, strict=True):
+        sample = dataset[int(Path(path).stem)]
+        assert torch.equal(image, sample["img"]) and label == sample["gt_label"]
+
+
+def test_configs_that_prepare_images_differently_are_noticed(files: Any, tmp_path: Path, capsys: Any) -> None:
+    cfg = Config.fromfile(files["float.py"])
+    cfg.data.test.pipeline[0]["mean"] = [0.5]
+    cfg.dump(tmp_path / "other.py")
+    given = in_order(files, str(tmp_path / "other.py"), "int.py", "float.pth", "int.pth")
+    compare_checkpoints(files["images"], given, out=tmp_path / "x.html", num_images=3)
+    assert "prepare test images differently" in capsys.readouterr().out
