@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lbitcls.utils.checkpoint import check_writable, write_whole
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lbitcls.deploy.benchmark import Comparison, Timing, time_models
 from lbitcls.quant.plan import aligned
-from lbitcls.utils.checkpoint import check_writable, write_whole
+from lbitcls.utils.files import check_writable, write_whole
 
 HEADER = ("batch", "bits", "precision", "median ms", "90 % ms", "images/s", "ratio", "KiB", "file")
 

@@ -12,9 +12,10 @@ import torch
 from lbitcls.apis.classes import check_names
 from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import evaluate
-from lbitcls.utils.checkpoint import check_writable, load_checkpoint, save_checkpoint
+from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.files import check_writable
 from lbitcls.utils.logging import print_table, track
 
 

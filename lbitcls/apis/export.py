@@ -21,9 +21,10 @@ from lbitcls.deploy.metadata import require
 from lbitcls.deploy.onnx import ExportReport, check_options, export_onnx
 from lbitcls.deploy.residual import RESIDUAL_BITS, carry_residuals
 from lbitcls.deploy.targets import integer_layers
-from lbitcls.utils.checkpoint import check_writable, load_checkpoint, write_whole
+from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_dict
+from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.logging import print_table
 
 RANGE_IMAGES = 64

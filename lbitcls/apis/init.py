@@ -11,8 +11,9 @@ from typing import Any
 
 from lbitcls.apis.recipe import QUANTIZED, Plan, config_text, find_network, shell
 from lbitcls.apis.survey import Image, Survey, split_images, survey_folder
-from lbitcls.utils.checkpoint import check_writable, read_checkpoint, write_whole
+from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
+from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.logging import print_table
 from lbitcls.utils.published import SCHEME, fetch_weights, is_published
 

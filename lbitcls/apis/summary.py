@@ -9,8 +9,8 @@ from typing import Any
 
 from lbitcls.core.hooks.evaluation import EvaluationHook
 from lbitcls.core.runner import EpochRunner
-from lbitcls.utils.checkpoint import write_whole
 from lbitcls.utils.dist import is_main
+from lbitcls.utils.files import write_whole
 from lbitcls.utils.logging import print_table
 
 

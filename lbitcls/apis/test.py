@@ -14,10 +14,11 @@ from torch import nn
 from lbitcls.apis.classes import check_labels, check_names
 from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import check_metrics, evaluate
-from lbitcls.utils.checkpoint import check_writable, load_checkpoint, write_whole
+from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import gather_objects, is_main
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.logging import print_table, track
 
 

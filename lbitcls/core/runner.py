@@ -24,10 +24,11 @@ from lbitcls.core.hooks.checkpoint import INTERRUPTED, LATEST
 from lbitcls.core.hooks.hook import Hook
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
-from lbitcls.utils.checkpoint import compare, link_whole, save_checkpoint
+from lbitcls.utils.checkpoint import compare, save_checkpoint
 from lbitcls.utils.dist import is_main, rank, world_size
 from lbitcls.utils.env import mix_seed
 from lbitcls.utils.errors import CheckpointError, TrainingError
+from lbitcls.utils.files import link_whole
 from lbitcls.utils.logging import get_logger
 
 

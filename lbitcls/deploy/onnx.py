@@ -30,8 +30,8 @@ from lbitcls.deploy.metadata import ModelInfo, require, write_info
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
 from lbitcls.deploy.shipped import LayerFacts, layer_facts, ship
-from lbitcls.utils.checkpoint import write_whole
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.files import write_whole
 from lbitcls.version import __version__
 
 if TYPE_CHECKING:

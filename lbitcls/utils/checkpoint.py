@@ -6,17 +6,16 @@ a run needs to go on (`'optimizer'`, …) beside it. `state_dict` holds the weig
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
+from lbitcls.utils.errors import CheckpointError, suggest
+from lbitcls.utils.files import write_whole
 from lbitcls.utils.logging import get_logger
 from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.version import __version__
@@ -54,84 +53,6 @@ def save_checkpoint(
     if optimizer is not None:
         content["optimizer"] = optimizer.state_dict()
     write_whole(Path(path), lambda temporary: torch.save(content, temporary))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, and only then give it its name.
-
-    Where `path` is a symbolic link, it stays one, and the file that it points to is replaced.
-    """
-    _replace_whole(Path(os.path.realpath(path)), write)
-
-
-def _replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def check_writable(path: str | Path, option: str, *inputs: str | Path) -> Path:
-    """`path` without `~`, to which `write_whole` will be able to write: asked before the work whose result it is.
-
-    Nothing is left behind: a folder that is missing is only made when the file is written.
-
-    Args:
-        path: file to be written.
-        option: how the user named it (`--out`), for the message.
-        inputs: files that the command reads or writes otherwise, none of which it may replace.
-
-    Raises:
-        ConfigError: `path` is a folder, a device or one of `inputs`, or no file can be made there.
-    """
-    path = Path(path).expanduser()
-    target = Path(os.path.realpath(path))
-    if target in {Path(os.path.realpath(Path(other).expanduser())) for other in inputs}:
-        raise ConfigError(f"{option} {path} would replace a file that this command uses; name another file.")
-    try:
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "no regular file"
-            raise ConfigError(f"{path} is {kind}; {option} names the file to write.")
-        folder = next(above for above in target.parents if above.exists())
-        probe = _temporary(folder / target.name)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; name a file elsewhere.") from error
-    return path
-
-
-def link_whole(target: Path, link: Path) -> None:
-    """Make `link` another name of the file `target` (a copy where the file system has no hard links), atomically."""
-    import shutil
-
-    def make(temporary: Path) -> None:
-        try:
-            os.link(target, temporary)
-        except OSError:
-            shutil.copyfile(target, temporary)
-
-    _replace_whole(link, make)  # a link's target would be an older checkpoint
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in `folder` outlive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", mmap: bool = False) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.utils import load_checkpoint, save_checkpoint
-from lbitcls.utils.checkpoint import check_writable, compare, link_whole, read_checkpoint, write_whole
-from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.checkpoint import compare, read_checkpoint
+from lbitcls.utils.errors import CheckpointError
 from lbitcls.version import __version__
 
 
@@ -123,76 +123,6 @@ def test_no_weights_in_it(tmp_path: Path, content: Any) -> None:
         read_checkpoint(tmp_path / "x.pth")
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.pth"
-    save_checkpoint(Net(), path)
-    before = path.read_bytes()
-
-    def fail(temporary: Path) -> None:
-        temporary.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, fail)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "old.txt").write_text("old")
-    link = tmp_path / "link.txt"
-    link.symlink_to(Path("store") / "old.txt")
-    write_whole(link, lambda temporary: temporary.write_text("new"))
-    assert link.is_symlink() and (tmp_path / "store" / "old.txt").read_text() == "new"
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["link.txt", "old.txt", "store"]
-
-
-def test_a_link_to_the_newest_replaces_a_symbolic_one(tmp_path: Path) -> None:
-    """`latest.pth` of other tools is a symbolic link to an older checkpoint, which must not change."""
-    for name in ("old", "new"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / "latest").symlink_to("old")
-    link_whole(tmp_path / "new", tmp_path / "latest")
-    assert (tmp_path / "latest").read_text() == "new" and (tmp_path / "old").read_text() == "old"
-
-
-@pytest.mark.parametrize("place", ["new.json", "deep/er/new.json", "old.json", "link.json"])
-def test_what_can_be_written_is_asked_without_a_trace(place: str, tmp_path: Path) -> None:
-    (tmp_path / "old.json").write_text("old")
-    (tmp_path / "link.json").symlink_to("far/away.json")
-    before = sorted(tmp_path.rglob("*"))
-    assert check_writable(str(tmp_path / place), "--out", tmp_path / "other.pth") == tmp_path / place
-    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "old.json").read_text() == "old"
-    write_whole(tmp_path / place, lambda temporary: temporary.write_text("new"))
-    assert (tmp_path / place).read_text() == "new"
-
-
-@pytest.mark.parametrize(
-    ("place", "message"),
-    [
-        ("folder", "folder is a folder; --out names the file to write"),
-        ("/dev/null", "/dev/null is no regular file; --out names the file"),
-        ("file/new.json", "--out .*file/new.json cannot be written: Not a directory; name a file elsewhere"),
-        ("file/deep/new.json", "cannot be written: Not a directory"),
-        ("/proc/self/new.json", "/proc/self/new.json cannot be written: "),
-        ("/proc/missing/new.json", "/proc/missing/new.json cannot be written: "),
-        ("x" * 250, "cannot be written: File name too long"),
-        ("input.pth", "--out .*input.pth would replace a file that this command uses; name another"),
-        ("link.pth", "--out .*link.pth would replace a file that this command uses"),
-    ],
-)
-def test_what_cannot_be_written(place: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link.pth").symlink_to("input.pth")
-    for name in ("file", "input.pth"):
-        (tmp_path / name).write_text(name)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match=message):
-        check_writable(tmp_path / place, "--out", tmp_path / "input.pth")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_an_exported_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
     with pytest.raises(CheckpointError, match=r"model\.onnx is an exported file.*give the checkpoint \(\.pth\)"):
@@ -217,11 +147,3 @@ def test_what_differs_where_one_network_is_quantized_otherwise() -> None:
         fit = compare(own, given)
         assert cause in fit.cause() and bool(fit.cause()) == bool(cause)
         assert remedy in fit.remedy() and bool(fit.remedy()) == bool(remedy)
-
-
-def test_link_follows_the_newest(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).write_text(name)
-        link_whole(tmp_path / name, tmp_path / "latest")
-        assert (tmp_path / "latest").read_text() == name
-    assert (tmp_path / "a").read_text() == "a"

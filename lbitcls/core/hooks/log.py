@@ -22,9 +22,9 @@ import torch
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
-from lbitcls.utils.checkpoint import write_whole
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
 from lbitcls.utils.errors import ConfigError, DependencyError
+from lbitcls.utils.files import write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

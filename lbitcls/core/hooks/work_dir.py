@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from lbitcls.core.hooks.checkpoint import RUN_FILE, noted_run
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
-from lbitcls.utils.checkpoint import read_checkpoint, write_whole
+from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import CheckpointError
+from lbitcls.utils.files import write_whole
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
