@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from lbitcls.datasets import build_dataset
-from lbitcls.datasets.folder import images_below
+from lbitcls.datasets.listing import images_below
 from lbitcls.datasets.root import locate, search_roots
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]

@@ -1,7 +1,7 @@
 """The command line: `lbitcls VERB …`; `tools/*.py` are shims over it.
 
-A verb is a function decorated with `@verb(name, arguments)`, `arguments` being the function that adds its options to
-a parser. Nothing heavy is imported before a verb runs, so `--help` answers at once.
+A verb is a function decorated with `@verb(name, arguments, purpose)`, `arguments` being the function that adds its
+options to a parser. Nothing heavy is imported before a verb runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lbitcls.cli_arguments import (
     compare_arguments,
     convert_arguments,
     export_arguments,
+    infer_arguments,
     init_arguments,
     plan_arguments,
     test_arguments,
@@ -34,12 +35,16 @@ if TYPE_CHECKING:
 
 Run = Callable[[argparse.Namespace], object]
 
+PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "look at runs and predictions"
+"""What verbs are for, in the order in which the help lists them."""
+
 
 @dataclass(frozen=True)
 class Verb:
-    """A command: its one-line help, its options, what it does."""
+    """A command: its one-line help, what it is for, its options, what it does."""
 
     help: str
+    purpose: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Run
 
@@ -47,17 +52,17 @@ class Verb:
 VERBS: dict[str, Verb] = {}
 
 
-def verb(name: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> Callable[[Run], Run]:
+def verb(name: str, add_arguments: Callable[[argparse.ArgumentParser], None], purpose: str) -> Callable[[Run], Run]:
     """Register the decorated function as `lbitcls name`; the first line of its docstring is its help."""
 
     def register(run: Run) -> Run:
-        VERBS[name] = Verb((run.__doc__ or "").strip().splitlines()[0], add_arguments, run)
+        VERBS[name] = Verb((run.__doc__ or "").strip().splitlines()[0], purpose, add_arguments, run)
         return run
 
     return register
 
 
-@verb("train", train_arguments)
+@verb("train", train_arguments, TRAIN)
 def train(args: argparse.Namespace) -> object:
     """Train the classifier of a config, or go on with a run."""
     if args.gpus is not None and args.gpus > 1 and args.launcher == "none":
@@ -89,7 +94,7 @@ def train(args: argparse.Namespace) -> object:
     )
 
 
-@verb("test", test_arguments)
+@verb("test", test_arguments, TRAIN)
 def test(args: argparse.Namespace) -> object:
     """Test a checkpoint or an exported file."""
     cfg = _read_config(args)
@@ -108,7 +113,7 @@ def test(args: argparse.Namespace) -> object:
     )
 
 
-@verb("plan", plan_arguments)
+@verb("plan", plan_arguments, START)
 def plan(args: argparse.Namespace) -> object:
     """Show what becomes of each layer, and what it costs."""
     cfg = _read_config(args)
@@ -117,7 +122,7 @@ def plan(args: argparse.Namespace) -> object:
     return show_plan(cfg, args.shape)
 
 
-@verb("calibrate", calibrate_arguments)
+@verb("calibrate", calibrate_arguments, TRAIN)
 def calibrate(args: argparse.Namespace) -> object:
     """Quantize a float checkpoint without training."""
     cfg = _read_config(args)
@@ -135,7 +140,7 @@ def calibrate(args: argparse.Namespace) -> object:
     )
 
 
-@verb("export", export_arguments)
+@verb("export", export_arguments, SHIP)
 def export(args: argparse.Namespace) -> object:
     """Write a checkpoint as an ONNX file with integer weights."""
     cfg = _read_config(args)
@@ -156,7 +161,26 @@ def export(args: argparse.Namespace) -> object:
     )
 
 
-@verb("benchmark", benchmark_arguments)
+@verb("infer", infer_arguments, SHIP)
+def infer(args: argparse.Namespace) -> object:
+    """Name what is in images, with a checkpoint or an exported file."""
+    cfg = _read_config(args)
+    from lbitcls.apis.infer import infer_files
+
+    return infer_files(
+        cfg,
+        args.checkpoint,
+        args.images,
+        topk=args.topk,
+        out=args.json,
+        device=args.device,
+        engine=args.engine,
+        threads=args.threads,
+        batch_size=args.batch_size,
+    )
+
+
+@verb("benchmark", benchmark_arguments, SHIP)
 def benchmark(args: argparse.Namespace) -> object:
     """Time exported files beside each other."""
     from lbitcls.apis.benchmark import benchmark_models
@@ -173,7 +197,7 @@ def benchmark(args: argparse.Namespace) -> object:
     )
 
 
-@verb("visualize", visualize_arguments)
+@verb("visualize", visualize_arguments, LOOK)
 def visualize(args: argparse.Namespace) -> object:
     """Draw a batch, predictions, errors."""
     cfg = _read_config(args)
@@ -195,7 +219,7 @@ def visualize(args: argparse.Namespace) -> object:
     )
 
 
-@verb("compare", compare_arguments)
+@verb("compare", compare_arguments, LOOK)
 def compare(args: argparse.Namespace) -> object:
     """Compare a quantized model with its float form."""
     from lbitcls.apis.compare import compare_checkpoints
@@ -210,7 +234,7 @@ def compare(args: argparse.Namespace) -> object:
     )
 
 
-@verb("analyze", analyze_arguments)
+@verb("analyze", analyze_arguments, LOOK)
 def analyze(args: argparse.Namespace) -> object:
     """Draw the curves of runs, and time them."""
     from lbitcls.apis.analyze import analyze_logs
@@ -218,7 +242,7 @@ def analyze(args: argparse.Namespace) -> object:
     return analyze_logs(args.runs, args.keys, axis=args.x, names=args.names, out=args.out)
 
 
-@verb("init", init_arguments)
+@verb("init", init_arguments, START)
 def init(args: argparse.Namespace) -> object:
     """Write a config for a folder of images."""
     from lbitcls.apis.init import init_config
@@ -235,7 +259,7 @@ def init(args: argparse.Namespace) -> object:
     )
 
 
-@verb("convert", convert_arguments)
+@verb("convert", convert_arguments, START)
 def convert(args: argparse.Namespace) -> object:
     """Write published weights as a checkpoint."""
     from lbitcls.apis.convert import convert_checkpoint
@@ -294,12 +318,25 @@ def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
     if argv and argv[0] in VERBS:
         parser = argparse.ArgumentParser(f"lbitcls {argv[0]}", description=VERBS[argv[0]].help)
         return _with_verb(parser, argv[0]).parse_intermixed_args(argv[1:])
-    parser = argparse.ArgumentParser("lbitcls", description="Image classifiers of 2 to 8 bits, from one config file.")
+    about = "Image classifiers of 2 to 8 bits, from one config file."
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("lbitcls", description=about, epilog=_listed_verbs(), formatter_class=plain)
     parser.add_argument("--version", action="version", version=f"lbitcls {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = parser.add_subparsers(
+        metavar="VERB", required=True, help="one of those below; lbitcls VERB --help says more"
+    )
     for name, entry in VERBS.items():
-        _with_verb(verbs.add_parser(name, help=entry.help, description=entry.help), name)
+        _with_verb(verbs.add_parser(name, description=entry.help), name)
     return parser.parse_args(argv)
+
+
+def _listed_verbs() -> str:
+    """The verbs with their help, by what they are for."""
+    lines = []
+    for purpose in PURPOSES:
+        lines += ["", f"{purpose}:"]
+        lines += [f"  {name:<11} {entry.help}" for name, entry in VERBS.items() if entry.purpose == purpose]
+    return "\n".join(lines[1:])
 
 
 def _with_verb(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:

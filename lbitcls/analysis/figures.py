@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -26,7 +26,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY, INK = (
 )
 LINES = (BLUE, ORANGE, GREEN, PURPLE, "#0e7490", "#be185d", "#854d0e", GREY)
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
-_DPI = 110
+DPI = 110
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS")
 _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a class may be called "5$ note"
@@ -91,7 +91,7 @@ def new_figure(width: float, height: float, arranged: bool = True) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained" if arranged else None)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if arranged else None)
     figure._repr_png_ = lambda: png(figure)  # type: ignore[attr-defined]
     return figure
 
@@ -103,12 +103,17 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def pixels(path: str | Path) -> np.ndarray:
+def pixels(picture: str | Path | BinaryIO) -> np.ndarray:
     """A picture that was saved, uint8 (H, W, 3)."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with Image.open(picture) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """The figure as an image, uint8 (H, W, 3)."""
+    return pixels(io.BytesIO(png(figure)))
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -122,12 +127,15 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def check_path(path: str | Path) -> Path:
-    """`path`, to which a picture can be written; `ConfigError` where it cannot, or its suffix names no format."""
+def check_path(path: str | Path, option: str = "--out") -> Path:
+    """`path`, to which a picture can be written; `ConfigError` where it cannot, or its suffix names no format.
+
+    `option` is how the user named it, for the message.
+    """
     path = Path(path).expanduser()
     if path.suffix.lower() not in FORMATS or path.is_dir():
         raise ConfigError(f"a picture is written to a file {', '.join('*' + f for f in FORMATS)}; got '{path}'.")
-    return check_writable(path, "--out")
+    return check_writable(path, option)
 
 
 def _write(figure: Figure, target: Any, kind: str) -> None:

@@ -1,14 +1,14 @@
-"""Grids of images: a training batch with its labels, and predictions with the wrong ones marked."""
+"""Labelled images: grids of a training batch and of predictions with the wrong ones marked, and a single picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lbitcls.analysis.figures import GREEN, GREY, INK, RED, can_draw, new_figure, shorten, style
+from lbitcls.analysis.figures import BLUE, DPI, GREEN, GREY, INK, RED, can_draw, new_figure, shorten, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _SIDE, _GAP, _LINE = 1.6, 0.08, 0.155  # inches: of an image, between two, of a line of text
 _CAPTION = 20  # characters that fit below it
+_SMALLEST, _LARGEST, _THINNEST = 3.6, 8.0, 0.05  # inches: the longer side of a labelled picture; its shorter side
+_MARGIN, _ENTRY, _LETTERS = 0.1, 0.3, 10  # inches: around it, for each class below it; letters in an inch
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,44 @@ def draw_predictions(
             _show(cell, image, RED if prediction.wrong else None)
             _caption(cell, _said(prediction, names))
     return figure
+
+
+def draw_result(image: np.ndarray, said: Sequence[tuple[str, float]]) -> Figure:
+    """A picture with the classes that a model sees in it below, each with its score as a number and as a bar.
+
+    Args:
+        image: uint8 (H, W, 3).
+        said: name and score (0-1) of each class, best first.
+    """
+    height, width = image.shape[:2]
+    longest = min(max(max(height, width) / DPI, _SMALLEST), _LARGEST)
+    high, wide = (max(longest * side / max(height, width), _THINNEST) for side in (height, width))
+    enlarged = longest * DPI > 4 * max(height, width)
+    across, foot = max(wide, _SMALLEST) + 2 * _MARGIN, _ENTRY * len(said) + _MARGIN
+    down = high + _MARGIN + foot
+    with style():
+        figure = new_figure(across, down, arranged=False)
+        cell = figure.add_axes(((across - wide) / 2 / across, foot / down, wide / across, high / down))
+        cell.imshow(image, interpolation="nearest" if enlarged else "antialiased", aspect="auto")
+        cell.axis("off")
+        bars = figure.add_axes((_MARGIN / across, _MARGIN / 2 / down, 1 - 2 * _MARGIN / across, foot / down - 0.01))
+        bars.set(xlim=(0, 1), ylim=(len(said), 0))
+        bars.axis("off")
+        for place, (name, score) in enumerate(said):
+            _entry(bars, place, name, score, int((across - 1) * _LETTERS))
+    return figure
+
+
+def _entry(bars: Axes, place: int, name: str, score: float, letters: int) -> None:
+    """A class's name, score and bar, in the line `place`."""
+    first = place == 0
+    look: dict[str, Any] = dict(
+        va="bottom", fontsize=10.5, color=INK if first else GREY, fontweight="bold" if first else "normal"
+    )
+    bars.text(0, place + 0.68, shorten(name, letters), **look)
+    bars.text(1, place + 0.68, _percent(score), ha="right", **look)
+    for length, color in ((1.0, "#e5e7eb"), (score, BLUE if first else GREY)):
+        bars.plot((0, length), (place + 0.82,) * 2, color=color, linewidth=3, solid_capstyle="butt")
 
 
 def _said(prediction: Prediction, names: Sequence[str] | None) -> list[tuple[str, str]]:

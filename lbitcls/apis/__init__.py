@@ -3,8 +3,15 @@
 from importlib import import_module
 from typing import Any
 
-_HOME = {"train_classifier": "lbitcls.apis.train", "test_classifier": "lbitcls.apis.test"}
-__all__ = ["test_classifier", "train_classifier"]
+_HOME = {
+    "train_classifier": "lbitcls.apis.train",
+    "test_classifier": "lbitcls.apis.test",
+    "init_model": "lbitcls.apis.inference",
+    "inference_model": "lbitcls.apis.inference",
+    "show_result": "lbitcls.apis.inference",
+    "show_result_pyplot": "lbitcls.apis.inference",
+}
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

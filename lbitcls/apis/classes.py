@@ -61,7 +61,7 @@ def check_names(trained: Sequence[str] | None, source: str, dataset: Any, split:
 def _imagenet(names: tuple[str, ...]) -> bool:
     if len(names) != 1000:
         return False
-    from lbitcls.datasets.imagenet import imagenet_classes
+    from lbitcls.datasets.names import imagenet_classes
 
     return names == imagenet_classes()
 

@@ -181,7 +181,9 @@ def _report_path(model: Path) -> Path:
 
 def _pipeline(cfg: Config) -> list[Any]:
     section = cfg.data.get("test") or cfg.data.get("val") or {}
-    return [dict(step) for step in section.get("pipeline") or []]
+    from lbitcls.datasets.pipelines.pretrained import written_out
+
+    return [dict(step) for step in written_out(section.get("pipeline") or [])]
 
 
 def _input_shape(cfg: Config, model: nn.Module, session: Session, data_root: str | None) -> tuple[int, int, int]:

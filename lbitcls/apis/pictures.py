@@ -23,7 +23,7 @@ from lbitcls.core.runner import EpochRunner
 from lbitcls.datasets import build_dataloader
 from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.pipelines.color import Normalize
-from lbitcls.datasets.pipelines.decode import UnreadableImage
+from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.subset import Subset
 from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main

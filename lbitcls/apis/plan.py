@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lbitcls.apis.sizes import section_size
 from lbitcls.quant.cost import LayerCost, plan_cost
 from lbitcls.quant.plan import aligned
 from lbitcls.utils.config import Config, require_sections
@@ -37,23 +38,11 @@ def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost
 
 def image_shape(cfg: Config, model: torch.nn.Module) -> tuple[int, int, int]:
     """(C, H, W) of an image after the test pipeline: by its last resizing step, else by the data set's own size."""
-    channels = getattr(model.backbone, "in_channels", 3)
     data = cfg.get("data") or {}
-    section = data.get("test") or data.get("val") or data.get("train") or {}
-    for step in reversed(section.get("pipeline") or []):
-        if step.get("type") == "PretrainedPreprocessing":
-            from lbitcls.datasets.pipelines.compose import build_transform
-
-            return channels, *build_transform(step).crop_size  # type: ignore[attr-defined]
-        size = step.get("crop_size", step.get("size"))
-        if step.get("type") in ("CenterCrop", "Resize", "RandomCrop", "RandomResizedCrop", "Pad") and size:
-            height, width = (size, size) if isinstance(size, int) else size
-            return channels, height, width if width > 0 else height
-    known = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32}
-    side = known.get(str(section.get("type")))
-    if side is None:
+    size = section_size(data.get("test") or data.get("val") or data.get("train") or {})
+    if size is None:
         raise ConfigError("the pipeline does not say how large images are; give --shape C H W.")
-    return channels, side, side
+    return getattr(model.backbone, "in_channels", 3), *size
 
 
 def _print(rows: list[LayerCost]) -> None:

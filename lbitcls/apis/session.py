@@ -81,7 +81,7 @@ def _enter(cfg: Config, launcher: str, place: Place, logger: logging.Logger) -> 
     )
     _limit_threads(cfg.get("num_threads"))
     init_processes(launcher, place, dist_params.get("backend"), device, logger)
-    _import_custom(cfg.get("custom_imports"))
+    import_custom(cfg.get("custom_imports"))
     return Session(place, device, logger)
 
 
@@ -93,7 +93,12 @@ def _limit_threads(number: Any) -> None:
     torch.set_num_threads(number)
 
 
-def _import_custom(section: dict[str, Any] | None) -> None:
+def import_custom(section: dict[str, Any] | None) -> None:
+    """Import the modules of a config's `custom_imports`.
+
+    Raises:
+        ConfigError: one is not there, and is not allowed to be missing.
+    """
     given = dict(section or {})
     reject_unknown_keys("custom_imports", given, ("imports", "allow_failed_imports"))
     names = given.get("imports") or []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lbitcls.apis.exported import check_part, logits_of, same_steps
 from lbitcls.deploy.engine import Engine, load
 from lbitcls.registry import HEADS
 from lbitcls.utils.config import Config
-from lbitcls.utils.errors import CheckpointError, DataError
+from lbitcls.utils.errors import DataError
 
 
 class ShippedClassifier(nn.Module):
@@ -29,10 +29,7 @@ class ShippedClassifier(nn.Module):
 
     def __init__(self, engine: Engine, head: dict[str, Any]) -> None:
         super().__init__()
-        if engine.info is not None and engine.info.part != "model":
-            raise CheckpointError(
-                f"{engine.path} is a backbone: it gives features, and has no classes to test; export with --part model."
-            )
+        check_part(engine)
         self.engine = engine
         self.head = HEADS.build(dict(head))
         known = engine.info.num_classes if engine.info is not None else None
@@ -40,11 +37,7 @@ class ShippedClassifier(nn.Module):
 
     def predict(self, img: torch.Tensor) -> torch.Tensor:
         """Logits (N, K), on the device of the images."""
-        logits = self.engine.predict(img.float().cpu().numpy())
-        if isinstance(logits, tuple) or logits.ndim != 2:
-            shapes = [array.shape for array in (logits if isinstance(logits, tuple) else (logits,))]
-            raise CheckpointError(f"{self.engine.path} gives {shapes}, not logits (N, K): it is no classifier.")
-        return torch.from_numpy(logits).to(img.device)
+        return torch.from_numpy(logits_of(self.engine, img.float().cpu().numpy())).to(img.device)
 
     def loss(self, logits: torch.Tensor, gt_label: torch.Tensor) -> dict[str, torch.Tensor]:
         """As the classifier's."""
@@ -74,5 +67,6 @@ def open_shipped(
 
 
 def _same(left: Any, right: Any) -> bool:
-    """Whether two pipelines are equal as plain data (a tuple is a list)."""
-    return json.dumps(left, sort_keys=True, default=str) == json.dumps(right, sort_keys=True, default=str)
+    from lbitcls.datasets.pipelines.pretrained import written_out
+
+    return same_steps(written_out(left or []), written_out(right or []))

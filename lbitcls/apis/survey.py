@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lbitcls.datasets.folder import class_folders, images_below
-from lbitcls.datasets.pipelines.decode import UnreadableImage, read_image
+from lbitcls.datasets.listing import class_folders, images_below
+from lbitcls.datasets.pipelines.decode import read_image
+from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.utils.errors import DataError, suggest
 from lbitcls.utils.logging import track
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lbitcls.datasets.pipelines.compose import Compose
-from lbitcls.datasets.pipelines.decode import UnreadableImage
 from lbitcls.datasets.pipelines.formatting import Collect, to_float
+from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.rng import epoch_key, fold, fold_array
 from lbitcls.utils.errors import ConfigError, DataError, suggest
 
 Key = int | tuple[int, int]
+
+LEAVE_OUT = "A data set leaves such images out with on_error='skip'."
 
 logger = logging.getLogger("lbitcls")
 
@@ -167,7 +169,7 @@ class FileDataset(BaseDataset):
                 kept.append(index)
             except UnreadableImage as error:
                 if self.on_error == "raise":
-                    raise
+                    raise UnreadableImage(f"{error} {LEAVE_OUT}") from error
                 self.skipped[index] = str(error)
         sizes = sorted({tuple(image.shape) for image in images})
         if len(sizes) != 1:

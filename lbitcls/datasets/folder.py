@@ -8,31 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lbitcls.datasets.base import FileDataset, read_class_names
+from lbitcls.datasets.listing import IMAGE_SUFFIXES, class_folders, images_below
 from lbitcls.datasets.root import Roots, find_data, search_roots
 from lbitcls.registry import DATASETS
 from lbitcls.utils.errors import ConfigError, DataError, suggest
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 NO_DOWNLOAD = "It is not downloaded: put it there yourself."
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted; hidden ones are none."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def images_below(folder: Path) -> list[str]:
-    """Paths of the images in `folder` and its sub-folders, sorted."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(parent, name) for name in sorted(names) if is_image(name)]
-    return found
 
 
 def read_class_folders(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lbitcls.datasets.base import FileDataset, read_class_names
-from lbitcls.datasets.folder import NO_DOWNLOAD, class_folders, images_below, read_class_folders, read_list
+from lbitcls.datasets.folder import NO_DOWNLOAD, read_class_folders, read_list
+from lbitcls.datasets.listing import class_folders, images_below
+from lbitcls.datasets.names import imagenet_classes
 from lbitcls.datasets.root import Roots, find_data, search_roots
 from lbitcls.registry import DATASETS
 from lbitcls.utils.errors import ConfigError, DataError
@@ -16,16 +17,8 @@ from lbitcls.utils.errors import ConfigError, DataError
 _CLASSES = 1000
 
 
-@cache
-def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 class names in order of their labels, as torchvision has them."""
-    from torchvision.models import ResNet18_Weights
-
-    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
-
-
 class _LazyNames:
-    """`ImageNet.CLASSES`, read from torchvision when first asked for; an instance may have its own."""
+    """`ImageNet.CLASSES`, read when first asked for; an instance may have its own."""
 
     def __get__(self, instance: Any, owner: Any = None) -> tuple[str, ...]:
         return imagenet_classes()

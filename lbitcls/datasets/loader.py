@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lbitcls.datasets.base import BaseDataset
+from lbitcls.datasets.base import LEAVE_OUT, BaseDataset
 from lbitcls.datasets.batching import collate
-from lbitcls.datasets.pipelines.decode import UnreadableImage
+from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.rng import shuffled
 from lbitcls.datasets.workers import outlive_signals
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
@@ -79,7 +79,7 @@ class _Batches(Dataset):
             return {**self.dataset.sample(self.seed, epoch, index), "index": index}
         except UnreadableImage as error:
             if self.dataset.on_error == "raise":
-                raise
+                raise UnreadableImage(f"{error} {LEAVE_OUT}") from error
             skipped[index] = str(error)
             return {}
 

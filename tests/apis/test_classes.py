@@ -14,7 +14,7 @@ from PIL import Image
 from lbitcls.apis import test_classifier as classify
 from lbitcls.apis import train_classifier
 from lbitcls.apis.classes import check_names
-from lbitcls.datasets.imagenet import imagenet_classes
+from lbitcls.datasets.names import imagenet_classes
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
 
 QUANT = dict(type="mTransformerV2", quan_policy=dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lbitcls.datasets.pipelines.decode import with_channels
+from lbitcls.datasets.pipelines.rules import unit_of
 from lbitcls.datasets.pipelines.transform import (
     BatchDraw,
     Draw,
@@ -51,7 +52,7 @@ class Normalize(FixedTransform):
             raise ConfigError(f"Normalize: mean has {len(mean)} values and std {len(std)}; each channel needs both.")
         if min(self.std) <= 0:
             raise ConfigError(f"Normalize: every std is above 0; got {self.std}.")
-        unit = 1 if max(*self.mean, *self.std) <= 1 else 255
+        unit = unit_of(self.mean, self.std)
         log_once(f"Normalize: mean {self.mean} and std {self.std} are read in units of 0-{unit}")
         shape = (len(self.mean), 1, 1)
         self._mean = torch.tensor(self.mean, dtype=torch.float32).reshape(shape) * (255 / unit)

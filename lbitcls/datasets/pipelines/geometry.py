@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lbitcls.datasets.pipelines.rules import in_proportion, largest_window, middle
 from lbitcls.datasets.pipelines.transform import (
     BatchDraw,
     Draw,
@@ -77,9 +78,27 @@ class Resize(FixedTransform):
 
     def _in_proportion(self, height: int, width: int) -> tuple[int, int]:
         assert self._short is not None
-        if height <= width:
-            return self._short, int(self._short * width / height)
-        return int(self._short * height / width), self._short
+        return in_proportion(self._short, height, width)
+
+
+@PIPELINES.register_module()
+class Fit(FixedTransform):
+    """Cut out the largest window of the shape of `size` in the middle of the image, and resize it to `size`.
+
+    Args:
+        size: of the result, an int (a square) or (h, w).
+
+    Example:
+        >>> Fit(size=8).change(torch.zeros(3, 20, 12, dtype=torch.uint8)).shape
+        torch.Size([3, 8, 8])
+    """
+
+    def __init__(self, size: int | Sequence[int]) -> None:
+        self.size = size_pair("Fit", "size", size)
+
+    def change(self, img: Tensor) -> Tensor:
+        top, left, high, wide = largest_window(img.size(-2), img.size(-1), self.size)
+        return resize(img[..., top : top + high, left : left + wide], self.size)
 
 
 @PIPELINES.register_module()
@@ -99,7 +118,7 @@ class CenterCrop(FixedTransform):
             from torchvision.transforms.v2.functional import center_crop
 
             return center_crop(img, list(self.crop_size))
-        top, left = round((height - high) / 2), round((width - wide) / 2)
+        top, left = middle(height, high), middle(width, wide)
         return img[..., top : top + high, left : left + wide]
 
 

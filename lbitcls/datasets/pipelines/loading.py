@@ -8,18 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from lbitcls.datasets.pipelines.decode import as_image, read_image, with_channels
+from lbitcls.datasets.pipelines.rules import COLOR_TYPES
 from lbitcls.datasets.pipelines.transform import BatchDraw, Draw, Transform, log_once, one_of
 from lbitcls.registry import PIPELINES
 from lbitcls.utils.errors import ConfigError, DataError
 
-# color_type of configs: (mode of the decoder, whether the EXIF orientation is applied)
-_COLOR_TYPES = {
-    "color": ("rgb", True),
-    "grayscale": ("gray", True),
-    "unchanged": ("unchanged", True),
-    "color_ignore_orientation": ("rgb", False),
-    "grayscale_ignore_orientation": ("gray", False),
-}
 _CHANNELS = {"rgb": 3, "gray": 1}
 
 
@@ -52,7 +45,7 @@ class LoadImageFromFile(Transform):
         file_client_args: dict | None = None,
         imdecode_backend: str | None = None,
     ) -> None:
-        one_of("LoadImageFromFile", "color_type", color_type, tuple(_COLOR_TYPES))
+        one_of("LoadImageFromFile", "color_type", color_type, tuple(COLOR_TYPES))
         self.color_type = color_type
         if file_client_args not in (None, {"backend": "disk"}):
             raise ConfigError(
@@ -64,7 +57,7 @@ class LoadImageFromFile(Transform):
                 "LoadImageFromFile: to_float32 and imdecode_backend change nothing here: images are decoded "
                 "by torchvision (or Pillow) and stay bytes up to Normalize, which computes in float32"
             )
-        self._mode, self._upright = _COLOR_TYPES[color_type]
+        self._mode, self._upright = COLOR_TYPES[color_type]
 
     def process(self, results: dict[str, Any], draw: Draw) -> dict[str, Any]:
         given = results.get("img")
@@ -72,7 +65,7 @@ class LoadImageFromFile(Transform):
             results["filename"] = filename = _path(results)
             img = self.load(filename)
         else:
-            img = self._recolor(as_image(given))
+            img = self._recolor(as_image(given, self._upright))
         results["img"] = img
         channels, height, width = img.shape
         results["ori_shape"] = (height, width, channels)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from lbitcls.datasets.pipelines.color import Normalize
@@ -54,3 +57,24 @@ class PretrainedPreprocessing(FixedTransform):
         for step in self.steps:
             img = step.change(img)
         return img
+
+
+def written_out(pipeline: Sequence[Any]) -> list[Any]:
+    """A config's pipeline with the steps that a `PretrainedPreprocessing` stands for, as a config writes them.
+
+    Example:
+        >>> written_out([dict(type="PretrainedPreprocessing", weights="torchvision://resnet18")])[1]
+        {'type': 'CenterCrop', 'crop_size': (224, 224)}
+    """
+    steps: list[Any] = []
+    for step in pipeline:
+        if isinstance(step, dict) and step.get("type") == PretrainedPreprocessing.__name__:
+            steps += [_as_config(part) for part in PIPELINES.build(step).steps]
+        else:
+            steps.append(step)
+    return steps
+
+
+def _as_config(step: FixedTransform) -> dict[str, Any]:
+    arguments = {key: value for key, value in vars(step).items() if not key.startswith("_")}
+    return {"type": type(step).__name__, **arguments}

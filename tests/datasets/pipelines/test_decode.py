@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageOps
 
 from lbitcls.datasets.pipelines import decode
-from lbitcls.datasets.pipelines.decode import UnreadableImage, as_image, read_image, with_channels
+from lbitcls.datasets.pipelines.decode import as_image, read_image, with_channels
+from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.utils.errors import DataError
 
 SIZE = (24, 36)

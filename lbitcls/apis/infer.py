@@ -1,0 +1,94 @@
+"""What is in image files and folders of them: `lbitcls infer`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lbitcls.apis.inference import Result, check_numbers, init_model, predict_pictures
+from lbitcls.datasets.listing import IMAGE_SUFFIXES, images_below
+from lbitcls.utils.config import Config
+from lbitcls.utils.errors import DataError
+from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.logging import track
+
+
+def infer_files(
+    cfg: Config,
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    *,
+    topk: int = 1,
+    out: str | Path | None = None,
+    device: str | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+    batch_size: int = 16,
+) -> list[dict[str, Any]]:
+    """Print what a model says of each image, in order; those that cannot be read are reported, and the others go on.
+
+    Args:
+        cfg: the config that the checkpoint was trained with.
+        checkpoint: of this model, or an `.onnx` file that was exported of it.
+        images: files, and folders whose images are taken, those of their folders too.
+        topk: classes to list for each image.
+        out: JSON file for the results.
+        device: of a checkpoint's model; None: the config's, or else the first GPU, or the CPU.
+        engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        threads: of the engine; None: its own choice.
+        batch_size: most images that are predicted at once.
+
+    Returns:
+        For each image its `path` and what `inference_model` gives, or `path` and `error`.
+
+    Raises:
+        ConfigError: an argument is wrong, or `out` cannot be written.
+        CheckpointError: the weights cannot be read, or are another model's.
+        DataError: a folder holds no images; or, when all is done and written, images could not be read.
+    """
+    check_numbers(topk, batch_size)
+    paths = [str(path) for given in images for path in _files(given)]
+    target = None if out is None else check_writable(out, "--json", checkpoint, *paths)
+    model = init_model(cfg, checkpoint, device, engine=engine, threads=threads)
+    records = []
+    found = predict_pictures(model, paths, topk if topk != 1 else None, batch_size)
+    for path, result in zip(paths, track(found, len(paths), "images"), strict=True):
+        records.append(_record(path, result))
+        _say(records[-1])
+    if target is not None:
+        text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+        write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
+    failed = sum("error" in record for record in records)
+    if failed:
+        raise DataError(f"{failed} of {len(records)} images could not be used; the messages above say why.")
+    return records
+
+
+def _files(given: str | Path) -> list[str]:
+    """A file, or the images in a folder."""
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        return [str(path)]
+    found = images_below(path)
+    if not found:
+        raise DataError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    return found
+
+
+def _record(path: str, result: Result | DataError) -> dict[str, Any]:
+    if not isinstance(result, DataError):
+        return {"path": path, **result}
+    text = str(result)
+    return {"path": path, "error": text if text.startswith(path) else f"{path}: {text}"}
+
+
+def _say(record: dict[str, Any]) -> None:
+    if "error" in record:
+        print(record["error"], file=sys.stderr)
+        return
+    listed = record.get("topk") or [record]
+    said = ", ".join(f"{entry['pred_class']} {100 * entry['pred_score']:.1f} %" for entry in listed)
+    print(f"{record['path']}: {said}")

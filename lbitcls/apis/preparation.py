@@ -1,0 +1,103 @@
+"""From any picture to what a model takes: the test pipeline, and what it lacks for pictures of other sizes and colours.
+
+A test pipeline prepares the images of its data set, which may all be 8×8 and gray. Whether it suits other pictures too
+is tried: on a picture of an odd size, in colour. Where that does not become what the model takes, pictures are read
+with the model's number of channels, and if that is not enough, the largest middle part with the model's proportions is
+resized (`Fit`), before the pipeline's own steps.
+
+For exported files PyTorch is imported only where a pipeline has a step that `light_pipeline` does not know.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lbitcls.datasets.pipelines.light import light_pipeline
+
+Prepare = Callable[[Any], np.ndarray]
+Shape = tuple[int | None, int | None, int | None]
+Steps = Sequence[Any]
+
+_LOAD = "LoadImageFromFile"
+_COLORS = {1: "grayscale", 3: "color"}
+_PROBE = (37, 53)  # (H, W) that no data set has
+
+
+def preparation(steps: Steps, shape: Shape, natural: tuple[int, int] | None = None, light: bool = True) -> Prepare:
+    """What makes a model's input of a picture: float32 (C, H, W) of a path, an array or a Pillow image.
+
+    Args:
+        steps: of the test pipeline, as in a config.
+        shape: (C, H, W) that the model takes; None for what is free.
+        natural: (H, W) of the data set's images, for a model that takes any size and steps that change none.
+        light: without PyTorch, if the steps allow it; False: by the very steps that training and testing use.
+
+    Raises:
+        ConfigError: the steps cannot be built.
+    """
+    variants = _variants(list(steps), shape, natural)
+    first = prepare = _build(next(variants), light)
+    while not _suits(prepare, shape, natural):
+        variant = next(variants, None)
+        if variant is None:
+            return first  # the model says best what is wrong
+        prepare = _build(variant, light)
+    return prepare
+
+
+def test_steps(cfg: Mapping[str, Any] | None) -> Steps | None:
+    """The pipeline of a config's `data.test`, or of `data.val` where that is missing; None without either."""
+    data = (cfg or {}).get("data") or {}
+    section = data.get("test") or data.get("val")
+    return None if section is None else section.get("pipeline") or []
+
+
+def _variants(steps: list[Any], shape: Shape, natural: tuple[int, int] | None) -> Iterator[Steps]:
+    """Pipelines to try, the steps as they are first."""
+    color = _COLORS.get(shape[0] or 0)
+    at = next((i for i, step in enumerate(steps) if isinstance(step, Mapping) and step.get("type") == _LOAD), None)
+    before = [] if at is None else steps[:at]
+    load = {"type": _LOAD, "color_type": color or "unchanged"} if at is None else dict(steps[at])
+    after = steps if at is None else steps[at + 1 :]
+    yield [*before, load, *after]
+    colored = load if color is None else {**load, "color_type": color}
+    if colored != load:
+        yield [*before, colored, *after]
+    size = (shape[1], shape[2]) if shape[1] and shape[2] else natural
+    if size is not None:
+        yield [*before, colored, {"type": "Fit", "size": size}, *after]
+
+
+def _suits(prepare: Prepare, shape: Shape, natural: tuple[int, int] | None) -> bool:
+    """Whether a picture becomes what the model takes, and of the data set's size if nothing else says one."""
+    try:
+        given = prepare(np.zeros((*_PROBE, 3), np.uint8)).shape
+    except Exception:  # of steps of the user's own, any kind
+        return False
+    if natural is not None and given[1:] == _PROBE:
+        return False
+    return len(given) == 3 and all(expected in (None, size) for expected, size in zip(shape, given, strict=True))
+
+
+def _build(steps: Steps, light: bool) -> Prepare:
+    return (light_pipeline(steps) if light else None) or _compose(steps)
+
+
+def _compose(steps: Steps) -> Prepare:
+    from lbitcls.datasets.pipelines.compose import Compose
+    from lbitcls.datasets.pipelines.formatting import to_float
+
+    pipeline = Compose(steps)
+
+    def prepare(picture: Any) -> np.ndarray:
+        if isinstance(picture, (str, os.PathLike)):
+            start: dict[str, Any] = {"img_info": {"filename": os.fspath(picture)}, "img_prefix": None}
+        else:
+            start = {"img": picture, "filename": ""}
+        return to_float(pipeline({**start, "gt_label": -1})["img"]).numpy()  # a label for the steps that collect one
+
+    return prepare

@@ -1,0 +1,35 @@
+"""How large images are, as a config says it; no PyTorch is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SIZING = ("CenterCrop", "Resize", "Fit", "RandomCrop", "RandomResizedCrop", "Pad")
+_SIDES = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32}
+
+
+def section_size(section: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(H, W) of images of a part of `data`: by the last resizing step of its pipeline, else by the data set's own size.
+
+    None where neither says it.
+    """
+    for step in reversed(section.get("pipeline") or []):
+        kind = step.get("type") if isinstance(step, Mapping) else None
+        if kind == "PretrainedPreprocessing":
+            from lbitcls.datasets.pipelines.compose import build_transform
+
+            return build_transform(step).crop_size  # type: ignore[attr-defined]
+        size = step.get("crop_size", step.get("size")) if kind in _SIZING else None
+        if size:
+            height, width = (size, size) if isinstance(size, int) else size
+            return height, width if width > 0 else height
+    side = _SIDES.get(str(section.get("type")))
+    return None if side is None else (side, side)
+
+
+def natural_size(cfg: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """(H, W) of the images of a config's data, from the first part of it that says so: `test`, `val` or `train`."""
+    data = (cfg or {}).get("data") or {}
+    sizes = (section_size(data[split]) for split in ("test", "val", "train") if isinstance(data.get(split), Mapping))
+    return next((size for size in sizes if size is not None), None)

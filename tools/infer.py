@@ -1,0 +1,11 @@
+"""Name what is in images: `lbitcls infer` from a clone."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lbitcls.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(only="infer"))
