@@ -132,7 +132,17 @@ def test_only_config_and_registry_know_mmengine() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("module", ["lbitcls", "lbitcls.cli", "lbitcls.registry", "lbitcls.utils.config"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lbitcls",
+        "lbitcls.cli",
+        "lbitcls.registry",
+        "lbitcls.utils.config",
+        "lbitcls.apis.infer",
+        "lbitcls.apis.exported",
+    ],
+)
 def test_import_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'torchvision', 'cv2', 'matplotlib'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -1,9 +1,9 @@
 """From any picture to what a model takes: the test pipeline, and what it lacks for pictures of other sizes and colours.
 
 A test pipeline prepares the images of its data set, which may all be 8×8 and gray. Whether it suits other pictures too
-is tried: on a picture of an odd size, in colour. Where that does not become what the model takes, pictures are read
-with the model's number of channels, and if that is not enough, the largest middle part with the model's proportions is
-resized (`Fit`), before the pipeline's own steps.
+is tried: on pictures of an odd size, in colour and gray. Where they do not become what the model takes, pictures are
+read with the model's number of channels; if that is not enough, their largest middle part with the model's proportions
+is resized (`Fit`), before the pipeline's own steps.
 
 For exported files PyTorch is imported only where a pipeline has a step that `light_pipeline` does not know.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lbitcls.datasets.pipelines.light import light_pipeline
+from lbitcls.datasets.pipelines.pillow import not_an_image
 
 Prepare = Callable[[Any], np.ndarray]
 Shape = tuple[int | None, int | None, int | None]
@@ -58,29 +59,28 @@ def test_steps(cfg: Mapping[str, Any] | None) -> Steps | None:
 
 def _variants(steps: list[Any], shape: Shape, natural: tuple[int, int] | None) -> Iterator[Steps]:
     """Pipelines to try, the steps as they are first."""
-    color = _COLORS.get(shape[0] or 0)
     at = next((i for i, step in enumerate(steps) if isinstance(step, Mapping) and step.get("type") == _LOAD), None)
-    before = [] if at is None else steps[:at]
-    load = {"type": _LOAD, "color_type": color or "unchanged"} if at is None else dict(steps[at])
-    after = steps if at is None else steps[at + 1 :]
-    yield [*before, load, *after]
-    colored = load if color is None else {**load, "color_type": color}
-    if colored != load:
-        yield [*before, colored, *after]
+    before, after = ([], steps) if at is None else (steps[:at], steps[at + 1 :])
+    load = {"type": _LOAD, "color_type": "unchanged"} if at is None else dict(steps[at])
+    color = _COLORS.get(shape[0] or 0)
+    loads = [load] if color is None else [load, {**load, "color_type": color}]
     size = (shape[1], shape[2]) if shape[1] and shape[2] else natural
-    if size is not None:
-        yield [*before, colored, {"type": "Fit", "size": size}, *after]
+    for fit in ([], [{"type": "Fit", "size": size}])[: 1 if size is None else 2]:
+        yield from ([*before, first, *fit, *after] for first in loads)
 
 
 def _suits(prepare: Prepare, shape: Shape, natural: tuple[int, int] | None) -> bool:
-    """Whether a picture becomes what the model takes, and of the data set's size if nothing else says one."""
+    """Whether pictures become what the model takes, and of the data set's size if nothing else says one."""
     try:
-        given = prepare(np.zeros((*_PROBE, 3), np.uint8)).shape
+        given = [prepare(np.zeros(size, np.uint8)).shape for size in ((*_PROBE, 3), _PROBE)]
     except Exception:  # of steps of the user's own, any kind
         return False
-    if natural is not None and given[1:] == _PROBE:
+    if natural is not None and given[0][1:] == _PROBE:
         return False
-    return len(given) == 3 and all(expected in (None, size) for expected, size in zip(shape, given, strict=True))
+    return all(
+        len(sizes) == 3 and all(expected in (None, size) for expected, size in zip(shape, sizes, strict=True))
+        for sizes in given
+    )
 
 
 def _build(steps: Steps, light: bool) -> Prepare:
@@ -96,6 +96,8 @@ def _compose(steps: Steps) -> Prepare:
     def prepare(picture: Any) -> np.ndarray:
         if isinstance(picture, (str, os.PathLike)):
             start: dict[str, Any] = {"img_info": {"filename": os.fspath(picture)}, "img_prefix": None}
+        elif picture is None:
+            raise not_an_image(picture)
         else:
             start = {"img": picture, "filename": ""}
         return to_float(pipeline({**start, "gt_label": -1})["img"]).numpy()  # a label for the steps that collect one

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lbitcls.utils.config import Config
+from lbitcls.utils.logging import get_logger
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -86,6 +88,40 @@ def write_config(make_config: MakeConfig, tmp_path: Path) -> Callable[..., Path]
         return path
 
     return write
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A quantized model of digits, not trained: its config's file, its checkpoint, and the file exported of it."""
+
+    config: Path
+    checkpoint: Path
+    exported: Path
+
+
+@pytest.fixture(scope="session")
+def delivered(tmp_path_factory: pytest.TempPathFactory) -> Delivered:
+    import torch
+
+    from lbitcls.apis.calibrate import calibrate_checkpoint
+    from lbitcls.apis.export import export_checkpoint
+    from lbitcls.models import build_classifier
+    from lbitcls.utils import save_checkpoint
+
+    logger, folder = get_logger(), tmp_path_factory.mktemp("delivered")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    cfg = Config.fromfile(ROOT / "configs" / "quickstart" / "digits_lsq_4w4f.py")
+    cfg.model.backbone.base_channels, cfg.model.head.in_channels = 8, 32
+    cfg.dump(folder / "config.py")
+    torch.manual_seed(0)
+    model = build_classifier(cfg.model)
+    torch.nn.init.normal_(model.head.fc.weight)
+    model.CLASSES = tuple(f"digit {number}" for number in range(10))
+    save_checkpoint(model, folder / "float.pth")
+    calibrate_checkpoint(cfg, folder / "float.pth", folder / "model.pth", num_images=100, test=False)
+    export_checkpoint(cfg, folder / "model.pth", folder / "model.onnx")
+    logger.level, logger.propagate, logger.handlers[:] = before
+    return Delivered(folder / "config.py", folder / "model.pth", folder / "model.onnx")
 
 
 def command(*arguments: Any, **environment: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lbitcls.cli import VERBS, main
+from lbitcls.cli import PURPOSES, VERBS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,13 +81,18 @@ def test_places_that_cannot_be_written(write_config: Any, tmp_path: Path, capsys
         ("visualize", "--out", "batch.png"),
         ("analyze", "--out", "curves.png"),
         ("compare", "--save-path", "report.html"),
+        ("infer", "--json", "found.json"),
         ("init", "--out", "config.py"),
     ):
         out = tmp_path / "file" / name
         options = ["--options", "quant_transformer.type=ModelTransformer"] if verb == "calibrate" else []
         inputs = {
-            **{"benchmark": ["no.onnx"], "visualize": ["batch", config], "analyze": ["no"], "init": [str(tmp_path)]},
             "compare": [config, config, "none.pth"],
+            "infer": [config, "no.pth", "no.jpg"],
+            "benchmark": ["no.onnx"],
+            "visualize": ["batch", config],
+            "analyze": ["no"],
+            "init": [str(tmp_path)],
         }
         given = inputs.get(verb, [config, "none.pth"])
         assert main([verb, *given, option, str(out), *options]) == 2
@@ -115,10 +121,20 @@ def test_help_lists_the_verbs(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     output = capsys.readouterr().out
-    assert all(name in output and entry.help in output for name, entry in VERBS.items())
+    listed = output[output.index(PURPOSES[0]) :]
+    for name, entry in VERBS.items():
+        after = listed.index(f"{entry.purpose}:\n")
+        line = listed.index(f"  {name:<11} {entry.help}\n")
+        headings = [listed.index(f"{purpose}:\n") for purpose in PURPOSES]
+        assert after == max(at for at in headings if at < line), name
 
 
-@pytest.mark.parametrize("verb", ["train", "test"])
+def test_every_tool_is_a_verb_and_every_verb_a_tool() -> None:
+    tools = [path.read_text(encoding="utf-8") for path in (ROOT / "tools").glob("*.py")]
+    assert sorted(re.search(r'main\(only="(\w+)"\)', text)[1] for text in tools) == sorted(VERBS)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("verb", ["train", "test", "infer"])
 def test_shims_run_from_anywhere_and_without_torch(verb: str, tmp_path: Path) -> None:
     code = (
         f"import sys, runpy; sys.argv = ['{verb}.py', '--help']\n"

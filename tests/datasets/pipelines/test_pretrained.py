@@ -7,7 +7,7 @@ import torch
 from torchvision.models import get_weight
 
 from lbitcls.datasets.pipelines import Compose
-from lbitcls.datasets.pipelines.pretrained import PretrainedPreprocessing
+from lbitcls.datasets.pipelines.pretrained import PretrainedPreprocessing, written_out
 from lbitcls.utils.errors import ConfigError
 
 V1 = "torchvision://mobilenet_v2.IMAGENET1K_V1"
@@ -46,6 +46,16 @@ def test_without_the_crop() -> None:
     pipeline = Compose(steps)
     assert [type(step).__name__ for step in pipeline.transforms[1:]] == ["RandomResizedCrop", "Normalize"]
     assert [type(step).__name__ for step in pipeline.random_steps] == ["RandomResizedCrop"]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in NAMES])
+def test_written_out_it_is_the_same(name: str) -> None:
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="PretrainedPreprocessing", weights=name), lambda r: r]
+    steps = written_out(pipeline)
+    assert [step["type"] for step in steps[:-1]] == ["LoadImageFromFile", "Resize", "CenterCrop", "Normalize"]
+    assert steps[-1] is pipeline[-1] and written_out(steps) == steps
+    img = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
+    assert torch.equal(Compose(steps)(img)["img"], Compose(pipeline)(img)["img"])
 
 
 def test_which_steps_are_random() -> None:

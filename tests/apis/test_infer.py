@@ -1,0 +1,137 @@
+"""`lbitcls infer`: files and folders, what it prints and writes, and images that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, Delivered, command  # type: ignore[import-not-found]
+from PIL import Image
+
+from lbitcls.apis import inference_model, init_model
+from lbitcls.cli import main
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with four images, one of them in a folder below, and a file that is none."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "deep/c.png", "d e.bmp")):
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "exported"])
+def test_a_folder(form: str, delivered: Delivered, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    file, out = str(getattr(delivered, form)), tmp_path / "found.json"
+    given = ["infer", str(delivered.config), file, str(photos), "--json", str(out), "--topk", "2", "--batch-size", "3"]
+    assert main(given) == 0
+    records = json.loads(out.read_text())
+    assert [Path(record["path"]).name for record in records] == ["a.png", "b.jpg", "d e.bmp", "c.png"]
+    expected = inference_model(init_model(delivered.config, file), [r["path"] for r in records], topk=2)
+    for record, result in zip(records, expected, strict=True):
+        assert [e["pred_class"] for e in record["topk"]] == [e["pred_class"] for e in result["topk"]]
+        assert record["pred_score"] == pytest.approx(result["pred_score"], abs=1e-3)
+    lines = capsys.readouterr().out.splitlines()
+    first, second = records[0]["topk"]
+    said = ", ".join(f"{e['pred_class']} {100 * e['pred_score']:.1f} %" for e in (first, second))
+    assert f"{records[0]['path']}: {said}" in lines
+
+
+def test_images_that_cannot_be_read(delivered: Delivered, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    """They are reported in their place, the others go on, and the exit code says that something is amiss."""
+    narrow = tmp_path / "narrow.png"
+    Image.new("L", (20_000, 1)).save(narrow)
+    images = [tmp_path / "missing.jpg", photos / "a.png", photos / "notes.txt", narrow]
+    given = ["infer", str(delivered.config), str(delivered.exported), *map(str, images)]
+    assert main([*given, "--json", str(tmp_path / "found.json")]) == 1
+    records = json.loads((tmp_path / "found.json").read_text())
+    assert [sorted(record) for record in records] == [
+        ["error", "path"],
+        ["path", "pred_class", "pred_label", "pred_score"],
+        ["error", "path"],
+        ["path", "pred_class", "pred_label", "pred_score"],
+    ]
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 2 and str(photos / "a.png") in captured.out
+    *said, last = captured.err.splitlines()
+    assert said == [records[0]["error"], records[2]["error"]]
+    assert said[0] == f"{tmp_path / 'missing.jpg'}: there is no such file."
+    assert last == "DataError: 2 of 4 images could not be used; the messages above say why."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["CONFIG", "no.onnx", "a.png"], 1, "there is no ONNX file no.onnx"),
+        (["CONFIG", "no.pth", "a.png"], 1, "there is no checkpoint no.pth"),
+        (["no.py", "MODEL", "a.png"], 2, "there is no config file"),
+        (["CONFIG", "MODEL", "EMPTY"], 1, "holds no images (.bmp, "),
+        (["CONFIG", "MODEL", "a.png", "--topk", "0"], 2, "topk is a number from 1; got 0"),
+        (["CONFIG", "MODEL", "a.png", "--batch-size", "0"], 2, "batch_size is a number from 1; got 0"),
+        (["CONFIG", "MODEL", "a.png", "--engine", "tensorflow"], 2, "there is no engine 'tensorflow'"),
+        (["CONFIG", "MODEL", "a.png", "--device", "cuda"], 2, "runs on the CPU; leave the device 'cuda' out"),
+        (["CONFIG", "MODEL", "a.png", "--json", "a.png"], 2, "--json a.png would replace a file"),
+        (["CONFIG", "MODEL", "a.png", "--options", "data.tset=1"], 2, "'data.tset'; did you mean 'test'"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], code: int, message: str, delivered: Delivered, tmp_path: Path, capsys: Any
+) -> None:
+    words = {"CONFIG": str(delivered.config), "MODEL": str(delivered.exported), "EMPTY": str(tmp_path)}
+    assert main(["infer", *(words.get(argument, argument) for argument in arguments)]) == code
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err and captured.out == ""
+
+
+def test_the_options_of_the_config_count(delivered: Delivered, photos: Path, capsys: Any) -> None:
+    given = ["infer", str(delivered.config), str(delivered.exported), str(photos / "a.png")]
+    assert main(given) == 0
+    plain = capsys.readouterr().out
+    assert main([*given, "--options", "data.test.pipeline.0.mean=[0.9]"]) == 0
+    assert capsys.readouterr().out != plain
+
+
+def test_a_first_prediction_imports_no_torch(delivered: Delivered, photos: Path) -> None:
+    code = (
+        "import sys; from lbitcls.cli import main; code = main(sys.argv[1:]);"
+        "print(code, {'torch', 'torchvision', 'matplotlib'} & set(sys.modules))"
+    )
+    call = command("-c", code, "infer", delivered.config, delivered.exported, photos / "b.jpg")
+    done = subprocess.run(**call, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "0 set()" and "b.jpg: digit " in done.stdout
+
+
+def test_progress_on_a_terminal(delivered: Delivered, photos: Path) -> None:
+    leader, follower = pty.openpty()
+    arguments = [delivered.config, delivered.exported, photos, photos / "none.jpg"]
+    call = command(ROOT / "tools" / "infer.py", *arguments, TERM="xterm", COLUMNS="200")
+    process = subprocess.Popen(**call, stdout=follower, stderr=subprocess.PIPE)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    process.stderr.close()
+    os.close(leader)
+    assert process.wait(60) == 1
+    assert b"images" in shown and b"100%" in shown and b"deep/c.png: digit " in shown
+    assert "none.jpg: there is no such file" in errors + shown.decode()
+    assert "Traceback" not in errors
