@@ -72,7 +72,7 @@ def init_model(
         CheckpointError: the weights are missing, damaged or another model's.
 
     Example:
-        >>> model = init_model("configs/quickstart/digits_lsq_4w4f.py", "model.pth")
+        >>> model = init_model("configs/quickstart/digits_lsq_4w4f.py")
         >>> model.CLASSES[:3]
         ('0', '1', '2')
     """
@@ -111,6 +111,8 @@ def inference_model(model: Any, img: Any, topk: int | None = None, batch_size: i
         ConfigError: `topk` or `batch_size` is below 1.
 
     Example:
+        >>> cfg.quant_transformer = None
+        >>> model = init_model(cfg)
         >>> result = inference_model(model, np.zeros((480, 640, 3), np.uint8), topk=3)
         >>> sorted(result), len(result["topk"])
         (['pred_class', 'pred_label', 'pred_score', 'topk'], 3)

@@ -72,8 +72,9 @@ class LightPipeline:
     def _read(self, picture: Any) -> Image.Image:
         if isinstance(picture, (str, os.PathLike)):
             return read_with_pillow(os.fspath(picture), self.mode, self.upright)
-        given = picture if hasattr(picture, "convert") else from_array(picture)
-        return convert_given(given, self.mode, self.upright)
+        if hasattr(picture, "convert"):
+            return convert_given(picture, self.mode, self.upright)
+        return convert_given(from_array(picture), self.mode, upright=False)
 
 
 def light_pipeline(steps: Sequence[Any]) -> LightPipeline | None:

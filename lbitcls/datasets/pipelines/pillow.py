@@ -77,12 +77,12 @@ def convert(image: Image.Image, mode: str, upright: bool = True) -> Image.Image:
         ValueError: its pixels have no range of their own (32-bit integers or floats).
         OSError: it is read only now, and cannot be.
     """
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps
 
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if image.mode in ("I", "F") and not sixteen_bits:
         raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no range of their own; store 8 or 16 bits")
-    if upright:
+    if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     target = ("L" if image.mode in _GRAY else "RGB") if mode == "unchanged" else _PIL_MODE[mode]
     if sixteen_bits:
