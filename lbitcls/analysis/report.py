@@ -15,8 +15,8 @@ from typing import Any
 
 from lbitcls.analysis.findings import Analysis
 from lbitcls.analysis.summary import describe
-from lbitcls.utils.checkpoint import check_writable, write_whole
 from lbitcls.utils.errors import ConfigError, DependencyError
+from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.version import __version__
 
 _PAGE = Path(__file__).parent / "page"
