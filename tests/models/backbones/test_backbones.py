@@ -26,6 +26,7 @@ SMALL = {
     "MobileNetV2, narrow": (dict(type="MobileNetV2", widen_factor=0.5), (3, 64), (1280, 2, 2)),
     "VGG-11": (dict(type="VGG", depth=11), (3, 32), (512, 1, 1)),
     "VGG-13, BN": (dict(type="VGG", depth=13, norm_cfg=dict(type="BN")), (3, 32), (512, 1, 1)),
+    "VGG-small": (dict(type="VGGSmall"), (3, 32), (8192,)),
     "LeNet5": (dict(type="LeNet5"), (1, 32), (120, 1, 1)),
     "LeNet5, logits": (dict(type="LeNet5", num_classes=10), (1, 28), (10,)),
     "SqueezeNet-1.0": (dict(type="SqueezeNet", version="1.0"), (3, 64), (512, 3, 3)),
@@ -262,6 +263,18 @@ def test_option_a_has_the_papers_size(depth: int, millions: float) -> None:
     assert len(convolutions) + 1 == depth
 
 
+def test_vgg_small_is_that_of_lq_nets() -> None:
+    backbone = build_backbone(dict(type="VGGSmall"))
+    kinds = {nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "P"}
+    assert "".join(kinds[type(layer)] for layer in backbone.features) == 3 * "CBRCPBR"
+    convolutions = [layer for layer in backbone.features if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [128, 128, 256, 256, 512, 512]
+    assert all(layer.bias is None and layer.kernel_size == (3, 3) for layer in convolutions)
+    assert backbone.get_submodule(backbone.layer_aliases["conv1"]) is convolutions[0]
+    with pytest.raises(DataError, match="32x32 pixels, got 28x32"):
+        backbone(torch.rand(1, 3, 28, 32))
+
+
 def test_lenet_pads_mnist() -> None:
     backbone = build_backbone(dict(type="LeNet5", num_classes=10))
     img = torch.rand(2, 1, 28, 28)
@@ -279,7 +292,12 @@ def test_older_names_of_layers() -> None:
 
 
 def test_stages_cover_the_network() -> None:
-    for config in (dict(type="MobileNetV2"), dict(type="VGG", depth=16), dict(type="ResNet", depth=18)):
+    for config in (
+        dict(type="MobileNetV2"),
+        dict(type="VGG", depth=16),
+        dict(type="VGGSmall"),
+        dict(type="ResNet", depth=18),
+    ):
         backbone = build_backbone(config)
         names = [name for stage in backbone.stages() for name in stage]
         covered = {id(p) for name in names for p in backbone.get_submodule(name).parameters()}
