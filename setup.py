@@ -1,8 +1,10 @@
 """Metadata of the package; the versions are ranges, constraints.txt pins the tested set."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -18,6 +20,17 @@ def version() -> str:
     return names["__version__"]
 
 
+class BuildWithConfigs(build_py):
+    """Puts `configs/` into the built package, where `lbitcls.utils.library` finds it; a clone has it beside."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "lbitcls", "configs")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 runtime = ROOT / "requirements" / "runtime.txt"
 
 setup(
@@ -31,6 +44,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["lbitcls", "lbitcls.*"]),
     package_data={"lbitcls": ["py.typed", "datasets/data/*", "analysis/page/*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=requirements(runtime),
     # Every other requirements file is the extra of its name: `pip install lbitcls[mmcv]`.
     extras_require={path.stem: requirements(path) for path in sorted(runtime.parent.glob("*.txt")) if path != runtime},

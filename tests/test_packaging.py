@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -92,10 +93,11 @@ def test_everything_imported_is_required() -> None:
     assert third_party_imports() <= required
 
 
-def test_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
+def test_wheel_holds_the_package_its_data_and_the_configs(tmp_path: Path) -> None:
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "lbitcls", source / "lbitcls", ignore=ignore)
+    shutil.copytree(ROOT / "configs", source / "configs", ignore=ignore)
     shutil.copytree(ROOT / "requirements", source / "requirements")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -106,6 +108,16 @@ def test_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("lbitcls-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+        archive.extractall(tmp_path / "installed")
     files = {path.relative_to(source).as_posix() for path in source.glob("lbitcls/**/*") if path.is_file()}
+    files |= {f"lbitcls/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.*")}
+    files = {name for name in files if "__pycache__" not in name}
     assert inside == files, "a folder lacks its __init__.py, or setup.py names no package_data for a file"
     assert {"lbitcls/datasets/data/digits.npz", "lbitcls/analysis/page/report.html"} <= inside
+    code = "import sys; from lbitcls.utils import Config; print(Config.fromfile(sys.argv[1]).filename)"
+    config = "configs/LSQ/resnet18/config4_res18_lsq_4w4f.py"
+    installed = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, config], cwd=tmp_path, env=installed, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(tmp_path / "installed" / "lbitcls" / config), done.stderr

@@ -17,6 +17,7 @@ from mmengine.config import Config as _MMEngineConfig
 from mmengine.config import ConfigDict
 
 from lbitcls.utils.errors import ConfigError, nearest, suggest
+from lbitcls.utils.library import find_shipped
 
 SECTIONS: dict[str, str] = {
     "model": "the classifier: backbone, neck, head",
@@ -92,6 +93,8 @@ class Config(_MMEngineConfig):
     @staticmethod
     def fromfile(filename: str | Path, **kwargs: Any) -> Config:
         """Read a `.py`, `.yaml`, `.yml` or `.json` config with its `_base_` files, and check the sections' names.
+
+        A path that begins with `configs/` and is not there is looked for among the configs of the package.
 
         Raises:
             ConfigError: the file is missing, cannot be read, or has a name that is nearly a section's.
@@ -193,6 +196,9 @@ def _existing(path: Path) -> Path:
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; a config is a .py, .yaml, .yml or .json file.")
     if not path.is_file():
+        shipped = find_shipped(path)
+        if shipped is not None:
+            return shipped
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ConfigError(f"there is no config file {path}{suggest(path.name, siblings)}")
     if path.suffix not in (".py", ".yaml", ".yml", ".json"):
