@@ -19,7 +19,10 @@ from lbitcls.quant import build_mtransformer, build_quant_layer
 from lbitcls.utils import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(path for folder in ("docs", "configs") for path in (ROOT / folder).rglob("*.md")),
+]
 
 
 def python_blocks(document: str) -> list[str]:
@@ -39,7 +42,7 @@ def write_images(folder: Path, names: list[str]) -> None:
         Image.fromarray(np.random.randint(0, 255, (40, 50, 3), np.uint8)).save(folder / name)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
     broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]

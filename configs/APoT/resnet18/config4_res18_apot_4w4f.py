@@ -1,0 +1,19 @@
+"""ResNet-18 on ImageNet, APoT W4A4, ends with 8-bit weights and float inputs (Li et al., arXiv:1909.13144).
+
+    tools/dist_train.sh configs/APoT/resnet18/config4_res18_apot_4w4f.py 8 --data-root IMAGENET
+
+Expected top-1: 70.74 % in the authors' code [APoT], 70.60 % in the original project [original]; not yet reproduced
+here.
+Hyper-parameters: the authors' [APoT]. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet18.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_step100.py",
+    "../../_base_/methods/apot.py",
+]
+
+data = dict(samples_per_gpu=128)
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=4, num_bit_a=4)))
+load_from = "torchvision://resnet18.IMAGENET1K_V1"

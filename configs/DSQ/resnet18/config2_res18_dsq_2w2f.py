@@ -1,0 +1,19 @@
+"""ResNet-18 on ImageNet, DSQ W2A2, first and last layer at 8 bits (Gong et al., arXiv:1908.05033).
+
+    tools/dist_train.sh configs/DSQ/resnet18/config2_res18_dsq_2w2f.py 8 --data-root IMAGENET
+
+Expected top-1: 52.57 % in the original project [original]; not yet reproduced here. The paper's could not be looked up.
+Hyper-parameters: the original's at 4 bits; its config at 2 bits was not found [original]. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet18.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_step100.py",
+    "../../_base_/methods/dsq.py",
+]
+
+data = dict(samples_per_gpu=128)
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=2, num_bit_a=2)))
+optimizer = dict(lr=0.002)
+load_from = "torchvision://resnet18.IMAGENET1K_V1"

@@ -1,0 +1,19 @@
+"""ResNet-18 on ImageNet, LSQ W3A3, first and last layer at 8 bits (Esser et al., arXiv:1902.08153).
+
+    tools/dist_train.sh configs/LSQ/resnet18/config3_res18_lsq_3w3f.py 8 --data-root IMAGENET
+
+Expected top-1: 70.2 % in the paper, whose ResNet is of the pre-activation kind [LSQ notes], 69.35 % in the original
+project [original]; not yet reproduced here.
+Hyper-parameters: the paper's [LSQ notes], but batch size and crop, which are the project's. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet18.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_lsq.py",
+    "../../_base_/methods/lsq.py",
+]
+
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=3, num_bit_a=3)))
+optimizer = dict(weight_decay=5e-5)
+load_from = "torchvision://resnet18.IMAGENET1K_V1"

@@ -1,0 +1,18 @@
+"""ResNet-18 on ImageNet, LSQ W4A4, first and last layer at 8 bits (Esser et al., arXiv:1902.08153).
+
+    tools/dist_train.sh configs/LSQ/resnet18/config4_res18_lsq_4w4f.py 8 --data-root IMAGENET
+
+Expected top-1: 71.1 % in the paper, whose ResNet is of the pre-activation kind [LSQ notes], 70.36 % in the original
+project [original]; not yet reproduced here.
+Hyper-parameters: the paper's [LSQ notes], but batch size and crop, which are the project's. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet18.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_lsq.py",
+    "../../_base_/methods/lsq.py",
+]
+
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=4, num_bit_a=4)))
+load_from = "torchvision://resnet18.IMAGENET1K_V1"

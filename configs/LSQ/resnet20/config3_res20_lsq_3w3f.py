@@ -1,0 +1,19 @@
+"""ResNet-20 on CIFAR-10, LSQ W3A3, first and last layer at 8 bits (Esser et al., arXiv:1902.08153).
+
+    python tools/train.py configs/Float/resnet20/config32_res20_float_32w32f.py --data-root FOLDER
+    python tools/train.py configs/LSQ/resnet20/config3_res20_lsq_3w3f.py --data-root FOLDER
+
+Expected top-1: no figure was found; the paper has no CIFAR-10.
+Hyper-parameters: those of a user's comment on W2A2 [hustzxd]. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet20.py",
+    "../../_base_/datasets/cifar10.py",
+    "../../_base_/schedules/cifar10_lsq.py",
+    "../../_base_/methods/lsq.py",
+]
+
+data = dict(samples_per_gpu=512)
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=3, num_bit_a=3)))
+load_from = "work_dirs/config32_res20_float_32w32f/latest.pth"

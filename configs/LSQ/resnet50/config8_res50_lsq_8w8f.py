@@ -1,0 +1,20 @@
+"""ResNet-50 on ImageNet, LSQ W8A8 (Esser et al., arXiv:1902.08153).
+
+    tools/dist_train.sh configs/LSQ/resnet50/config8_res50_lsq_8w8f.py 8 --data-root IMAGENET
+
+Expected top-1: 76.8 % in the paper, whose ResNet is of the pre-activation kind [LSQ notes]; not yet reproduced here.
+Hyper-parameters: the paper's, one epoch at a tenth of the rate [LSQ notes], but batch size and crop, which are the
+project's. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet50.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_lsq.py",
+    "../../_base_/methods/lsq.py",
+]
+
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=8, num_bit_a=8)))
+optimizer = dict(lr=0.001)
+total_epochs = 1
+load_from = "torchvision://resnet50.IMAGENET1K_V1"

@@ -1,0 +1,19 @@
+"""MobileNetV2 on ImageNet, LSQ+ W4A4, first and last layer at 8 bits (Bhalgat et al., arXiv:2004.09576).
+
+    tools/dist_train.sh configs/LSQPlus/mobilenetv2/config4_mobilenetv2_lsqplus_4w4f.py 8 --data-root IMAGENET
+
+Expected top-1: 68.74 % in the original project [original]; not yet reproduced here.
+Hyper-parameters: the original's [original]. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/mobilenetv2.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_step110.py",
+    "../../_base_/methods/lsqplus.py",
+]
+
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=4, num_bit_a=4)))
+lr_config = dict(step=[30, 60, 90, 120, 150, 160])
+total_epochs = 180
+load_from = "torchvision://mobilenet_v2.IMAGENET1K_V1"

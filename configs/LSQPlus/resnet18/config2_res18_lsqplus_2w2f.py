@@ -1,0 +1,19 @@
+"""ResNet-18 on ImageNet, LSQ+ W2A2, first and last layer at 8 bits (Bhalgat et al., arXiv:2004.09576).
+
+    tools/dist_train.sh configs/LSQPlus/resnet18/config2_res18_lsqplus_2w2f.py 8 --data-root IMAGENET
+
+Expected top-1: no figure was found; the paper's could not be looked up, the original project has none at 2 bits.
+Hyper-parameters: the original's at 3 bits [original]. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet18.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_step110.py",
+    "../../_base_/methods/lsqplus.py",
+]
+
+data = dict(samples_per_gpu=128)
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=2, num_bit_a=2)))
+optimizer = dict(lr=0.04)
+load_from = "torchvision://resnet18.IMAGENET1K_V1"

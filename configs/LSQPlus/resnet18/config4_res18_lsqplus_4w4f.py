@@ -1,0 +1,19 @@
+"""ResNet-18 on ImageNet, LSQ+ W4A4, first and last layer at 8 bits (Bhalgat et al., arXiv:2004.09576).
+
+    tools/dist_train.sh configs/LSQPlus/resnet18/config4_res18_lsqplus_4w4f.py 8 --data-root IMAGENET
+
+Expected top-1: 70.50 % in the original project [original]; not yet reproduced here. The paper's could not be looked up.
+Hyper-parameters: the original's [original]. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet18.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_step110.py",
+    "../../_base_/methods/lsqplus.py",
+]
+
+data = dict(samples_per_gpu=64)
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=4, num_bit_a=4)))
+optimizer = dict(lr=0.02)
+load_from = "torchvision://resnet18.IMAGENET1K_V1"

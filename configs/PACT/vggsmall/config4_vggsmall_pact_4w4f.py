@@ -1,0 +1,18 @@
+"""VGG-small on CIFAR-10, PACT W4A4, first and last layer in float (Choi et al., arXiv:1805.06085).
+
+    python tools/train.py configs/PACT/vggsmall/config4_vggsmall_pact_4w4f.py --data-root FOLDER
+
+Expected top-1: no figure was found.
+Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, LQ-Nets' for
+this network [LQ-Nets]. Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/vggsmall.py",
+    "../../_base_/datasets/cifar10.py",
+    "../../_base_/schedules/cifar10_vggsmall.py",
+    "../../_base_/methods/pact.py",
+]
+
+data = dict(samples_per_gpu=100)
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=4, num_bit_a=4)))

@@ -1,0 +1,23 @@
+"""CIFAR-10 from its published files (`cifar-10-python.tar.gz`, or what is in it) below the data root.
+
+Training images are padded by 4 pixels, cut to 32x32 at random, and flipped.
+"""
+
+normalize = dict(type="Normalize", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+train_pipeline = [
+    dict(type="RandomCrop", size=32, padding=4),
+    dict(type="RandomFlip", flip_prob=0.5, direction="horizontal"),
+    normalize,
+    dict(type="ImageToTensor", keys=["img"]),
+    dict(type="ToTensor", keys=["gt_label"]),
+    dict(type="Collect", keys=["img", "gt_label"]),
+]
+test_pipeline = [normalize, dict(type="ImageToTensor", keys=["img"]), dict(type="Collect", keys=["img"])]
+data = dict(
+    samples_per_gpu=128,
+    workers_per_gpu=0,
+    train=dict(type="CIFAR10", split="train", pipeline=train_pipeline),
+    val=dict(type="CIFAR10", split="test", pipeline=test_pipeline),
+    test=dict(type="CIFAR10", split="test", pipeline=test_pipeline),
+)
+evaluation = dict(interval=1, metric="accuracy")

@@ -1,0 +1,5 @@
+"""What every run of the library shares: the newest checkpoint and the best are kept; text logs, TensorBoard."""
+
+checkpoint_config = dict(interval=1, max_keep_ckpts=1)
+log_config = dict(interval=100, hooks=[dict(type="TextLoggerHook"), dict(type="TensorboardLoggerHook")])
+cudnn_benchmark = True
