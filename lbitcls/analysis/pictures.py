@@ -103,14 +103,15 @@ def draw_result(image: np.ndarray, said: Sequence[tuple[str, float]]) -> Figure:
     longest = min(max(max(height, width) / DPI, _SMALLEST), _LARGEST)
     high, wide = (max(longest * side / max(height, width), _THINNEST) for side in (height, width))
     enlarged = longest * DPI > 4 * max(height, width)
-    across, foot = max(wide, _SMALLEST) + 2 * _MARGIN, _ENTRY * len(said) + _MARGIN
-    down = high + _MARGIN + foot
+    across, foot = max(wide, _SMALLEST) + 2 * _MARGIN, _ENTRY * len(said)
+    down = high + foot + 2 * _MARGIN
     with style():
         figure = new_figure(across, down, arranged=False)
-        cell = figure.add_axes(((across - wide) / 2 / across, foot / down, wide / across, high / down))
+        left, bottom = (across - wide) / 2, down - high - _MARGIN
+        cell = figure.add_axes((left / across, bottom / down, wide / across, high / down))
         cell.imshow(image, interpolation="nearest" if enlarged else "antialiased", aspect="auto")
         cell.axis("off")
-        bars = figure.add_axes((_MARGIN / across, _MARGIN / 2 / down, 1 - 2 * _MARGIN / across, foot / down - 0.01))
+        bars = figure.add_axes((_MARGIN / across, _MARGIN / 2 / down, 1 - 2 * _MARGIN / across, foot / down))
         bars.set(xlim=(0, 1), ylim=(len(said), 0))
         bars.axis("off")
         for place, (name, score) in enumerate(said):

@@ -44,6 +44,11 @@ class ExportedModel:
         natural = natural_size(cfg) if None in engine.input_shape else None
         self.prepare: Prepare = preparation(self._steps(), engine.input_shape, natural)
 
+    def __repr__(self) -> str:
+        info = self.engine.info
+        kind = "" if info is None else f", {info.quantization}, {info.num_classes} classes"
+        return f"ExportedModel({self.engine.path}{kind}, {self.engine.name})"
+
     @cached_property
     def cfg(self) -> Config | None:
         """The config as given, or else the one that the file records; None where there is neither."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,15 @@ def infer_files(
     target = None if out is None else check_writable(out, "--json", checkpoint, *paths)
     model = init_model(cfg, checkpoint, device, engine=engine, threads=threads)
     records = []
-    found = predict_pictures(model, paths, topk if topk != 1 else None, batch_size)
-    for path, result in zip(paths, track(found, len(paths), "images"), strict=True):
-        records.append(_record(path, result))
-        _say(records[-1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from half of what is refused
+        found = predict_pictures(model, paths, topk if topk != 1 else None, batch_size)
+        for path, result in zip(paths, track(found, len(paths), "images"), strict=True):
+            records.append(_record(path, result))
+            _say(records[-1])
     if target is not None:
-        text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
-        write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
+        content = _encoded(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
+        write_whole(target, lambda path: path.write_bytes(content))
     failed = sum("error" in record for record in records)
     if failed:
         raise DataError(f"{failed} of {len(records)} images could not be used; the messages above say why.")
@@ -87,8 +90,13 @@ def _record(path: str, result: Result | DataError) -> dict[str, Any]:
 
 def _say(record: dict[str, Any]) -> None:
     if "error" in record:
-        print(record["error"], file=sys.stderr)
+        print(_encoded(record["error"]).decode(), file=sys.stderr)
         return
     listed = record.get("topk") or [record]
     said = ", ".join(f"{entry['pred_class']} {100 * entry['pred_score']:.1f} %" for entry in listed)
-    print(f"{record['path']}: {said}")
+    print(_encoded(f"{record['path']}: {said}").decode())
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, with escapes for the bytes of file names that are none; JSON understands them."""
+    return text.encode("utf-8", errors="backslashreplace")

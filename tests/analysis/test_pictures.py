@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lbitcls.analysis.confusion import LARGEST, draw_confusion, worst_classes
-from lbitcls.analysis.figures import RED, can_draw, check_path, pixels, save, shorten
-from lbitcls.analysis.pictures import Prediction, class_name, draw_batch, draw_predictions
+from lbitcls.analysis.figures import RED, can_draw, check_path, pixels, rendered, save, shorten
+from lbitcls.analysis.pictures import Prediction, class_name, draw_batch, draw_predictions, draw_result
 from lbitcls.utils.errors import ConfigError
 
 NAMES = ["ant", "蜂", "5$ no_te$", "a class with a name that is far too long"]
@@ -98,3 +98,18 @@ def test_names_and_formats(tmp_path: Path) -> None:
         check_path("picture.txt")
     with pytest.raises(ConfigError):
         check_path(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (300, 200), (90, 1200), (1, 5000), (4000, 3000)])
+def test_a_labelled_picture(size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), (200, 30, 30), np.uint8)
+    figure = draw_result(image, [("bee", 0.9), (120 * "long ", 0.0001)])
+    said = captions(figure)
+    assert said[:2] == ["bee", "90 %"] and "…" in said[2] and said[3] == "<1 %"
+    picture, text = (axes.get_position() for axes in figure.axes)
+    assert text.y1 <= picture.y0 and 0 <= picture.x0 and picture.x1 <= 1 and picture.y1 <= 1
+    drawn = rendered(figure)
+    assert 300 < max(drawn.shape) < 1100 and (drawn == (200, 30, 30)).all(axis=2).any()
+    wide, high = (length * side for length, side in zip((picture.width, picture.height), figure.get_size_inches()))
+    if min(size) * 50 > max(size):
+        assert wide / high == pytest.approx(size[1] / size[0])

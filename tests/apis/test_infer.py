@@ -69,6 +69,25 @@ def test_images_that_cannot_be_read(delivered: Delivered, photos: Path, tmp_path
     assert last == "DataError: 2 of 4 images could not be used; the messages above say why."
 
 
+def test_a_name_that_is_no_text(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    Image.new("RGB", (4, 4)).save(path)
+    out = tmp_path / "found.json"
+    assert main(["infer", str(delivered.config), str(delivered.exported), path, "--json", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))[0]["path"] == path
+    assert "\\udcff.png: digit " in capsys.readouterr().out
+
+
+def test_large_photos_are_predicted_silently(
+    delivered: Delivered, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Pillow warns of images with more than half of the pixels that it refuses."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
+    Image.new("RGB", (100, 60)).save(photos / "large.png")
+    assert main(["infer", str(delivered.config), str(delivered.exported), str(photos / "large.png")]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -166,6 +166,7 @@ print(result["pred_class"][:5], model.cfg.data.test.type, {{"torch", "torchvisio
 def test_both_engines(delivered: Delivered) -> None:
     model = init_model(None, delivered.exported, engine="onnxruntime", threads=1)
     assert isinstance(model, ExportedModel) and model.engine.name == "onnxruntime"
+    assert repr(model) == f"ExportedModel({delivered.exported}, LSQ W4A4, 10 classes, onnxruntime)"
     expected = inference_model(init_model(None, delivered.exported), PHOTO)
     assert inference_model(model, PHOTO)["pred_score"] == pytest.approx(expected["pred_score"], abs=1e-4)
 
