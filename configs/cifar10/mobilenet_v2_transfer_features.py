@@ -7,6 +7,8 @@
 `FOLDER` holds `cifar10_jpg/train` and `cifar10_jpg/test`, or their archive `cifar10_jpg.tar.gz`, and
 `weights/mobilenet_v2_tf2_int8deq_flipw.pth`. Of the images every tenth is used, enlarged to 96 pixels. The second
 command draws the losses of training and test of both ways against the images seen.
+
+Not measured yet.
 """
 
 _base_ = ["../transfer/_base_/mobilenet_v2.py", "_base_/transfer.py"]

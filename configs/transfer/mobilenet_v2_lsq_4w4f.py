@@ -7,6 +7,8 @@
     python tools/test.py configs/transfer/mobilenet_v2_lsq_4w4f.py mobilenet_v2_lsq_4w4f.onnx --data-root FOLDER
 
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/mobilenet_v2_tf2_int8deq_flipw.pth`.
+
+Not measured yet.
 """
 
 _base_ = ["_base_/mobilenet_v2.py", "_base_/augmented.py", "_base_/lsq_4w4f.py"]

@@ -5,6 +5,8 @@
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
 
 Images have 160 pixels a side: half of those of 224, and half of the time.
+
+Not measured yet.
 """
 
 _base_ = ["_base_/squeezenet1_1.py", "_base_/augmented_small.py", "_base_/finetune.py"]

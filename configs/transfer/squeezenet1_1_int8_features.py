@@ -6,6 +6,8 @@
 
 The backbone is quantized with 200 training images and exported on the first run, and kept in `~/.cache/lbitcls`
 (extra `deploy`). An engine runs it, without gradients.
+
+Not measured yet.
 """
 
 _base_ = ["_base_/squeezenet1_1.py", "_base_/fixed.py", "_base_/head.py"]

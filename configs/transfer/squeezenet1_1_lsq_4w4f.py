@@ -9,6 +9,8 @@
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
 
 What mattered: first ranges of least squared error (`calibration.method='mse'`) and AdamW at a low rate, 0.0001.
+
+Not measured yet.
 """
 
 _base_ = ["_base_/squeezenet1_1.py", "_base_/augmented_small.py", "_base_/lsq_4w4f.py"]

@@ -7,6 +7,8 @@
     python tools/test.py configs/transfer/squeezenet1_1_qat.py squeezenet1_1_qat.onnx --data-root FOLDER
 
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
+
+Not measured yet.
 """
 
 _base_ = ["_base_/squeezenet1_1.py", "_base_/augmented_small.py", "_base_/qat.py"]
