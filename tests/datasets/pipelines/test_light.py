@@ -127,7 +127,6 @@ def test_files(tmp_path: Path, name: str, mode: str, most: int) -> None:
         [lambda results: results],
         [dict()],
     ],
-    ids=str,
 )
 def test_what_is_left_to_the_steps_themselves(steps: list[Any]) -> None:
     assert light_pipeline(steps) is None
