@@ -61,14 +61,14 @@ def compare_models(
         NotInitializedError: a quantizer never saw data.
 
     Example:
-        >>> from copy import deepcopy
-        >>> from lbitcls.quant import build_mtransformer, calibrate
-        >>> images = torch.rand(4, 1, 8, 8)
-        >>> quantized = build_mtransformer(cfg.quant_transformer)(deepcopy(model))
-        >>> number = calibrate(quantized, [images])
-        >>> analysis = compare_models(quantized, model, [images])
-        >>> [layer.name for layer in analysis.layers if layer.scan][0]
-        'backbone.conv1'
+        >>> from lbitcls.quant import build_quant_layer
+        >>> float_model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+        >>> layer = build_quant_layer(dict(type="LSQConv", num_bit_w=4, num_bit_a=4), float_model[0])
+        >>> quantized, images = nn.Sequential(layer, nn.Flatten()), torch.rand(8, 3, 8, 8)
+        >>> logits = quantized(images)  # the quantizers take their first values
+        >>> analysis = compare_models(quantized, float_model, [images])
+        >>> analysis.layers[0].input.grid.levels_available
+        16
     """
     if not batches:
         raise DataError("there are no images to compare the models on.")

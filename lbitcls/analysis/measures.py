@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 VALUE_BINS = 96
+_PART = 2**17
 _STEP_BINS = 160  # at most so many, and more than half of them
 
 
@@ -23,32 +24,38 @@ class Similarity:
     """Sums over pairs of values, from which SQNR and cosine similarity follow."""
 
     def __init__(self) -> None:
-        self._signal = self._noise = self._product = self._other = 0.0
+        self._sums = [0.0] * 4  # Σ r², Σ q², Σ r·q, Σ (r - q)²
 
     def add(self, reference: Tensor, other: Tensor) -> None:
         """Count the values of two tensors of one shape."""
-        r, q = reference.detach().float(), other.detach().float()
-        self._signal += _total(r * r)
-        self._other += _total(q * q)
-        self._product += _total(r * q)
-        self._noise += _total((r - q).square())
+        for one, two in zip(parts(reference), parts(other), strict=True):
+            r, q = one.double(), two.double()
+            noise = r - q
+            dots = torch.stack([torch.dot(r, r), torch.dot(q, q), torch.dot(r, q), torch.dot(noise, noise)])
+            self._sums = [total + dot for total, dot in zip(self._sums, dots.tolist(), strict=True)]
+
+    @property
+    def noise(self) -> float:
+        """Sum of the squared differences."""
+        return self._sums[3]
 
     @property
     def sqnr_db(self) -> float | None:
         """In dB; None where there is no error, or no signal."""
-        if not self._noise or not self._signal:
-            return None
-        return 10 * math.log10(self._signal / self._noise)
+        signal, _, _, noise = self._sums
+        return 10 * math.log10(signal / noise) if signal and noise else None
 
     @property
     def cosine(self) -> float | None:
         """-1 to 1; None where either is all zeros."""
-        norms = math.sqrt(self._signal * self._other)
-        return min(1.0, max(-1.0, self._product / norms)) if norms else None
+        signal, other, product, _ = self._sums
+        norms = math.sqrt(signal * other)
+        return min(1.0, max(-1.0, product / norms)) if norms else None
 
 
-def _total(x: Tensor) -> float:
-    return float(x.sum(dtype=torch.float64))
+def parts(x: Tensor) -> tuple[Tensor, ...]:
+    """The values of a tensor in parts that stay in a CPU's cache while they are worked on."""
+    return x.detach().flatten().split(_PART if x.device.type == "cpu" else max(x.numel(), 1))
 
 
 class Histogram:
@@ -60,8 +67,14 @@ class Histogram:
 
     def add(self, x: Tensor) -> None:
         """Count the values of a tensor."""
-        place = ((x.detach().float() - self.start) / self.width).floor_().clamp_(0, self.bins - 1)
-        self.counts += torch.bincount(place.flatten().long(), minlength=self.bins).cpu()
+        for part in parts(x):
+            place = (part.float() - self.start).div_(self.width).floor_().clamp_(0, self.bins - 1)
+            self.counts += torch.bincount(place.to(torch.int32), minlength=self.bins).cpu()
+
+    def add_counted(self, values: Tensor, counts: Tensor) -> None:
+        """Count each of `values` as often as `counts` says."""
+        place = (values.double().cpu() - self.start).div_(self.width).floor_().clamp_(0, self.bins - 1)
+        self.counts.index_add_(0, place.long(), counts)
 
     def empty_copy(self) -> Histogram:
         """A histogram with the same bins and no values."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from lbitcls.analysis.findings import Analysis, LayerReport
 from lbitcls.analysis.scan import LayerScan
+from lbitcls.analysis.tensors import TensorReport
 
 _CLIPPED = 0.05  # share of the inputs: more is worth a sentence
 _FEW_LEVELS = 0.5  # share of the levels that occur: less is worth one
+_MUCH_NOISE = 0.05  # share of the squared error
 _SHOWN = 3
 _BROKEN = 0.5  # share of changed classes: above it a model without its quantizers is no measure for one with them
 
@@ -37,19 +39,30 @@ def _most_expensive(analysis: Analysis) -> str:
             said += f" With this one layer in float and all others quantized, the divergence is {_percent(gain)} lower."
         else:
             said += " Leaving it alone in float gains nothing all the same: the errors of the others remain."
-    return f"{said} {_which_part(scan)}".rstrip()
+    return f"{said} {_which_part(first, scan)}".rstrip()
 
 
-def _which_part(scan: LayerScan) -> str:
+def _which_part(layer: LayerReport, scan: LayerScan) -> str:
     weight, inputs = scan.weight_alone, scan.input_alone
     if weight is None or inputs is None:
         return ""
     parts = f"weight alone {_nats(weight.kl)}, inputs alone {_nats(inputs.kl)}"
     if weight.kl > 3 * inputs.kl:
-        return f"It is the rounding of its weight ({parts})."
+        return f"It is due to its weight ({parts}). {_outliers(layer.weight, 'weights')}"
     if inputs.kl > 3 * weight.kl:
-        return f"It is the rounding of its inputs ({parts})."
+        return f"It is due to its inputs ({parts}). {_outliers(layer.input, 'inputs')}"
     return f"Both its weight and its inputs take part ({parts})."
+
+
+def _outliers(tensor: TensorReport, what: str) -> str:
+    """A few values beyond the grid that make much of the error."""
+    grid = tensor.grid
+    if grid is None or grid.clipped_noise is None or grid.clipped_noise < max(_MUCH_NOISE, 10 * grid.clipped):
+        return ""
+    return (
+        f"{_percent(grid.clipped)} of the {what} lie beyond the outermost levels and make "
+        f"{_percent(grid.clipped_noise)} of the squared error."
+    )
 
 
 def _training(analysis: Analysis) -> str:

@@ -6,12 +6,13 @@ grid (`normalize(x) / scale + zero_point`, whose nearest level is the integer), 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lbitcls.analysis.measures import Histogram, Similarity, entropy_bits, step_bins, value_bins
+from lbitcls.analysis.measures import Histogram, Similarity, entropy_bits, parts, step_bins, value_bins
 from lbitcls.quant.quantizer import Quantizer, per_grid
 from lbitcls.quant.spec import along
 
@@ -58,6 +59,7 @@ class GridReport:
         levels_used: how many occur.
         levels_used_per_channel: mean over the channels; None per tensor.
         clipped: share of the values beyond the outermost levels.
+        clipped_noise: share of the squared error that those values have; None: there is no error.
         entropy_bits: of the levels: `num_bits` where all occur equally often.
     """
 
@@ -77,6 +79,7 @@ class GridReport:
     levels_used: int
     levels_used_per_channel: float | None
     clipped: float
+    clipped_noise: float | None
     entropy_bits: float
 
 
@@ -146,7 +149,7 @@ class TensorWatch:
         self._float, self._after = self._before.empty_copy(), self._before.empty_copy()
         self._extent = extent
         self._number = self._zeros = self._clipped = 0
-        self._sum = self._squares = 0.0
+        self._sum = self._squares = self._clipped_noise = 0.0
         self._lowest, self._highest = float("inf"), float("-inf")
         if quantizer is not None:
             low, high = quantizer.quant_min, quantizer.quant_max
@@ -158,14 +161,24 @@ class TensorWatch:
     @torch.no_grad()
     def add_float(self, x: Tensor) -> None:
         """Count a tensor of the float model."""
-        value = self._normalized(x)
-        self._float.add(value)
-        if self.quantizer is not None:
-            self._float_steps.add(_in_steps(value, x, self.quantizer))
+        for part in self._split(x):
+            value = self._normalized(part)
+            self._float.add(value)
+            if self.quantizer is not None:
+                self._float_steps.add(_in_steps(value, part, self.quantizer))
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
         """Count a tensor before it is quantized, and what it becomes."""
+        for part in self._split(x):
+            self._add(part)
+
+    def _split(self, x: Tensor) -> Iterable[Tensor]:
+        """Inputs in parts, since each value is quantized by itself; a weight as a whole."""
+        whole = self.quantizer is not None and self.quantizer.role == "weight"
+        return [x] if whole else parts(x)
+
+    def _add(self, x: Tensor) -> None:
         value = self._normalized(x)
         self._before.add(value)
         self._number += value.numel()
@@ -179,11 +192,14 @@ class TensorWatch:
     def _add_quantized(self, x: Tensor, value: Tensor, quantizer: Quantizer) -> None:
         quantized = quantizer(x)
         self._similarity.add(value, quantized)
-        self._after.add(quantized)
+        if quantizer.channel_axis is not None:
+            self._after.add(quantized)
         steps = _in_steps(value, x, quantizer)
         self._steps.add(steps)
         low, high = quantizer.quant_min, quantizer.quant_max
-        self._clipped += int(((steps < low - _TOLERANCE) | (steps > high + _TOLERANCE)).sum())
+        beyond = (steps < low - _TOLERANCE) | (steps > high + _TOLERANCE)
+        self._clipped += int(beyond.sum())
+        self._clipped_noise += float((value - quantized)[beyond].square().sum(dtype=torch.float64))
         codes = _in_steps(quantized, x, quantizer).round().clamp(low, high).long() - low
         self._codes += torch.bincount(codes.flatten(), minlength=high - low + 1).cpu()
         if quantizer.channel_axis is not None:
@@ -196,6 +212,11 @@ class TensorWatch:
 
     def report(self, x: Tensor | None = None) -> TensorReport:
         """What was seen; `x` is the weight, where the grid follows it."""
+        if self.quantizer is not None and self.quantizer.channel_axis is None:
+            qparams = self.quantizer.qparams(x)
+            integers = torch.arange(qparams.quant_min, qparams.quant_max + 1, device=qparams.scale.device)
+            self._after = self._before.empty_copy()
+            self._after.add_counted(qparams.dequantize(integers), self._codes)
         mean = self._sum / self._number
         variance = max(self._squares / self._number - mean * mean, 0.0)
         return TensorReport(
@@ -234,6 +255,7 @@ class TensorWatch:
             levels_used=int((counts > 0).sum()),
             levels_used_per_channel=self._used_per_channel,
             clipped=self._clipped / self._number,
+            clipped_noise=self._clipped_noise / self._similarity.noise if self._similarity.noise else None,
             entropy_bits=entropy_bits(counts),
         )
 

@@ -143,6 +143,17 @@ def test_gains_are_said_only_where_there_is_one(analysis: Analysis) -> None:
         assert said in describe(changed)[0]
 
 
+def test_outliers_are_told_where_they_make_much_of_the_error(analysis: Analysis) -> None:
+    top = analysis.ranked[0]
+    assert top.scan is not None and top.weight.grid is not None
+    weight = replace(top.weight, grid=replace(top.weight.grid, clipped=0.002, clipped_noise=0.4))
+    scan = replace(top.scan, weight_alone=OutputError(1, 1, 1), input_alone=OutputError(0.1, 1, 1))
+    layer = replace(top, weight=weight, scan=scan)
+    changed = replace(analysis, layers=tuple(layer if one is top else one for one in analysis.layers))
+    said = "0.2 % of the weights lie beyond the outermost levels and make 40 % of the squared error"
+    assert said in describe(changed)[0] and said not in describe(analysis)[0]
+
+
 def test_idle_levels_clipping_and_float_layers_are_named() -> None:
     model = float_network()
     both = quantized(model)

@@ -173,8 +173,8 @@ def test_a_click_on_a_layer_shows_its_plots(page: Page, pages: Any) -> None:
     page.wait("document.querySelectorAll('dialog .plot .main-svg').length > 0")
     assert page.texts("dialog h3") == ["second"]
     data = json.loads(pages["pair"].with_suffix(".json").read_text(encoding="utf-8"))["layers"][1]
-    drawn = page.run("[...document.querySelectorAll('dialog .plot')].map((e) => [e.id, e.data.map((t) => t.name)])")
-    assert dict(drawn) == {
+    names = page.run("[...document.querySelectorAll('dialog .plot')].map((e) => [e.id, e.data.map((t) => t.name)])")
+    assert dict(names) == {
         "weight-values": ["before", "quantized", "float model"],
         "weight-levels": ["before", "float model", "levels"],
         "input-values": ["before", "quantized", "float model"],
@@ -182,7 +182,8 @@ def test_a_click_on_a_layer_shows_its_plots(page: Page, pages: Any) -> None:
     }
     comb = page.run("document.getElementById('weight-levels').data[2].y")
     counts = data["weight"]["grid"]["counts"]
-    assert comb == pytest.approx([100 * c / sum(counts) if c else None for c in counts])
+    drawn = [(share, count) for share, count in zip(comb, counts, strict=True) if count]
+    assert len(drawn) > 4 and all(share == pytest.approx(100 * count / sum(counts)) for share, count in drawn)
     assert page.run("document.getElementById('weight-levels').data[2].x") == list(range(-4, 4))
     page.click("dialog [data-go='1']")
     assert page.texts("dialog h3") == ["fc"]

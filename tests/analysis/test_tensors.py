@@ -45,6 +45,7 @@ def test_weight_by_hand() -> None:
     assert (grid.quant_min, grid.quant_max, grid.num_bits, grid.quantizer) == (-2, 1, 2, "LSQ")
     assert grid.counts == (2, 1, 2, 3)  # -1, -1 | -0.5 | 0, 0 | 0.5, 0.5, 0.5
     assert grid.clipped == 3 / 8  # -2, -1.1 and 0.9
+    assert grid.clipped_noise == pytest.approx((1 + 0.01 + 0.16) / (1 + 0.01 + 0.16 + 0.04 + 0.04), rel=1e-4)
     assert (grid.levels_available, grid.levels_used, grid.levels_used_per_channel) == (4, 4, None)
     assert (grid.scales, grid.scale_min, grid.scale_median, grid.scale_max) == (1, 0.5, 0.5, 0.5)
     assert (grid.zero_point_min, grid.zero_point_max) == (0, 0)

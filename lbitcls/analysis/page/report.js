@@ -15,7 +15,7 @@ function plotly() {
   return window.Plotly;
 }
 
-const short = (name) => name.split(".").slice(-3).join(".");
+const short = (name) => name.replace(/^backbone\./, "");
 const narrow = () => window.matchMedia("(max-width: 760px)").matches;
 
 function axis(title, more = {}) {
@@ -60,7 +60,7 @@ let metric = "kl";
 
 function networkAxis(names) {
   return axis("", {
-    tickmode: "array", tickvals: names.map((_, i) => i), ticktext: names.map(short), tickangle: narrow() ? -90 : -50,
+    showticklabels: !(narrow() && names.length > 30), tickmode: "array", tickvals: names.map((_, i) => i), ticktext: names.map(short), tickangle: narrow() ? -90 : -50,
     tickfont: { size: names.length > 40 ? 8 : 10 }, showgrid: false, range: [-0.7, names.length - 0.3],
   });
 }
@@ -92,13 +92,15 @@ function signal() {
 
 function work() {
   const x = layers.map((_, i) => i), names = layers.map((layer) => layer.name);
-  const bar = (what, y, tint) => ({ type: "bar", name: what, x, y, customdata: names, marker: { color: color(tint) },
-    hovertemplate: `<b>%{customdata}</b><br>${what}: %{y:.3s}<extra></extra>` });
+  const bar = (what, of, tint) => {
+    const all = total(layers.map(of));
+    return { type: "bar", name: what, x, y: layers.map((layer) => (100 * of(layer)) / all), customdata: names, marker: { color: color(tint) },
+      hovertemplate: `<b>%{customdata}</b><br>%{y:.1f} % of the ${what}<extra></extra>` };
+  };
   return [[
-    bar("multiply-accumulates", layers.map((layer) => layer.macs), "accent"),
-    { ...bar("parameters", layers.map((layer) => layer.parameters), "own"), yaxis: "y2", visible: true, offsetgroup: 2 },
-  ], { xaxis: networkAxis(names), yaxis: axis("multiply-accumulates"), showlegend: true, barmode: "group",
-    yaxis2: axis("parameters", { overlaying: "y", side: "right", showgrid: false }), legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" } }];
+    bar("multiply-accumulates", (layer) => layer.macs, "accent"),
+    bar("parameters", (layer) => layer.parameters, "own"),
+  ], { xaxis: networkAxis(names), yaxis: axis("%"), showlegend: true, barmode: "group", legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" } }];
 }
 
 // One layer
@@ -121,7 +123,7 @@ function tensorRows(layer) {
     ["quantizer", grid((g) => `${g.quantizer}, ${g.num_bits} bits`)],
     ["SQNR", pair((t) => t.grid ? t.sqnr_db === null ? "exact" : fixed(t.sqnr_db, 2, " dB") : "–")],
     ["cosine similarity", pair((t) => fixed(t.cosine, 5))],
-    ["clipped", grid((g) => share(g.clipped, 3))],
+    ["clipped", grid((g) => share(g.clipped, 3) + (g.clipped ? `; ${share(g.clipped_noise, 1)} of the error` : ""))],
     ["levels used", grid((g) => `${g.levels_used} of ${g.levels_available}` + (g.levels_used_per_channel === null ? "" : `; ${fixed(g.levels_used_per_channel, 1)} a channel`))],
     ["entropy of the levels", grid((g) => fixed(g.entropy_bits, 2, " bits"))],
     ["integers", grid((g) => range(g.quant_min, g.quant_max))],
@@ -208,10 +210,10 @@ function drawLayer(layer) {
 
 const total = (counts) => counts.reduce((sum, count) => sum + count, 0);
 
-// Shares of the values in each bin, in percent; on a logarithmic axis empty bins are gaps.
+// Shares of the values in each bin, in percent.
 function shares(counts, scale = 1) {
   const all = total(counts);
-  return counts.map((count) => count || !logarithmic ? (100 * scale * count) / all : null);
+  return counts.map((count) => (100 * scale * count) / all);
 }
 
 function outline(bins, counts, tint, name, filled, scale = 1) {
@@ -222,26 +224,35 @@ function outline(bins, counts, tint, name, filled, scale = 1) {
 }
 
 const POWERS = [100, 10, 1, 0.1, 0.01, 0.001, 0.0001, 0.00001, 0.000001];
-const countAxis = (title) => axis(title, logarithmic ? { type: "log", tickvals: POWERS, ticktext: POWERS.map((p) => p.toFixed(6).replace(/\.?0+$/, "")) } : { rangemode: "tozero" });
+
+function countAxis(title, traces) {
+  if (!logarithmic) return axis(title, { rangemode: "tozero" });
+  const seen = traces.flatMap((trace) => trace.y).filter((y) => y > 0);
+  const least = Math.min(...seen) / 2;
+  for (const trace of traces) trace.y = trace.y.map((y) => Math.max(y, least / 10)); // empty bins end below the axis
+  const labels = POWERS.map((power) => String(Number(power.toFixed(6)) >= 1 ? power : power.toFixed(6).replace(/0+$/, "")));
+  return axis(title, { type: "log", tickvals: POWERS, ticktext: labels, range: [Math.log10(least), Math.log10(Math.max(...seen) * 1.4)] });
+}
 
 function valuePlot(tensor) {
   const bins = tensor.values;
   const traces = [outline(bins, bins.before, "accent", "before", true)];
   if (bins.after.length) traces.push(outline(bins, bins.after, "own", "quantized", false));
   if (bins.float_model.length) traces.push(outline(bins, bins.float_model, "float", "float model", false));
-  return [traces, { xaxis: axis(""), yaxis: countAxis("% of the values"), bargap: 0 }];
+  return [traces, { xaxis: axis(""), yaxis: countAxis("% of the values", traces), bargap: 0 }];
 }
 
 function levelPlot(tensor) {
   const grid = tensor.grid, bins = tensor.steps;
   const levels = grid.levels || grid.counts.map((_, i) => grid.quant_min + i);
   const value = (level) => grid.scales === 1 ? `<br>value ${compact((level - grid.zero_point_min) * grid.scale_median)}` : "";
+  const percent = shares(grid.counts);
   const traces = [outline(bins, bins.before, "accent", "before", true, 1 / bins.width)];
   if (bins.float_model.length) traces.push(outline(bins, bins.float_model, "float", "float model", false, 1 / bins.width));
-  traces.push({ type: "bar", x: levels, y: shares(grid.counts), width: levels.length > 64 ? 0.9 : 0.16, name: "levels", marker: { color: color("own") },
-    text: levels.map((level) => `level ${level}${value(level)}`), textposition: "none", hovertemplate: "%{text}<br>%{y:.3g} %<extra></extra>" });
+  traces.push({ type: "bar", x: levels, y: percent, width: levels.length > 64 ? 0.9 : 0.24, name: "levels", marker: { color: color("own") },
+    text: levels.map((level, i) => `level ${level}${value(level)}<br>${compact(percent[i])} %`), textposition: "none", hovertemplate: "%{text}<extra></extra>" });
   const end = (x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: color("float"), width: 1, dash: "dot" } });
-  return [traces, { xaxis: axis(""), yaxis: countAxis("% a level"), bargap: 0, shapes: [end(grid.quant_min), end(grid.quant_max)], barmode: "overlay" }];
+  return [traces, { xaxis: axis(""), yaxis: countAxis("% a level", traces), bargap: 0, shapes: [end(grid.quant_min), end(grid.quant_max)], barmode: "overlay" }];
 }
 
 // What the reader does
