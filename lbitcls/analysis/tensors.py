@@ -147,7 +147,6 @@ class TensorWatch:
         self._similarity = Similarity()
         self._before = value_bins(extent.lowest, extent.highest)
         self._float, self._after = self._before.empty_copy(), self._before.empty_copy()
-        self._extent = extent
         self._number = self._zeros = self._clipped = 0
         self._sum = self._squares = self._clipped_noise = 0.0
         self._lowest, self._highest = float("inf"), float("-inf")
