@@ -266,7 +266,8 @@ def _scores(predictor: Predictor, batch: Sequence[np.ndarray | DataError]) -> li
         if not isinstance(image, DataError):
             alike[image.shape].append((position, image))
     for group in alike.values():
-        scores = predictor.scores(np.stack([image for _, image in group]))
+        images = np.stack([image for _, image in group]) if len(group) > 1 else group[0][1][None]
+        scores = predictor.scores(images)
         for (position, _), row in zip(group, scores, strict=True):
             rows[position] = row
     return rows

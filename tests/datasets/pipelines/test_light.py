@@ -62,12 +62,12 @@ def test_the_same_bits_without_resizing(normalize: dict[str, Any] | None, size: 
     ids=str,
 )
 @pytest.mark.parametrize("size", [(60, 90), (91, 33), (19, 20), (3, 200)])
-def test_a_resized_byte_differs_by_one_at_most(shape: dict[str, Any], size: tuple[int, int]) -> None:
+def test_a_resized_byte_differs_by_two_at_most(shape: dict[str, Any], size: tuple[int, int]) -> None:
     steps = [LOAD, shape]
     expected, given = (255 * run(photo(*size)) for run in (lambda picture: by_steps(steps, picture), light(steps)))
     assert given.shape == expected.shape
     difference = np.abs(given - expected)
-    assert difference.max() < 1.001
+    assert difference.max() < 2.001  # each direction is rounded
     assert difference.mean() < 0.2
 
 
