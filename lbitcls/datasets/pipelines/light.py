@@ -2,8 +2,8 @@
 
 The steps are those that nearly every test pipeline consists of, in the order that it has them: loading, `Resize` or
 `Fit` (bilinear) and `CenterCrop`, `Normalize`, and what makes tensors. From the same bytes all but resizing gives the
-same bits as the steps themselves. Resizing rounds twice, so a byte may differ from theirs by 1 or 2; one in 200 does, in
-photos. `light_pipeline` gives None for any other pipeline, which `Compose` then runs.
+same bits as the steps themselves. Resizing rounds twice, so a byte may differ from theirs by 1 or 2; in photos one in
+200 does. `light_pipeline` gives None for any other pipeline, which `Compose` then runs.
 """
 
 from __future__ import annotations
