@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Before torch is first imported, here and in processes that tests start: two test workers share two cores.
@@ -78,10 +79,19 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
-    """A command sets the package's logger up for its process; what a test set up ends with it."""
-    logger = get_logger()
-    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    """A command sets the package's logger up for its process; each test begins without what others set up.
+
+    What a fixture of a module or of the session set up, before this one, is forgotten too.
+    """
+    _forget_log()
     yield
-    for handler in set(logger.handlers) - set(handlers):
+    _forget_log()
+
+
+def _forget_log() -> None:
+    logger = get_logger()
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
         handler.close()
-    logger.level, logger.propagate, logger.handlers[:] = level, propagate, handlers
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from lbitcls.utils.config import Config
-from lbitcls.utils.logging import get_logger
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -108,8 +107,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Delivered:
     from lbitcls.models import build_classifier
     from lbitcls.utils import save_checkpoint
 
-    logger, folder = get_logger(), tmp_path_factory.mktemp("delivered")
-    before = logger.level, logger.propagate, list(logger.handlers)
+    folder = tmp_path_factory.mktemp("delivered")
     cfg = Config.fromfile(ROOT / "configs" / "quickstart" / "digits_lsq_4w4f.py")
     cfg.model.backbone.base_channels, cfg.model.head.in_channels = 8, 32
     cfg.dump(folder / "config.py")
@@ -120,7 +118,6 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Delivered:
     save_checkpoint(model, folder / "float.pth")
     calibrate_checkpoint(cfg, folder / "float.pth", folder / "model.pth", num_images=100, test=False)
     export_checkpoint(cfg, folder / "model.pth", folder / "model.onnx")
-    logger.level, logger.propagate, logger.handlers[:] = before
     return Delivered(folder / "config.py", folder / "model.pth", folder / "model.onnx")
 
 

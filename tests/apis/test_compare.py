@@ -18,7 +18,6 @@ from lbitcls.models import build_classifier
 from lbitcls.utils import Config
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
-from lbitcls.utils.logging import get_logger
 
 LSQ = dict(
     type="mTransformerV2",
@@ -36,12 +35,7 @@ def files(tiny_sections: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     both = Config({**tiny_sections, "quant_transformer": LSQ, "kernels": "plain", "work_dir": str(folder / "run")})
     both.dump(folder / "int.py")
     options = ["--options", "total_epochs=2", "+calibration.epoch=1"]
-    logger = get_logger()
-    before = (logger.level, logger.propagate, list(logger.handlers))
     assert main(["train", str(folder / "int.py"), *options]) == 0
-    for handler in set(logger.handlers) - set(before[2]):
-        handler.close()
-    logger.level, logger.propagate, logger.handlers[:] = before  # no later test is to hear of it
     dataset = build_dataset(tiny_sections["data"]["test"])
     for index in range(30):
         path = folder / "images" / "some" / str(dataset.labels[index]) / f"{index}.png"

@@ -8,7 +8,24 @@ from typing import Any
 import pytest
 
 from lbitcls.utils.errors import ConfigError
-from lbitcls.utils.logging import print_table, setup_logger, track
+from lbitcls.utils.logging import get_logger, print_table, setup_logger, track
+
+
+@pytest.fixture(scope="module")
+def left_over(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log file that a fixture of the module opened, as a command does that it runs."""
+    path = tmp_path_factory.mktemp("left_over") / "x.log"
+    setup_logger("ERROR", path)
+    return path
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_no_test_hears_what_another_set_up(left_over: Path, order: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = get_logger()
+    assert (logger.level, logger.propagate, logger.handlers) == (0, True, [])
+    logger.warning(order)
+    assert caplog.messages == [order] and left_over.read_text() == ""
+    setup_logger("ERROR")
 
 
 def test_to_output_and_file(tmp_path: Path, capsys: Any) -> None:
