@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,26 @@ def command(*arguments: Any, **environment: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": paths, **environment},
         text=True,
     )
+
+
+def on_terminal(*arguments: Any) -> tuple[int, str, str]:
+    """Exit code, what is shown, and standard error of Python with `arguments`, its output a terminal of 200 columns."""
+    leader, follower = pty.openpty()
+    call = command(*arguments, TERM="xterm", COLUMNS="200")
+    process = subprocess.Popen(**call, stdout=follower, stderr=subprocess.PIPE)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # Linux: nobody writes any more
+            break
+        if not part:
+            break
+        shown += part
+    errors = process.communicate(timeout=60)[1]
+    os.close(leader)
+    return process.returncode, shown.decode(), errors
 
 
 @pytest.fixture

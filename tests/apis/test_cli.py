@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import on_terminal  # type: ignore[import-not-found]
 
 from lbitcls.cli import PURPOSES, VERBS, main
 
@@ -155,26 +156,6 @@ def test_output_in_a_pipe_has_no_progress_bar(write_config: Any, run_tool: Any) 
 
 
 def test_progress_bar_on_a_terminal(write_config: Any) -> None:
-    import os
-    import pty
-
-    from conftest import command  # type: ignore[import-not-found]
-
-    leader, follower = pty.openpty()
-    call = command(ROOT / "tools" / "train.py", write_config(total_epochs=1), TERM="xterm", COLUMNS="200")
-    process = subprocess.Popen(**call, stdout=follower, stderr=subprocess.PIPE)
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        shown += part
-    assert process.wait(60) == 0
-    os.close(leader)
-    assert process.stderr is not None
-    process.stderr.close()
-    assert b"epoch 1/1" in shown and b"Epoch [1][12/12]" in shown and b"val top-1" in shown
+    code, shown, _ = on_terminal(ROOT / "tools" / "train.py", write_config(total_epochs=1))
+    assert code == 0
+    assert "epoch 1/1" in shown and "Epoch [1][12/12]" in shown and "val top-1" in shown

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Delivered, command  # type: ignore[import-not-found]
+from conftest import ROOT, Delivered, command, on_terminal  # type: ignore[import-not-found]
 from PIL import Image
 
 from lbitcls.apis import inference_model, init_model
@@ -132,25 +131,9 @@ def test_a_first_prediction_imports_no_torch(delivered: Delivered, photos: Path)
 
 
 def test_progress_on_a_terminal(delivered: Delivered, photos: Path) -> None:
-    leader, follower = pty.openpty()
     arguments = [delivered.config, delivered.exported, photos, photos / "none.jpg"]
-    call = command(ROOT / "tools" / "infer.py", *arguments, TERM="xterm", COLUMNS="200")
-    process = subprocess.Popen(**call, stdout=follower, stderr=subprocess.PIPE)
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        shown += part
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    process.stderr.close()
-    os.close(leader)
-    assert process.wait(60) == 1
-    assert b"images" in shown and b"100%" in shown and b"deep/c.png: digit " in shown
-    assert "none.jpg: there is no such file" in errors + shown.decode()
+    code, shown, errors = on_terminal(ROOT / "tools" / "infer.py", *arguments)
+    assert code == 1
+    assert "images" in shown and "100%" in shown and "deep/c.png: digit " in shown
+    assert "none.jpg: there is no such file" in errors + shown
     assert "Traceback" not in errors
