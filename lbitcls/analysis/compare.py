@@ -112,10 +112,10 @@ def _compare(
     similarity = None if float_model is None or not quantized else weight_similarity(model, float_model)
     scanned = None
     if quantized:
-        related = grafted is not None and similarity is not None and similarity >= RELATED
+        related = similarity is not None and similarity >= RELATED
         names = [name for name in seen.order if any(q.is_enabled for q in quantizers_of(layers[name]))]
-        chosen, kind = (grafted, "float") if related else (model, "own")
-        scanned = scan(chosen, kind, names, batches, labels, shown)  # type: ignore[arg-type]
+        chosen, kind = (grafted, "float") if grafted is not None and related else (model, "own")
+        scanned = scan(chosen, kind, names, batches, labels, shown)
     reference = base or own
     costs = _costs(model, batches[0][:1])
     return Analysis(

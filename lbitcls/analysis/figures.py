@@ -91,8 +91,8 @@ def new_figure(width: float, height: float, arranged: bool = True) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if arranged else None)
-    figure._repr_png_ = lambda: png(figure)  # type: ignore[attr-defined]
+    figure: Any = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if arranged else None)
+    figure._repr_png_ = lambda: png(figure)
     return figure
 
 

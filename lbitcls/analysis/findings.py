@@ -132,4 +132,5 @@ class Analysis:
     @property
     def ranked(self) -> list[LayerReport]:
         """The quantized layers, those that cost most first."""
-        return sorted((layer for layer in self.layers if layer.scan), key=lambda layer: layer.scan.rank)  # type: ignore[union-attr]
+        ranks = [(layer.scan.rank, layer) for layer in self.layers if layer.scan]
+        return [layer for _, layer in sorted(ranks, key=lambda pair: pair[0])]

@@ -6,6 +6,7 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def init_config(
         work_dir=f"work_dirs/{target.stem}",
     )
     for path, text in {**lists, target: config_text(plan)}.items():
-        write_whole(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))
     print(f"\nWrote {', '.join(map(str, [target, *lists]))}. {plan.epochs} epochs. Next:\n  {plan.commands[0]}")
     return target
 

@@ -19,7 +19,8 @@ def section_size(section: Mapping[str, Any]) -> tuple[int, int] | None:
         if kind == "PretrainedPreprocessing":
             from lbitcls.datasets.pipelines.compose import build_transform
 
-            return build_transform(step).crop_size  # type: ignore[attr-defined]
+            preprocessing: Any = build_transform(step)
+            return preprocessing.crop_size
         size = step.get("crop_size", step.get("size")) if kind in _SIZING else None
         if size:
             height, width = (size, size) if isinstance(size, int) else size

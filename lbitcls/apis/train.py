@@ -177,7 +177,7 @@ def build_runner(
         load_checkpoint(model, cfg.load_from, logger=session.logger)
     kernels = _choose_kernels(cfg, start, device)
     memory_format = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
-    model = _synchronize_norms(model, cfg, session).to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    model = _synchronize_norms(model, cfg, session).to(device).to(memory_format=memory_format)
     broadcast_module(model)
     hooks = build_hooks(cfg, model, session, validate, data_root)
     step = _build_step(cfg, model, session, hooks)
@@ -266,7 +266,8 @@ def _build_features(cfg: Config, model: nn.Module, dataset: Any, hooks: Sequence
     datasets = {"data.train": dataset}
     for hook in hooks:
         if isinstance(hook, EvaluationHook):
-            datasets["data.val"] = hook.loader.dataset  # type: ignore[attr-defined]
+            loader: Any = hook.loader
+            datasets["data.val"] = loader.dataset
     later = [name for hook in hooks if isinstance(hook, UnfreezeHook) for name in hook.parts(model)]
     return build_feature_cache(cfg.get("feature_cache"), model, datasets, bool(cfg.get("compile")), later)
 

@@ -110,7 +110,7 @@ def evaluate(
             labels = batch["gt_label"].to(device)
             logits = _logits(model, batch, device)
             tally = tally or Tally(logits.shape[1], topk, device, needs_confusion)
-            tally.add(logits.float(), labels, model.loss(logits, labels)["loss"])  # type: ignore[operator]
+            tally.add(logits.float(), labels, _loss(model, logits, labels))
             if watch is not None:
                 watch(batch, logits)
     finally:
@@ -127,6 +127,10 @@ def _logits(model: Any, batch: dict[str, torch.Tensor], device: torch.device) ->
     if "features" in batch:
         return model.predict_features(batch["features"].to(device))
     return model.predict(batch["img"].to(device))
+
+
+def _loss(model: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return model.loss(logits, labels)["loss"]
 
 
 def usable_topk(topk: Sequence[int], num_classes: int) -> tuple[int, ...]:

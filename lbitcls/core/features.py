@@ -143,9 +143,10 @@ class FeatureCache:
 
 def _features(runner: EpochRunner, img: Tensor, training: bool) -> Tensor:
     """The features of images (N, C, H, W), in the precision of training or of validation."""
+    model: Any = runner.module
     dtype = runner.step.precision.dtype if training else None
     with torch.autocast(runner.step.device.type, dtype=dtype, enabled=dtype is not None):
-        return runner.module.fixed_features(img)  # type: ignore[operator]
+        return model.fixed_features(img)
 
 
 def _try_alone(runner: EpochRunner, img: Tensor, features: Tensor, training: bool) -> None:

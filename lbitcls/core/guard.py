@@ -40,7 +40,7 @@ class Guard:
         self._number = 0
         self._bad = 0
         self._losses: list[tuple[int, torch.Tensor]] = []
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}
         self._group: Any = None  # of gloo, whatever the gradients travel by
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
         self._waiting = False
@@ -55,7 +55,7 @@ class Guard:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         self._old.clear()
 
     @property
@@ -110,6 +110,6 @@ class Guard:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._number == number:
-            signal.signal(number, self._old[number])  # type: ignore[arg-type]
+            signal.signal(number, self._old[number])
             signal.raise_signal(number)
         self._number = number

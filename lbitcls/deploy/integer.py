@@ -167,7 +167,8 @@ def _taps(codes: Tensor, layer: IntegerLayer) -> Tensor:
     """The weight's codes as rows: those that one output is the sum of."""
     if layer.weight_channel_axis == 0:
         return codes.flatten(1)
-    groups = int(layer.groups)  # type: ignore[arg-type]
+    assert isinstance(layer, nn.ConvTranspose2d)  # the one kind whose outputs are not the weight's first axis
+    groups = layer.groups
     by_group = codes.reshape(groups, codes.shape[0] // groups, codes.shape[1], -1)
     return by_group.movedim(2, 1).flatten(0, 1).flatten(1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -48,10 +49,10 @@ def convert_cifar_resnet(source: str | Path, target: str | Path) -> dict:
     """
     state = plain_state_dict(read_checkpoint(source)["state_dict"])
     config = cifar_resnet_config(state, str(source))
-    model = build_classifier(config)
+    model: Any = build_classifier(config)
     load_checkpoint(model, source, strict=True)
     if config["head"]["num_classes"] == len(CIFAR10_CLASSES):
-        model.CLASSES = CIFAR10_CLASSES  # type: ignore[assignment]
+        model.CLASSES = CIFAR10_CLASSES
     save_checkpoint(model, target, meta={"config": f"model = {config!r}\n", "epoch": 0, "iter": 0})
     return config
 

@@ -238,7 +238,7 @@ def num_channels(layer: nn.Module, kind: type[QuantLayer]) -> int:
     """Number of output channels of a float layer's weight."""
     if kind.weight_channel_axis == 1 and layer.groups != 1:
         raise ConfigError(f"per_channel needs groups=1 in a {type(layer).__name__}; it has {layer.groups}.")
-    return int(layer.weight.shape[kind.weight_channel_axis])  # type: ignore[index]
+    return layer.get_parameter("weight").shape[kind.weight_channel_axis]
 
 
 def kind_of(layer: nn.Module) -> str | None:

@@ -35,14 +35,15 @@ def mse(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
     lower, upper = minmax(rows, quantizer)
     sample = _thinned(rows, LARGEST_SEARCH)
     best = torch.full_like(lower, float("inf"))
-    kept = (lower.clone(), upper.clone())
+    kept_lower, kept_upper = lower.clone(), upper.clone()
     for fraction in torch.linspace(1, 1 / CANDIDATES, CANDIDATES).tolist():
         quantizer.set_range(lower * fraction, upper * fraction)
         error = _error(sample, quantizer)
         better = error < best
         best = torch.where(better, error, best)
-        kept = tuple(torch.where(better, e * fraction, k) for e, k in zip((lower, upper), kept))  # type: ignore[assignment]
-    return kept
+        kept_lower = torch.where(better, lower * fraction, kept_lower)
+        kept_upper = torch.where(better, upper * fraction, kept_upper)
+    return kept_lower, kept_upper
 
 
 RULES: dict[str, RangeRule] = {"minmax": minmax, "percentile": percentile, "mse": mse}

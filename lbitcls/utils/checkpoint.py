@@ -45,10 +45,12 @@ def save_checkpoint(
         >>> save_checkpoint(model, "work_dirs/x/epoch_1.pth", meta={"epoch": 1})
     """
     known: dict[str, Any] = {"lbitcls_version": __version__}
-    if getattr(model, "CLASSES", None) is not None:
-        known["CLASSES"] = tuple(model.CLASSES)  # type: ignore[arg-type]
-    if hasattr(getattr(model, "cfg", None), "pretty_text"):
-        known["config"] = model.cfg.pretty_text  # type: ignore[union-attr]
+    classes: Any = getattr(model, "CLASSES", None)
+    if classes is not None:
+        known["CLASSES"] = tuple(classes)
+    cfg: Any = getattr(model, "cfg", None)
+    if hasattr(cfg, "pretty_text"):
+        known["config"] = cfg.pretty_text
     content = {"meta": {**known, **(meta or {})}, "state_dict": model.state_dict(), **states}
     if optimizer is not None:
         content["optimizer"] = optimizer.state_dict()
@@ -132,8 +134,9 @@ def load_checkpoint(
     """
     checkpoint = read_checkpoint(path, map_location)
     state_dict = checkpoint["state_dict"]
-    if hasattr(model, "adapt_state_dict"):
-        state_dict = model.adapt_state_dict(state_dict)  # type: ignore[operator]
+    adapt: Any = getattr(model, "adapt_state_dict", None)
+    if adapt is not None:
+        state_dict = adapt(state_dict)
     fit = compare(model.state_dict(), state_dict)
     if not fit.matched:
         raise CheckpointError(f"nothing in {path} fits {type(model).__name__}:{fit.text()}")

@@ -79,9 +79,10 @@ def _switch(runner: EpochRunner, on: bool) -> None:
     """Switch the quantizers on or off; while off, their parameters need no gradient, so DDP does not wait for them."""
     from lbitcls.quant import set_quantization
 
-    set_quantization(runner.module, on)
-    if hasattr(runner.module, "hold_frozen"):
-        runner.module.hold_frozen()  # type: ignore[operator]
+    model: Any = runner.module
+    set_quantization(model, on)
+    if hasattr(model, "hold_frozen"):
+        model.hold_frozen()
     if runner.ema is not None:
         set_quantization(runner.ema.module, on)
         runner.ema.module.requires_grad_(False)

@@ -51,9 +51,10 @@ class UnfreezeHook(Hook):
         Raises:
             ConfigError: one of `layers` matches nothing, or the model is no classifier of ours.
         """
-        if not hasattr(model, "find_parts"):
+        find: Any = getattr(model, "find_parts", None)
+        if find is None:
             raise ConfigError(f"UnfreezeHook: parts of {type(model).__name__} cannot be frozen; use ImageClassifier.")
-        return model.find_parts(self.layers, "UnfreezeHook: layers")  # type: ignore[operator]
+        return find(self.layers, "UnfreezeHook: layers")
 
     def before_run(self, runner: EpochRunner) -> None:
         if self.epoch >= runner.max_epochs:
