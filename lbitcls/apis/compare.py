@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +15,12 @@ from lbitcls.analysis.compare import compare_models
 from lbitcls.analysis.findings import Analysis
 from lbitcls.analysis.report import check_target, write_report
 from lbitcls.analysis.summary import describe
-from lbitcls.apis.plan import image_shape
+from lbitcls.apis.preparation import Steps, fitting_steps, same_steps, test_steps
 from lbitcls.apis.session import make_model, open_session
+from lbitcls.apis.sizes import natural_size
 from lbitcls.datasets import build_dataloader
 from lbitcls.datasets.base import FileDataset
-from lbitcls.datasets.folder import IMAGE_SUFFIXES, images_below
+from lbitcls.datasets.listing import images_of
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
@@ -30,8 +28,6 @@ from lbitcls.utils.logging import get_logger, interactive
 
 ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT"
 _BATCH = 32  # images that run through a model at once, at most
-_READING = ("LoadImageFromFile", "LoadImageFromNori")
-_SIZING = ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop", "Pad", "PretrainedPreprocessing")
 
 
 @dataclass(frozen=True)
@@ -168,21 +164,19 @@ def _quiet() -> logging.Logger:
 
 def _check_pipelines(sides: Sequence[_Side]) -> None:
     """Warn where two configs prepare images differently."""
-    if len({json.dumps(_pipeline(side.cfg), sort_keys=True, default=str) for side in sides}) > 1:
+    first, last = (_test_steps(side.cfg) for side in (sides[0], sides[-1]))
+    if not same_steps(first, last):
         get_logger().warning(
             "the two configs prepare test images differently; both models get them as %s says.", sides[-1].config
         )
 
 
-def _pipeline(cfg: Config) -> list[Any]:
+def _test_steps(cfg: Config) -> Steps:
     """The steps that the config's test images go through."""
-    data = cfg.data
-    section = data.get("test") or data.get("val")
-    if section is None:
+    steps = test_steps(cfg)
+    if steps is None:
         raise ConfigError("an analysis prepares images as data.test (or data.val) does; the config has neither.")
-    while "pipeline" not in section and isinstance(section.get("dataset"), dict):
-        section = section["dataset"]
-    return list(section.get("pipeline") or [])
+    return steps
 
 
 def find_images(path: str | Path, number: int) -> list[str]:
@@ -192,14 +186,10 @@ def find_images(path: str | Path, number: int) -> list[str]:
         DataError: it is missing, or the folder has no images.
     """
     path = Path(path).expanduser()
-    if path.is_file():
-        return [str(path)]
-    if not path.is_dir():
+    if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"there is no image or folder {path}{suggest(path.name, near)}")
-    found = images_below(path)
-    if not found:
-        raise DataError(f"{path} has no images in it ({', '.join(IMAGE_SUFFIXES)}).")
+    found = images_of(path)
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))[:number]]
 
 
@@ -232,26 +222,10 @@ def _label(path: Path, root: Path, classes: Sequence[str] | None) -> int:
     return next((list(classes).index(name) for name in reversed(inside) if name in classes), -1)
 
 
-def _steps(cfg: Config, model: nn.Module) -> list[Any]:
-    """The test pipeline for image files of any kind, where it is for a data set whose images are all alike."""
-    steps = copy.deepcopy(_pipeline(cfg))
-    kinds = [step.get("type") for step in steps if isinstance(step, dict)]
-    channels = getattr(model.get_submodule("backbone"), "in_channels", 3)
-    if not any(kind in _SIZING or str(kind).startswith(("v2.", "mmcv.")) for kind in kinds):
-        at = next((i + 1 for i, kind in enumerate(kinds) if kind in _READING), 0)
-        steps[at:at] = _resize(cfg, model)
-    if not any(kind in _READING for kind in kinds):
-        steps.insert(0, dict(type="LoadImageFromFile", color_type="grayscale" if channels == 1 else "color"))
-    return steps
-
-
-def _resize(cfg: Config, model: nn.Module) -> list[Any]:
-    """A step to the size of the images of the config's data set, where that is known; else they stay as they are."""
-    try:
-        _, height, width = image_shape(cfg, model)
-    except ConfigError:
-        return []
-    return [dict(type="Resize", size=(height, width))]
+def _steps(cfg: Config, model: nn.Module) -> Steps:
+    """The test pipeline, with what it lacks for image files of any size and colour."""
+    channels = getattr(model.get_submodule("backbone"), "in_channels", None)
+    return fitting_steps(_test_steps(cfg), (channels, None, None), natural_size(cfg))
 
 
 def _about(images: str | Path, sides: Sequence[_Side], float_only: bool) -> dict[str, str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lbitcls.apis.preparation import Prepare, Steps, preparation, test_steps
+from lbitcls.apis.preparation import Prepare, Steps, preparation, same_steps, test_steps
 from lbitcls.apis.sizes import natural_size
 from lbitcls.deploy.engine import Engine, load
 from lbitcls.utils.errors import CheckpointError, ConfigError
@@ -134,8 +133,3 @@ def logits_of(engine: Engine, images: np.ndarray) -> np.ndarray:
         shapes = [array.shape for array in (logits if isinstance(logits, tuple) else (logits,))]
         raise CheckpointError(f"{engine.path} gives {shapes}, not logits (N, K): it is no classifier.")
     return logits
-
-
-def same_steps(left: Steps | None, right: Steps | None) -> bool:
-    """Whether two pipelines are equal as plain data (a tuple is a list)."""
-    return json.dumps(left, sort_keys=True, default=str) == json.dumps(right, sort_keys=True, default=str)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lbitcls.apis.inference import Result, check_numbers, init_model, predict_pictures
-from lbitcls.datasets.listing import IMAGE_SUFFIXES, images_below
+from lbitcls.datasets.listing import images_of
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import DataError
 from lbitcls.utils.files import check_writable, write_whole
@@ -51,7 +51,7 @@ def infer_files(
         DataError: a folder holds no images; or, when all is done and written, images could not be read.
     """
     check_numbers(topk, batch_size)
-    paths = [str(path) for given in images for path in _files(given)]
+    paths = [path for given in images for path in images_of(Path(given).expanduser())]
     target = None if out is None else check_writable(out, "--json", checkpoint, *paths)
     model = init_model(cfg, checkpoint, device, engine=engine, threads=threads)
     records = []
@@ -68,17 +68,6 @@ def infer_files(
     if failed:
         raise DataError(f"{failed} of {len(records)} images could not be used; the messages above say why.")
     return records
-
-
-def _files(given: str | Path) -> list[str]:
-    """A file, or the images in a folder."""
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        return [str(path)]
-    found = images_below(path)
-    if not found:
-        raise DataError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    return found
 
 
 def _record(path: str, result: Result | DataError) -> dict[str, Any]:

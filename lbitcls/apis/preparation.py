@@ -10,6 +10,7 @@ For exported files PyTorch is imported only where a pipeline has a step that `li
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -40,14 +41,16 @@ def preparation(steps: Steps, shape: Shape, natural: tuple[int, int] | None = No
     Raises:
         ConfigError: the steps cannot be built.
     """
-    variants = _variants(list(steps), shape, natural)
-    first = prepare = _build(next(variants), light)
-    while not _suits(prepare, shape, natural):
-        variant = next(variants, None)
-        if variant is None:
-            return first  # the model says best what is wrong
-        prepare = _build(variant, light)
-    return prepare
+    return _chosen(steps, shape, natural, light)[1]
+
+
+def fitting_steps(steps: Steps, shape: Shape, natural: tuple[int, int] | None = None) -> Steps:
+    """The steps by which `preparation` prepares pictures, for a data set of image files: with what was put in.
+
+    Raises:
+        ConfigError: the steps cannot be built.
+    """
+    return _chosen(steps, shape, natural, light=False)[0]
 
 
 def test_steps(cfg: Mapping[str, Any] | None) -> Steps | None:
@@ -55,6 +58,24 @@ def test_steps(cfg: Mapping[str, Any] | None) -> Steps | None:
     data = (cfg or {}).get("data") or {}
     section = data.get("test") or data.get("val")
     return None if section is None else section.get("pipeline") or []
+
+
+def same_steps(left: Steps | None, right: Steps | None) -> bool:
+    """Whether two pipelines are equal as plain data (a tuple is a list)."""
+    return json.dumps(left, sort_keys=True, default=str) == json.dumps(right, sort_keys=True, default=str)
+
+
+def _chosen(steps: Steps, shape: Shape, natural: tuple[int, int] | None, light: bool) -> tuple[Steps, Prepare]:
+    """The first variant that suits any picture, and what it does; the steps as they are where none does."""
+    variants = _variants(list(steps), shape, natural)
+    variant = next(variants)
+    first = chosen = variant, _build(variant, light)
+    while not _suits(chosen[1], shape, natural):
+        following = next(variants, None)
+        if following is None:
+            return first  # the model says best what is wrong
+        chosen = following, _build(following, light)
+    return chosen
 
 
 def _variants(steps: list[Any], shape: Shape, natural: tuple[int, int] | None) -> Iterator[Steps]:

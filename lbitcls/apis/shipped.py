@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbitcls.apis.exported import check_part, logits_of, same_steps
+from lbitcls.apis.exported import check_part, logits_of
+from lbitcls.apis.preparation import same_steps
 from lbitcls.deploy.engine import Engine, load
 from lbitcls.registry import HEADS
 from lbitcls.utils.config import Config

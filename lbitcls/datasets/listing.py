@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lbitcls.utils.errors import DataError
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -24,4 +26,18 @@ def images_below(folder: Path) -> list[str]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [os.path.join(parent, name) for name in sorted(names) if is_image(name)]
+    return found
+
+
+def images_of(path: Path) -> list[str]:
+    """Paths of the images in a folder and its sub-folders, sorted; of anything else the path itself.
+
+    Raises:
+        DataError: a folder without images.
+    """
+    if not path.is_dir():
+        return [str(path)]
+    found = images_below(path)
+    if not found:
+        raise DataError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     return found

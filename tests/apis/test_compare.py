@@ -183,7 +183,7 @@ def test_images_are_found(files: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'images'"):
         find_images(Path(files["images"]).with_name("image"), 5)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"has no images in it \(.bmp"):
+    with pytest.raises(DataError, match=r"holds no images \(.bmp"):
         find_images(tmp_path / "empty", 5)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbitcls.apis.preparation import preparation
+from lbitcls.apis.preparation import fitting_steps, preparation
 from lbitcls.apis.sizes import natural_size, section_size
 from lbitcls.datasets.pipelines import Compose
 
@@ -58,6 +58,16 @@ def test_images_of_the_data_set_are_prepared_as_in_a_test(steps: list[Any], ligh
     shape, given = ((3, 16, 16), picture(20, 25)) if steps is PHOTO else ((1, 8, 8), picture(8, 8, 1))
     expected = Compose(steps)(given)["img"].numpy()
     np.testing.assert_array_equal(preparation(steps, shape, light=light)(given), expected)
+
+
+@pytest.mark.parametrize("steps", [PHOTO, [GRAY], [RGB]], ids=["photos", "gray", "colour"])
+def test_the_steps_do_what_the_preparation_does(steps: list[Any]) -> None:
+    shape = (1 if steps == [GRAY] else 3, None, None)
+    chosen = fitting_steps(steps, shape, (8, 8))
+    expected = preparation(steps, shape, (8, 8), light=False)
+    assert (chosen == steps) == (steps is PHOTO)
+    for size in SIZES:
+        np.testing.assert_array_equal(Compose(chosen)(picture(*size))["img"].numpy(), expected(picture(*size)))
 
 
 def test_the_middle_of_a_photo_is_resized(light: bool) -> None:
