@@ -115,9 +115,14 @@ class Config(_MMEngineConfig):
 
     @staticmethod
     def fromstring(cfg_str: str, file_format: str = ".py") -> Config:
-        """A config from its text, as a checkpoint keeps it in `meta['config']`."""
-        loaded = _MMEngineConfig.fromstring(cfg_str, file_format)
-        return Config(loaded._cfg_dict, cfg_text=cfg_str)
+        """A config from its text, as a checkpoint keeps it in `meta['config']`. Nothing in it is run.
+
+        Raises:
+            ConfigError: it has more in it than `name = value` with plain values.
+        """
+        if file_format == ".py":
+            return Config(_plain_sections(cfg_str), cfg_text=cfg_str)
+        return Config(_MMEngineConfig.fromstring(cfg_str, file_format)._cfg_dict, cfg_text=cfg_str)
 
     def merge_from_dict(self, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
         """Override values by dotted keys: `{'optimizer.lr': 0.01, 'data.train.pipeline.0.type': 'X'}`.
@@ -234,6 +239,43 @@ def _bases(tree: ast.Module) -> list[str]:
                 return []
             return [value] if isinstance(value, str) else list(value)
     return []
+
+
+def _plain_sections(text: str) -> dict[str, Any]:
+    """The values of a config's text; a file from elsewhere may hold it, so it is read and not run."""
+    sections = {}
+    try:
+        for node in ast.parse(text).body:
+            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+                raise ValueError(f"line {node.lineno} is no plain value")
+            sections[node.targets[0].id] = _plain_value(node.value)
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise ConfigError(f"the text of this config cannot be read: {error}.") from error
+    return sections
+
+
+def _plain_value(node: ast.expr) -> Any:
+    """The value of an expression that is a literal, `dict(…)`, `range(…)`, or made of those."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        keywords: dict[Any, Any] = {}
+        for keyword in node.keywords:
+            value = _plain_value(keyword.value)
+            keywords.update({keyword.arg: value} if keyword.arg is not None else value)
+        if node.func.id == "dict" and not node.args:
+            return keywords
+        if node.func.id == "range" and not keywords:
+            return range(*map(_plain_value, node.args))
+    if isinstance(node, ast.List):
+        return [_plain_value(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_plain_value(item) for item in node.elts)
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {
+            _plain_value(key): _plain_value(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if key is not None
+        }
+    return ast.literal_eval(node)
 
 
 def _line(error: BaseException, path: Path) -> str:

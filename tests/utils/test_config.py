@@ -44,6 +44,23 @@ def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
     assert Config.fromstring(cfg.pretty_text).to_dict() == cfg.to_dict()
 
 
+@pytest.mark.parametrize(
+    "value", ["dict(a=1, **{'b-c': -2.5})", "range(0, 9, 3)", "[(1, 'x'), None, {3: True}]", "'é\\n'"]
+)
+def test_a_text_is_read_without_being_run(value: str) -> None:
+    assert Config.fromstring(f"work_dir = {value}").work_dir == eval(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["import os", "x = open('stolen', 'w')", "x = dict(1)", "x = 1 + y", "x = [i for i in 'ab']", "x ="]
+)
+def test_a_text_that_is_a_program_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="the text of this config cannot be read"):
+        Config.fromstring(text)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_third_party_import_does_not_make_a_config_lazy(tmp_path: Path) -> None:
     path = write(tmp_path, "a.py", "import rich\nfrom packaging import version\n" + BASE)
     assert Config.fromfile(path).model.type == "ImageClassifier"
