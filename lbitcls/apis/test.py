@@ -13,7 +13,7 @@ from torch import nn
 
 from lbitcls.apis.classes import check_labels, check_names
 from lbitcls.apis.session import Session, load_data, make_model, open_session
-from lbitcls.core.evaluation import check_metrics, evaluate
+from lbitcls.core.evaluation import check_metrics, evaluate, read_topk
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import gather_objects, is_main
@@ -38,7 +38,8 @@ def test_classifier(
     `data.test`, or `data.val` where that is missing.
 
     Args:
-        cfg: the config that the checkpoint was trained with.
+        cfg: the config that the checkpoint was trained with; `evaluation.metric_options` says which top-k are
+            measured.
         checkpoint: of this model; also a published state dict that fits it, or an `.onnx` file, which an engine runs
             on the CPU.
         metrics: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
@@ -59,6 +60,7 @@ def test_classifier(
     """
     require_sections(cfg, ("model", "data"), "testing")
     chosen = tuple(dict.fromkeys(("accuracy", *check_metrics(metrics))))
+    topk = read_topk((cfg.get("evaluation") or {}).get("metric_options"))
     writer = _row_writer(predictions)
     results_file = None if out is None else check_writable(out, "--out", checkpoint)
     read = [checkpoint] if out is None else [checkpoint, out]
@@ -74,7 +76,7 @@ def test_classifier(
             rows.extend(zip(batch["index"].tolist(), batch["gt_label"].tolist(), scores.tolist(), strict=True))
 
         batches = track(loader, len(loader), "testing", shown=is_main())
-        results = evaluate(model, batches, session.device, metrics=chosen, watch=watch if writer else None)
+        results = evaluate(model, batches, session.device, metrics=chosen, topk=topk, watch=watch if writer else None)
         gathered = gather_objects(rows) if writer else []
         if is_main():
             _print(results)

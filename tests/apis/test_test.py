@@ -46,6 +46,17 @@ def test_metrics_and_rows(make_config: Any, tmp_path: Path, capsys: Any) -> None
     assert "top-1" in capsys.readouterr().out
 
 
+def test_the_top_k_are_those_of_the_validation(make_config: Any, capsys: Any) -> None:
+    cfg = make_config(total_epochs=1, options={"evaluation.metric_options": dict(topk=(1, 3, 20))})
+    train_classifier(cfg)
+    results = classify(cfg, f"{cfg.work_dir}/best_top-1.pth")
+    assert set(results) == {"loss", "top-1", "top-3"} and results["top-1"] < results["top-3"]
+    capsys.readouterr()
+    for wrong, message in ((dict(top=1), "did you mean 'topk'"), (dict(topk=[0]), "ints from 1; got \\[0\\]")):
+        with pytest.raises(ConfigError, match=message):
+            classify(make_config(options={"evaluation.metric_options": wrong}), "x.pth")
+
+
 def test_checkpoint_of_another_model(make_config: Any) -> None:
     cfg = make_config(total_epochs=1)
     train_classifier(cfg)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lbitcls.core.evaluation import check_metrics, evaluate
+from lbitcls.core.evaluation import check_metrics, evaluate, read_topk
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.dist import broadcast_module, is_main, world_size
-from lbitcls.utils.errors import CheckpointError, ConfigError, reject_unknown_keys, require_dict, require_list, suggest
+from lbitcls.utils.errors import CheckpointError, ConfigError, require_list, suggest
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -54,15 +54,10 @@ class EvaluationHook(Hook):
         for name, value, least in (("interval", interval, 1), ("start", start, 0)):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"evaluation.{name} is an int from {least}; got {value!r}.")
-        options = require_dict("evaluation.metric_options", metric_options)
-        reject_unknown_keys("evaluation.metric_options", options, ("topk",))
-        topk = options.get("topk", (1, 5))
         self.loader = loader
         self.interval = interval
         self.metrics = tuple(dict.fromkeys(("accuracy", *check_metrics(metric))))
-        self.topk: tuple[int, ...] = (topk,) if isinstance(topk, int) else tuple(require_list("topk", topk))
-        if not all(isinstance(k, int) and k > 0 for k in self.topk):
-            raise ConfigError(f"evaluation.metric_options.topk is a list of ints from 1; got {topk!r}.")
+        self.topk = read_topk(metric_options)
         self.save_best = _best_key(save_best)
         known = ["loss", *(m for m in self.metrics if m not in ("accuracy", "confusion"))]
         known += [f"top-{k}" for k in self.topk]
