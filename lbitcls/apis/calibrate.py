@@ -48,7 +48,7 @@ def calibrate_checkpoint(
 
     Raises:
         ConfigError: the config has no `quant_transformer`, or `out` cannot be written.
-        CheckpointError: the weights do not fit.
+        CheckpointError: the weights do not fit, or are quantized already, by other quantizers.
         DataError: the test set numbers its classes otherwise than the checkpoint.
     """
     require_sections(cfg, ("model", "data", "quant_transformer"), "calibration")
@@ -61,7 +61,7 @@ def calibrate_checkpoint(
         images = calibration_images(cfg, split, session, data_root)
         tested = "test" if cfg.data.get("test") is not None else "val"
         test_set, loader = load_data(cfg, tested, "testing", session, data_root=data_root) if test else (None, None)
-        model = make_model(cfg, session, test_set, tested, pretrained=False)
+        model = make_model(cfg, session, test_set, tested, pretrained=False, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, logger=session.logger)["meta"]
         if test:
             check_names(meta.get("CLASSES"), f"the checkpoint {checkpoint}", test_set, tested, session.logger)

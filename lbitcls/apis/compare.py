@@ -64,7 +64,8 @@ def compare_checkpoints(
 
     Raises:
         ConfigError: files that are not as said above, two architectures, or a file that cannot be written.
-        CheckpointError: a checkpoint cannot be read, is another model's, or in the other's place.
+        CheckpointError: a checkpoint cannot be read, is another model's, has other quantizers, or is in the other's
+            place.
         DataError: there are no images.
         DependencyError: a package of the extra `analysis` is missing.
     """
@@ -131,7 +132,7 @@ def _open(config: str, checkpoint: str, quantized: bool, device: str | None) -> 
     cfg = _read(config, device, quantized)
     with open_session(cfg) as session:
         switches = _check_place(checkpoint, quantized)
-        model = make_model(cfg, replace(session, logger=_quiet()), pretrained=False)
+        model = make_model(cfg, replace(session, logger=_quiet()), pretrained=False, checkpoint=checkpoint)
         strict = quantized or not switches  # of a float phase, the quantizers' tensors are left over
         content = load_checkpoint(model, checkpoint, strict=strict, logger=session.logger)
         return _Side(model.to(session.device), cfg, config, checkpoint, content["meta"].get("CLASSES"))

@@ -72,7 +72,7 @@ def export_checkpoint(
     Raises:
         ConfigError: an argument is wrong, `out` cannot be written, or a layer cannot be expressed or be taken by the
             target.
-        CheckpointError: the weights do not fit.
+        CheckpointError: the weights do not fit, or were made with other quantizers.
         DependencyError: an engine that `verify` needs is missing.
         RejectedError: the file is not faithful; it and its report are named `model.rejected`, and older files stay.
     """
@@ -89,7 +89,7 @@ def export_checkpoint(
         target=target,
     )
     with open_session(cfg) as session, _draft(out) as draft:
-        model = make_model(cfg, session, pretrained=False)
+        model = make_model(cfg, session, pretrained=False, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)["meta"]
         batches = _verification_images(cfg, session, num_images, data_root) if verify else []
         model, residuals = _with_residuals(model.eval(), cfg, session, residual_bits, target, data_root)

@@ -199,6 +199,7 @@ def make_model(
     *,
     pretrained: bool = True,
     data_root: str | None = None,
+    checkpoint: str | Path | None = None,
 ) -> nn.Module:
     """The config's classifier, quantized layers in place, on the CPU.
 
@@ -211,9 +212,11 @@ def make_model(
         split: the part of `data` that it is.
         pretrained: False: without the weights to start from, because a checkpoint replaces them.
         data_root: where a relative path of such weights may start, as those of data do.
+        checkpoint: whose weights will be used as they are, and so must have been made with these quantizers.
 
     Raises:
         ConfigError: a part is unknown, or the data has labels that are no class of the model.
+        CheckpointError: `checkpoint` was made with other quantizers.
     """
     from lbitcls.models import build_classifier
 
@@ -226,5 +229,10 @@ def make_model(
     if cfg.get("quant_transformer"):
         from lbitcls.quant import build_mtransformer
 
-        model = build_mtransformer(cfg.quant_transformer)(model, logger=session.logger)
+        transformer = build_mtransformer(cfg.quant_transformer)
+        if checkpoint is not None:
+            from lbitcls.apis.agreement import check_quantizers
+
+            check_quantizers(transformer, model, checkpoint)
+        model = transformer(model, logger=session.logger)
     return model

@@ -54,7 +54,8 @@ def test_classifier(
         `{'loss': …, 'top-1': …, 'top-5': …, …}`, in percent but the loss.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is another model's, or a file of a backbone.
+        CheckpointError: the checkpoint cannot be read, or is another model's, has other quantizers, or is a file of a
+            backbone.
         ConfigError: an unknown metric or engine, an engine for a checkpoint, or a file that cannot be written.
         DataError: the test set numbers its classes otherwise than the checkpoint.
     """
@@ -101,7 +102,7 @@ def open_model(
     """The classifier of `cfg` with the weights of a checkpoint, on its device, or the `.onnx` file in its place.
 
     Raises:
-        CheckpointError: `path` cannot be read, is another model's, or a file of a backbone.
+        CheckpointError: `path` cannot be read, is another model's, has other quantizers, or is a file of a backbone.
         ConfigError: an engine for a checkpoint, or `dataset` has labels that are no class of the model.
         DataError: `dataset`, `data.<split>`, numbers its classes otherwise than the checkpoint.
     """
@@ -111,7 +112,7 @@ def open_model(
     if shipped:
         model, classes = _shipped(cfg, path, session, dataset, split, engine, threads)
     else:
-        model = make_model(cfg, session, dataset, split, pretrained=False)
+        model = make_model(cfg, session, dataset, split, pretrained=False, checkpoint=path)
         classes = load_checkpoint(model, path, strict=True, logger=session.logger)["meta"].get("CLASSES")
         model.to(session.device)
     check_names(classes, f"the {'file' if shipped else 'checkpoint'} {path}", dataset, split, session.logger)

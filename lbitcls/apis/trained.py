@@ -33,7 +33,7 @@ def load_trained(cfg: Config, checkpoint: str | Path | None, device: str | None)
         device: a device's name; None: the config's, or else the first GPU, or the CPU.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is another model's.
+        CheckpointError: the checkpoint cannot be read, is another model's, or was made with other quantizers.
         ConfigError: a part of the config is wrong, or there is no such device.
     """
     require_sections(cfg, ("model",), "inference")
@@ -42,7 +42,7 @@ def load_trained(cfg: Config, checkpoint: str | Path | None, device: str | None)
     place = choose_device(logger, wanted, cpu_only=not device and bool(cfg.get("cpu_only")), gpu_ids=cfg.get("gpu_ids"))
     session = Session(Place(), place, logger)
     import_custom(cfg.get("custom_imports"))
-    model = make_model(cfg, session, pretrained=checkpoint is None)
+    model = make_model(cfg, session, pretrained=checkpoint is None, checkpoint=checkpoint)
     if checkpoint is None:
         logger.warning("No checkpoint: the weights are those that the config's model begins with.")
     else:
