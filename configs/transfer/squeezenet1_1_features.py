@@ -6,7 +6,8 @@
 
 Its features are computed in the first epoch and kept, for the images are not changed at random.
 
-Measured: 89.5 % top-1 on the 153 images of `val` (seed 0), in about a minute of one CPU thread.
+Measured: 89.5 % top-1 on the 153 images of `val` after the last epoch (seed 0), in 20 s of one CPU thread; an epoch
+without kept features takes 3.7 s.
 """
 
 _base_ = ["_base_/squeezenet1_1.py", "_base_/fixed.py", "_base_/head.py"]

