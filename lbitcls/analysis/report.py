@@ -1,7 +1,7 @@
 """A comparison as one HTML page that needs nothing else, and as JSON beside it.
 
 The page holds its style, its script, plotly.js and the data. Table and summary are plain HTML; plotly.js is only run
-when the first plot is drawn, so the page is there at once.
+when the page has been painted and can be used, before the first plot.
 """
 
 from __future__ import annotations

@@ -6,11 +6,15 @@ const drawn = new Map(); // element of a plot -> the function that draws it
 // What is drawn takes its colours from the style sheet.
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+// Once the browser has painted what there is.
+const afterPaint = (then) => requestAnimationFrame(() => setTimeout(then));
+
 function plotly() {
-  if (!window.Plotly) { // run at the first plot, not while the page opens
+  if (!window.Plotly) { // to compile it takes far longer than all else: run at the first plot, when the page is there
     const script = document.createElement("script");
     script.textContent = document.getElementById("plotly").textContent;
     document.head.append(script);
+    performance.mark("plotly");
   }
   return window.Plotly;
 }
@@ -106,6 +110,7 @@ function work() {
 // One layer
 
 let place = 0; // its row in the table as it is sorted
+let current = null; // what the dialog shows
 let logarithmic = true;
 const dialog = document.getElementById("layer");
 const rows = () => [...document.querySelectorAll("#layers tbody tr")];
@@ -198,7 +203,8 @@ function open(at) {
   if (!dialog.open) dialog.showModal();
   dialog.focus();
   dialog.scrollTop = 0;
-  drawLayer(layer);
+  current = layer;
+  if (window.Plotly) drawLayer(layer); else afterPaint(() => { if (current === layer) drawLayer(layer); });
 }
 
 function drawLayer(layer) {
@@ -321,19 +327,25 @@ for (const button of document.querySelectorAll("[data-open]")) {
   button.addEventListener("click", () => openNamed(button.dataset.open));
 }
 
-// The plots of the network are drawn when they come into sight.
+// The plots of the network are drawn when they come into sight; the rest of the page does not wait for them.
 const networkPlots = { costs: [costs, layers.filter((layer) => layer.scan)], signal: [signal, layers], work: [work, layers] };
 const seen = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (!isIntersecting) continue;
     seen.unobserve(target);
-    const [make, shown] = networkPlots[target.id];
-    draw(target, make).on("plotly_click", (event) => openNamed(shown[event.points[0].x].name));
+    afterPaint(() => {
+      const [make, named] = networkPlots[target.id];
+      draw(target, make).on("plotly_click", (event) => openNamed(named[event.points[0].x].name));
+    });
   }
-  performance.mark("ready");
-  document.documentElement.dataset.ready = "yes";
 }, { rootMargin: "100px" });
 for (const id in networkPlots) {
   const element = document.getElementById(id);
   if (element) seen.observe(element);
 }
+
+afterPaint(() => {
+  performance.mark("ready");
+  document.documentElement.dataset.ready = "yes";
+  (window.requestIdleCallback || setTimeout)(plotly); // before a click asks for it
+});
