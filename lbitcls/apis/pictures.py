@@ -17,7 +17,6 @@ from lbitcls.analysis.figures import pixels, save
 from lbitcls.analysis.pictures import Prediction, draw_batch, draw_predictions
 from lbitcls.core.hooks.calibration import CalibrationHook
 from lbitcls.core.hooks.evaluation import EvaluationHook
-from lbitcls.core.hooks.log import TensorboardLoggerHook
 from lbitcls.core.hooks.work_dir import PICTURES
 from lbitcls.core.runner import EpochRunner
 from lbitcls.datasets import build_dataloader
@@ -32,6 +31,7 @@ from lbitcls.utils.logging import track
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Show = Callable[[EpochRunner, str, np.ndarray], None]
 SHOWN = 24  # images in a grid
 MOST = 10_000  # images that a run's confusion matrix is drawn from
 
@@ -90,19 +90,25 @@ def predict(
     was_training = model.training
     model.eval()
     loader = build_dataloader(Subset(dataset, list(indices)), batch, workers)
+    positions = torch.tensor(indices)
     found, classes = [], 0
     try:
         for data in track(loader, len(loader), "predicting", shown):
-            scores = model.predict(data["img"].to(device)).float().softmax(dim=1).cpu()  # type: ignore[operator]
-            classes = scores.shape[1]
-            best, label = scores.max(dim=1), data["gt_label"]
-            columns = (data["index"], label, best.indices, best.values, scores.gather(1, label[:, None])[:, 0])
-            rows = zip(*(column.tolist() for column in columns), strict=True)
-            found += [Prediction(indices[i], *rest) for i, *rest in rows]
+            logits = model.predict(data["img"].to(device)).float().cpu()  # type: ignore[operator]
+            classes = logits.shape[1]
+            found += read_predictions(logits, data["gt_label"], positions[data["index"]])
     finally:
         model.train(was_training)
         loader.close()
     return found, classes
+
+
+def read_predictions(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> list[Prediction]:
+    """What logits (N, K) say of the images `indices` (N,) of a data set, whose true classes are `labels` (N,)."""
+    scores = logits.softmax(dim=1)
+    best = scores.max(dim=1)
+    columns = (indices, labels, best.indices, best.values, scores.gather(1, labels[:, None])[:, 0])
+    return [Prediction(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def confusion_of(predictions: Sequence[Prediction], classes: int) -> np.ndarray:
@@ -112,8 +118,8 @@ def confusion_of(predictions: Sequence[Prediction], classes: int) -> np.ndarray:
     return confusion
 
 
-def draw_run(cfg: Config, runner: EpochRunner) -> None:
-    """Write the pictures of a run that is complete into its work directory, and to TensorBoard where it logs there.
+def draw_run(cfg: Config, runner: EpochRunner, show: Iterable[Show] = ()) -> None:
+    """Write the pictures of a run that is complete into its work directory, and give each to all of `show`.
 
     A picture that cannot be drawn is a warning. Rank 0 draws.
 
@@ -123,12 +129,11 @@ def draw_run(cfg: Config, runner: EpochRunner) -> None:
         return
     began = time.monotonic()
     drawn = []
-    boards = [hook for hook in runner.hooks if isinstance(hook, TensorboardLoggerHook)]
     for name, draw in _drawers(cfg, runner).items():
         try:
             path = save(draw(), runner.work_dir / name)
-            for board in boards:
-                board.add_pictures(runner, {path.stem: pixels(path)})
+            for function in show:
+                function(runner, path.stem, pixels(path))
         except Exception as error:  # whatever it is, the run is complete, and worth more than its picture
             runner.logger.warning("%s is not drawn: %s: %s", name, type(error).__name__, error)
         else:

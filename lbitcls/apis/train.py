@@ -18,6 +18,7 @@ from lbitcls.apis.hooks import build_hooks
 from lbitcls.apis.pictures import draw_run
 from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.apis.summary import finish, show_summary, write_summary
+from lbitcls.apis.tensorboard import boards_of
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache, build_feature_cache
 from lbitcls.core.hooks import Hook
@@ -77,14 +78,18 @@ def train_classifier(
         began = time.monotonic()
         runner.run()
         summary = finish(runner, time.monotonic() - began, log_file)
-        draw_run(cfg, runner)
+        draw_run(cfg, runner, [board.add_picture for board in boards_of(runner)])
         if session.place.rank != 0:
             return summary
     try:
         if export is not None:
             summary["integer"] = deliver(cfg, export, summary["checkpoint"], work_dir, data_root)
             write_summary(summary, work_dir)
+            for board in boards_of(runner):
+                board.add_delivery(runner, summary["integer"])
     finally:
+        for board in boards_of(runner):
+            board.close()
         show_summary(summary)
     return summary
 

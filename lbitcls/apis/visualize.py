@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from lbitcls.analysis.confusion import draw_confusion
 from lbitcls.analysis.figures import check_path, pixels, save
 from lbitcls.analysis.pictures import Prediction
+from lbitcls.apis.board import write_pictures
 from lbitcls.apis.pictures import SHOWN, batch_figure, confusion_of, mixed, predict, predictions_figure
 from lbitcls.apis.session import Session, load_data, open_session
 from lbitcls.apis.test import open_model
 from lbitcls.apis.train import work_directory
-from lbitcls.core.hooks.log import write_pictures
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
 

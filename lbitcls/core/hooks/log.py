@@ -1,9 +1,9 @@
 """What a run reports (`log_config`): records of training at an interval, and who writes them where.
 
 `LogHook` averages what the iterations gave since the last record and publishes it; `TextLoggerHook` writes the line of
-the text log, `JsonLoggerHook` a line of `log.jsonl`, `TensorboardLoggerHook` event files. In a record `epoch` counts
-from 1 and `iter` is the iteration within it, from 1. `memory` is in MB: the most that the GPU held, or on a CPU the
-largest resident size of the process.
+the text log, `JsonLoggerHook` a line of `log.jsonl`; TensorBoard's is `lbitcls.apis.tensorboard`. In a record `epoch`
+counts from 1 and `iter` is the iteration within it, from 1. `memory` is in MB: the most that the GPU held, or on a CPU
+the largest resident size of the process.
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
-from lbitcls.utils.errors import ConfigError, DependencyError
+from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.files import write_whole
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from lbitcls.core.runner import EpochRunner
 
 POSITION = ("mode", "epoch", "iter")
@@ -191,65 +187,3 @@ def _is_before(line: str, epoch: int, inner_iter: int) -> bool:
     if record["epoch"] <= epoch:
         return True
     return record["mode"] == "train" and record["epoch"] == epoch + 1 and record["iter"] <= inner_iter
-
-
-@HOOKS.register_module(name=["TensorboardLoggerHook", "TensorboardLoggerHookV2"])
-class TensorboardLoggerHook(Writer):
-    """Writes scalars for TensorBoard, `train/loss`, `val/top-1`, over iterations, to `tf_logs` in the work directory.
-
-    Args:
-        log_dir: another folder, None for the usual one.
-    """
-
-    def __init__(self, log_dir: str | None = None) -> None:
-        self.log_dir = log_dir
-        self._writer: SummaryWriter | None = None
-        self._start = 0
-
-    def before_run(self, runner: EpochRunner) -> None:
-        if not is_main():
-            return
-        _require_tensorboard()
-        self._start = runner.iter + 1 if runner.iter else 0
-
-    def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder = self.log_dir or str(runner.work_dir / "tf_logs")
-            self._writer = SummaryWriter(folder, purge_step=self._start)
-        for name, value in record.items():
-            if name not in POSITION and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{record['mode']}/{name}", value, runner.iter)
-
-    def after_run(self, runner: EpochRunner) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def add_pictures(self, runner: EpochRunner, pictures: Mapping[str, np.ndarray]) -> None:
-        """Write images, uint8 (H, W, 3), by name; after the run too."""
-        write_pictures(self.log_dir or str(runner.work_dir / "tf_logs"), pictures, runner.iter)
-
-
-def write_pictures(folder: str | Path, pictures: Mapping[str, np.ndarray], step: int = 0) -> None:
-    """Write images, uint8 (H, W, 3), for TensorBoard into `folder`.
-
-    Raises:
-        DependencyError: TensorBoard is not installed.
-    """
-    _require_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        for name, image in pictures.items():
-            writer.add_image(name, image, step, dataformats="HWC")
-
-
-def _require_tensorboard() -> None:
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            f"TensorBoard's files need the package tensorboard: pip install tensorboard ({error})."
-        ) from error
