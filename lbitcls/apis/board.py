@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -84,7 +85,11 @@ class Board:
         self.writer.add_text(name, text, step)
 
     def add_hparams(
-        self, values: Mapping[str, float | str], columns: Mapping[str, float | str], metrics: Sequence[str]
+        self,
+        values: Mapping[str, float | str],
+        columns: Mapping[str, float | str],
+        first: Collection[str],
+        metrics: Sequence[str],
     ) -> None:
         """Begin the run's line in the table of hyperparameters, in this folder itself, so that it is one run.
 
@@ -93,26 +98,50 @@ class Board:
         Args:
             values: of the run, by the name of the column.
             columns: any value of the type of each column. TensorBoard takes the columns of all runs from one of them.
+            first: columns that come first; five are shown before anything is chosen.
             metrics: names of scalars, whose last values stand in the table.
         """
-        from torch.utils.tensorboard.summary import hparams
+        from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-        experiment = hparams(dict(columns), dict.fromkeys(metrics))[0]
-        line = hparams(dict(values), {})[1]
-        for summary in (experiment, line):
-            self.writer.file_writer.add_summary(summary)  # `add_hparams` would make a folder, so a second run
+        infos = [_column(name, value, name in first) for name, value in columns.items()]
+        shown = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in metrics]
+        line = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        for name, value in values.items():
+            setattr(line.hparams[name], "string_value" if isinstance(value, str) else "number_value", value)
+        self._add_hparams("EXPERIMENT", experiment=api_pb2.Experiment(hparam_infos=infos, metric_infos=shown))
+        self._add_hparams("SESSION_START_INFO", session_start_info=line)
 
     def end_hparams(self) -> None:
         """Mark the run's line as that of a complete run."""
-        from torch.utils.tensorboard.summary import hparams
+        from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-        self.writer.file_writer.add_summary(hparams({}, {})[2])
+        end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+        self._add_hparams("SESSION_END_INFO", session_end_info=end)
+
+    def _add_hparams(self, tag: str, **content: Any) -> None:
+        """What `SummaryWriter.add_hparams` writes too, but to a folder of its own, which would be a second run."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+        about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
+        value = Summary.Value(tag=getattr(metadata, f"{tag}_TAG"), metadata=about, tensor=metadata.NULL_TENSOR)
+        self.writer.file_writer.add_summary(Summary(value=[value]))
 
     def close(self) -> None:
         """Write what is pending, and end the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer, self._start = None, None
+
+
+def _column(name: str, value: float | str, first: bool) -> Any:
+    from tensorboard.plugins.hparams import api_pb2
+
+    kind = api_pb2.DATA_TYPE_STRING if isinstance(value, str) else api_pb2.DATA_TYPE_FLOAT64
+    info = api_pb2.HParamInfo(name=name, type=kind)
+    if first and "differs" in info.DESCRIPTOR.fields_by_name:  # this puts it before the others; older ones lack it
+        info.differs = True
+    return info
 
 
 def write_pictures(folder: str | Path, pictures: Mapping[str, np.ndarray], step: int = 0) -> None:

@@ -22,6 +22,7 @@ COLUMNS: dict[str, Value] = {
     **{"momentum": 0.0, "weight_decay": 0.0, "ema_decay": 0.0, "precision": "", "kernels": "", "seed": 0.0},
 }
 """Every column with a value of its type; those that a config does not have stay empty in its line."""
+FIRST = ("method", "bits", "lr", "epochs", "seed")
 
 
 def hyperparameters(cfg: Config, runner: EpochRunner) -> dict[str, Value]:
@@ -50,6 +51,8 @@ def hyperparameters(cfg: Config, runner: EpochRunner) -> dict[str, Value]:
 def quantization(model: nn.Module) -> dict[str, Value]:
     """Method and bits of a model's quantized layers: those of most layers as numbers, all of them as a text.
 
+    The text counts the layers where their bits differ: `W4A4 (6), W8A8 (2)`.
+
     Example:
         >>> quantization(nn.Linear(2, 2))
         {'method': 'float', 'bits': 'float', 'weight_bits': 32, 'input_bits': 32}
@@ -57,7 +60,7 @@ def quantization(model: nn.Module) -> dict[str, Value]:
     layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
     pairs = Counter((_bits(layer.weight_quantizer), _bits(layer.input_quantizer)) for layer in layers)
     (weight, inputs), _ = (pairs.most_common(1) or [((FLOAT_BITS, FLOAT_BITS), 0)])[0]
-    named = [f"W{w}A{a}" + (f" ({count} layers)" if len(pairs) > 1 else "") for (w, a), count in pairs.most_common()]
+    named = [f"W{w}A{a}" + (f" ({count})" if len(pairs) > 1 else "") for (w, a), count in pairs.most_common()]
     methods = sorted({layer.method for layer in layers if layer.method})
     return {
         "method": ", ".join(methods) or "float",

@@ -28,7 +28,7 @@ from lbitcls.analysis.passes import layers_of
 from lbitcls.analysis.snapshot import LayerSnapshot, take_snapshot
 from lbitcls.analysis.tensors import GridReport, TensorReport
 from lbitcls.apis.board import Board
-from lbitcls.apis.hparams import COLUMNS, config_values, hyperparameters
+from lbitcls.apis.hparams import COLUMNS, FIRST, config_values, hyperparameters
 from lbitcls.apis.pictures import mixed, predictions_figure, read_predictions
 from lbitcls.core.hooks.evaluation import EvaluationHook
 from lbitcls.core.hooks.log import POSITION, Writer
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
 LOOKS = 20  # at most so many in a run whose config names no interval
+MOST_LEVELS = 64  # of which each has a bin of its own in a histogram
 
 
 @HOOKS.register_module(name=["TensorboardLoggerHook", "TensorboardLoggerHookV2"])
@@ -85,6 +86,8 @@ class TensorboardLoggerHook(Writer):
         for name, flag in (("histograms", histograms), ("predictions", predictions)):
             if not isinstance(flag, bool):
                 raise ConfigError(f"TensorboardLoggerHook: {name} is True or False; got {flag!r}.")
+        if log_dir is not None and not isinstance(log_dir, (str, Path)):
+            raise ConfigError(f"TensorboardLoggerHook: log_dir is a folder, or None; got {log_dir!r}.")
         self.log_dir = log_dir
         self.interval = interval
         self.layers = [layers] if isinstance(layers, str) else require_list("TensorboardLoggerHook: layers", layers)
@@ -160,9 +163,8 @@ class TensorboardLoggerHook(Writer):
         if cfg is None or self._board is None:
             return
         self._board.add_text("config", f"```python\n{cfg.pretty_text}\n```", runner.iter)
-        self._board.add_hparams(
-            {**hyperparameters(cfg, runner), **self._extra}, {**COLUMNS, **self._extra}, _metrics(runner)
-        )
+        values, columns = {**hyperparameters(cfg, runner), **self._extra}, {**COLUMNS, **self._extra}
+        self._board.add_hparams(values, columns, {*FIRST, *self._extra}, _metrics(runner))
 
     def _add(self, runner: EpochRunner, values: Mapping[str, float]) -> None:
         if self._board is not None:
@@ -216,10 +218,23 @@ class TensorboardLoggerHook(Writer):
                 figures = {f"{role}_{key}/{name}": value for key, value in _figures(tensor, tensor.grid).items()}
                 board.add_scalars(figures, step)
             if self.histograms:
-                bins = tensor.values
-                for state, counts in (("float", bins.before), ("quantized", bins.after)):
-                    if counts:
-                        board.add_histogram(f"{role}/{name}/{state}", bins.start, bins.width, counts, step)
+                for state, bins in _histograms(tensor).items():
+                    board.add_histogram(f"{role}/{name}/{state}", *bins, step)
+
+
+def _histograms(tensor: TensorReport) -> dict[str, tuple[float, float, Sequence[int]]]:
+    """Start, width and counts of the bins before and after quantization; of one coarse grid a bin is a level."""
+    bins, grid = tensor.values, tensor.grid
+    found: dict[str, tuple[float, float, Sequence[int]]] = {"float": (bins.start, bins.width, bins.before)}
+    if grid is None:
+        return found
+    found["quantized"] = bins.start, bins.width, bins.after
+    if grid.levels_used_per_channel is None and grid.quant_max - grid.quant_min < MOST_LEVELS:
+        integers = range(grid.quant_min, grid.quant_max + 1)
+        occurring = dict(zip(grid.levels or integers, grid.counts, strict=True))
+        start = (grid.quant_min - grid.zero_point_min - 0.5) * grid.scale_median
+        found["quantized"] = start, grid.scale_median, [occurring.get(integer, 0) for integer in integers]
+    return found
 
 
 def _figures(tensor: TensorReport, grid: GridReport) -> dict[str, float]:
@@ -274,11 +289,10 @@ def _dataset(runner: EpochRunner) -> tuple[str, Any]:
 
 
 def _best(runner: EpochRunner) -> dict[str, float]:
-    """The best results so far, named like the files of their weights."""
+    """The best result of the present phase, named like the file of its weights."""
     hook = _evaluation(runner)
-    if hook is None:
-        return {}
-    return {Path(best["file"]).stem.replace("best_", "best/"): best["value"] for best in hook.best.values()}
+    best = None if hook is None else hook.best.get(runner.phase)
+    return {} if best is None else {Path(best["file"]).stem.replace("best_", "best/"): best["value"]}
 
 
 def _metrics(runner: EpochRunner) -> list[str]:
