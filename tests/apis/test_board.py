@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lbitcls.apis.board import Board, write_pictures
 from lbitcls.utils.errors import DependencyError
@@ -66,3 +68,19 @@ def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Board(tmp_path)
     with pytest.raises(DependencyError, match="pip install tensorboard"):
         write_pictures(tmp_path, {})
+
+
+@pytest.mark.parametrize(("kind", "error"), [("drawing", 0), ("photo", 12)])
+def test_pictures_take_little_room(kind: str, error: int, tmp_path: Path) -> None:
+    image = np.full((80, 100, 3), 255, np.uint8)
+    image[20:40, 30:60] = (220, 38, 38)
+    if kind == "photo":
+        waves = np.sin(np.arange(80)[:, None, None] / 9) + np.cos(np.arange(100)[:, None] / 7 + np.arange(3))
+        grain = np.random.default_rng(0).normal(0, 4, (80, 100, 3))
+        image = (128 + 50 * waves + grain).clip(0, 255).astype(np.uint8)
+    write_pictures(tmp_path, {"x": image}, 3)
+    (event,) = read(tmp_path).Images("x")
+    stored = Image.open(io.BytesIO(event.encoded_image_string))
+    assert stored.format == {"drawing": "PNG", "photo": "JPEG"}[kind] and event.step == 3
+    assert np.abs(np.asarray(stored, dtype=int) - image).mean() <= error
+    assert len(event.encoded_image_string) < image.nbytes / 2
