@@ -75,6 +75,7 @@ def draw_predictions(
     predictions: Sequence[Prediction],
     names: Sequence[str] | None = None,
     title: str = "",
+    columns: int | None = None,
 ) -> Figure:
     """A grid of images with the predicted class and its confidence; a wrong one has a red frame and its true class.
 
@@ -83,9 +84,10 @@ def draw_predictions(
         predictions: of each image.
         names: of the classes in order of their labels; None: numbers are shown.
         title: above the grid.
+        columns: images in a row; None: as suits their number.
     """
     with style():
-        figure, cells = _grid(len(images), 2, title)
+        figure, cells = _grid(len(images), 2, title, columns)
         for cell, image, prediction in zip(cells, images, predictions, strict=True):
             _show(cell, image, RED if prediction.wrong else None)
             _caption(cell, _said(prediction, names))
@@ -146,12 +148,12 @@ def _percent(probability: float) -> str:
     return f"{100 * probability:.0f} %"
 
 
-def _grid(number: int, lines: int, title: str) -> tuple[Figure, list[Axes]]:
+def _grid(number: int, lines: int, title: str, columns: int | None = None) -> tuple[Figure, list[Axes]]:
     """A figure with a cell for each of `number` images, which have so many lines below them.
 
     The cells are placed by hand: a layout engine would take seconds for what is known beforehand.
     """
-    columns = 8 if number > 12 else max(3, number if number <= 4 else -(-number // 2))
+    columns = columns or (8 if number > 12 else max(3, number if number <= 4 else -(-number // 2)))
     rows = max(1, -(-number // columns))
     step, head = _SIDE + _LINE * lines + 0.12, 0.36 if title else 0.08
     width, height = columns * (_SIDE + _GAP) + _GAP, head + rows * step

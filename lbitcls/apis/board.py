@@ -84,7 +84,7 @@ class Board:
         for name, image in pictures.items():
             height, width, channels = image.shape
             entry = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=_encoded(image))
-            self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=entry)]), step)
+            self._add(Summary.Value(tag=name, image=entry), step)
 
     def add_text(self, name: str, text: str, step: int) -> None:
         """Write a text in Markdown."""
@@ -130,8 +130,13 @@ class Board:
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
         about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
-        value = Summary.Value(tag=getattr(metadata, f"{tag}_TAG"), metadata=about, tensor=metadata.NULL_TENSOR)
-        self.writer.file_writer.add_summary(Summary(value=[value]))
+        self._add(Summary.Value(tag=getattr(metadata, f"{tag}_TAG"), metadata=about, tensor=metadata.NULL_TENSOR))
+
+    def _add(self, value: Any, step: int | None = None) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        files: Any = self.writer.file_writer
+        files.add_summary(Summary(value=[value]), step)
 
     def close(self) -> None:
         """Write what is pending, and end the file."""

@@ -180,7 +180,9 @@ def batch_figure(loader: Any, number: int, title: str = "Training images, as the
     return draw_batch(list(images.values()), labels, dataset.CLASSES, title)
 
 
-def predictions_figure(dataset: BaseDataset, predictions: Sequence[Prediction], title: str) -> Figure:
+def predictions_figure(
+    dataset: BaseDataset, predictions: Sequence[Prediction], title: str, columns: int | None = None
+) -> Figure:
     """The grid of `predictions`, with their images."""
     images = read_images(dataset, [p.index for p in predictions])
-    return draw_predictions([images[p.index] for p in predictions], predictions, dataset.CLASSES, title)
+    return draw_predictions([images[p.index] for p in predictions], predictions, dataset.CLASSES, title, columns)

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
 LOOKS = 20  # at most so many in a run whose config names no interval
-MOST_LEVELS = 64  # of which each has a bin of its own in a histogram
+MOST_LEVELS = 32  # of which each has a bin of its own in a histogram
+TEETH = 4  # so many of these bins to a step
+IN_A_ROW = 4  # images; TensorBoard shows a picture in a narrow card
 
 
 @HOOKS.register_module(name=["TensorboardLoggerHook", "TensorboardLoggerHookV2"])
@@ -192,7 +194,7 @@ class TensorboardLoggerHook(Writer):
         if self.predictions and batch is not None and logits is not None:
             said = read_predictions(logits, batch["gt_label"], batch["index"])
             name = "Validation" if split == "val" else "Training"
-            figure = predictions_figure(dataset, said, f"{name} images after epoch {runner.epoch}")
+            figure = predictions_figure(dataset, said, f"{name} images after epoch {runner.epoch}", IN_A_ROW)
             self._board.add_pictures({f"predictions/{split}": rendered(figure)}, runner.iter)
         if first:
             runner.logger.info(
@@ -223,18 +225,23 @@ class TensorboardLoggerHook(Writer):
 
 
 def _histograms(tensor: TensorReport) -> dict[str, tuple[float, float, Sequence[int]]]:
-    """Start, width and counts of the bins before and after quantization; of one coarse grid a bin is a level."""
+    """Start, width and counts of the bins before and after quantization; of one coarse grid they make a comb."""
     bins, grid = tensor.values, tensor.grid
     found: dict[str, tuple[float, float, Sequence[int]]] = {"float": (bins.start, bins.width, bins.before)}
-    if grid is None:
-        return found
-    found["quantized"] = bins.start, bins.width, bins.after
-    if grid.levels_used_per_channel is None and grid.quant_max - grid.quant_min < MOST_LEVELS:
-        integers = range(grid.quant_min, grid.quant_max + 1)
-        occurring = dict(zip(grid.levels or integers, grid.counts, strict=True))
-        start = (grid.quant_min - grid.zero_point_min - 0.5) * grid.scale_median
-        found["quantized"] = start, grid.scale_median, [occurring.get(integer, 0) for integer in integers]
+    if grid is not None:
+        comb = grid.levels_used_per_channel is None and grid.quant_max - grid.quant_min < MOST_LEVELS
+        found["quantized"] = _comb(grid) if comb else (bins.start, bins.width, bins.after)
     return found
+
+
+def _comb(grid: GridReport) -> tuple[float, float, Sequence[int]]:
+    """A bin for each integer, with empty ones between."""
+    counts = np.zeros((grid.quant_max - grid.quant_min) * TEETH + 1, dtype=np.int64)
+    integers = np.asarray(grid.levels or range(grid.quant_min, grid.quant_max + 1))
+    counts[(integers - grid.quant_min) * TEETH] = grid.counts
+    lowest = (grid.quant_min - grid.zero_point_min) * grid.scale_median
+    width = grid.scale_median / TEETH
+    return lowest - width / 2, width, counts.tolist()
 
 
 def _figures(tensor: TensorReport, grid: GridReport) -> dict[str, float]:

@@ -50,6 +50,7 @@ def test_two_processes_train_as_one_model(make_config: Any, tmp_path: Path) -> N
     hooks = [dict(type="Fingerprint")]
     cfg = make_config(custom_hooks=hooks, sycbn=True, dist_params=dict(backend="nccl"), ema=dict(decay=0.9), **QUANT)
     cfg.data.samples_per_gpu = 64
+    cfg.log_config.hooks.append(dict(type="TensorboardLoggerHook"))
     cfg.dump(tmp_path / "tiny.py")
     code, output, errors = finish(launch(tmp_path / "tiny.py"))
     assert code == 0, errors[-3000:]
@@ -58,6 +59,7 @@ def test_two_processes_train_as_one_model(make_config: Any, tmp_path: Path) -> N
     names = [name for name in first if "running" not in name]
     assert [first[name] for name in names] == [second[name] for name in names]
     assert output.count("NCCL needs GPUs; on the CPU the backend is gloo") == 1
+    assert len(list(Path(cfg.work_dir).glob("tf_logs/*"))) == output.count("TensorBoard: 3 layers and 16 images") == 1
     assert output.count("sycbn:") == 1 and output.count("Epoch(val) [2]") == 1
     summary = json.loads((Path(cfg.work_dir) / "summary.json").read_text())
     assert set(summary) >= {"float", "quantized"}

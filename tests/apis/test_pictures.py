@@ -47,9 +47,11 @@ def test_tensorboard_has_them(trained: Any) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(Path(trained[0].work_dir) / "tf_logs"), size_guidance={"images": 0})
-    events.Reload()
-    assert sorted(events.Tags()["images"]) == sorted(Path(name).stem for name in PICTURES)
-    assert "train/loss" in events.Tags()["scalars"]
+    tags = [tag for tag in events.Reload().Tags()["images"] if tag.startswith("pictures/")]
+    assert tags == [f"pictures/{Path(name).stem}" for name in PICTURES]
+    (event,) = events.Images("pictures/confusion_matrix")
+    with Image.open(Path(trained[0].work_dir) / "confusion_matrix.png") as image:
+        assert (event.width, event.height) == image.size and event.step == 12
 
 
 def test_the_confusion_matrix_is_that_of_the_best_weights(trained: Any) -> None:

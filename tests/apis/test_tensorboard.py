@@ -161,9 +161,11 @@ def test_the_quantized_histogram_lies_on_the_grid(run: Any, name: str) -> None:
     if name == "head.fc":  # 8 bits: several levels in a bin
         assert len(edges) <= 97 and edges[0] <= quantizer(layer.weight).min() + 1e-3
         return
-    levels = torch.arange(int(codes.min()), int(codes.max()) + 1)
-    assert torch.allclose((edges[1:] + edges[:-1]) / 2, quantizer.qparams().dequantize(levels), atol=1e-6)
-    assert value.bucket == [int((codes == level).sum()) for level in levels]
+    centres, counts = (edges[1:] + edges[:-1]) / 2, torch.tensor(value.bucket)
+    levels, expected = codes.unique(return_counts=True)
+    assert torch.allclose(centres[counts > 0], quantizer.qparams().dequantize(levels), atol=1e-6)
+    assert torch.equal(counts[counts > 0].long(), expected)
+    assert (edges.diff() < quantizer.qparams().scale / 3).all(), "a comb"
 
 
 def test_levels_that_do_not_occur_and_zero_points_have_their_place() -> None:
@@ -186,5 +188,5 @@ def test_predictions_and_pictures(run: Any) -> None:
     assert sorted(events.Tags()["images"]) == tags
     assert steps(events, "predictions/val", "Images") == [12, 24, 36]
     images = [Image.open(io.BytesIO(event.encoded_image_string)) for event in events.Images("predictions/val")]
-    assert len({image.size for image in images}) == 1 and min(images[0].size) > 300
+    assert len({image.size for image in images}) == 1 and min(images[0].size) > 600, "12 images, 4 in a row"
     assert len({image.tobytes() for image in images}) == 3
