@@ -82,9 +82,9 @@ class TensorboardLoggerHook(Writer):
         predictions: bool = True,
         hparams: Sequence[str] = (),
     ) -> None:
-        for name, count, least in (("interval", interval, 1), ("images", images, 0)):
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
-                raise ConfigError(f"TensorboardLoggerHook: {name} is an int from {least}; got {count!r}.")
+        if interval is not None:
+            _check_count("interval", interval, 1)
+        _check_count("images", images, 0)
         for name, flag in (("histograms", histograms), ("predictions", predictions)):
             if not isinstance(flag, bool):
                 raise ConfigError(f"TensorboardLoggerHook: {name} is True or False; got {flag!r}.")
@@ -100,7 +100,7 @@ class TensorboardLoggerHook(Writer):
         self._board: Board | None = None
         self._names: list[str] = []
         self._extra: dict[str, float | str] = {}
-        self._begun = self._validated = False
+        self._begun = self._validated = self._looked = False
         self._batch: dict[str, torch.Tensor] | None = None
 
     # What the runner calls.
@@ -184,7 +184,7 @@ class TensorboardLoggerHook(Writer):
     def _look(self, runner: EpochRunner) -> None:
         if self._board is None or not (self._names or self.images):
             return
-        began, first = time.monotonic(), self._batch is None
+        began = time.monotonic()
         split, dataset = _dataset(runner)
         batch = self._read(dataset) if self.images else None
         images = None if batch is None else runner.to_device(batch)["img"]
@@ -196,7 +196,8 @@ class TensorboardLoggerHook(Writer):
             name = "Validation" if split == "val" else "Training"
             figure = predictions_figure(dataset, said, f"{name} images after epoch {runner.epoch}", IN_A_ROW)
             self._board.add_pictures({f"predictions/{split}": rendered(figure)}, runner.iter)
-        if first:
+        if not self._looked:
+            self._looked = True
             runner.logger.info(
                 "TensorBoard: %d layers and %d images looked at in %.1f s.",
                 *(len(found), 0 if batch is None else len(batch["img"]), time.monotonic() - began),
@@ -254,6 +255,11 @@ def _figures(tensor: TensorReport, grid: GridReport) -> dict[str, float]:
         "sqnr_db": tensor.sqnr_db,
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"TensorboardLoggerHook: {name} is an int from {least}; got {value!r}.")
 
 
 def boards_of(runner: EpochRunner) -> list[TensorboardLoggerHook]:

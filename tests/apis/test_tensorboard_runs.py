@@ -126,6 +126,18 @@ def test_a_finished_run_that_is_asked_to_go_on_stays_as_it_is(make_config: Any) 
     assert before == {path: path.read_bytes() for path in (Path(cfg.work_dir) / "tf_logs").iterdir()}
 
 
+def test_the_exported_file_stands_in_the_table(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    delivered = dict(top1=91.5, size_kib=7.25, float_size_kib=20.0, latency=[], file="model.onnx")
+    monkeypatch.setattr("lbitcls.apis.train.deliver", lambda *args: delivered)
+    cfg = make_config(log_config=board(), total_epochs=1, export=dict(), **{**QUANT, "calibration": dict(epoch=0)})
+    summary = train_classifier(cfg)
+    events = read(cfg)
+    metrics = {info.name.tag for info in table(events, "experiment").metric_infos}
+    assert summary["integer"] == delivered and {"integer/top-1", "integer/size_kib"} <= metrics
+    assert [(e.step, e.value) for e in events.Scalars("integer/top-1")] == [(12, 91.5)]
+    assert last(events, "integer/size_kib") == 7.25
+
+
 # How much there is.
 
 
@@ -182,7 +194,7 @@ def test_a_failing_look_ends_no_run(make_config: Any, monkeypatch: pytest.Monkey
     ("options", "message"),
     [
         (dict(interval=0), "interval is an int from 1; got 0"),
-        (dict(images=-1), "images is an int from 0"),
+        (dict(images=None), "images is an int from 0"),
         (dict(histograms=3), "histograms is True or False; got 3"),
         (dict(layers=3), r"layers is written as a list, \[…\]; got 3"),
         (dict(log_dir=3), "log_dir is a folder"),

@@ -1,4 +1,4 @@
-"""docs/tensorboard.md: its options are the hook's, its tags are those of a run, its configs train."""
+"""docs/tensorboard.md: its options are the hook's, its tags are those of a run, its configs train, its pictures are small."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def test_columns_are_those_of_the_table() -> None:
     assert named == [*FIRST, *(name for name in COLUMNS if name not in FIRST)]
 
 
-def test_the_picture_is_small() -> None:
-    path = ROOT / "docs" / "tensorboard.png"
+@pytest.mark.parametrize("name", re.findall(r"!\[.*?\]\((.*?)\)", TEXT))
+def test_pictures_are_small(name: str) -> None:
+    path = ROOT / "docs" / name
     assert path.stat().st_size < 200_000
     with Image.open(path) as image:
         assert image.size[0] > 600
