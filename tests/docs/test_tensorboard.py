@@ -1,4 +1,4 @@
-"""docs/tensorboard.md: its options are the hook's, its tags are those of a run, its configs train, its pictures are small."""
+"""docs/tensorboard.md: options, columns and tags are the code's, its configs train, its pictures are small."""
 
 from __future__ import annotations
 
