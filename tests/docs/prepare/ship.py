@@ -1,0 +1,97 @@
+"""Inference, the analysis report, deployment, benchmarks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from blocks import Page
+from prepare.materials import QUICKSTART, RUN, digit_images, photos, quickstart_run
+
+
+def run_and_photos(folder: Path) -> None:
+    quickstart_run(folder)
+    photos(folder)
+
+
+def predicted(names: dict[str, Any], said: str) -> None:
+    assert names["result"]["pred_class"] in set("0123456789")
+    assert Path("labelled.png").is_file() and len(names["results"]) == 2
+    assert re.search(r"^photo\.jpg: \d \d+\.\d %$", said, re.MULTILINE)
+    records = json.loads(Path("found.json").read_text(encoding="utf-8"))
+    assert [record["path"] for record in records] == ["photos/a.jpg", "photos/b.png"]
+    assert all(len(record["topk"]) == 3 for record in records)
+
+
+def float_and_quantized(folder: Path) -> None:
+    """The files that the page's Python names: a model in float and quantized, and images."""
+    quickstart_run(folder)
+    digit_images(folder / "images")
+    config = (folder / QUICKSTART).read_text(encoding="utf-8")
+    for name in ("float", "int"):
+        (folder / f"{name}.py").write_text(config, encoding="utf-8")
+        (folder / f"{name}.pth").write_bytes((folder / RUN / "best_top-1.pth").read_bytes())
+
+
+def compared(names: dict[str, Any], said: str) -> None:
+    lines = said.splitlines()[-3:]
+    assert all(re.fullmatch(r"\S+ [\d.e-]+ [\d.]+ [\d.e-]+", line) for line in lines), lines
+    assert all(Path(f"{name}.{kind}").is_file() for name in ("report", "model_analysis") for kind in ("html", "json"))
+
+
+def delivered(names: dict[str, Any], said: str) -> None:
+    """The commands wrote what they name, the Python loaded it, the sections are a config's."""
+    import torch
+
+    from lbitcls.apis.delivery import read_export
+    from lbitcls.models import build_classifier
+    from lbitcls.utils.config import Config
+
+    for name in ("model", "small", "backbone"):
+        assert Path(f"{name}.onnx").is_file() and Path(f"{name}.report.json").is_file()
+    assert Path("small.onnx").stat().st_size < Path("model.onnx").stat().st_size
+    assert names["logits"].shape == (3, 10) and "LSQ W4A4 ['0', " in said
+    cfg = Config.fromfile(QUICKSTART)
+    cfg.export = names["export"]
+    assert read_export(cfg) == names["export"]
+    assert build_classifier(names["model"])(torch.zeros(2, 1, 8, 8), return_loss=False).shape == (2, 10)
+
+
+BENCHMARKS = {
+    f"python benchmarks/{command}": "figures"
+    for command in (
+        "qat_step.py --model resnet20 --methods LSQ --json qat_step.json",
+        "runner_overhead.py --json runner_overhead.json",
+        "decode.py --json decode.json",
+        "deployment.py --json deployment.json",
+        "inference.py --rounds 9",
+    )
+}
+
+PAGES = {
+    "docs/inference.md": Page(prepare=run_and_photos, check=predicted, slow=True),
+    "docs/analysis.md": Page(
+        prepare=float_and_quantized,
+        words={
+            "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT": "images float.py int.py float.pth int.pth"
+        },
+        not_run={"pip install lbitcls[analysis]": "install"},
+        check=compared,
+        slow=True,
+    ),
+    "docs/deployment.md": Page(
+        prepare=quickstart_run,
+        words={"tools/benchmark.py": "tools/benchmark.py --repeats 1 --batch 1"},
+        check=delivered,
+        slow=True,
+    ),
+    "docs/benchmarks.md": Page(
+        words={
+            f"benchmarks/{name}.py": f"benchmarks/{name}.py --rounds 1" for name in ("startup", "transform")
+        },
+        not_run=BENCHMARKS | {"python benchmarks/accuracy_cifar10.py --data-root FOLDER": "data"},
+        slow=True,
+    ),
+}
