@@ -26,9 +26,10 @@ class ImageClassifier(FreezableModule):
     """A classifier of images.
 
     Args:
-        backbone: config of the backbone. Its `pretrained=FILE`, or `init_cfg=dict(type='Pretrained',
-            checkpoint=FILE)`, loads the backbone's part of a file alone; `frozen=True` keeps all of it as it is (no
-            gradients, normalization in eval mode), so that the head alone trains.
+        backbone: config of the backbone. Its `pretrained=FILE`, or
+            `init_cfg=dict(type='Pretrained', checkpoint=FILE)`, loads the backbone's part of a file alone;
+            `frozen=True` keeps all of it as it is (no gradients, normalization in eval mode), so that the head alone
+            trains.
         head: config of the head.
         neck: config of the neck, or None.
         pretrained: weights to start from, `'torchvision://mobilenet_v2'` or a local file, published or our own; what

@@ -83,7 +83,7 @@ PAGES = {
     ),
     "docs/deployment.md": Page(
         prepare=quickstart_run,
-        words={"tools/benchmark.py": "tools/benchmark.py --repeats 1 --batch 1"},
+        words={f"{RUN}/float.onnx": f"{RUN}/float.onnx --repeats 1 --batch 1"},
         check=delivered,
         slow=True,
     ),

@@ -1,0 +1,177 @@
+"""The reference of configs, from the code: the sections, and every type that a registry knows.
+
+    .. config-sections::
+    .. config-types::
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from plain_docstrings import inline
+from sphinx.util.docutils import SphinxDirective
+
+import lbitcls
+from lbitcls import registry
+from lbitcls.core import schedule
+from lbitcls.core.hooks.calibration import CalibrationHook
+from lbitcls.core.hooks.checkpoint import CheckpointHook
+from lbitcls.core.hooks.evaluation import EvaluationHook
+from lbitcls.quant import aliases, methods
+from lbitcls.quant.layers import ENTRY_SUFFIXES
+from lbitcls.utils.config import SECTIONS
+
+PACKAGE = Path(lbitcls.__file__).parent
+CLASSES = {"calibration": CalibrationHook, "checkpoint_config": CheckpointHook, "evaluation": EvaluationHook}
+"""Sections whose keys are the arguments of a class."""
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """(dotted name, syntax tree) of every module."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def section_keys() -> dict[str, tuple[str, ...]]:
+    """The keys of each section that takes a fixed set of them, as the code that refuses all others has them."""
+    found = {}
+    for name, tree in modules():
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if getattr(call.func, "id", "") == "reject_unknown_keys" and isinstance(call.args[0], ast.Constant):
+                owners = str(call.args[0].value).split(" / ")  # amp / fp16
+                names = call.args[2]
+                known = getattr(importlib.import_module(name), names.id) if isinstance(names, ast.Name) else None
+                keys = tuple(known or ast.literal_eval(names))
+                found |= {owner: keys for owner in owners if owner in SECTIONS and keys}
+    return found | {section: parameters(cls) for section, cls in CLASSES.items()}
+
+
+def parameters(cls: type) -> tuple[str, ...]:
+    """The arguments of a class that a config may give."""
+    given_by_runner = {"loader", "also_after", "final_phase"}
+    return tuple(name for name in inspect.signature(cls).parameters if name not in given_by_runner)
+
+
+def readers() -> dict[str, list[str]]:
+    """The modules that read each section: `cfg.NAME`, `cfg['NAME']`, `cfg.get('NAME')`, or say `Reads:`."""
+    found: dict[str, list[str]] = {section: [] for section in SECTIONS}
+    for name, tree in modules():
+        for section in sorted({section for node in ast.walk(tree) for section in sections_read(node)}):
+            found[section].append(name)
+    return found
+
+
+def sections_read(node: ast.AST) -> Iterator[str]:
+    """The sections that an expression reads from `cfg`."""
+    value, key = None, None
+    if isinstance(node, ast.Attribute):
+        value, key = node.value, node.attr
+    elif isinstance(node, ast.Subscript):
+        value, key = node.value, getattr(node.slice, "value", None)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
+        value, key = node.func.value, getattr(node.args[0], "value", None)
+    if isinstance(value, ast.Name) and value.id == "cfg" and key in SECTIONS:
+        yield str(key)
+
+
+def registries() -> dict[str, registry.Registry]:
+    """Every registry, by its name in `lbitcls.registry`; a second name of one is left out."""
+    found: dict[int, str] = {}
+    for name, value in vars(registry).items():
+        if isinstance(value, registry.Registry):
+            found.setdefault(id(value), name)
+    return {name: getattr(registry, name) for name in found.values()}
+
+
+def types(known: registry.Registry) -> list[tuple[Any, list[str]]]:
+    """(what is built, its names) of a registry; its own name comes first."""
+    names: dict[int, list[str]] = {}
+    known.names()  # all modules are imported
+    for name, target in known.module_dict.items():
+        names.setdefault(id(target), []).append(name)
+    return [(known.module_dict[group[0]], group) for group in sorted(names.values(), key=lambda group: group[0].lower())]
+
+
+def codes(names: Any) -> str:
+    """`a`, `b`."""
+    return ", ".join(f"``{name}``" for name in names)
+
+
+def sections_text() -> Iterator[str]:
+    """The table of sections, and the arguments of the classes behind some."""
+    keys, places = section_keys(), readers()
+    yield from (".. list-table::", "   :header-rows: 1", "   :widths: 20 30 30 20", "")
+    yield from ("   * - section", "     - what it is", "     - keys", "     - read in")
+    for section, about in SECTIONS.items():
+        where = ", ".join(f":py:mod:`~{module}`" for module in places[section])
+        yield from (f"   * - ``{section}``", f"     - {inline(about)}", f"     - {codes(keys.get(section, ()))}")
+        yield f"     - {where}"
+    for section, cls in CLASSES.items():
+        yield from ("", section, "-" * len(section), "")
+        yield from described(cls)
+    yield from ("", "lr_config", "---------", "", "Beside ``policy``, which names one of the policies below:", "")
+    yield from described(schedule.Schedule)
+    for name, policy in schedule._POLICIES.items():
+        yield from ("", f"policy='{name}'", "^" * (len(name) + 9), "")
+        yield from described(policy)
+
+
+def described(target: Any) -> Iterator[str]:
+    """A class with its signature and docstring, as autodoc shows it."""
+    yield from (f".. autoclass:: {target.__module__}.{target.__qualname__}", "   :no-index:", "")
+
+
+def types_text() -> Iterator[str]:
+    """Every registry with its types."""
+    for name, known in registries().items():
+        title = f"{known.name}: {name}"
+        yield from ("", title, "-" * len(title), "")
+        yield from methods_text() if known is registry.QUANT_LAYERS else classes_text(known)
+
+
+def classes_text(known: registry.Registry) -> Iterator[str]:
+    """The classes of a registry."""
+    for target, (name, *others) in types(known):
+        yield from ("", name, "^" * len(name), "")
+        if others:
+            yield from (f"Also {codes(others)}.", "")
+        yield from described(target)
+
+
+def methods_text() -> Iterator[str]:
+    """The entries of each method, the options that they take, and its quantizers."""
+    registry.QUANT_LAYERS.names()
+    for name, method in sorted(methods.METHODS.items(), key=lambda pair: pair[0].lower()):
+        entries = [f"{name}{suffix}" for suffix in ENTRY_SUFFIXES.values()]
+        older = [old for old, (entry, _) in aliases.ENTRIES.items() if entry in entries]
+        yield from ("", name, "^" * len(name), "", f"Entries: {codes(entries)}.")
+        yield from ("", f"Older names: {codes(older)}." if older else "", "")
+        yield from (f"Keys: {codes(methods._LAYER_KEYS)}, and of the quantizers", "")
+        yield from (f"- ``{option}`` ({', '.join(roles)})" for option, roles in sorted(method.options().items()))
+        yield ""
+        for quantizer in dict.fromkeys(filter(None, (method.weight, method.input))):
+            yield from described(quantizer)
+
+
+class Generated(SphinxDirective):
+    """A directive whose text is made by a function."""
+
+    def run(self) -> list[nodes.Node]:
+        """The nodes of the text."""
+        self.env.note_reread()  # it depends on the whole package
+        text = sections_text() if self.name == "config-sections" else types_text()
+        return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.add_directive("config-sections", Generated)
+    app.add_directive("config-types", Generated)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
