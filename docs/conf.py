@@ -39,8 +39,6 @@ nitpick_ignore_regex = [
 myst_heading_anchors = 4  # links to headings are GitHub's
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
@@ -56,6 +54,7 @@ html_show_sphinx = False
 html_show_copyright = False
 html_theme_options = {"navigation_with_keys": False}
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 100
+python_maximum_signature_line_length = 130
+python_trailing_comma_in_multi_line_signatures = False
 add_module_names = False
 toc_object_entries_show_parents = "hide"

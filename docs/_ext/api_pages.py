@@ -52,7 +52,7 @@ def page(package: str) -> Iterator[str]:
     yield from (f".. automodule:: {package}", "   :no-members:", "")
     names = list(offered(package))
     if names:
-        yield from (f"From ``{package}`` itself come", "", ".. list-table::", "   :widths: auto", "")
+        yield from (f"``{package}`` itself offers", "", ".. list-table::", "   :widths: auto", "")
         for name, home, about in names:
             yield from (f"   * - :py:obj:`{name} <{home}>`", f"     - {inline(about)}")
     for module in modules_of(package):

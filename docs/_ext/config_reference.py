@@ -28,8 +28,12 @@ from lbitcls.quant.layers import ENTRY_SUFFIXES
 from lbitcls.utils.config import SECTIONS
 
 PACKAGE = Path(lbitcls.__file__).parent
-CLASSES = {"calibration": CalibrationHook, "checkpoint_config": CheckpointHook, "evaluation": EvaluationHook}
-"""Sections whose keys are the arguments of a class."""
+HOOKS = {"calibration": CalibrationHook, "checkpoint_config": CheckpointHook, "evaluation": EvaluationHook}
+"""Sections whose keys are the arguments of a hook."""
+BUILT = {"model": ("CLASSIFIERS", "ImageClassifier"), "quant_transformer": ("TRANSFORMERS", "ModelTransformer")}
+"""Sections that are a type of a registry."""
+OF_THE_RUN = {"loader", "also_after", "final_phase", "epoch_len", "max_epochs"}
+"""Arguments that no config gives."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -50,13 +54,15 @@ def section_keys() -> dict[str, tuple[str, ...]]:
                 known = getattr(importlib.import_module(name), names.id) if isinstance(names, ast.Name) else None
                 keys = tuple(known or ast.literal_eval(names))
                 found |= {owner: keys for owner in owners if owner in SECTIONS and keys}
-    return found | {section: parameters(cls) for section, cls in CLASSES.items()}
+    found |= {section: parameters(hook) for section, hook in HOOKS.items()}
+    found |= {name: ("type", *parameters(getattr(registry, known).find(kind))) for name, (known, kind) in BUILT.items()}
+    policies = (key for policy in schedule._POLICIES.values() for key in parameters(policy))
+    return found | {"lr_config": tuple(dict.fromkeys((*parameters(schedule.Schedule), *policies)))}
 
 
-def parameters(cls: type) -> tuple[str, ...]:
+def parameters(target: Any) -> tuple[str, ...]:
     """The arguments of a class that a config may give."""
-    given_by_runner = {"loader", "also_after", "final_phase"}
-    return tuple(name for name in inspect.signature(cls).parameters if name not in given_by_runner)
+    return tuple(name for name in inspect.signature(target).parameters if name not in OF_THE_RUN)
 
 
 def readers() -> dict[str, list[str]]:
@@ -113,9 +119,9 @@ def sections_text() -> Iterator[str]:
         where = ", ".join(f":py:mod:`~{module}`" for module in places[section])
         yield from (f"   * - ``{section}``", f"     - {inline(about)}", f"     - {codes(keys.get(section, ()))}")
         yield f"     - {where}"
-    for section, cls in CLASSES.items():
+    for section, hook in HOOKS.items():
         yield from ("", section, "-" * len(section), "")
-        yield from described(cls)
+        yield from described(hook)
     yield from ("", "lr_config", "---------", "", "Beside ``policy``, which names one of the policies below:", "")
     yield from described(schedule.Schedule)
     for name, policy in schedule._POLICIES.items():
@@ -131,8 +137,8 @@ def described(target: Any) -> Iterator[str]:
 def types_text() -> Iterator[str]:
     """Every registry with its types."""
     for name, known in registries().items():
-        title = f"{known.name}: {name}"
-        yield from ("", title, "-" * len(title), "")
+        title = name.replace("_", " ").capitalize()
+        yield from ("", title, "-" * len(title), "", f"``lbitcls.registry.{name}``: each is a {known.name}.", "")
         yield from methods_text() if known is registry.QUANT_LAYERS else classes_text(known)
 
 

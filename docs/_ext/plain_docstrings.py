@@ -17,7 +17,7 @@ def to_rst(lines: list[str]) -> list[str]:
 
     Example:
         >>> to_rst(["Of `x`, |x| and *x*:", "", "    a = `b`"])
-        ['Of ``x``, \\\\|x\\\\| and \\\\*x\\\\*:', '', '::', '', '    a = `b`']
+        ['Of ``x``, \\\\|x\\\\| and \\\\*x\\\\*:', '', '.. code-block:: text', '', '    a = `b`']
     """
     made: list[str] = []
     section = item = verbatim = example = in_list = False
@@ -30,7 +30,7 @@ def to_rst(lines: list[str]) -> list[str]:
             section, item, verbatim = bool(SECTION.match(line)), bool(LIST_ITEM.match(line)), False
         example = example or line.lstrip().startswith(">>> ")
         if line.strip() and not (example or section or item) and blank_before and indent:
-            made += [] if verbatim else ["::", ""]
+            made += [] if verbatim else [".. code-block:: text", ""]
             verbatim = True
         if LIST_ITEM.match(line) and not (example or section or in_list or blank_before):
             made.append("")  # Markdown begins a list without a blank line

@@ -114,7 +114,7 @@ def test_a_block_that_fails_says_where(text: str, message: str, tmp_path: Path) 
 
 def test_words_are_whole() -> None:
     block = Block("bash", "train CONFIG NO_CONFIG CONFIG.py dir/CONFIG CONFIG", 1)
-    assert with_words(block, {"CONFIG": "c.py"}).code == "train c.py NO_CONFIG c.py.py dir/CONFIG c.py"
+    assert with_words(block, {"CONFIG": "c.py"}).code == "train c.py NO_CONFIG CONFIG.py dir/CONFIG c.py"
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import atexit
 import functools
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 QUICKSTART = "configs/quickstart/digits_lsq_4w4f.py"
 RUN = "work_dirs/digits_lsq_4w4f"
@@ -19,7 +20,10 @@ def quickstart_run(folder: Path) -> None:
 
 @functools.cache
 def _calibrated() -> Path:
-    """The files of a run whose model has random weights, running statistics of the digits, and grids."""
+    """The files of a run whose model has random weights, running statistics of the digits, and grids.
+
+    `best_float_top-1.pth` is of the float model, the others of the quantized one.
+    """
     import torch
     from blocks import ROOT
 
@@ -32,22 +36,23 @@ def _calibrated() -> Path:
 
     cfg = Config.fromfile(ROOT / QUICKSTART)
     torch.manual_seed(0)
-    model = build_mtransformer(cfg.quant_transformer)(build_classifier(cfg.model))
+    model = build_classifier(cfg.model).train()
     digits = Digits(split="train", pipeline=cfg.data.test.pipeline)
     images = torch.stack([digits[i]["img"] for i in range(100)])
     for _ in range(20):
-        set_quantization(model.train(), False)
         model.predict(images)  # running statistics
-    set_quantization(model.eval(), True)
-    calibrate(model, [images])
     folder = Path(tempfile.mkdtemp(prefix="quickstart-"))
-    facts = dict(classes=digits.CLASSES, pipeline=cfg.data.test.pipeline, config=cfg.pretty_text)
     meta = {"CLASSES": digits.CLASSES, "config": cfg.pretty_text}
+    save_checkpoint(model, folder / "best_float_top-1.pth", meta=meta)
+    model = build_mtransformer(cfg.quant_transformer)(model.eval())
+    calibrate(model, [images])
     for name in ("best_top-1.pth", "latest.pth"):
         save_checkpoint(model, folder / name, meta=meta)
+    facts: dict[str, Any] = dict(classes=digits.CLASSES, pipeline=cfg.data.test.pipeline, config=cfg.pretty_text)
     export_onnx(model, folder / "model.onnx", input_shape=(1, 8, 8), **facts)
     set_quantization(model, False)
-    export_onnx(copy.deepcopy(model), folder / "float.onnx", input_shape=(1, 8, 8), **facts)
+    export_onnx(model, folder / "float.onnx", input_shape=(1, 8, 8), **facts)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

@@ -30,9 +30,9 @@ def float_and_quantized(folder: Path) -> None:
     quickstart_run(folder)
     digit_images(folder / "images")
     config = (folder / QUICKSTART).read_text(encoding="utf-8")
-    for name in ("float", "int"):
+    for name, checkpoint in (("float", "best_float_top-1.pth"), ("int", "best_top-1.pth")):
         (folder / f"{name}.py").write_text(config, encoding="utf-8")
-        (folder / f"{name}.pth").write_bytes((folder / RUN / "best_top-1.pth").read_bytes())
+        (folder / RUN / checkpoint).rename(folder / f"{name}.pth")
 
 
 def compared(names: dict[str, Any], said: str) -> None:
