@@ -34,6 +34,10 @@ test: lint types ## install, then run every check: lint, types and the tests
 test-slow: $(TESTS) ## run the long test matrices
 	$(PYTEST) -m slow $(ARGS)
 
+.PHONY: docs
+docs: $(TESTS) ## build the documentation into docs/_build/html; a warning is an error
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -n -W --keep-going docs docs/_build/html $(ARGS)
+
 .PHONY: lint
 lint: $(TESTS) ## check style and format
 	$(BIN)/ruff check .
@@ -59,7 +63,7 @@ constraints: $(TESTS) ## pin the versions that .venv holds now as the tested set
 
 .PHONY: clean
 clean: ## remove caches and builds (not .venv, not work_dirs)
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: setup
@@ -86,5 +90,6 @@ $(DEPLOY): $(RUNTIME)
 	@touch $@
 
 $(TESTS): $(DEPLOY)
-	$(INSTALL) -r requirements/tests.txt -r requirements/analysis.txt -r requirements/mmcv.txt -r requirements/timm.txt
+	$(INSTALL) -r requirements/tests.txt -r requirements/analysis.txt -r requirements/docs.txt -r requirements/mmcv.txt \
+	  -r requirements/timm.txt
 	@touch $@

@@ -1,8 +1,4 @@
-"""The reference of configs, from the code: the sections, and every type that a registry knows.
-
-    .. config-sections::
-    .. config-types::
-"""
+"""The reference of configs, from the code: `.. config-sections::`, and `.. config-types::` of every registry."""
 
 from __future__ import annotations
 
@@ -102,7 +98,9 @@ def types(known: registry.Registry) -> list[tuple[Any, list[str]]]:
     known.names()  # all modules are imported
     for name, target in known.module_dict.items():
         names.setdefault(id(target), []).append(name)
-    return [(known.module_dict[group[0]], group) for group in sorted(names.values(), key=lambda group: group[0].lower())]
+    return [
+        (known.module_dict[group[0]], group) for group in sorted(names.values(), key=lambda group: group[0].lower())
+    ]
 
 
 def codes(names: Any) -> str:

@@ -1,4 +1,4 @@
-"""Docstrings are plain text with Markdown's code: `name`, and blocks that are indented. This makes them reStructuredText.
+"""Docstrings are plain text with Markdown's code, `name` and indented blocks. This makes them reStructuredText.
 
 Sections of Google's style are left to napoleon, examples (`>>>`) to docutils.
 """

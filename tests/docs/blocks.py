@@ -80,7 +80,9 @@ def find_blocks(text: str) -> list[Block]:
         fence = _FENCE.match(line)
         if fence:
             indent, marks, info = fence.groups()
-            inside = [line[len(indent) :] if line.startswith(indent) else line.lstrip() for line in _until(lines, marks)]
+            inside = [
+                line[len(indent) :] if line.startswith(indent) else line.lstrip() for line in _until(lines, marks)
+            ]
             blocks.append(_block(info.strip(), inside, number + 1))
     return blocks
 

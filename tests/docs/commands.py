@@ -55,7 +55,9 @@ def check_command(command: list[str]) -> None:
     for word in arguments:
         if re.match(r"configs/.*\.py$", word):
             assert (ROOT / word).is_file(), f"{word} is not there"
-    script = next((i for i, word in enumerate(command) if re.search(r"\.(py|sh)$", word) and "config" not in word), None)
+    script = next(
+        (i for i, word in enumerate(command) if re.search(r"\.(py|sh)$", word) and "config" not in word), None
+    )
     if program == "lbitcls":
         parses(arguments[0], arguments[1:])
     elif script is not None and program != "git":

@@ -1,6 +1,7 @@
-"""The harness of the pages' code blocks is imported from this folder."""
+"""The harness of the pages' code blocks is imported from this folder, Sphinx's extensions from theirs."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "docs" / "_ext")]

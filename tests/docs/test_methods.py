@@ -15,7 +15,6 @@ from lbitcls.quant import build_mtransformer, calibrate, named_quantizers, regul
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.methods import METHODS
 from lbitcls.registry import QUANT_LAYERS
-from lbitcls.utils.config import SECTIONS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "methods.md").read_text(encoding="utf-8")
@@ -69,8 +68,3 @@ def test_pictures_are_those_that_the_script_draws() -> None:
     assert PICTURES
     assert sorted(PICTURES) == sorted(f"methods/{name}.svg" for name in drawn)
     assert {path.stat().st_size < 60_000 for path in map(DOCS.joinpath, PICTURES)} == {True}
-
-
-def test_every_section_of_a_config_is_described() -> None:
-    described = set(re.findall(r"`(\w+)", (DOCS / "config.md").read_text(encoding="utf-8")))
-    assert set(SECTIONS) <= described

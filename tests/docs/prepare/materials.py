@@ -74,7 +74,9 @@ def photos(folder: Path) -> None:
 
 def image_folders(folder: Path, classes: tuple[str, ...] = ("ant", "bee")) -> None:
     """`train` and `val` with a folder of two images for each class."""
-    for seed, name in enumerate(f"{part}/{kind}/{i}.jpg" for part in ("train", "val") for kind in classes for i in "12"):
+    for seed, name in enumerate(
+        f"{part}/{kind}/{i}.jpg" for part in ("train", "val") for kind in classes for i in "12"
+    ):
         write_image(folder / name, seed)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blocks import Page
+
 from prepare.materials import QUICKSTART, RUN, digit_images, photos, quickstart_run
 
 
@@ -46,8 +47,9 @@ def delivered(names: dict[str, Any], said: str) -> None:
     import torch
 
     from lbitcls.apis.delivery import read_export
-    from lbitcls.models import build_classifier
+    from lbitcls.models import build_backbone, build_classifier
     from lbitcls.utils.config import Config
+    from lbitcls.utils.errors import LbitclsError
 
     for name in ("model", "small", "backbone"):
         assert Path(f"{name}.onnx").is_file() and Path(f"{name}.report.json").is_file()
@@ -57,6 +59,12 @@ def delivered(names: dict[str, Any], said: str) -> None:
     cfg.export = names["export"]
     assert read_export(cfg) == names["export"]
     assert build_classifier(names["model"])(torch.zeros(2, 1, 8, 8), return_loss=False).shape == (2, 10)
+    try:
+        build_backbone(names["backbone"])
+    except LbitclsError as error:  # all its keys are known
+        assert "there is no checkpoint mobilenet_v2.pth" in str(error)
+    else:
+        raise AssertionError("mobilenet_v2.pth is not there")
 
 
 BENCHMARKS = {
@@ -88,9 +96,7 @@ PAGES = {
         slow=True,
     ),
     "docs/benchmarks.md": Page(
-        words={
-            f"benchmarks/{name}.py": f"benchmarks/{name}.py --rounds 1" for name in ("startup", "transform")
-        },
+        words={f"benchmarks/{name}.py": f"benchmarks/{name}.py --rounds 1" for name in ("startup", "transform")},
         not_run=BENCHMARKS | {"python benchmarks/accuracy_cifar10.py --data-root FOLDER": "data"},
         slow=True,
     ),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from blocks import Page
+
 from prepare.materials import image_folders, photos, quickstart_run
 
 

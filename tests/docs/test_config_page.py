@@ -1,0 +1,133 @@
+"""docs/config.md, written by hand, agrees with the code: sections, keys, types and defaults."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from blocks import ROOT
+
+from lbitcls import registry
+from lbitcls.core.hooks.calibration import CalibrationHook
+from lbitcls.core.hooks.checkpoint import CheckpointHook
+from lbitcls.core.hooks.evaluation import EvaluationHook
+from lbitcls.core.hooks.log import LogHook
+from lbitcls.core.schedule import Schedule
+from lbitcls.models.classifier import ImageClassifier
+from lbitcls.models.heads import LinearClsHead
+from lbitcls.quant.transformer import ModelTransformer
+from lbitcls.utils.config import SECTIONS
+
+TEXT = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+ROWS = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in TEXT.splitlines() if line[:2] == "| "]
+CODES = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE))
+NAMED = set(re.findall(r"\w+", " ".join(CODES)))
+REGISTRIES = {
+    name: value
+    for name, value in vars(registry).items()
+    if isinstance(value, registry.Registry) and name not in ("QUANT_LAYERS", "QUANLAYERS")
+}
+OWNERS = {
+    "model": ImageClassifier,
+    "model.head": LinearClsHead,
+    "quant_transformer": ModelTransformer,
+    "calibration": CalibrationHook,
+    "evaluation": EvaluationHook,
+    "checkpoint_config": CheckpointHook,
+    "log_config": LogHook,
+    "lr_config": Schedule,
+}
+"""Whose arguments the keys of a section are."""
+NOT_SHOWN = object()
+
+
+def registered() -> dict[str, Any]:
+    """Every name of every registry of classes, to its class."""
+    found: dict[str, Any] = {}
+    for known in REGISTRIES.values():
+        for name in known.names():
+            target = known.module_dict[name]
+            if target.__module__.startswith("lbitcls."):
+                found[name] = target
+    return found
+
+
+def default(target: Any, key: str) -> Any:
+    """The default of an argument; NOT_SHOWN where the class takes none of that name, or always needs it."""
+    parameter = inspect.signature(target).parameters.get(key)
+    return NOT_SHOWN if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.replace("3/4", "0.75").replace("4/3", str(4 / 3)))
+    except (ValueError, SyntaxError):
+        return NOT_SHOWN
+
+
+def section_rows() -> Iterator[tuple[list[str], list[str]]]:
+    """(full keys, the defaults stated) of each row that is about sections."""
+    for row in ROWS:
+        keys = re.findall(r"`([\w.]+)`", row[0])
+        if len(row) == 3 and keys and keys[0].partition(".")[0] in SECTIONS:
+            owner = keys[0].rpartition(".")[0]
+            yield [f"{owner}{key}" if key.startswith(".") else key for key in keys], re.findall(r"`([^`]+)`", row[1])
+
+
+def test_it_has_every_section_and_no_other() -> None:
+    tables = [row for row in ROWS if len(row) == 3 and row[0].startswith("`") and row[0] != "`signed`"]
+    firsts = {match[1] for row in tables for match in re.finditer(r"`(\w+)[\w.]*`", row[0])}
+    entry_keys = {"num_bit_w", "num_bit_a", "per_channel", "quant_activation", "bSetQ"}
+    assert firsts - entry_keys == set(SECTIONS)
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_it_names_every_type(name: str) -> None:
+    known = registered()
+    missing = [kind for kind in REGISTRIES[name].names() if kind in known and kind not in NAMED]
+    assert not missing, f"docs/config.md does not name {missing}"
+
+
+def test_defaults_of_sections_are_the_code_s() -> None:
+    compared = 0
+    for keys, stated in section_rows():
+        for key, text in zip(keys, stated if len(stated) == len(keys) else []):
+            section, _, name = key.rpartition(".")
+            real = default(OWNERS[section], name) if section in OWNERS else NOT_SHOWN
+            if NOT_SHOWN not in (real, value(text)):
+                assert value(text) == real, f"{key} is {real!r} by default, not {text}"
+                compared += 1
+    assert compared > 20
+
+
+def calls() -> Iterator[tuple[str, dict[str, str]]]:
+    """(type, its keys with what is written for each) of all that is written as `Type(key=value)` or as a row."""
+    for code in CODES:
+        if re.fullmatch(r"\w+\(.*\)", code, re.DOTALL):
+            call = ast.parse(code.replace(", …", "").replace("…", "..."), mode="eval").body
+            assert isinstance(call, ast.Call)
+            yield code.partition("(")[0], {str(k.arg): ast.unparse(k.value) for k in call.keywords}
+    for row in ROWS:
+        kinds = re.findall(r"`(\w+)`", row[0])
+        given = re.findall(r"`([a-z]\w*)(?:=([^`]+))?`", row[1])
+        if len(kinds) == 1 and len(row) == 2:
+            yield kinds[0], dict(given)
+
+
+def test_keys_and_defaults_of_types_are_the_code_s() -> None:
+    known, compared = registered(), 0
+    for kind, given in calls():
+        for key, text in given.items() if kind in known else ():
+            parameters = inspect.signature(known[kind]).parameters
+            assert key in parameters, f"{kind} takes no {key}"
+            real = default(known[kind], key)
+            if text and NOT_SHOWN not in (real, value(text)):
+                stated = value(text)
+                same = tuple(stated) == real if isinstance(stated, list) else stated == real
+                assert same, f"{kind}: {key} is {real!r} by default, not {text}"
+                compared += 1
+    assert compared > 20
