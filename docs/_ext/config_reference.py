@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def section_keys() -> dict[str, tuple[str, ...]]:
                 names = call.args[2]
                 known = getattr(importlib.import_module(name), names.id) if isinstance(names, ast.Name) else None
                 keys = tuple(known or ast.literal_eval(names))
-                found |= {owner: keys for owner in owners if owner in SECTIONS and keys}
+                sections = (o for o in owners if re.fullmatch(r"[\w.]+", o) and o.partition(".")[0] in SECTIONS)
+                found |= {owner: keys for owner in sections if keys}
     found |= {section: parameters(hook) for section, hook in HOOKS.items()}
     found |= {name: ("type", *parameters(getattr(registry, known).find(kind))) for name, (known, kind) in BUILT.items()}
     policies = (key for policy in schedule._POLICIES.values() for key in parameters(policy))
@@ -117,6 +119,8 @@ def sections_text() -> Iterator[str]:
         where = ", ".join(f":py:mod:`~{module}`" for module in places[section])
         yield from (f"   * - ``{section}``", f"     - {inline(about)}", f"     - {codes(keys.get(section, ()))}")
         yield f"     - {where}"
+        for inner in sorted(owner for owner in keys if owner.startswith(f"{section}.")):
+            yield from (f"   * - ``{inner}``", "     -", f"     - {codes(keys[inner])}", "     -")
     for section, hook in HOOKS.items():
         yield from ("", section, "-" * len(section), "")
         yield from described(hook)

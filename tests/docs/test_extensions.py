@@ -36,7 +36,9 @@ def test_a_page_has_every_module_and_what_the_package_offers() -> None:
 
 def test_every_section_is_shown_with_its_keys() -> None:
     keys, readers = config_reference.section_keys(), config_reference.readers()
-    assert set(_DICTS) - {"optimizer"} <= keys.keys() <= SECTIONS.keys()
+    assert set(_DICTS) - {"optimizer"} <= keys.keys()
+    assert {name.partition(".")[0] for name in keys} <= SECTIONS.keys()
+    assert keys["optimizer_config.grad_clip"] == ("max_norm", "norm_type")
     assert keys["checkpoint_config"] == ("interval", "by_epoch", "max_keep_ckpts")
     assert keys["log_config"] == ("interval", "hooks", "pictures") and keys["ema"] == ("decay",)
     assert keys["amp"] == keys["fp16"] == ("dtype", "loss_scale")
@@ -44,7 +46,7 @@ def test_every_section_is_shown_with_its_keys() -> None:
     assert "lbitcls.apis.hooks" in readers["evaluation"]
     assert not [section for section, modules in readers.items() if not modules], "nothing reads it"
     text = "\n".join(config_reference.sections_text())
-    assert all(f"   * - ``{section}``" in text for section in SECTIONS)
+    assert all(f"   * - ``{section}``" in text for section in [*SECTIONS, *keys])
     assert all(f"policy='{name}'" in text for name in ("step", "CosineAnnealing", "poly", "exp", "fixed"))
 
 

@@ -1,4 +1,4 @@
-"""The README and the recipes of CONTRIBUTING."""
+"""The README, the first page of the site, and the recipes of CONTRIBUTING."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ PAGES = {
         not_run={"make quickstart": "install", "make test": "install"},
         slow=True,
     ),
+    "docs/index.md": Page(not_run={"make quickstart": "install"}),
     "CONTRIBUTING.md": Page(
         prepare=pets,
         check=recipes,
