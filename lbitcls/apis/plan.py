@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lbitcls.apis.session import import_custom
 from lbitcls.apis.sizes import section_size
 from lbitcls.quant.cost import LayerCost, plan_cost
 from lbitcls.quant.plan import aligned
@@ -19,7 +20,7 @@ def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost
     """Print what the config's transformer does to each layer, and what it costs for one image.
 
     Args:
-        cfg: a config with `quant_transformer`.
+        cfg: a config with `quant_transformer`; modules of its `custom_imports` are imported.
         shape: (C, H, W) of an image; None: as the config's test pipeline makes it.
 
     Returns:
@@ -29,6 +30,7 @@ def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost
     from lbitcls.models import build_classifier
     from lbitcls.quant import build_mtransformer
 
+    import_custom(cfg.get("custom_imports"))
     model = build_classifier(cfg.model, pretrained=False)
     plan = build_mtransformer(cfg.quant_transformer).plan(model)
     rows = plan_cost(plan, model, torch.zeros(1, *(shape or image_shape(cfg, model))))

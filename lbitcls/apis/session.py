@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def _limit_threads(number: Any) -> None:
 
 
 def import_custom(section: dict[str, Any] | None) -> None:
-    """Import the modules of a config's `custom_imports`.
+    """Import the modules of a config's `custom_imports`; they may lie in the current folder, as for a Python script.
 
     Raises:
         ConfigError: one is not there, and is not allowed to be missing.
@@ -102,12 +103,17 @@ def import_custom(section: dict[str, Any] | None) -> None:
     given = dict(section or {})
     reject_unknown_keys("custom_imports", given, ("imports", "allow_failed_imports"))
     names = given.get("imports") or []
+    if names and not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # the command `lbitcls` is a script that lies elsewhere
     for name in [names] if isinstance(names, str) else names:
         try:
             importlib.import_module(name)
         except ImportError as error:
             if not given.get("allow_failed_imports"):
-                raise ConfigError(f"custom_imports: {name} cannot be imported: {error}.") from error
+                raise ConfigError(
+                    f"custom_imports: {name} cannot be imported: {error}. Modules are looked for in the current folder "
+                    f"({Path.cwd()}), the folders of PYTHONPATH, and among the installed packages."
+                ) from error
 
 
 def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:

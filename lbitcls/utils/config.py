@@ -76,7 +76,7 @@ _FOREIGN: dict[str, str] = {
     "test_evaluator": "evaluation",
     "default_hooks": "checkpoint_config, log_config and custom_hooks",
     "model_wrapper_cfg": "find_unused_parameters",
-    "runner": "total_epochs",
+    "runner": "total_epochs (of mmcls's, dict(type='EpochBasedRunner', max_epochs=N) is understood)",
 }
 
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -109,7 +109,8 @@ class Config(_MMEngineConfig):
             raise ConfigError(
                 f"config {path} cannot be read: {type(error).__name__}: {error}{_line(error, path)}"
             ) from error
-        cfg = Config(_numbers(loaded._cfg_dict, path), cfg_text=loaded.text, filename=str(path))
+        sections = _with_total_epochs(_numbers(loaded._cfg_dict, path))
+        cfg = Config(sections, cfg_text=loaded.text, filename=str(path))
         check_sections(cfg)
         return cfg
 
@@ -300,6 +301,24 @@ def _numbers(value: Any, path: Path) -> Any:
     if isinstance(value, str) and _FLOAT.fullmatch(value):
         return float(value)
     return value
+
+
+def _with_total_epochs(sections: Any) -> Any:
+    """mmcls's `runner = dict(type='EpochBasedRunner', max_epochs=N)` becomes `total_epochs = N`.
+
+    Any other runner stays, and is refused with the sections of other frameworks.
+    """
+    runner = sections.get("runner")
+    if not isinstance(runner, dict) or {**runner, "max_epochs": None} != dict(type="EpochBasedRunner", max_epochs=None):
+        return sections
+    epochs = runner.get("max_epochs")
+    if sections.get("total_epochs") not in (None, epochs):
+        raise ConfigError(
+            f"runner.max_epochs={epochs} and total_epochs={sections['total_epochs']} contradict each other; "
+            "give one of them."
+        )
+    rest = {name: value for name, value in sections.items() if name != "runner"}
+    return type(sections)({**rest, "total_epochs": epochs})
 
 
 def _mergeable(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:

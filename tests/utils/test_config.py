@@ -82,6 +82,22 @@ def test_another_frameworks_section_is_named(tmp_path: Path) -> None:
         Config.fromfile(write(tmp_path, "a.py", BASE + "param_scheduler = dict()\n"))
 
 
+def test_the_runner_of_mmcls_says_the_length(tmp_path: Path) -> None:
+    base = write(tmp_path, "base.py", BASE + "runner = dict(type='EpochBasedRunner', max_epochs=100)\n")
+    assert Config.fromfile(base).total_epochs == 100 and "runner" not in Config.fromfile(base)
+    child = write(tmp_path, "child.py", "_base_ = './base.py'\nrunner = dict(max_epochs=3)\n")
+    assert Config.fromfile(child).total_epochs == 3
+    both = write(tmp_path, "both.py", "_base_ = './base.py'\ntotal_epochs = 100\n")
+    assert Config.fromfile(both).total_epochs == 100
+    for text, message in [
+        ("_base_ = './base.py'\ntotal_epochs = 90\n", "max_epochs=100 and total_epochs=90 contradict"),
+        ("runner = dict(type='IterBasedRunner', max_iters=100)\n", "'runner' is .* here it is total_epochs"),
+        ("runner = dict(type='EpochBasedRunner', max_epoch=100)\n", "'runner' is .* here it is total_epochs"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            Config.fromfile(write(tmp_path, "other.py", text))
+
+
 def test_a_syntax_error_names_the_file_and_line_also_in_a_base(tmp_path: Path) -> None:
     write(tmp_path, "base.py", "model = dict(\n")
     path = write(tmp_path, "child.py", "_base_ = ['base.py']\n")
