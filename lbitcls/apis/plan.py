@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from lbitcls.apis.session import import_custom
 from lbitcls.apis.sizes import section_size
 from lbitcls.quant.cost import LayerCost, plan_cost
 from lbitcls.quant.plan import aligned
 from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError
 
 HEADER = ("layer", "kind", "shape", "method", "W", "A", "rule", "params", "MMACs", "GBOPs", "KiB")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from torch import nn
 
 from lbitcls.apis.classes import check_labels
 from lbitcls.utils.config import Config
+from lbitcls.utils.custom import import_custom
 from lbitcls.utils.device import choose_device
 from lbitcls.utils.dist import Place, find_place, init_processes, leave_processes
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
@@ -92,28 +91,6 @@ def _limit_threads(number: Any) -> None:
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ConfigError(f"num_threads is an int from 1; got {number!r}.")
     torch.set_num_threads(number)
-
-
-def import_custom(section: dict[str, Any] | None) -> None:
-    """Import the modules of a config's `custom_imports`; they may lie in the current folder, as for a Python script.
-
-    Raises:
-        ConfigError: one is not there, and is not allowed to be missing.
-    """
-    given = dict(section or {})
-    reject_unknown_keys("custom_imports", given, ("imports", "allow_failed_imports"))
-    names = given.get("imports") or []
-    if names and not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))  # the command `lbitcls` is a script that lies elsewhere
-    for name in [names] if isinstance(names, str) else names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            if not given.get("allow_failed_imports"):
-                raise ConfigError(
-                    f"custom_imports: {name} cannot be imported: {error}. Modules are looked for in the current folder "
-                    f"({Path.cwd()}), the folders of PYTHONPATH, and among the installed packages."
-                ) from error
 
 
 def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from lbitcls.apis.preparation import Prepare, Steps, preparation, test_steps
-from lbitcls.apis.session import Session, import_custom, make_model
+from lbitcls.apis.session import Session, make_model
 from lbitcls.apis.sizes import natural_size
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.custom import import_custom
 from lbitcls.utils.device import choose_device
 from lbitcls.utils.dist import Place
 from lbitcls.utils.errors import ConfigError

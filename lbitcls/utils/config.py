@@ -16,6 +16,7 @@ from typing import Any
 from mmengine.config import Config as _MMEngineConfig
 from mmengine.config import ConfigDict
 
+from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError, nearest, suggest
 from lbitcls.utils.library import find_shipped
 
@@ -76,6 +77,9 @@ _FOREIGN: dict[str, str] = {
     "test_evaluator": "evaluation",
     "default_hooks": "checkpoint_config, log_config and custom_hooks",
     "model_wrapper_cfg": "find_unused_parameters",
+    "data_preprocessor": "Normalize in the pipelines of data",
+    "train_cfg": "total_epochs, and evaluation.interval",
+    "randomness": "seed and deterministic",
     "runner": "total_epochs (of mmcls's, dict(type='EpochBasedRunner', max_epochs=N) is understood)",
 }
 
@@ -92,17 +96,25 @@ class Config(_MMEngineConfig):
 
     @staticmethod
     def fromfile(filename: str | Path, **kwargs: Any) -> Config:
-        """Read a `.py`, `.yaml`, `.yml` or `.json` config with its `_base_` files, and check the sections' names.
+        """Read a config file with its `_base_` files, check the sections' names, import its `custom_imports`.
 
-        A path that begins with `configs/` and is not there is looked for among the configs of the package.
+        It is a `.py`, `.yaml`, `.yml` or `.json` file. A path that begins with `configs/` and is not there is looked
+        for among the configs of the package.
 
         Raises:
-            ConfigError: the file is missing, cannot be read, or has a name that is nearly a section's.
+            ConfigError: the file is missing, cannot be read, or has a name that is nearly a section's; a module of
+                `custom_imports` is not there.
         """
         path = _existing(Path(filename).expanduser())
         _check_syntax(path, ())
         try:
-            loaded = _MMEngineConfig.fromfile(str(path), use_environment_variables=False, lazy_import=False, **kwargs)
+            loaded = _MMEngineConfig.fromfile(
+                str(path),
+                use_environment_variables=False,
+                lazy_import=False,
+                import_custom_modules=False,  # done below, with our search path and message
+                **kwargs,
+            )
         except ConfigError:
             raise
         except Exception as error:  # a config is a program: whatever it raises is the user's to see, with its place
@@ -112,6 +124,7 @@ class Config(_MMEngineConfig):
         sections = _with_total_epochs(_numbers(loaded._cfg_dict, path))
         cfg = Config(sections, cfg_text=loaded.text, filename=str(path))
         check_sections(cfg)
+        import_custom(cfg.get("custom_imports"))
         return cfg
 
     @staticmethod

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lbitcls.apis.plan import show_plan
-from lbitcls.apis.session import import_custom
 from lbitcls.utils.config import Config
+from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +41,16 @@ def test_a_module_that_is_not_there(folder: Path) -> None:
     with pytest.raises(ConfigError, match=rf"no_such_module cannot be imported: .* current folder \({folder}\)"):
         import_custom(dict(imports=["no_such_module"]))
     import_custom(dict(imports=["no_such_module"], allow_failed_imports=True))
+
+
+def test_reading_a_config_imports_its_modules(folder: Path) -> None:
+    (folder / "module_of_a_config.py").write_text("VALUE = 4\n")
+    (folder / "config.py").write_text("custom_imports = dict(imports=['module_of_a_config'])\n")
+    Config.fromfile(folder / "config.py")
+    assert sys.modules["module_of_a_config"].VALUE == 4
+    (folder / "missing.py").write_text("custom_imports = dict(imports=['module_of_no_one'])\n")
+    with pytest.raises(ConfigError, match="module_of_no_one cannot be imported: .* current folder"):
+        Config.fromfile(folder / "missing.py")
 
 
 def test_a_plan_with_a_quantizer_of_ones_own(

@@ -77,9 +77,17 @@ def test_helper_variables_are_legal(tmp_path: Path) -> None:
     assert Config.fromfile(write(tmp_path, "a.py", BASE + text)).num_nodes == 1
 
 
-def test_another_frameworks_section_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="here it is lr_config"):
-        Config.fromfile(write(tmp_path, "a.py", BASE + "param_scheduler = dict()\n"))
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("param_scheduler", "lr_config"),
+        ("data_preprocessor", "Normalize in the pipelines"),
+        ("train_cfg", "total_epochs"),
+    ],
+)
+def test_another_frameworks_section_is_named(tmp_path: Path, name: str, here: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' is a section of mmengine's runner; here it is {here}"):
+        Config.fromfile(write(tmp_path, "a.py", BASE + f"{name} = dict()\n"))
 
 
 def test_the_runner_of_mmcls_says_the_length(tmp_path: Path) -> None:
