@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blocks import Page
+
 from prepare.materials import write_image
 
 SHORT = "total_epochs=2 calibration.epoch=1 kernels=plain +log_config.pictures=false"
@@ -55,7 +56,7 @@ PAGES = {
         words={
             "train configs/quickstart/digits_lsq_4w4f.py": "train configs/quickstart/digits_lsq_4w4f.py --options "
             "total_epochs=3 calibration.epoch=2 export.verify=false +log_config.pictures=false",
-            "init flowers": "init flowers --backbone resnet18 --pretrained none",
+            "init flowers": "init flowers --backbone squeezenet1_1 --pretrained none",
             "train flowers.py": f"train flowers.py --options {SHORT} data.workers_per_gpu=0",
         },
         not_run={"make quickstart": "install", "pip install '.[deploy,analysis]'": "install"},
@@ -64,7 +65,7 @@ PAGES = {
     ),
     "docs/migration.md": Page(
         prepare=imagenet,
-        words={"total_epochs=1": "total_epochs=1 +log_config.pictures=false evaluation.save_best=None"},
+        words={"total_epochs=1": "total_epochs=1 +log_config.pictures=false +evaluation.save_best=None"},
         check=old_config_trained,
         slow=True,
     ),
