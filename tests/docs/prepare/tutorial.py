@@ -144,9 +144,8 @@ PAGES = {
     ),
     "docs/tutorial/6_distributed.md": Page(
         words={
-            "total_epochs=31": "total_epochs=3",
             "--work-dir work_dirs/two --options": f"--work-dir work_dirs/two --options {SHORT_TWO}",
-            "data.samples_per_gpu=32 total_epochs=3": f"data.samples_per_gpu=32 {SHORT_TWO} total_epochs=3",
+            "total_epochs=31": f"{SHORT_TWO} total_epochs=3",
         },
         not_run={
             ON_GPUS: "gpu",
