@@ -123,18 +123,23 @@ class LayerSettings:
     input_options: dict[str, Any]
 
 
-def register_method(name: str, weight: type[Quantizer], input: type[Quantizer] | None) -> None:
+def register_method(name: str, weight: type[Quantizer], input: type[Quantizer] | None, force: bool = False) -> None:
     """Make a method known to configs, as `<name>Conv`, `<name>Linear`, ….
 
     Args:
         name: the method's name, as configs write it before the kind of layer.
         weight: quantizer class of weights.
         input: quantizer class of inputs; None: the method quantizes weights only.
+        force: replace a method of this name, as a cell of a notebook does that is run again.
+
+    Raises:
+        KeyError: the name is taken, and not `force`.
     """
-    METHODS[name] = Method(name, weight, input)
+    method = Method(name, weight, input)
     for kind, suffix in ENTRY_SUFFIXES.items():
         entry = f"{name}{suffix}"
-        QUANT_LAYERS.register_module(name=entry, module=LayerEntry(entry, METHODS[name], kind))
+        QUANT_LAYERS.register_module(name=entry, module=LayerEntry(entry, method, kind), force=force)
+    METHODS[name] = method
 
 
 def find_entry(cfg: Any) -> tuple[Any, dict[str, Any]]:

@@ -6,6 +6,7 @@ import ast
 import base64
 import importlib
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,8 @@ def code_cells(path: Path) -> list[Any]:
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def test_both_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["quantized_transfer_learning", "transfer_learning"]
+def test_all_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["classification", "quantized_transfer_learning", "transfer_learning"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -53,21 +54,62 @@ def test_what_a_notebook_names_exists(path: Path) -> None:
     imported: dict[str, Any] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(str(node.module))
-            imported |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+            imported |= {alias.asname or alias.name: found(str(node.module), alias.name) for alias in node.names}
     assert {"train_classifier", "visualize", "analyze_logs", "Config"} <= imported.keys()
-    recipes = []
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        name = call.func.id if isinstance(call.func, ast.Name) else ""
-        if name == "recipe":
-            recipes += [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
-        elif name in imported and hasattr(imported[name], "__code__"):
-            code = imported[name].__code__
-            known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            assert {keyword.arg for keyword in call.keywords} <= set(known), f"{name} in {path.name}"
+    for call in calls(tree):
+        called = imported.get(name_of(call))
+        if hasattr(called, "__code__"):
+            known = called.__code__.co_varnames[: called.__code__.co_argcount + called.__code__.co_kwonlyargcount]
+            assert {keyword.arg for keyword in call.keywords} <= {*known}, f"{name_of(call)} in {path.name}"
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    named = [text for text in texts if text.startswith("configs/")]
+    assert named and all((ROOT / text).exists() for text in named), "they are found from any folder"
+
+
+def found(module: str, name: str) -> Any:
+    """What `from module import name` gives."""
+    known = importlib.import_module(module)
+    return getattr(known, name) if hasattr(known, name) else importlib.import_module(f"{module}.{name}")
+
+
+@pytest.mark.parametrize("name", ["transfer_learning", "quantized_transfer_learning"])
+def test_the_recipes_of_transfer_learning_exist(name: str) -> None:
+    cells = code_cells(ROOT / "demo" / f"{name}.ipynb")
+    tree = ast.parse("\n".join(cell.source for cell in cells))
+    asked = [call.args[0] for call in calls(tree) if name_of(call) == "recipe"]
+    recipes = [argument.value for argument in asked if isinstance(argument, ast.Constant)]
     assert len(recipes) >= 2
     for recipe in (*recipes, "qat", "lsq_4w4f"):
         assert (CONFIGS / f"squeezenet1_1_{recipe}.py").is_file()
+
+
+def calls(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def name_of(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def test_a_labelled_photo_takes_four_lines() -> None:
+    (cell,) = [
+        c.source for c in code_cells(ROOT / "demo" / "classification.ipynb") if c.source.count("show_result") == 2
+    ]
+    assert len([line for line in cell.splitlines() if line]) == 4
+    assert [name_of(call) for call in calls(ast.parse(cell))] == [
+        "init_model",
+        "inference_model",
+        "show_result_pyplot",
+    ]
+
+
+def test_the_commands_of_the_tutorial_exist() -> None:
+    cells = nbformat.read(ROOT / "demo" / "classification.ipynb", as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    named = set(re.findall(r"\btools/\w+\.\w+", text))
+    assert named == {"tools/dist_train.sh", "tools/train.py"} and all((ROOT / tool).is_file() for tool in named)
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
+    assert len(links) > 5 and all((ROOT / "demo" / link).is_file() for link in links)
 
 
 @pytest.fixture
@@ -119,6 +161,20 @@ def assert_drawn(pictures: list[Image.Image], number: int) -> None:
     assert len(pictures) == number
     for picture in pictures:
         assert min(picture.size) > 150 and len(picture.convert("L").getcolors(256) or []) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_classification(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict(EPOCHS=2, FLOAT_EPOCHS=1, TUNE_EPOCHS=1, WEIGHTS=str(tiny_data / WEIGHTS))
+    notebook = execute(ROOT / "demo" / "classification.ipynb", tmp_path, monkeypatch, **given)
+    pictures, text = shown(notebook)
+    assert_drawn(pictures, 8)
+    assert "costs most: quantized alone" in text and "backbone.layer1.0.conv1" in text
+    assert re.search(r"backbone\.layer3\.0\.conv2\.weight_quantizer +scale 2\^-\d+\n", text)
+    work = tmp_path / "work_dirs" / "classification"
+    files = ("photo.jpg", "lsq_4w4f/model.onnx", "analysis.html", "analysis.json", "parity/best_top-1.pth")
+    assert all((work / name).is_file() for name in files)
 
 
 @pytest.mark.slow

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lbitcls.quant import methods
 from lbitcls.quant.calibration import calibrate, regularization
-from lbitcls.quant.methods import build_quant_layer
+from lbitcls.quant.methods import build_quant_layer, register_method
 from lbitcls.quant.quantizers.apot import APoT, magnitudes
 from lbitcls.quant.quantizers.dorefa import DoReFaInput, DoReFaWeight
 from lbitcls.quant.quantizers.dsq import DSQ, soft_step
@@ -278,3 +279,21 @@ def test_a_layer_with_channels_of_zeros_trains(method: str) -> None:
     layer(x).square().sum().backward()
     assert layer.weight.grad.isfinite().all()
     assert torch.isfinite(layer.weight_quantizer.qparams(layer.weight).scale).all()
+
+
+def test_a_methods_name_is_taken_twice_only_on_purpose(forget_registrations: None) -> None:
+    """A cell of a notebook that is run again gives a method anew."""
+
+    class First(LSQPlus):
+        pass
+
+    class Second(LSQPlus):
+        pass
+
+    register_method("Own", weight=First, input=First)
+    with pytest.raises(KeyError, match="OwnConv is already registered"):
+        register_method("Own", weight=Second, input=Second)
+    assert methods.METHODS["Own"].weight is First
+    register_method("Own", weight=Second, input=Second, force=True)
+    layer = build_quant_layer(dict(type="OwnConv", num_bit_w=4, num_bit_a=4), nn.Conv2d(2, 2, 3))
+    assert type(layer.weight_quantizer) is Second
