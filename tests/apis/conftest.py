@@ -1,13 +1,10 @@
-"""A config that trains in a second, and how tests run the commands."""
+"""A config that trains in a second, and models that are made of it."""
 
 from __future__ import annotations
 
-import os
-import pty
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,8 @@ import pytest
 
 from lbitcls.utils.config import Config
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path.insert(0, str(HERE))  # for tiny_parts, here as in the processes that tests start
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for calls and tiny_parts, here as in processes of tests
+from calls import ROOT, Delivered, command
 
 PIPELINE = [dict(type="Normalize", mean=[0.305], std=[0.376]), dict(type="Collect", keys=["img", "gt_label"])]
 # RandomRotation has no batch form here, so that worker processes are used when asked for.
@@ -90,15 +86,6 @@ def write_config(make_config: MakeConfig, tmp_path: Path) -> Callable[..., Path]
     return write
 
 
-@dataclass(frozen=True)
-class Delivered:
-    """A quantized model of digits, not trained: its config's file, its checkpoint, and the file exported of it."""
-
-    config: Path
-    checkpoint: Path
-    exported: Path
-
-
 @pytest.fixture(scope="session")
 def delivered(tmp_path_factory: pytest.TempPathFactory) -> Delivered:
     import torch
@@ -120,37 +107,6 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Delivered:
     calibrate_checkpoint(cfg, folder / "float.pth", folder / "model.pth", num_images=100, test=False)
     export_checkpoint(cfg, folder / "model.pth", folder / "model.onnx")
     return Delivered(folder / "config.py", folder / "model.pth", folder / "model.onnx")
-
-
-def command(*arguments: Any, **environment: str) -> dict[str, Any]:
-    """Arguments of `subprocess.run` that call Python with `arguments` in the repository."""
-    paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    return dict(
-        args=[sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        text=True,
-    )
-
-
-def on_terminal(*arguments: Any) -> tuple[int, str, str]:
-    """Exit code, what is shown, and standard error of Python with `arguments`, its output a terminal of 200 columns."""
-    leader, follower = pty.openpty()
-    call = command(*arguments, TERM="xterm", COLUMNS="200")
-    process = subprocess.Popen(**call, stdout=follower, stderr=subprocess.PIPE)
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:  # Linux: nobody writes any more
-            break
-        if not part:
-            break
-        shown += part
-    errors = process.communicate(timeout=60)[1]
-    os.close(leader)
-    return process.returncode, shown.decode(), errors
 
 
 @pytest.fixture

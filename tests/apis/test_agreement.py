@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Delivered  # type: ignore[import-not-found]
+from calls import Delivered
 
 from lbitcls.apis.agreement import check_quantizers
 from lbitcls.cli import main

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import on_terminal  # type: ignore[import-not-found]
+from calls import on_terminal
 
 from lbitcls.cli import PURPOSES, VERBS, main
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Delivered, command, on_terminal  # type: ignore[import-not-found]
+from calls import ROOT, Delivered, command, on_terminal
 from PIL import Image
 
 from lbitcls.apis import inference_model, init_model

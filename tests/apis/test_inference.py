@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Delivered  # type: ignore[import-not-found]
+from calls import ROOT, Delivered
 from PIL import Image
 
 from lbitcls.apis import inference_model, init_model, show_result, show_result_pyplot

@@ -169,7 +169,7 @@ def test_ctrl_c(make_config: Any, write_config: Any, capsys: Any, event: str, at
 
 def test_signal_to_the_process_group(make_config: Any, tmp_path: Path) -> None:
     """A terminal's Ctrl-C, or a scheduler's SIGTERM, reaches the worker processes too."""
-    from conftest import command  # type: ignore[import-not-found]
+    from calls import command
 
     cfg = make_config(workers=2, total_epochs=500)
     cfg.dump(tmp_path / "tiny.py")
