@@ -1,13 +1,10 @@
-"""docs/analysis.md: its options are the command's, its pictures are there and small."""
+"""docs/analysis.md: its options are the command's."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
-
-import pytest
-from PIL import Image
 
 from lbitcls.cli_arguments import compare_arguments
 
@@ -22,11 +19,3 @@ def test_options_are_those_of_the_command() -> None:
     assert set(re.findall(r"^\| `(--[a-z-]+)", TEXT, re.MULTILINE)) == known
     assert f"always the same ({parser.get_default('num_images')})" in TEXT
     assert f"(`{parser.get_default('save_path')}`)" in TEXT
-
-
-@pytest.mark.parametrize("name", re.findall(r"!\[.*?\]\((.*?)\)", TEXT))
-def test_pictures_are_small(name: str) -> None:
-    path = ROOT / "docs" / name
-    assert path.stat().st_size < 200_000
-    with Image.open(path) as image:
-        assert image.size[0] > 600

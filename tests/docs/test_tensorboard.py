@@ -1,4 +1,4 @@
-"""docs/tensorboard.md: options, columns and tags are the code's, its configs train, its pictures are small."""
+"""docs/tensorboard.md: options, columns and tags are the code's, its configs train."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from lbitcls.apis import tensorboard, train_classifier
 from lbitcls.apis.hparams import COLUMNS, FIRST
@@ -36,14 +35,6 @@ def test_options_are_those_of_the_hook() -> None:
 def test_columns_are_those_of_the_table() -> None:
     named = re.findall(r"`(\w+)`", section("The table of hyperparameters").partition("\n\n`bits`")[0])
     assert named == [*FIRST, *(name for name in COLUMNS if name not in FIRST)]
-
-
-@pytest.mark.parametrize("name", re.findall(r"!\[.*?\]\((.*?)\)", TEXT))
-def test_pictures_are_small(name: str) -> None:
-    path = ROOT / "docs" / name
-    assert path.stat().st_size < 200_000
-    with Image.open(path) as image:
-        assert image.size[0] > 600
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
