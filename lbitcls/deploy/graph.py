@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 OPERATIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+POOLS = ("MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin")
+"""Operations whose result is one of their inputs' values, chosen by order alone."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -197,11 +199,13 @@ def separate_weights(graph: Graph) -> None:
 
 
 def pool_integers(graph: Graph) -> None:
-    """Quantize before a MaxPool, where that is done to its result alone.
+    """Quantize before a maximum or minimum (`POOLS`), where that is done to its result alone.
 
-    The values are the same, since quantization keeps the order; and engines write, and pool, integers.
+    The values are the same, since quantization keeps the order; and engines write, and pool, integers. OpenVINO 2026.4
+    quantizes wrongly right after a ReduceMax, GlobalMaxPool or ReduceMin of floats: it joins the two in one operation,
+    whose integers are off by some steps.
     """
-    for pool in reversed([node for node in graph.nodes if node.op_type == "MaxPool" and len(node.output) == 1]):
+    for pool in reversed([node for node in graph.nodes if node.op_type in POOLS and len(node.output) == 1]):
         chain = _quantization_of(graph, pool.output[0])
         if not chain:
             continue
@@ -213,13 +217,13 @@ def pool_integers(graph: Graph) -> None:
 
 
 def _quantization_of(graph: Graph, tensor: str) -> list[NodeProto]:
-    """The Clip, if there is one, QuantizeLinear and DequantizeLinear that alone take a tensor; empty: others do."""
+    """The Relu and Clip, if there are any, QuantizeLinear and DequantizeLinear that alone take a tensor; or nothing."""
     chain: list[NodeProto] = []
-    for kind in ("Clip", "QuantizeLinear", "DequantizeLinear"):
+    for kind in ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear"):
         node = graph.only_consumer(chain[-1].output[0] if chain else tensor)
         if node is not None and node.op_type == kind:
             chain.append(node)
-        elif kind != "Clip":
+        elif kind not in ("Relu", "Clip"):
             return []
     return chain
 
@@ -240,9 +244,9 @@ def drop_repeated(graph: Graph) -> None:
 
 
 def through_pools(graph: Graph, name: str) -> NodeProto | None:
-    """The node that makes a tensor, or makes what it is the maximum of."""
+    """The node that makes a tensor, or makes what it is the maximum or minimum of."""
     node = graph.producer(name)
-    while node is not None and node.op_type == "MaxPool":
+    while node is not None and node.op_type in POOLS:
         node = graph.producer(node.input[0])
     return node
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from lbitcls.deploy.engine import openvino_core
-from lbitcls.deploy.graph import OPERATIONS, Graph, attributes, operation_of, through_pools, weights_of
+from lbitcls.deploy.graph import OPERATIONS, POOLS, Graph, attributes, operation_of, through_pools, weights_of
 from lbitcls.deploy.metadata import require
 from lbitcls.deploy.shipped import LayerFacts, active, quantized_layers, weight_dtype
 from lbitcls.utils.errors import ConfigError, suggest
@@ -146,7 +146,7 @@ def _latencies(models: dict[str, bytes], input_shape: tuple[int, int, int]) -> d
 
 
 _TINY = np.finfo(np.float32).tiny  # added to a float, changes nothing but an exact 0
-_PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Slice", "Concat")
+_PASSING = ("Relu", "Clip", *POOLS, "AveragePool", "Reshape", "Flatten", "Transpose", "Slice", "Concat")
 
 
 def guard_scales(graph: Graph) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.graph import Graph, attributes, weights_of
+from lbitcls.deploy.graph import POOLS, Graph, attributes, weights_of
 
 Ships = Callable[..., Any]
 Quantized = Callable[..., nn.Module]
@@ -168,3 +168,34 @@ def test_integers_are_pooled(quantized: Quantized, ships: Ships, bits: int) -> N
     assert [maker.op_type for maker in makers if maker is not None] == ["DequantizeLinear", "MaxPool", "Add"]
     taken = graph.consumers(next(n for n in graph.nodes if n.op_type == "MaxPool" and n.name.endswith("_2")).output[0])
     assert [node.name for node in taken] == ["conv"]
+
+
+class Extreme(nn.Module):
+    """A maximum or minimum over each channel, then a quantized layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv2d(3, 64, 3, padding=1)
+        self.last: nn.Module = nn.Conv2d(64, 5, 1) if kind == "kept" else nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.relu(self.conv(x))
+        if self.kind == "amin":
+            return self.last(y.amin((2, 3)))
+        if self.kind == "kept":
+            return self.last(y.amax((2, 3), keepdim=True))
+        if self.kind == "signed":
+            return self.last(self.conv(x).amax((2, 3)))
+        y = y.amax((2, 3))
+        return self.last(y.relu() if self.kind == "relu" else y)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["amax", "amin", "kept", "relu", "signed"])
+def test_maxima_are_of_integers(quantized: Quantized, ships: Ships, kind: str, bits: int) -> None:
+    """OpenVINO quantizes wrongly right after a maximum of floats."""
+    graph = graph_of(ships(quantized(Extreme(kind), "LSQ", bits, bits, images()), images()))
+    (pool,) = [node for node in graph.nodes if node.op_type in POOLS]
+    before = graph.producer(pool.input[0])
+    assert before is not None and before.op_type == "DequantizeLinear"
