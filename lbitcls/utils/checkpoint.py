@@ -147,8 +147,11 @@ def load_checkpoint(
     model.load_state_dict({name: state_dict[name] for name in fit.matched}, strict=False)
     logger = logger or get_logger()
     # Weights before quantization have no quantizers, those of other classes another head; all else should be seen.
-    level = logging.INFO if fit.complete or fit.lacks_quantizers or fit.other_classes else logging.WARNING
+    expected = fit.complete or fit.lacks_quantizers or fit.other_classes or fit.float_phase
+    level = logging.INFO if expected else logging.WARNING
     text = ("\n  the head starts anew: it has other classes" if fit.other_classes else "") + fit.text()
+    if fit.float_phase:
+        text = "\n  its quantizers, which are off, are left out"
     logger.log(level, "Loaded %d of %d tensors from %s%s", len(fit.matched), len(model.state_dict()), path, text)
     return checkpoint
 
@@ -165,6 +168,8 @@ class Fit:
             for name in own
             if name in given and own[name].shape != given[name].shape
         ]
+        switches = [bool(value) for name, value in given.items() if name.endswith(f"{_QUANTIZER}enabled")]
+        self._off = bool(switches) and not any(switches)
 
     @property
     def complete(self) -> bool:
@@ -181,6 +186,12 @@ class Fit:
         """The head is of another shape; else nothing is amiss, but for quantizers that may be missing."""
         misfits = [*self.mismatched, *self.unexpected, *(n for n in self._lacking() if _QUANTIZER not in n)]
         return bool(self.mismatched) and all(name.startswith(_HEAD) for name in misfits)
+
+    @property
+    def float_phase(self) -> bool:
+        """Nothing but quantizers is left over, and those are off: the weights were trained as float ones."""
+        over = bool(self.unexpected) and all(_QUANTIZER in name for name in self.unexpected)
+        return over and self._off and not (self._lacking() or self.mismatched)
 
     def cause(self) -> str:
         """A line that says so where the two differ in what is quantized, and how, or nothing."""
