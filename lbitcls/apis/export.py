@@ -220,7 +220,7 @@ def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor]) -> di
     from lbitcls.deploy.verify import verify
 
     found = verify(model, path, batches)
-    verdict = "not judged" if not found.judged else "passed" if found.passed else "REJECTED"
+    verdict = "REJECTED" if not found.passed else "passed" if found.judged else "not judged"
     print_table(f"Verification on {found.images} images: {verdict}", COLUMNS, found.table())
     if found.warning is not None:
         print(found.warning)

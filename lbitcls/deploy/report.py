@@ -7,6 +7,12 @@ An engine that runs the file fails, over at least 100 images, where
 
 Tied: the two best logits are closer than the largest difference between float32 and float64. Features of a backbone
 have no classes; the first condition alone counts for each of them.
+
+Fewer images cannot confirm a file: a value that rounds to the other side moves one image by far more than the mean of
+many. They reject it where
+
+    its mean difference exceeds five times that between float32 and float64, 5 % of the outputs' standard deviation,
+    and what one image adds to the mean that is off by a whole standard deviation
 """
 
 from __future__ import annotations
@@ -15,15 +21,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 FEWEST_IMAGES = 100
-"""Images that a verdict needs."""
+"""Images that a file needs to be confirmed."""
 YARDSTICKS = 2.0
 """An engine's mean difference may be this many times that between float32 and float64."""
 DEVIATIONS = 1e-3
 """Or this part of the outputs' standard deviation, if that is more."""
+GROSS_YARDSTICKS = 5.0
+"""On fewer images: it may be this many times that between float32 and float64."""
+GROSS_DEVIATIONS = 0.05
+"""Or this part of the standard deviation, if that is more, or one part in the number of images."""
 IMAGES_PER_CHANGE = 1000
 """One in so many images without a tie may change its class; one image always may."""
-COLUMNS = ("compared", "with", "top-1 agreement", "mean difference", "largest", "identical rows", "changed class")
-"""Titles of `Verification.table`."""
+COLUMNS = ("compared", "with", "agree", "mean", "largest", "identical", "changed")
+"""Titles of `Verification.table`, whose words stay whole on a terminal of 80 columns."""
 
 
 @dataclass(frozen=True)
@@ -94,31 +104,29 @@ class Verification:
 
     @property
     def judged(self) -> bool:
-        """Whether there were images enough for a verdict."""
+        """Whether there were images enough to confirm the file."""
         return self.images >= FEWEST_IMAGES
 
     @property
     def passed(self) -> bool:
-        """No reason to reject the file was found (or looked for, on fewer than 100 images)."""
+        """No reason to reject the file was found; on fewer than 100 images that does not confirm it."""
         return not self.reasons
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the file is rejected, one text each; none without a verdict."""
-        if not self.judged:
-            return ()
+        """Why the file is rejected, one text each."""
         limits = {row.output: self._limit(row) for row in self.yardstick}
         found = (reason for row in self.rows for reason in (self._too_far(row, limits), self._too_many(row)))
         return tuple(reason for reason in found if reason is not None)
 
     @property
     def warning(self) -> str | None:
-        """What to tell the user of a file that passed without a verdict."""
-        if self.judged:
+        """What to tell the user of a file that is neither confirmed nor rejected."""
+        if self.judged or not self.passed:
             return None
         return (
-            f"{self.images} images are too few to judge the file: {FEWEST_IMAGES} are needed for a verdict, so it was "
-            "neither confirmed nor rejected."
+            f"{self.images} images are too few to judge the file: {FEWEST_IMAGES} are needed to confirm it. Only a "
+            "gross difference would have rejected it, and none was found."
         )
 
     def table(self) -> list[tuple[str, ...]]:
@@ -135,20 +143,28 @@ class Verification:
             "warning": self.warning,
         }
 
+    def _allowed(self) -> tuple[float, float]:
+        """How many yardsticks, and what part of the standard deviation, a mean difference may be."""
+        if self.judged:
+            return YARDSTICKS, DEVIATIONS
+        return GROSS_YARDSTICKS, max(GROSS_DEVIATIONS, 1 / self.images)
+
     def _limit(self, yardstick: Comparison) -> float:
-        return max(YARDSTICKS * yardstick.mean, DEVIATIONS * self.deviation[yardstick.output])
+        yardsticks, deviations = self._allowed()
+        return max(yardsticks * yardstick.mean, deviations * self.deviation[yardstick.output])
 
     def _too_far(self, row: Comparison, limits: dict[str, float]) -> str | None:
         limit = limits[row.output]
         if row.mean <= limit:  # false for what is not a number
             return None
+        yardsticks, deviations = self._allowed()
         return (
             f"{row.name}: {row.output} differ by {row.mean:.3g} in the mean, more than {limit:.3g}, the larger of "
-            f"{YARDSTICKS:g} times what float32 and float64 differ by and {DEVIATIONS:g} of the standard deviation."
+            f"{yardsticks:g} times what float32 and float64 differ by and {deviations:.3g} of the standard deviation."
         )
 
     def _too_many(self, row: Comparison) -> str | None:
-        if row.changed is None or self.untied is None:
+        if row.changed is None or self.untied is None or not self.judged:
             return None
         allowed = max(1, self.untied // IMAGES_PER_CHANGE)
         if row.changed <= allowed:

@@ -42,7 +42,7 @@ def verify(
     Args:
         model: what was exported, with its weights; neither its mode nor its device is changed.
         onnx_path: the file.
-        batches: float32 images (N, C, H, W), as the test pipeline leaves them; at least 100 for a verdict.
+        batches: float32 images (N, C, H, W), as the test pipeline leaves them; at least 100 to confirm the file.
         engines: names of the engines that run the file.
         threads: of each engine; None: its own choice.
 

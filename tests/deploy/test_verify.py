@@ -71,11 +71,32 @@ def test_one_image_or_one_in_a_thousand_may_change_its_class(untied: int, change
     assert passes or f"engine: {changed} of {untied} images without a tie change" in verification.reasons[0]
 
 
-def test_fewer_than_100_images_give_no_verdict() -> None:
-    few, enough = found(99, 99, 0.0, 5.0, 50), found(100, 99, 0.0, 5.0, 50)
+def test_fewer_than_100_images_do_not_confirm_a_file() -> None:
+    few, enough = found(99, 99, 0.0, 0.4, 50), found(100, 99, 0.0, 0.4, 50)
     assert few.passed and not few.judged and few.reasons == ()
     assert few.warning is not None and "99 images are too few" in few.warning
     assert not enough.passed and enough.judged and len(enough.reasons) == 2 and enough.warning is None
+
+
+@pytest.mark.parametrize(
+    "images, yardstick, mean, passes",
+    [
+        (60, 0.01, 0.5, True),  # 5 % of the standard deviation
+        (60, 0.01, 0.5001, False),
+        (60, 0.2, 1.0, True),  # five times the yardstick
+        (60, 0.2, 1.0001, False),
+        (4, 0.0, 2.5, True),  # one image of four that is off by a standard deviation
+        (4, 0.0, 2.5001, False),
+        (1, 0.0, float("nan"), False),
+    ],
+)
+def test_a_gross_difference_is_rejected_on_few_images(
+    images: int, yardstick: float, mean: float, passes: bool
+) -> None:
+    verification = found(images, images, yardstick, mean)
+    assert verification.passed is passes and not verification.judged
+    assert passes or "engine: logits differ by" in verification.reasons[0]
+    assert (verification.warning is not None) is passes
 
 
 def test_the_report_is_plain_data_and_the_table_has_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +107,18 @@ def test_the_report_is_plain_data_and_the_table_has_its_columns(capsys: pytest.C
     assert all(len(row) == len(COLUMNS) for row in verification.table())
     print_table("Verification", COLUMNS, verification.table())
     assert "engine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("output", ["logits", "feature_0"])
+def test_the_table_breaks_no_word_on_80_columns(
+    output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ranked = (100.0, 1234) if output == "logits" else (None, None)
+    rows = [Comparison("onnxruntime", "float32", output, 1.23e-08, 1.23e-08, 100.0, *ranked).cells()]
+    print_table("Verification", COLUMNS, rows)
+    printed = capsys.readouterr().out
+    assert all(word in printed for cell in (*COLUMNS, *rows[0]) for word in cell.split())
 
 
 # What is compared, with an engine that computes in PyTorch
