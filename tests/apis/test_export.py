@@ -104,7 +104,10 @@ def test_a_pipeline_without_a_size(make_config: MakeConfig, tmp_path: Path) -> N
     assert measure(cfg, tmp_path / "model.onnx")["top-1"] == measure(cfg, tmp_path / "quantized.pth")["top-1"]
 
 
-def test_a_file_that_differs_is_renamed(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("images", [100, 12])
+def test_a_file_that_differs_is_renamed(
+    images: int, cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint, finished = calibrated(cfg, tmp_path), exporter._finished
 
     def wrong(proto: onnx.ModelProto, *arguments: Any) -> bytes:
@@ -117,7 +120,7 @@ def test_a_file_that_differs_is_renamed(cfg: Config, tmp_path: Path, monkeypatch
         (tmp_path / name).write_text("of before")
     monkeypatch.setattr(exporter, "_finished", wrong)
     with pytest.raises(RejectedError, match=r"is named .*model\.rejected\.onnx:\n  .*openvino"):
-        export_checkpoint(cfg, checkpoint, tmp_path / "model.onnx", verify=True, num_images=100)
+        export_checkpoint(cfg, checkpoint, tmp_path / "model.onnx", verify=True, num_images=images)
     assert RejectedError.exit_code == 1
     assert (tmp_path / "model.rejected.onnx").is_file()
     report = json.loads((tmp_path / "model.rejected.report.json").read_text())

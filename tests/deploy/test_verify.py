@@ -90,9 +90,7 @@ def test_fewer_than_100_images_do_not_confirm_a_file() -> None:
         (1, 0.0, float("nan"), False),
     ],
 )
-def test_a_gross_difference_is_rejected_on_few_images(
-    images: int, yardstick: float, mean: float, passes: bool
-) -> None:
+def test_a_gross_difference_is_rejected_on_few_images(images: int, yardstick: float, mean: float, passes: bool) -> None:
     verification = found(images, images, yardstick, mean)
     assert verification.passed is passes and not verification.judged
     assert passes or "engine: logits differ by" in verification.reasons[0]

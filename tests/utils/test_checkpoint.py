@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,8 +59,6 @@ def test_names_are_adapted(tmp_path: Path) -> None:
 
 
 def test_report_of_what_does_not_fit(tmp_path: Path, caplog: Any) -> None:
-    import logging
-
     state = Net(width=6).state_dict()
     state["other.weight"] = torch.zeros(1)
     del state["fc.bias"]
@@ -72,6 +71,22 @@ def test_report_of_what_does_not_fit(tmp_path: Path, caplog: Any) -> None:
     assert "conv.weight (6, 1, 3, 3) for (4, 1, 3, 3)" in caplog.text
     with pytest.raises(CheckpointError, match="another model"):
         load_checkpoint(Net(), tmp_path / "x.pth", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("on", "lost", "level"), [(False, "", "INFO"), (True, "", "WARNING"), (False, "fc.bias", "WARNING")]
+)
+def test_quantizers_that_are_off_may_be_left_out(on: bool, lost: str, level: str, tmp_path: Path, caplog: Any) -> None:
+    state = Net().state_dict()
+    quantizer = {"enabled": torch.tensor(on), "scale": torch.ones(1)}
+    state.update({f"fc.input_quantizer.{name}": value for name, value in quantizer.items()})
+    state.pop(lost, None)
+    torch.save(state, tmp_path / "x.pth")
+    with caplog.at_level("INFO"):
+        load_checkpoint(Net(), tmp_path / "x.pth", logger=logging.getLogger("test"))
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert ("left out" in caplog.text) is (level == "INFO") is not ("unexpected" in caplog.text)
 
 
 def test_nothing_fits(tmp_path: Path) -> None:
