@@ -9,7 +9,7 @@ fi
 verb=$1 config=$2 processes=$3
 shift 3
 
-tools=$(cd "$(dirname "$0")" && pwd)
+tools=$(cd "$(dirname "$0")" && pwd -P)
 python=${PYTHON:-$tools/../.venv/bin/python}
 [ -x "$python" ] || python=$(command -v python3)
 
