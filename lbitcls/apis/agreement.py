@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,18 +35,20 @@ def check_quantizers(transformer: ModelTransformer, model: nn.Module, path: str 
         path: the checkpoint.
 
     Raises:
-        CheckpointError: a layer has another method, other bits or other channels there, or BatchNorm is folded in one
-            of the two alone; or the checkpoint cannot be read.
+        CheckpointError: a layer has another method, other bits, channels or options there, or BatchNorm is folded in
+            one of the two alone; or the checkpoint cannot be read.
     """
-    made_with = _own_transformer(path)
-    if made_with is None:
+    content = _quantized(path)
+    made_with = _own_transformer(content["meta"].get("config")) if content else None
+    if content is None or made_with is None:
         return
     try:
         theirs = _described(made_with, model)
     except ConfigError:
         return
     ours = _described(transformer, model)
-    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    there = {name for name in {**ours, **theirs} if f"{name}.weight" in content["state_dict"]} | {"fold_bn"}
+    names = [name for name in {**ours, **theirs} if name in there and ours.get(name) != theirs.get(name)]
     if names:
         lines = [f"\n  {name}: {theirs.get(name, 'float')} there, {ours.get(name, 'float')} here" for name in names]
         rest = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
@@ -56,16 +59,20 @@ def check_quantizers(transformer: ModelTransformer, model: nn.Module, path: str 
         )
 
 
-def _own_transformer(path: str | Path) -> ModelTransformer | None:
-    """The transformer of the config in a checkpoint whose quantizers are on."""
+def _quantized(path: str | Path) -> dict[str, Any] | None:
+    """The content of a checkpoint whose quantizers are on; None: they are off, or there are none."""
     if is_published(str(path)) or not zipfile.is_zipfile(Path(path).expanduser()):
         return None  # not written by `save_checkpoint`
     content = read_checkpoint(path, mmap=True)
-    if not any(bool(value) for name, value in content["state_dict"].items() if name.endswith("_quantizer.enabled")):
-        return None
+    flags = [bool(value) for name, value in content["state_dict"].items() if name.endswith("_quantizer.enabled")]
+    return content if any(flags) else None
+
+
+def _own_transformer(text: str | None) -> ModelTransformer | None:
+    """The transformer of the config in a checkpoint."""
     try:
-        section = Config.fromstring(content["meta"].get("config") or "").get("quant_transformer")
-        made_with = build_mtransformer(section) if section else None
+        section = Config.fromstring(text or "").get("quant_transformer")
+        made_with = build_mtransformer(section) if isinstance(section, dict) else None
     except ConfigError:
         return None
     return made_with if isinstance(made_with, ModelTransformer) else None
@@ -83,8 +90,15 @@ def _text(row: PlanRow) -> str:
         return f"{row.entry}, weight {_bits(row.num_bit_w)}, input {_bits(row.num_bit_a)}"
     settings = entry.settings(options)
     granularity = " per channel" if settings.per_channel and settings.weight_bits else ""
-    return f"{entry.method.name}, weight {_bits(settings.weight_bits)}{granularity}, input {_bits(settings.input_bits)}"
+    weight = f"weight {_bits(settings.weight_bits)}{granularity}{_options(settings.weight_options)}"
+    return f"{entry.method.name}, {weight}, input {_bits(settings.input_bits)}{_options(settings.input_options)}"
 
 
 def _bits(number: int | None) -> str:
     return "float" if number is None else f"{number} bits"
+
+
+def _options(options: dict[str, Any]) -> str:
+    """A quantizer's own options, as far as a config gives them: ` (narrow_range=True)`."""
+    given = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
+    return f" ({given})" if given else ""

@@ -177,7 +177,8 @@ def build_runner(
     if not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f"total_epochs is an int from 1; got {epochs!r}.")
     dataset, loader = load_data(cfg, "train", "training", session, seed=cfg.seed, data_root=data_root)
-    model = make_model(cfg, session, dataset, pretrained=start is None, data_root=data_root)
+    going_on = start[0] if start else None
+    model = make_model(cfg, session, dataset, pretrained=not start, data_root=data_root, checkpoint=going_on)
     if start is None and cfg.get("load_from"):
         load_checkpoint(model, cfg.load_from, logger=session.logger)
     kernels = _choose_kernels(cfg, start, device)

@@ -37,6 +37,12 @@ def written(given: Delivered, target: Path, **changes: Any) -> Path:
     return target
 
 
+def written_anew(given: Delivered, target: Path, state_dict: dict[str, Any]) -> Path:
+    """The checkpoint with these tensors alone."""
+    torch.save({**read_checkpoint(given.checkpoint), "state_dict": state_dict}, target)
+    return target
+
+
 @pytest.mark.parametrize("verb", ["test", "export", "infer", "calibrate", "compare"])
 def test_no_command_takes_weights_of_other_bits(verb: str, delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
     cfg = Config.fromfile(delivered.config)
@@ -78,8 +84,9 @@ def test_bits_that_are_overridden_are_refused_likewise(delivered: Delivered, cap
             "head.fc: LSQ, weight 8 bits, input 8 bits there, float",
         ),
         ({"fold_bn": True}, "fold_bn: False there, True here"),
+        ({"quan_policy.Conv2d.signed": True}, r"LSQ, weight 4 bits, input 4 bits \(signed=True\) here"),
     ],
-    ids=["method", "channels", "special", "float", "fold_bn"],
+    ids=["method", "channels", "special", "float", "fold_bn", "options"],
 )
 def test_what_is_compared(options: dict[str, Any], message: str, delivered: Delivered) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -103,10 +110,19 @@ def test_what_cannot_be_compared_passes(delivered: Delivered, tmp_path: Path) ->
     torch.save(state, tmp_path / "older.pth", _use_new_zipfile_serialization=False)
     check(delivered, other, tmp_path / "older.pth")
     text = read_checkpoint(delivered.checkpoint)["meta"]["config"]
-    others = [text.replace("LSQConv", "MyConv"), text.replace("head.fc", "head.last"), "", "(", None]
+    others = [
+        text.replace("LSQConv", "MyConv"),
+        text.replace("head.fc", "head.last"),
+        "quant_transformer = 'x'",
+        "",
+        "(",
+        None,
+    ]
     for number, config in enumerate(others):
         check(delivered, other, written(delivered, tmp_path / f"{number}.pth", meta={"config": config}))
     check(delivered, other, tmp_path / "missing.pth")
+    network = {name: value for name, value in state.items() if "layer" not in name}
+    check(delivered, other, written_anew(delivered, tmp_path / "network.pth", network))
 
 
 def test_training_may_start_from_other_bits(delivered: Delivered, tmp_path: Path) -> None:
@@ -114,3 +130,13 @@ def test_training_may_start_from_other_bits(delivered: Delivered, tmp_path: Path
     flags = ["--load-from", str(delivered.checkpoint), "--work-dir", str(tmp_path), "--no-validate"]
     assert main(["train", str(delivered.config), *flags, "--options", *options]) == 0
     assert (tmp_path / "latest.pth").exists()
+
+
+def test_a_run_does_not_go_on_with_other_bits(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
+    options = ["total_epochs=1", "calibration.epoch=0", "export=none", "log_config.hooks=[]"]
+    command = ["train", str(delivered.config), "--work-dir", str(tmp_path), "--no-validate"]
+    assert main([*command, "--options", *options]) == 0
+    before = (tmp_path / "latest.pth").read_bytes()
+    assert main([*command, "--resume", "--options", *options, "total_epochs=2", f"{CONV}.num_bit_w=2"]) == 1
+    assert "weight 4 bits, input 4 bits there, LSQ, weight 2 bits" in capsys.readouterr().err
+    assert (tmp_path / "latest.pth").read_bytes() == before

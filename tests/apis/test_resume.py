@@ -229,6 +229,22 @@ def test_weights_alone_are_no_run(make_config: Any) -> None:
         train_classifier(cfg)
 
 
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_best_weights_that_are_not_there_are_not_told_of(elsewhere: bool, make_config: Any, capsys: Any) -> None:
+    """A run that goes on in another folder, or from a checkpoint before its best epoch."""
+    cfg = make_config(total_epochs=3)
+    train_classifier(cfg)
+    further = make_config("new" if elsewhere else "work", total_epochs=4)
+    best = json.loads((Path(cfg.work_dir) / "summary.json").read_text())["float"]["epoch"]
+    further.resume_from = f"{cfg.work_dir}/epoch_{3 if elsewhere else 1}.pth"
+    assert best > 1
+    summary = train_classifier(further)
+    assert "weights so far" in capsys.readouterr().out
+    saved = torch.load(summary["float"]["file"], weights_only=True)["meta"]
+    assert saved["epoch"] == summary["float"]["epoch"] and saved["top-1"] == summary["float"]["top1"]
+    assert Path(summary["checkpoint"]).exists()
+
+
 def test_seed_is_kept_by_the_run(make_config: Any) -> None:
     whole, ended = make_config("whole", seed=None), make_config("ended", seed=None)
     end(ended, "after_iter", 17)

@@ -11,7 +11,7 @@ from lbitcls.core.evaluation import check_metrics, evaluate, read_topk
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
-from lbitcls.utils.dist import broadcast_module, is_main, world_size
+from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main, world_size
 from lbitcls.utils.errors import CheckpointError, ConfigError, require_list, suggest
 
 if TYPE_CHECKING:
@@ -71,6 +71,17 @@ class EvaluationHook(Hook):
         self.also_after = frozenset(also_after)
         self.final_phase = final_phase
         self.best: dict[str, dict[str, Any]] = {}
+
+    def before_run(self, runner: EpochRunner) -> None:
+        """Of a run that goes on: forget best weights that are not there, so that no result is told without them."""
+        kept = broadcast_object({phase: best for phase, best in self.best.items() if _is_there(runner, best)})
+        for phase in self.best.keys() - kept.keys():
+            best = self.best[phase]
+            runner.logger.warning(
+                "The best %s weights so far (%s %.4f, epoch %d) are not %s any more: the best are those from here on.",
+                *(phase, best["key"], best["value"], best["epoch"], runner.work_dir / best["file"]),
+            )
+        self.best = kept
 
     def after_epoch(self, runner: EpochRunner) -> None:
         epoch = runner.epoch
@@ -142,6 +153,15 @@ def _best_key(save_best: str | None) -> str | None:
     if not save_best:
         return None
     return "top-1" if save_best == "auto" else str(save_best).removeprefix("accuracy_")
+
+
+def _is_there(runner: EpochRunner, best: dict[str, Any]) -> bool:
+    """Whether the file of the best weights is in the work directory, and is that of this run's epoch."""
+    try:
+        meta = read_checkpoint(runner.work_dir / best["file"], mmap=True)["meta"]
+    except CheckpointError:
+        return False
+    return (meta.get("run"), meta.get("epoch")) == (runner.meta.get("run"), best["epoch"])
 
 
 def _better(key: str, value: float, best: float) -> bool:
