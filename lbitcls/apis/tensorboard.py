@@ -97,6 +97,9 @@ class TensorboardLoggerHook(Writer):
         self.images = images
         self.predictions = predictions
         self.hparams = require_list("TensorboardLoggerHook: hparams", hparams)
+        for option, names in (("layers", self.layers), ("hparams", self.hparams)):
+            if not all(isinstance(name, str) for name in names):
+                raise ConfigError(f"TensorboardLoggerHook: {option} are names; got {list(names)!r}.")
         self._board: Board | None = None
         self._names: list[str] = []
         self._extra: dict[str, float | str] = {}
