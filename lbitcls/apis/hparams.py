@@ -94,7 +94,7 @@ def config_values(cfg: Config | None, keys: Iterable[str]) -> dict[str, Value]:
     """The values that dotted `keys` have in a config, in which a number is a place in a list.
 
     Raises:
-        ConfigError: a key is not there.
+        ConfigError: a key is not there, or is that of a section or a list.
     """
     return {key: _config_value(dict(cfg or {}), key) for key in keys}
 
@@ -112,4 +112,9 @@ def _config_value(cfg: Any, key: str) -> Value:
                 f"TensorboardLoggerHook: hparams names '{key}', which the config does not have: '{part}'"
                 f"{suggest(part, known)}"
             )
+    if isinstance(found, (Mapping, list, tuple)):
+        raise ConfigError(
+            f"TensorboardLoggerHook: hparams names '{key}', which is a section or a list, not a value; "
+            f"name one of its values, as in '{key}.{next(iter(found), 0) if isinstance(found, Mapping) else 0}'."
+        )
     return as_value(found, 0.0 if isinstance(found, (int, float)) else "")

@@ -40,6 +40,7 @@ from lbitcls.registry import HOOKS
 from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import ConfigError, DataError, require_list, suggest
+from lbitcls.utils.files import check_folder
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -68,7 +69,7 @@ class TensorboardLoggerHook(Writer):
 
     Raises:
         ConfigError: an option is not of these kinds; at the start of the run: a name of `layers` or `hparams` matches
-            nothing.
+            nothing, a name of `hparams` is that of a section, the folder cannot be written, or is another such hook's.
         DependencyError: TensorBoard is not installed.
     """
 
@@ -106,13 +107,24 @@ class TensorboardLoggerHook(Writer):
         self._begun = self._validated = self._looked = False
         self._batch: dict[str, torch.Tensor] | None = None
 
+    def folder(self, runner: EpochRunner) -> Path:
+        """Where its files are in this run, an absolute path."""
+        return Path(self.log_dir or runner.work_dir / "tf_logs").expanduser().resolve()
+
     # What the runner calls.
 
     def before_run(self, runner: EpochRunner) -> None:
         self._names = chosen_layers(runner.module, self.layers)
         self._extra = config_values(_config(runner), self.hparams)
+        folder = self.folder(runner)
+        if any(hook.folder(runner) == folder for hook in boards_of(runner) if hook is not self):
+            raise ConfigError(
+                f"TensorboardLoggerHook: two of these hooks write to {folder}, where each would hide the other's data; "
+                "give one of them a log_dir of its own, or leave it out."
+            )
         if is_main():
-            self._board = Board(self.log_dir or runner.work_dir / "tf_logs", runner.iter + 1 if runner.iter else 0)
+            check_folder(folder, "TensorboardLoggerHook: log_dir")
+            self._board = Board(folder, runner.iter + 1 if runner.iter else 0)
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
         if not self._begun:

@@ -65,6 +65,27 @@ def check_writable(path: str | Path, option: str, *inputs: str | Path) -> Path:
     return path
 
 
+def check_folder(path: str | Path, option: str) -> Path:
+    """`path` without `~`, a folder that can be made, where it is missing, and written to; nothing is left behind.
+
+    Args:
+        path: the folder.
+        option: how the user named it, for the message.
+
+    Raises:
+        ConfigError: it is no folder, or nothing can be written there.
+    """
+    path = Path(path).expanduser()
+    target = Path(os.path.realpath(path))
+    try:
+        probe = _temporary(next(above for above in (target, *target.parents) if above.exists()) / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; name another folder.") from error
+    return path
+
+
 def link_whole(target: Path, link: Path) -> None:
     """Make `link` another name of the file `target` (a copy where the file system has no hard links), atomically."""
     import shutil

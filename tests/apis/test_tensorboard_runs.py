@@ -213,6 +213,8 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
     [
         (dict(layers=["*.conv1", "backbone.conv3"]), "'backbone.conv3' names no .*did you mean 'backbone.conv2'?"),
         (dict(hparams=["optimizer.lrr"]), "'optimizer.lrr', which the config does not have: 'lrr'; did you mean 'lr'?"),
+        (dict(hparams=["optimizer"]), "'optimizer', which is a section or a list, not a value; .* 'optimizer.type'"),
+        (dict(hparams=["data.train.pipeline"]), "'data.train.pipeline', which is a section or a list"),
         (dict(hparams=["data.train.pipeline.7"]), r"'data.train.pipeline.7', which the config does not have: '7'\."),
     ],
 )
@@ -221,6 +223,29 @@ def test_names_that_match_nothing(options: dict[str, Any], message: str, make_co
     with pytest.raises(ConfigError, match=message):
         train_classifier(cfg)
     assert not (Path(cfg.work_dir) / "tf_logs").exists()
+
+
+def test_two_hooks_need_two_folders(make_config: Any) -> None:
+    cfg = make_config(total_epochs=1)
+    usual = str(Path(cfg.work_dir) / "deep" / ".." / "tf_logs")
+    cfg.log_config = dict(interval=5, hooks=[EVERY, {**EVERY, "log_dir": usual}], pictures=False)
+    with pytest.raises(ConfigError, match="two of these hooks write to .*tf_logs, .* a log_dir of its own"):
+        train_classifier(cfg)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_found_before_an_earlier_run_moves(
+    place: str, make_config: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    cfg = make_config(total_epochs=1)
+    train_classifier(cfg)
+    before = {path: path.read_bytes() for path in Path(cfg.work_dir).glob("*.pth")}
+    cfg.log_config = board(log_dir=str(tmp_path / place))
+    with pytest.raises(ConfigError, match=f"TensorboardLoggerHook: log_dir {tmp_path / place} cannot be written: Not"):
+        train_classifier(cfg)
+    assert before and before == {path: path.read_bytes() for path in Path(cfg.work_dir).glob("*.pth")}
+    assert not list(Path(cfg.work_dir).glob("earlier_*")) and (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize(
