@@ -48,7 +48,7 @@ def infer_arguments(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", help="checkpoint of the config's model, or an .onnx file that was exported of it")
     add("images", nargs="+", metavar="IMAGE", help="image files, and folders of them")
     add("--topk", type=int, default=1, metavar="K", help="classes to list for each image (default: 1)")
-    add("--json", metavar="FILE", help="write the results to this file")
+    add("--json", metavar="FILE", help="write the results to this file; -: to standard output")
     add("--batch-size", type=int, default=16, metavar="N", help="images that are predicted at once (default: 16)")
     add("--device", metavar="NAME", help="of a checkpoint's model: cpu, cuda, cuda:N or gpu:N")
     engine_arguments(parser)

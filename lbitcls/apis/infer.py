@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
@@ -13,7 +14,7 @@ from lbitcls.apis.inference import Result, check_numbers, init_model, predict_pi
 from lbitcls.datasets.listing import images_of
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import DataError
-from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.files import check_writable, is_standard_output, write_out
 from lbitcls.utils.logging import track
 
 
@@ -36,7 +37,7 @@ def infer_files(
         checkpoint: of this model, or an `.onnx` file that was exported of it.
         images: files, and folders whose images are taken, those of their folders too.
         topk: classes to list for each image.
-        out: JSON file for the results.
+        out: JSON file for the results; `-`: standard output, and all else goes to standard error.
         device: of a checkpoint's model; None: the config's, or else the first GPU, or the CPU.
         engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
         threads: of the engine; None: its own choice.
@@ -52,8 +53,23 @@ def infer_files(
     """
     check_numbers(topk, batch_size)
     paths = [path for given in images for path in images_of(Path(given).expanduser())]
-    target = None if out is None else check_writable(out, "--json", checkpoint, *paths)
-    model = init_model(cfg, checkpoint, device, engine=engine, threads=threads)
+    piped = out is not None and is_standard_output(out)
+    target = None if out is None or piped else check_writable(out, "--json", checkpoint, *paths, streams=True)
+    with contextlib.redirect_stdout(sys.stderr) if piped else contextlib.nullcontext():
+        model = init_model(cfg, checkpoint, device, engine=engine, threads=threads)
+        records = _predicted(model, paths, topk, batch_size)
+    content = _encoded(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
+    if piped:
+        print(content.decode(), end="", flush=True)
+    elif target is not None:
+        write_out(target, content)
+    failed = sum("error" in record for record in records)
+    if failed:
+        raise DataError(f"{failed} of {len(records)} images could not be used; the messages above say why.")
+    return records
+
+
+def _predicted(model: Any, paths: Sequence[str], topk: int, batch_size: int) -> list[dict[str, Any]]:
     records = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from half of what is refused
@@ -61,12 +77,6 @@ def infer_files(
         for path, result in zip(paths, track(found, len(paths), "images"), strict=True):
             records.append(_record(path, result))
             _say(records[-1])
-    if target is not None:
-        content = _encoded(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
-        write_whole(target, lambda path: path.write_bytes(content))
-    failed = sum("error" in record for record in records)
-    if failed:
-        raise DataError(f"{failed} of {len(records)} images could not be used; the messages above say why.")
     return records
 
 

@@ -35,7 +35,25 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def check_writable(path: str | Path, option: str, *inputs: str | Path) -> Path:
+def write_out(path: Path, content: bytes) -> None:
+    """Write a file whole; to what exists and is no regular file, a pipe or a terminal, directly."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+    else:
+        write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def is_standard_output(path: str | Path) -> bool:
+    """Whether `path` is `-` or another name of this process's standard output, as `/dev/stdout`."""
+    if str(path) == "-":
+        return True
+    try:
+        return os.path.samestat(os.stat(Path(path).expanduser()), os.fstat(1))
+    except OSError:
+        return False
+
+
+def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: bool = False) -> Path:
     """`path` without `~`, to which `write_whole` will be able to write: asked before the work whose result it is.
 
     Nothing is left behind: a folder that is missing is only made when the file is written.
@@ -44,15 +62,18 @@ def check_writable(path: str | Path, option: str, *inputs: str | Path) -> Path:
         path: file to be written.
         option: how the user named it (`--out`), for the message.
         inputs: files that the command reads or writes otherwise, none of which it may replace.
+        streams: take pipes and devices too, for `write_out`.
 
     Raises:
-        ConfigError: `path` is a folder, a device or one of `inputs`, or no file can be made there.
+        ConfigError: `path` is a folder, a device (without `streams`) or one of `inputs`, or no file can be made there.
     """
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
     if target in {Path(os.path.realpath(Path(other).expanduser())) for other in inputs}:
         raise ConfigError(f"{option} {path} would replace a file that this command uses; name another file.")
     try:
+        if streams and path.exists() and not (path.is_file() or path.is_dir()):
+            return path
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "no regular file"
             raise ConfigError(f"{path} is {kind}; {option} names the file to write.")

@@ -68,6 +68,34 @@ def test_images_that_cannot_be_read(delivered: Delivered, photos: Path, tmp_path
     assert last == "DataError: 2 of 4 images could not be used; the messages above say why."
 
 
+@pytest.mark.parametrize("place", ["-", "/dev/stdout"])
+@pytest.mark.parametrize("into", ["pipe", "file"])
+def test_json_on_standard_output(place: str, into: str, delivered: Delivered, photos: Path, tmp_path: Path) -> None:
+    call = command(
+        ROOT / "tools" / "infer.py", delivered.config, delivered.exported, photos / "a.png", photos / "no.png"
+    )
+    call["args"] += ["--json", place]
+    with (tmp_path / "found.json").open("w+") as file:
+        stdout = subprocess.PIPE if into == "pipe" else file
+        done = subprocess.run(**call, stdout=stdout, stderr=subprocess.PIPE, timeout=60, check=False)
+        file.seek(0)
+        records = json.loads(done.stdout if into == "pipe" else file.read())
+    assert done.returncode == 1 and [sorted(record)[0] for record in records] == ["path", "error"]
+    assert f"{photos / 'a.png'}: {records[0]['pred_class']} " in done.stderr
+    assert "no.png: there is no such file" in done.stderr
+
+
+def test_json_to_a_pipe_with_a_name(delivered: Delivered, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    given = ["infer", str(delivered.config), str(delivered.exported), str(photos / "a.png")]
+    end = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert main([*given, "--json", str(tmp_path / "pipe")]) == 0
+    records = json.loads(os.read(end, 65536))
+    os.close(end)
+    assert f"{photos / 'a.png'}: {records[0]['pred_class']} " in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("*pipe*")] == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
 def test_a_name_that_is_no_text(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     Image.new("RGB", (4, 4)).save(path)
