@@ -229,10 +229,17 @@ def _steps(cfg: Config, model: nn.Module) -> Steps:
     return fitting_steps(_test_steps(cfg), (channels, None, None), natural_size(cfg))
 
 
+def _names(sides: Sequence[_Side]) -> list[str]:
+    """What tells the models apart: the configs' names, else the checkpoints', else the checkpoints' paths."""
+    configs = [Path(side.config).stem for side in sides]
+    checkpoints = [Path(side.checkpoint).name for side in sides]
+    told = (names for names in (configs, checkpoints) if len(set(names)) == len(sides))
+    return next(told, [side.checkpoint for side in sides])
+
+
 def _about(images: str | Path, sides: Sequence[_Side], float_only: bool) -> dict[str, str]:
     """What the page says of the files."""
-    name = Path(sides[-1].config).stem
-    title = f"{name} beside {Path(sides[0].config).stem}" if len(sides) == 2 else name
+    title = " beside ".join(reversed(_names(sides)))
     said = ("float", "quantized")[: len(sides)] if float_only or len(sides) == 2 else ("quantized",)
     files = {
         f"{what} {kind}": path

@@ -73,6 +73,18 @@ def test_the_command_writes_the_page_and_the_figures(files: Any, tmp_path: Path,
     assert "int beside float" in page.read_text(encoding="utf-8")
 
 
+def test_two_models_of_one_config_are_told_apart(files: Any, tmp_path: Path) -> None:
+    given = in_order(files, "int.py", "int.py", "phase.pth", "int.pth")
+    compare_checkpoints(files["images"], given, out=tmp_path / "a.html", num_images=3)
+    about = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["about"]
+    assert about["title"] == "latest.pth beside best_float_top-1.pth"
+    copy = tmp_path / "latest.pth"
+    copy.write_bytes(Path(files["phase.pth"]).read_bytes())
+    compare_checkpoints(files["images"], [*given[:2], str(copy), given[3]], out=tmp_path / "b.html", num_images=3)
+    about = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))["about"]
+    assert about["title"] == f"{files['int.pth']} beside {copy}"
+
+
 def test_the_shim_runs(files: Any, run_tool: Any, tmp_path: Path) -> None:
     page = tmp_path / "one.html"
     given = in_order(files, "images", "float.py", "float.pth")
