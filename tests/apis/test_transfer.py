@@ -279,12 +279,21 @@ def test_the_last_weights_may_stay(make_config: MakeConfig) -> None:
     assert "Reloaded" not in log_text(cfg)
 
 
-def test_a_best_file_that_is_gone_is_said(make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_best_file_that_is_gone_is_said(
+    meanwhile: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the run goes on, or while it does."""
     cfg = make_config("gone", options={"log_config.pictures": False})
     train_classifier(cfg)
     (Path(cfg.work_dir) / "best_top-1.pth").unlink()
-    train_classifier(cfg, resume=True)
-    assert "The model keeps the last epoch's weights, not the best" in log_text(cfg)
+    if meanwhile:
+        monkeypatch.setattr("lbitcls.core.hooks.evaluation._is_there", lambda *_: True)
+    summary = train_classifier(cfg, resume=True)
+    gone = "The best float weights so far"
+    kept = "The model keeps the last epoch's weights, not the best"
+    assert (gone in log_text(cfg), kept in log_text(cfg)) == (not meanwhile, meanwhile)
+    assert meanwhile or summary["checkpoint"].endswith("latest.pth")
 
 
 def test_weights_are_found_below_the_data_root(make_config: MakeConfig, tmp_path: Path) -> None:
