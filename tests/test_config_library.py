@@ -56,7 +56,7 @@ FAST = (
 def parts(path: Path) -> tuple[str, str, int]:
     """Method, backbone and bits that a path says."""
     method, backbone = path.parts[-3:-1]
-    return method, backbone, int(NAME.fullmatch(path.stem)["number"])  # type: ignore[index]
+    return method, backbone, int(NAME.fullmatch(path.stem)["number"])
 
 
 def name_of(path: Path) -> str:
@@ -158,7 +158,7 @@ def test_docstring(path: Path) -> None:
     tool = r"(\./)?tools/dist_train\.sh" if image_net else r"python tools/train\.py"
     named = [re.match(rf"{tool} (\S+)", command) for command in commands]
     assert named and all(named)
-    files = [found[found.lastindex] for found in named]  # type: ignore[index]
+    files = [found[found.lastindex] for found in named]
     assert files[-1] == name_of(path) and all((ROOT / file).is_file() for file in files)
     plain = " ".join(text.split())
     expected = re.search(r"Expected top-1: (.+?) Hyper-parameters: (.+?) Time: not measured\.", plain)

@@ -65,10 +65,10 @@ def read_images(dataset: BaseDataset, indices: Iterable[int], seed: int = 0) -> 
 
 def _undo_v2(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """What undoes a step that is torchvision's `Normalize`; None for any other."""
-    function = getattr(step, "function", None)
+    function: Any = getattr(step, "function", None)
     if type(function).__name__ != "Normalize":
         return None
-    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (function.mean, function.std))  # type: ignore[union-attr]
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (function.mean, function.std))
     return lambda image: image * std + mean
 
 

@@ -83,9 +83,9 @@ def test_the_scan_by_hand(pair: Any, analysis: Analysis) -> None:
             assert scan.weight_alone == _error(model, logits(grafted))
         with quantizing(grafted, [inputs]):
             assert scan.input_alone == _error(model, logits(grafted))
-    costs = [layer.scan.alone.kl for layer in analysis.ranked]  # type: ignore[union-attr]
+    costs = [layer.scan.alone.kl for layer in analysis.ranked]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1] > 0
-    assert [layer.scan.rank for layer in analysis.ranked] == [1, 2, 3]  # type: ignore[union-attr]
+    assert [layer.scan.rank for layer in analysis.ranked] == [1, 2, 3]
 
 
 def _with(model: nn.Module, names: list[str]) -> Tensor:
@@ -184,7 +184,7 @@ def test_every_kind_of_quantization(options: dict[str, Any]) -> None:
     assert analysis.basis == "float" and not analysis.retrained
     assert analysis.error is not None and analysis.everything is not None
     assert analysis.error.kl == pytest.approx(analysis.everything.kl, rel=1e-6), "untrained, both are the same model"
-    assert [layer.scan.up_to for layer in analysis.layers][-1] == analysis.everything  # type: ignore[union-attr]
+    assert [layer.scan.up_to for layer in analysis.layers][-1] == analysis.everything
     second = analysis.layers[1]
     quantizer = both.second.weight_quantizer
     if options.get("num_bit_w") == 32:

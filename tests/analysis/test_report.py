@@ -50,13 +50,13 @@ def test_the_page_holds_the_same_figures(written: Any, analysis: Analysis) -> No
     assert figures == json.loads(json.dumps(report_data(analysis, ABOUT)))
     first = figures["layers"][0]
     assert first["weight"]["sqnr_db"] == pytest.approx(analysis.layers[0].weight.sqnr_db, rel=1e-5)
-    assert first["scan"]["alone"]["kl"] == pytest.approx(analysis.layers[0].scan.alone.kl, rel=1e-5)  # type: ignore
+    assert first["scan"]["alone"]["kl"] == pytest.approx(analysis.layers[0].scan.alone.kl, rel=1e-5)
     assert sum(first["weight"]["grid"]["counts"]) == 4 * 27
 
 
 def test_the_page_needs_nothing_else(written: Any) -> None:
     page, _ = written
-    own = page.replace(re.search(r'<script type="text/plain" id="plotly">.*?</script>', page, re.DOTALL)[0], "")  # type: ignore[index]
+    own = page.replace(re.search(r'<script type="text/plain" id="plotly">.*?</script>', page, re.DOTALL)[0], "")
     assert not re.search(r"https?://", own)
     assert not re.search(r"<(link|script|img)[^>]+(src|href)=.(?!data:)", own)
     assert page.count("plotly.js v") == 1 and len(page.encode()) < 8e6
@@ -73,7 +73,7 @@ def test_the_table_has_a_row_for_each_layer(written: Any, analysis: Analysis) ->
     page, _ = written
     assert len(re.findall(r'<tr data-layer="\d+">', page)) == len(analysis.layers)
     first = analysis.layers[0]
-    assert f'data-value="{float(f"{first.scan.alone.kl:.6g}")}"' in page  # type: ignore[union-attr]
+    assert f'data-value="{float(f"{first.scan.alone.kl:.6g}")}"' in page
     assert "Conv2d 4×3×3×3" in page and ">3/3<" in page
 
 
@@ -116,7 +116,7 @@ def test_the_first_sentence_names_the_layer_that_costs_most(analysis: Analysis) 
     top = analysis.ranked[0]
     assert top.scan is not None and analysis.everything is not None
     assert first.startswith(f"`{top.name}` costs most")
-    total = sum(layer.scan.alone.kl for layer in analysis.ranked)  # type: ignore[union-attr]
+    total = sum(layer.scan.alone.kl for layer in analysis.ranked)
     assert f"{100 * top.scan.alone.kl / total:.0f} % of what the 3 layers" in first
 
 

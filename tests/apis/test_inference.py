@@ -70,7 +70,7 @@ def test_topk(model: Any) -> None:
     assert len(scores) == 10 and scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
     for wrong in (0, -1, 1.5):
         with pytest.raises(ConfigError, match="topk is a number from 1"):
-            inference_model(model, PHOTO, topk=wrong)  # type: ignore[arg-type]
+            inference_model(model, PHOTO, topk=wrong)
     with pytest.raises(ConfigError, match="batch_size is a number from 1; got 0"):
         inference_model(model, [PHOTO], batch_size=0)
 

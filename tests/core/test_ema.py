@@ -46,4 +46,4 @@ def test_take_over_of_some_parameters() -> None:
 def test_decay_out_of_range() -> None:
     for decay in (1.0, "high"):
         with pytest.raises(ConfigError, match="ema.decay"):
-            ModelEMA(nn.Linear(1, 1), decay=decay)  # type: ignore[arg-type]
+            ModelEMA(nn.Linear(1, 1), decay=decay)

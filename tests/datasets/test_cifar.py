@@ -36,7 +36,7 @@ def _small(folder: Path, monkeypatch: pytest.MonkeyPatch, hundred: bool = False)
     part = {"data": ROWS[:20], key: [i % count for i in range(20)]}
     names = {base.meta["key"]: [f"class {i}" for i in range(count)]}
 
-    class Reader(base):  # type: ignore[misc, valid-type]
+    class Reader(base):
         train_list = [write(name, part) for name in train]
         test_list = [write("test" if hundred else "test_batch", {**part, "data": ROWS[20:]})]
         meta = {**base.meta, "md5": write(base.meta["filename"], names)[1]}

@@ -133,7 +133,7 @@ def quantized() -> Callable[..., nn.Module]:
     ) -> nn.Module:
         torch.manual_seed(5)
         for norm in (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
-            norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(norm.weight, -0.5, 1.0)
             nn.init.normal_(norm.bias, std=0.2)
             norm.weight.data[0] = 0

@@ -53,7 +53,7 @@ def test_ratios_and_statistics(files: list[str], monkeypatch: pytest.MonkeyPatch
             self.__dict__.update(vars(real(path, threads=1)), **known)
 
         def predict(self, images: np.ndarray) -> None:
-            path = str(self.path)  # type: ignore[attr-defined]
+            path = str(self.path)
             calls[path] += 1
             order.append(path)
             now[0] += (2e-3 if path == files[0] else 1e-3) * (4 if calls[path] % 3 == 0 else 1)

@@ -146,7 +146,7 @@ def test_images_that_are_not_finite(engine: str, value: float, write_onnx: Any) 
 
 def test_a_fixed_batch_size_is_kept_to(engine: str, write_onnx: Any) -> None:
     opened = load(write_onnx(batch=2), engine=engine, threads=1)
-    assert opened.predict(images(2)).shape == (2, 4)  # type: ignore[union-attr]
+    assert opened.predict(images(2)).shape == (2, 4)
     with pytest.raises(DataError, match=r"\(2, 3, 6, 5\), got \(3, 3, 6, 5\)"):
         opened.predict(images(3))
 
@@ -155,7 +155,7 @@ def test_a_free_image_size_stays_free(engine: str, write_onnx: Any) -> None:
     opened = load(write_onnx(shape=["N", 3, "H", "W"]), engine=engine, threads=1)
     assert opened.input_shape == (3, None, None)
     for side in (4, 9):
-        assert opened.predict(np.ones((2, 3, side, side), np.float32)).shape == (2, 4)  # type: ignore[union-attr]
+        assert opened.predict(np.ones((2, 3, side, side), np.float32)).shape == (2, 4)
 
 
 def test_mistakes(engine: str, write_onnx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 8, 2, stride=2)
-        nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.patches.bias)
         self.norm = nn.LayerNorm(8)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
         self.fc = nn.Linear(8, 5)

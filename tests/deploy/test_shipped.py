@@ -58,7 +58,7 @@ def test_each_layer_has_the_form_it_needs(quantized: Quantized) -> None:
     shipped: Any = ship(model)
     assert isinstance(shipped[0], QuantizedInput) and isinstance(shipped[3], ShippedLayer)
     model[0].input_quantizer.enable(False)
-    assert type(ship(model)[0]) is nn.Conv2d  # type: ignore[index]
+    assert type(ship(model)[0]) is nn.Conv2d
     assert [fact.name for fact in layer_facts(model)] == ["3"]
 
 
@@ -75,7 +75,7 @@ def test_a_layer_under_two_names_stays_one() -> None:
 
 def test_codes_and_scales(quantized: Quantized) -> None:
     model: Any = quantized(net(), "LSQ", 4, 4, images(), per_channel=True)
-    layer, shipped = model[0], ship(model)[0]  # type: ignore[index]
+    layer, shipped = model[0], ship(model)[0]
     weight = shipped.codes.float() * shipped.scale.view(-1, 1, 1, 1)
     assert shipped.codes.dtype == torch.int8
     assert torch.equal(weight, layer.weight_quantizer(layer.weight))

@@ -109,4 +109,4 @@ def test_names_and_patterns() -> None:
 
 def test_frozen_is_true_or_false() -> None:
     with pytest.raises(ConfigError, match="frozen is True or False; got 2. For a part: frozen_stages"):
-        classifier(frozen=2)  # type: ignore[arg-type]
+        classifier(frozen=2)

@@ -18,7 +18,7 @@ from lbitcls.quant.quantizers.minmax import MinMax
 from lbitcls.quant.quantizers.pact import PACT
 
 
-def numeric_gradient(function, x: Tensor, step: float = 1e-6) -> Tensor:  # type: ignore[no-untyped-def]
+def numeric_gradient(function, x: Tensor, step: float = 1e-6) -> Tensor:
     """Central differences of an elementwise function, in float64."""
     return (function(x + step) - function(x - step)) / (2 * step)
 

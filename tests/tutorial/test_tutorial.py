@@ -133,7 +133,7 @@ def test_script(trained: tuple[Path, Path], images: Path, tmp_path: Path, run_py
     test = [str(config), str(work / "latest.pth"), "--predictions", str(rows), "--data-root", str(images)]
     assert main(["test", *test]) == 0
     row = next(json.loads(line) for line in rows.read_text().splitlines() if "n2/2.jpg" in line)
-    shape, score, label, _ = re.fullmatch(r"(\(.*\)) (\S+) (\d+) (.+)\n", done.stdout).groups()  # type: ignore[union-attr]
+    shape, score, label, _ = re.fullmatch(r"(\(.*\)) (\S+) (\d+) (.+)\n", done.stdout).groups()
     assert (shape, int(label)) == ("(1, 1000)", row["prediction"])
     assert float(score) == pytest.approx(max(row["scores"]), abs=1e-5)
 

@@ -9,6 +9,7 @@ PAGES = {
     "docs/results/cifar10_transfer.md": Page(
         not_run={
             "python tools/train.py configs/cifar10/mobilenet_v2_transfer_features.py --data-root FOLDER": "data",
+            "python tools/train.py held_out.py --data-root FOLDER --options optimizer.lr=0.003": "data",
         },
     ),
 }
