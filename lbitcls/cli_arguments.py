@@ -133,9 +133,9 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT; of one model CONFIG CHECKPOINT",
+        help="FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]; of one model CONFIG CHECKPOINT",
     )
-    add("--save-path", default="model_analysis.html", metavar="FILE", help="page to write (model_analysis.html)")
+    add("--save-path", metavar="FILE", help="page to write (default: model_analysis.html)")
     add("--num-images", type=int, default=64, metavar="N", help="most images of a folder (default: 64)")
     add("--float-only", action="store_true", help="look at one float model")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")

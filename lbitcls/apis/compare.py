@@ -23,10 +23,12 @@ from lbitcls.datasets.base import FileDataset
 from lbitcls.datasets.listing import images_of
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
 from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.device import parse_device
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
 from lbitcls.utils.logging import get_logger, interactive
 
-ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT"
+ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]"
+PAGE = "model_analysis.html"
 _BATCH = 32  # images that run through a model at once, at most
 
 
@@ -45,7 +47,7 @@ def compare_checkpoints(
     images: str | Path,
     files: Sequence[str | Path],
     *,
-    out: str | Path = "model_analysis.html",
+    out: str | Path | None = None,
     num_images: int = 64,
     float_only: bool = False,
     device: str | None = None,
@@ -56,8 +58,9 @@ def compare_checkpoints(
         images: an image, or a folder of them, sub-folders included; where those are named after the classes, accuracy
             is measured too. They are prepared as the (quantized) config's test pipeline says.
         files: FLOAT_CONFIG, INT_CONFIG, FLOAT_CHECKPOINT, INT_CHECKPOINT; or of one model CONFIG, CHECKPOINT: a
-            quantized one is compared with itself without its quantizers.
-        out: the page to write, `.html`; the figures go beside it, `.json`.
+            quantized one is compared with itself without its quantizers. After the four, `device` and `out` may stand,
+            as the original tool takes them.
+        out: the page to write, `.html` (None: `model_analysis.html`); the figures go beside it, `.json`.
         num_images: most images that are taken from a folder, in an order that mixes it and is always the same.
         float_only: one float model is looked at.
         device: where the models run; None: the first GPU, or the CPU.
@@ -69,6 +72,7 @@ def compare_checkpoints(
         DataError: there are no images.
         DependencyError: a package of the extra `analysis` is missing.
     """
+    files, device, out = _trailing(files, device, out)
     configs, checkpoints = _in_places(files, float_only)
     if num_images < 1:
         raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
@@ -92,6 +96,20 @@ def compare_checkpoints(
     print("\n".join(sentence.replace("`", "") for sentence in describe(analysis)))
     get_logger().info("Wrote %s and %s", page, figures)
     return analysis
+
+
+def _trailing(
+    files: Sequence[str | Path], device: str | None, out: str | Path | None
+) -> tuple[Sequence[str | Path], str | None, str | Path]:
+    """The four files, and the device and page that may follow them or be given by name."""
+    if len(files) in (5, 6):
+        given = dict(zip(("device", "page"), map(str, files[4:]), strict=False))
+        for name, other in (("device", device), ("page", out)):
+            if name in given and other is not None:
+                raise ConfigError(f"the {name} is given twice, as {given[name]} and as {other}; the order is {ORDER}.")
+        parse_device(given["device"])
+        files, device, out = files[:4], given["device"], given.get("page", out)
+    return files, device, out or PAGE
 
 
 def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str], list[str]]:

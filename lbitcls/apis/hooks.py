@@ -39,9 +39,15 @@ def build_hooks(cfg: Config, model: nn.Module, session: Session, validate: bool,
     evaluation = _evaluation(cfg, model, session, calibration, data_root) if validate else None
     if evaluation is not None:
         hooks.append(evaluation)
-    checkpoint = dict(cfg.get("checkpoint_config") or {})
-    check_arguments(CheckpointHook, checkpoint)
-    return [*hooks, CheckpointHook(**checkpoint), *_loggers(cfg), ProgressHook(), *_custom_hooks(cfg)]
+    return [*hooks, _checkpoints(cfg), *_loggers(cfg), ProgressHook(), *_custom_hooks(cfg)]
+
+
+def _checkpoints(cfg: Config) -> CheckpointHook:
+    """What saves: after every epoch where the config has no section, at the end alone where the section is None."""
+    section = cfg.get("checkpoint_config", {})
+    given = dict(interval=-1) if section is None else dict(section)
+    check_arguments(CheckpointHook, given)
+    return CheckpointHook(**given)
 
 
 def _calibration(cfg: Config) -> CalibrationHook | None:

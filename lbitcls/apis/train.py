@@ -152,8 +152,8 @@ def _prepare(cfg: Config, session: Session) -> None:
 
 def _write_head(cfg: Config, work_dir: Path, logger: logging.Logger) -> None:
     workflow = cfg.get("workflow") or [("train", 1)]
-    logger.info("Start running, host: %s, work directory: %s", host(), work_dir.resolve())
-    logger.info("Workflow: %s, epochs: %s", workflow, cfg.total_epochs)
+    logger.info("Start running, host: %s, work_dir: %s", host(), work_dir.resolve())
+    logger.info("workflow: %s, max: %s epochs", workflow, cfg.total_epochs)
     logger.info("Environment:\n%s", "\n".join(f"  {name}: {value}" for name, value in environment().items()))
 
 

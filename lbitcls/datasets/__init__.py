@@ -7,9 +7,10 @@ _HOME = {
     "build_dataset": "lbitcls.datasets.builder",
     "build_dataloader": "lbitcls.datasets.loader",
     "collate": "lbitcls.datasets.batching",
+    "scatter": "lbitcls.datasets.batching",
     "ImageNet": "lbitcls.datasets.imagenet",
 }
-__all__ = ["ImageNet", "build_dataloader", "build_dataset", "collate"]
+__all__ = ["ImageNet", "build_dataloader", "build_dataset", "collate", "scatter"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""Samples to a batch."""
+"""Samples to a batch, and a batch to its devices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,40 @@ def collate(batch: Sequence[dict[str, Any]], samples_per_gpu: int = 1) -> dict[s
     if not batch:
         raise DataError("a batch needs at least one sample; got an empty list.")
     return {key: _collate_values(key, [sample[key] for sample in batch]) for key in batch[0]}
+
+
+def scatter(batch: Mapping[str, Any], devices: Sequence[torch.device | str | int]) -> list[dict[str, Any]]:
+    """Share a batch out over devices, as `mmcv.parallel.scatter` does: consecutive parts, as equal as possible.
+
+    Args:
+        batch: what `collate` returned; its values have the length N.
+        devices: devices, or numbers of GPUs. A device that gets no sample is left out.
+
+    Returns:
+        A dict of the same keys for each device, tensors on it.
+
+    Raises:
+        DataError: `devices` is empty, or a value has another length than the others.
+
+    Example:
+        >>> [part["img"].shape[0] for part in scatter({"img": torch.zeros(5, 3, 8, 8)}, ["cpu", "cpu"])]
+        [3, 2]
+    """
+    lengths = {key: len(value) for key, value in batch.items()}
+    if not devices or len(set(lengths.values())) != 1:
+        raise DataError(
+            f"scatter takes a batch whose values have one length, and devices; got lengths {lengths} and {devices!r}."
+        )
+    parts = np.array_split(np.arange(next(iter(lengths.values()))), len(devices))
+    return [
+        {key: _moved(value[part[0] : part[-1] + 1], torch.device(device)) for key, value in batch.items()}
+        for part, device in zip(parts, devices, strict=True)
+        if len(part)
+    ]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _collate_values(key: str, values: list[Any]) -> Any:

@@ -18,7 +18,7 @@ from mmengine.config import ConfigDict
 
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError, nearest, suggest
-from lbitcls.utils.library import find_shipped
+from lbitcls.utils.library import find_shipped, nearest_config
 
 SECTIONS: dict[str, str] = {
     "model": "the classifier: backbone, neck, head",
@@ -219,7 +219,9 @@ def _existing(path: Path) -> Path:
         if shipped is not None:
             return shipped
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ConfigError(f"there is no config file {path}{suggest(path.name, siblings)}")
+        ours = None if nearest(path.name, siblings) else nearest_config(path)
+        hint = suggest(path.name, siblings) if ours is None else f"; did you mean {ours}, which comes with the package?"
+        raise ConfigError(f"there is no config file {path}{hint}")
     if path.suffix not in (".py", ".yaml", ".yml", ".json"):
         raise ConfigError(f"a config is a .py, .yaml, .yml or .json file; got {path}.")
     return path

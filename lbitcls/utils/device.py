@@ -1,4 +1,4 @@
-"""Names of devices: `cpu`, `cuda`, `cuda:1`, and the older spelling `gpu:1`."""
+"""Names of devices: `cpu`, `cuda`, `cuda:1`, and the older spellings `gpu:1` and `1`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 from lbitcls.utils.errors import ConfigError
 
-_NAME = re.compile(r"(?:cpu|(?:cuda|gpu)(?::(\d+))?)")
+_NAME = re.compile(r"(?:cpu|(?:cuda|gpu)(?::(\d+))?|(\d+))")
 
 
 def parse_device(name: str) -> torch.device:
     """The device that `name` says, whether this machine has it or not.
 
     Raises:
-        ConfigError: `name` is neither `cpu` nor `cuda`, `gpu` with or without a number.
+        ConfigError: `name` is neither `cpu`, nor a GPU's number, nor `cuda` or `gpu` with or without one.
 
     Example:
         >>> parse_device("gpu:1")
@@ -25,10 +25,10 @@ def parse_device(name: str) -> torch.device:
     """
     found = _NAME.fullmatch(name.strip().lower())
     if found is None:
-        raise ConfigError(f"'{name}' names no device; a device is cpu, cuda, cuda:N or gpu:N (N: its number from 0).")
+        raise ConfigError(f"'{name}' names no device; a device is cpu, cuda, cuda:N, gpu:N or N (its number from 0).")
     if name.strip().lower() == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", int(found[1] or 0))
+    return torch.device("cuda", int(found[1] or found[2] or 0))
 
 
 def choose_device(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lbitcls.utils.errors import nearest
+
 NAME = "configs"
 
 
@@ -16,6 +18,17 @@ def config_library() -> Path:
     """
     package = Path(__file__).resolve().parent.parent
     return next((place for place in (package / NAME, package.parent / NAME) if place.is_dir()), package / NAME)
+
+
+def nearest_config(path: Path) -> str | None:
+    """The config of the library whose path is most like the missing `path`: of one name, else of the nearest name."""
+    library = config_library()
+    known = [file.relative_to(library) for file in library.rglob("*.py") if "_base_" not in file.parts]
+    name = nearest(path.name, [file.name for file in known], cutoff=0.75)
+    if name is None:
+        return None
+    found = [str(file) for file in known if file.name == name]
+    return str(Path(NAME, nearest(str(path), found, cutoff=0) or found[0]))
 
 
 def find_shipped(path: Path) -> Path | None:

@@ -169,6 +169,21 @@ def test_mistakes(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_device_and_page_follow_the_files_as_in_the_original(files: Any, run_tool: Any, tmp_path: Path) -> None:
+    given = in_order(files, "images", "float.py", "int.py", "float.pth", "int.pth")
+    done = run_tool("model_analysis_tool", *given, "gpu:0", tmp_path / "page.html", "--num-images", 3)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").exists() and (tmp_path / "page.json").exists()
+    assert torch.cuda.is_available() or "No GPU here: running on the CPU." in done.stdout
+    for extra, message in (
+        (["here.html"], "'here.html' names no device"),
+        (["cpu", "a.html", "b.html"], "got 7 files"),
+        (["cpu", "a.html", "--device", "0"], "the device is given twice, as cpu and as 0"),
+    ):
+        done = run_tool("model_analysis_tool", *given, *extra)
+        assert done.returncode == 2 and message in done.stderr
+
+
 def test_mistakes_are_answered_without_a_traceback(files: Any, tmp_path: Path, capsys: Any) -> None:
     given = in_order(files, "float.py", "int.py", "float.pth", "float.pth")
     assert main(["compare", files["images"], *given, "--save-path", str(tmp_path / "x.html")]) == 1

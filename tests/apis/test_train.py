@@ -54,7 +54,7 @@ def test_work_directory(make_config: Any, capsys: Any) -> None:
     text = log_text(cfg)
     first = [line for line in text.splitlines() if " - INFO - " in line][:3]
     assert "Start running, host:" in first[0] and str(folder) in first[0]
-    assert "Workflow: [('train', 1)]" in first[1] and "Environment:" in first[2]
+    assert "workflow: [('train', 1)], max: " in first[1] and "Environment:" in first[2]
     assert LINE.search(text)
     last = text.strip().splitlines()[-2:]
     assert "Training time: 0:00:" in last[0] and "Best validation top-1" in last[1]

@@ -29,14 +29,14 @@ def test_train_line_reads_like_the_tutorials() -> None:
         "top-5": 86.74951,
     }
     assert text_line(record, 626) == (
-        "Epoch [1][200/626] lr: 1.000e-03, eta: 1 day, 1:32:11, time: 1.473, data_time: 0.449, memory: 10283, "
+        "Epoch [1][200/626]\tlr: 1.000e-03, eta: 1 day, 1:32:11, time: 1.473, data_time: 0.449, memory: 10283, "
         "loss: 1.3465, top-1: 68.2227, top-5: 86.7495"
     )
 
 
 def test_val_line() -> None:
     record = {"mode": "val", "epoch": 3, "iter": 626, "loss": 0.5, "top-1": 70.0, "confusion": [[1]]}
-    assert text_line(record, 626) == "Epoch(val) [3][626] loss: 0.5000, top-1: 70.0000"
+    assert text_line(record, 626) == "Epoch(val) [3][626]\tloss: 0.5000, top-1: 70.0000"
 
 
 def test_order_of_results() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lbitcls.datasets import collate
+from lbitcls.datasets import collate, scatter
 from lbitcls.utils.errors import DataError
 
 
@@ -41,3 +41,16 @@ def test_different_sizes_and_no_samples() -> None:
         collate([{"img": torch.zeros(3, 8, 8)}, {"img": torch.zeros(3, 8, 9)}])
     with pytest.raises(DataError, match="at least one sample"):
         collate([])
+
+
+def test_scatter_shares_a_batch_out_in_order() -> None:
+    batch = collate([{"img": torch.full((1, 2, 2), float(i)), "gt_label": i, "name": str(i)} for i in range(5)])
+    parts = scatter(batch, ["cpu", torch.device("cpu")])
+    assert [part["gt_label"].tolist() for part in parts] == [[0, 1, 2], [3, 4]]
+    assert [part["name"] for part in parts] == [["0", "1", "2"], ["3", "4"]]
+    assert torch.equal(torch.cat([part["img"] for part in parts]), batch["img"])
+    assert len(scatter(collate([{"gt_label": 1}]), ["cpu"] * 3)) == 1  # fewer samples than devices
+    assert scatter(batch, ["meta"])[0]["img"].device.type == "meta"
+    for devices, given in (([], batch), (["cpu"], {**batch, "name": ["a"]})):
+        with pytest.raises(DataError, match="one length, and devices"):
+            scatter(given, devices)

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from lbitcls.apis.compare import PAGE
 from lbitcls.cli_arguments import compare_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,4 +19,4 @@ def test_options_are_those_of_the_command() -> None:
     known = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
     assert set(re.findall(r"^\| `(--[a-z-]+)", TEXT, re.MULTILINE)) == known
     assert f"always the same ({parser.get_default('num_images')})" in TEXT
-    assert f"(`{parser.get_default('save_path')}`)" in TEXT
+    assert f"(`{PAGE}`)" in TEXT

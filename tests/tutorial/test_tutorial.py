@@ -16,7 +16,7 @@ from torch import nn
 from lbitcls.cli import main
 
 LINE = re.compile(
-    r"Epoch \[1\]\[2/4\] lr: \d\.\d{3}e-\d\d, eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, "
+    r"Epoch \[1\]\[2/4\]\tlr: \d\.\d{3}e-\d\d, eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, "
     r"data_time: \d+\.\d{3}, memory: \d+, loss: \d+\.\d{4}, top-1: \d+\.\d{4}, top-5: \d+\.\d{4}\n"
 )
 
@@ -98,7 +98,7 @@ def test_logs(trained: tuple[Path, Path]) -> None:
     _, work = trained
     text = next(work.glob("*.log")).read_text()
     opening = text[: text.index("Epoch [1]")]
-    for word in ("host", "work directory", "Workflow: [('train', 1)]", "Environment", "quantization plan"):
+    for word in ("host", "work_dir: ", "workflow: [('train', 1)], max: 1 epochs", "Environment", "quantization plan"):
         assert word in opening
     assert LINE.search(text)
     assert "Training time" in text.splitlines()[-2] and "Best validation top-1" in text.splitlines()[-1]

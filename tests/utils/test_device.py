@@ -16,13 +16,13 @@ LOGGER = logging.getLogger("test")
 
 @pytest.mark.parametrize(
     ("name", "device"),
-    [("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("gpu:1", "cuda:1"), ("GPU", "cuda:0")],
+    [("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("gpu:1", "cuda:1"), ("GPU", "cuda:0"), ("1", "cuda:1")],
 )
 def test_names(name: str, device: str) -> None:
     assert parse_device(name) == torch.device(device)
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:-1", "cpu:0", "1", ""])
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:-1", "cpu:0", "-1", ""])
 def test_wrong_names(name: str) -> None:
     with pytest.raises(ConfigError, match="names no device"):
         parse_device(name)

@@ -74,7 +74,7 @@ class LogHook(Hook):
             "mode": "train",
             "epoch": runner.epoch + 1,
             "iter": runner.inner_iter,
-            "lr": runner.step.optimizer.param_groups[0]["lr"],
+            **_rates(runner.step.optimizer),
             "eta": self._trained[1] / self._trained[0] * left,
             "time": seconds / self._iterations,
             "data_time": self._data_time / self._iterations,
@@ -92,6 +92,12 @@ class LogHook(Hook):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._pending = {name: list(values) for name, values in state["pending"].items()}
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`lr`, the first group's rate; where groups have others, `lrs` too: each distinct one, in the groups' order."""
+    rates = list(dict.fromkeys(float(group["lr"]) for group in optimizer.param_groups))
+    return {"lr": rates[0], **({"lrs": rates} if len(rates) > 1 else {})}
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -123,7 +129,10 @@ class Writer(Hook):
 
 @HOOKS.register_module()
 class TextLoggerHook(Writer):
-    """Writes `Epoch [1][200/626] lr: 1.000e-03, eta: 1 day, 1:32:11, time: 1.473, …` to the text log."""
+    """Writes `Epoch [1][200/626]`, a tab, `lr: 1.000e-03, eta: 1 day, 1:32:11, time: 1.473, …` to the text log.
+
+    Where groups of parameters have several rates, each distinct one stands there: `lr: 1.000e-04/1.000e-03`.
+    """
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
         runner.logger.info(text_line(record, len(runner.loader)))
@@ -133,11 +142,13 @@ def text_line(record: dict[str, Any], epoch_len: int) -> str:
     """The line of the text log for a record of an epoch of `epoch_len` iterations."""
     results = {name: value for name, value in record.items() if name not in POSITION}
     if record["mode"] == "val":
-        head, first = f"Epoch(val) [{record['epoch']}][{record['iter']}] ", []
+        head, first = f"Epoch(val) [{record['epoch']}][{record['iter']}]\t", []
     else:
-        head = f"Epoch [{record['epoch']}][{record['iter']}/{epoch_len}] "
+        head = f"Epoch [{record['epoch']}][{record['iter']}/{epoch_len}]\t"
         eta = datetime.timedelta(seconds=int(results.pop("eta")))
-        first = [f"lr: {results.pop('lr'):.3e}", f"eta: {eta}"]
+        rates = results.pop("lrs", [results["lr"]])
+        del results["lr"]
+        first = ["lr: " + "/".join(f"{rate:.3e}" for rate in rates), f"eta: {eta}"]
         first += [f"{name}: {results.pop(name):.3f}" for name in ("time", "data_time")]
     rest = [f"{name}: {_text(value)}" for name, value in results.items() if name != "confusion"]
     return head + ", ".join([*first, *rest])
