@@ -25,7 +25,11 @@ from lbitcls.utils.library import config_library
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "configs"
-CONFIGS = sorted(LIBRARY.glob("*/*/config*.py"))
+TUTORIAL = [
+    LIBRARY / "DSQ" / "resnet50" / name
+    for name in ("config1_res50_dsq_m1_16_32w32f.py", "config2_res50_dsq_m1_16_2w2f.py")
+]
+CONFIGS = sorted(set(LIBRARY.glob("*/*/config*.py")) - set(TUTORIAL))
 NAME = re.compile(
     r"config(?P<number>\d+)_(?P<token>[a-z\d]+)_(?P<method>[a-z]+)(_m\d+_(?P<images>\d+))?_(?P<w>\d+)w(?P<a>\d+)f"
 )
@@ -56,7 +60,7 @@ FAST = (
 def parts(path: Path) -> tuple[str, str, int]:
     """Method, backbone and bits that a path says."""
     method, backbone = path.parts[-3:-1]
-    return method, backbone, int(NAME.fullmatch(path.stem)["number"])
+    return method, backbone, int(NAME.fullmatch(path.stem)["w"])
 
 
 def name_of(path: Path) -> str:
@@ -147,6 +151,33 @@ def test_plan(path: Path) -> None:
     assert (first.shape[1], last.name) == (3, "head.fc")
     assert {(row.entry, row.num_bit_w, row.num_bit_a) for row in inner} == {(f"{method}Conv", bits, bits)}
     assert {(row.num_bit_w, row.num_bit_a) for row in (first, last)} == {ENDS.get(method, (8, 8))}
+
+
+def test_the_tutorials_configs_are_as_it_writes_them() -> None:
+    """The values of its text; the model, transformed, has a float input at its first layer alone."""
+    full, low = map(read, TUTORIAL)
+    entry = dict(num_bit_w=8, num_bit_a=8)
+    assert low.quant_transformer == dict(
+        type="mTransformerV2",
+        quan_policy=dict(
+            Conv2d=dict(type="DSQConv", num_bit_w=2, num_bit_a=2, bSetQ=True),
+            Linear=dict(type="DSQLinear", num_bit_w=2, num_bit_a=2),
+        ),
+        special_layers=dict(
+            layers_name=["backbone.conv1", "head.fc"],
+            convert_type=[
+                dict(type="DSQConv", **entry, bSetQ=True, quant_activation=False),
+                dict(type="DSQLinear", **entry),
+            ],
+        ),
+    )
+    assert low.optimizer == dict(type="SGD", lr=0.001, momentum=0.9, weight_decay=0.0001)
+    assert (low.data.samples_per_gpu, low.data.workers_per_gpu, low.lr_config.step) == (16, 3, [30, 60, 90])
+    assert full.quant_transformer is None
+    assert {**full.to_dict(), "quant_transformer": None} == {**low.to_dict(), "quant_transformer": None}
+    rows = quantized_rows(low, classifier(low, "resnet50"))
+    assert [(row.name, row.num_bit_w) for row in rows if row.num_bit_a is None] == [("backbone.conv1", 8)]
+    assert {(row.num_bit_w, row.num_bit_a) for row in rows} == {(8, None), (2, 2), (8, 8)} and len(rows) == 54
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -255,6 +286,9 @@ def test_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (cfg.filename, cfg.to_dict()) == (str(path), Config.fromfile(path).to_dict())
     with pytest.raises(ConfigError, match="there is no config file configs/LSQ/none.py"):
         Config.fromfile("configs/LSQ/none.py")
+    missing = "thirdparty/configs/DSQ/res50/config2_res50_dsq_m1_16_2w2f.py"  # the tutorial's path
+    with pytest.raises(ConfigError, match=f"{missing}; did you mean {name_of(TUTORIAL[1])}, which comes with"):
+        Config.fromfile(missing)
     own = tmp_path / name_of(path)
     own.parent.mkdir(parents=True)
     own.write_text("total_epochs = 3\n")

@@ -1,0 +1,20 @@
+"""ResNet-50 on ImageNet, DSQ W2A2, first and last layer at 8 bits (Gong et al., arXiv:1908.05033).
+
+    tools/dist_train.sh configs/DSQ/resnet50/config5_res50_dsq_m1_16_2w2f.py 8 --data-root IMAGENET
+
+Expected top-1: no figure was found; the original project's table leaves the row empty.
+Hyper-parameters: the original's, its rate for one machine (it had 11, and started from its 3-bit model) [original].
+Time: not measured.
+"""
+
+_base_ = [
+    "../../_base_/models/resnet50.py",
+    "../../_base_/datasets/imagenet.py",
+    "../../_base_/schedules/imagenet_step100.py",
+    "../../_base_/methods/dsq.py",
+]
+
+data = dict(samples_per_gpu=16)
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=2, num_bit_a=2)))
+optimizer = dict(lr=0.0005)
+load_from = "torchvision://resnet50.IMAGENET1K_V1"
