@@ -211,6 +211,8 @@ def visualize(args: argparse.Namespace) -> object:
         args.checkpoint,
         out=args.out or default_target(args.kind, cfg),
         num_images=args.num_images,
+        rows=args.rows,
+        cols=args.cols,
         split=args.split,
         data_root=args.data_root,
         engine=args.engine,

@@ -27,7 +27,12 @@ def test_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `lbitcls test`."""
     add = parser.add_argument
     add("config", help="config file: .py, .yaml or .json")
-    add("checkpoint", help="checkpoint of the config's model, or an .onnx file that was exported of it")
+    add(
+        "checkpoint",
+        nargs="?",
+        help="checkpoint of the config's model, or an .onnx file that was exported of it "
+        "(default: none; the model as a training would begin with it)",
+    )
     engine_arguments(parser)
     add(
         "--metrics",
@@ -115,7 +120,9 @@ def visualize_arguments(parser: argparse.ArgumentParser) -> None:
     add("config", help="config file: .py, .yaml or .json")
     add("checkpoint", nargs="?", help="checkpoint or .onnx file (default: the best of the work directory)")
     add("--out", metavar="FILE", help="picture to write: .png, .svg, .pdf (default: in the work directory)")
-    add("--num-images", type=int, default=24, metavar="N", help="most images in the picture (default: 24)")
+    add("--num-images", type=int, metavar="N", help="most images in the picture (default: 24)")
+    add("--rows", type=int, metavar="N", help="rows of the grid")
+    add("--cols", type=int, metavar="N", help="images in a row")
     add("--split", metavar="NAME", help="part of data (default: train for a batch, else val)")
     add("--tensorboard", action="store_true", help="write the picture for TensorBoard too")
     add("--work-dir", metavar="DIR", help="work directory of the run")

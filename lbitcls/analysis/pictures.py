@@ -52,7 +52,11 @@ def class_name(names: Sequence[str] | None, label: int) -> str:
 
 
 def draw_batch(
-    images: Sequence[np.ndarray], labels: Sequence[int], names: Sequence[str] | None = None, title: str = ""
+    images: Sequence[np.ndarray],
+    labels: Sequence[int],
+    names: Sequence[str] | None = None,
+    title: str = "",
+    columns: int | None = None,
 ) -> Figure:
     """A grid of images with their labels below.
 
@@ -61,9 +65,10 @@ def draw_batch(
         labels: class of each image.
         names: of the classes in order of their labels; None: numbers are shown.
         title: above the grid.
+        columns: images in a row; None: as suits their number.
     """
     with style():
-        figure, cells = _grid(len(images), 1, title)
+        figure, cells = _grid(len(images), 1, title, columns)
         for cell, image, label in zip(cells, images, labels, strict=True):
             _show(cell, image)
             _caption(cell, [(shorten(class_name(names, label), _CAPTION), INK)])

@@ -6,6 +6,8 @@ from typing import Any
 _HOME = {
     "train_classifier": "lbitcls.apis.train",
     "test_classifier": "lbitcls.apis.test",
+    "test_model": "lbitcls.apis.test",
+    "evaluate": "lbitcls.core.evaluation",
     "init_model": "lbitcls.apis.inference",
     "inference_model": "lbitcls.apis.inference",
     "show_result": "lbitcls.apis.inference",

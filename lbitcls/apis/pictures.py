@@ -93,8 +93,9 @@ def predict(
     positions = torch.tensor(indices)
     found, classes = [], 0
     try:
+        answer = getattr(model, "predict", model)
         for data in track(loader, len(loader), "predicting", shown):
-            logits = model.predict(data["img"].to(device)).float().cpu()  # type: ignore[operator]
+            logits = answer(data["img"].to(device)).float().cpu()
             classes = logits.shape[1]
             found += read_predictions(logits, data["gt_label"], positions[data["index"]])
     finally:
@@ -172,12 +173,14 @@ def _results(runner: EpochRunner, validation: EvaluationHook | None) -> Figure:
     return draw_results(run, validation.best if validation else {}, calibration.epoch if calibration else 0)
 
 
-def batch_figure(loader: Any, number: int, title: str = "Training images, as the model sees them") -> Figure:
+def batch_figure(
+    loader: Any, number: int, title: str = "Training images, as the model sees them", columns: int | None = None
+) -> Figure:
     """The grid of the first images that `loader` gives in its first epoch."""
     dataset = loader.dataset
     images = read_images(dataset, loader.order(0)[:number].tolist(), loader.seed)
     labels = [int(dataset.labels[index]) for index in images]
-    return draw_batch(list(images.values()), labels, dataset.CLASSES, title)
+    return draw_batch(list(images.values()), labels, dataset.CLASSES, title, columns)
 
 
 def predictions_figure(

@@ -107,7 +107,8 @@ def evaluate(
     """Validate `model` (in eval mode, in float32) on this rank's batches.
 
     Args:
-        model: has `predict(img)` and `loss(logits, gt_label)`; its mode is put back afterwards.
+        model: has `predict(img)` and `loss(logits, gt_label)`, or is any module from images to logits, whose loss is
+            the cross-entropy; its mode is put back afterwards.
         batches: dicts with `gt_label` (N,) and `img` (N, C, H, W), or `features` that `model.predict_features` takes.
         device: where the model is.
         metrics: names out of `METRICS`.
@@ -145,10 +146,12 @@ def evaluate(
 def _logits(model: Any, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
     if "features" in batch:
         return model.predict_features(batch["features"].to(device))
-    return model.predict(batch["img"].to(device))
+    return getattr(model, "predict", model)(batch["img"].to(device))
 
 
 def _loss(model: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    if not hasattr(model, "loss"):
+        return torch.nn.functional.cross_entropy(logits.float(), labels)
     return model.loss(logits, labels)["loss"]
 
 

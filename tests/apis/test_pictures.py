@@ -12,13 +12,14 @@ from PIL import Image
 from torch import nn
 
 from lbitcls.analysis.curves import read_run
+from lbitcls.apis import init_model, train_classifier
 from lbitcls.apis import pictures as module
-from lbitcls.apis import train_classifier
 from lbitcls.apis.pictures import confusion_of, mixed, predict, read_images
 from lbitcls.apis.visualize import visualize
 from lbitcls.cli import main
 from lbitcls.core.hooks.work_dir import PICTURES
 from lbitcls.datasets import build_dataset
+from lbitcls.deploy import export_onnx
 from lbitcls.models import build_classifier
 from lbitcls.utils import Config, load_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError
@@ -204,11 +205,35 @@ def test_visualize_an_exported_file(trained: Any, monkeypatch: Any, tmp_path: Pa
     assert counts == {3} and "36 of 360 right" in figure.get_suptitle()
 
 
+def test_visualize_takes_a_live_model_and_a_grid(trained: Any, tmp_path: Path) -> None:
+    """A model at hand says what its checkpoint says, in any mode; the images fill the grid asked for."""
+    cfg, summary, _ = trained
+    model = init_model(cfg, summary["checkpoint"]).train()
+    from_file = visualize("predictions", cfg, summary["checkpoint"], rows=2, cols=3)
+    live = visualize("predictions", cfg, model, rows=2, cols=3)
+    said = [[text.get_text() for axes in figure.axes for text in axes.texts] for figure in (from_file, live)]
+    assert said[0] == said[1] and len(live.axes) == 6 and model.training
+    assert len({round(axes.get_position().x0, 3) for axes in live.axes}) == 3
+    for kind in ("errors", "confusion"):
+        assert visualize(kind, cfg, model, num_images=4).get_axes()
+    assert len(visualize("batch", cfg, rows=1, cols=5).axes) == 5
+    assert len(visualize("predictions", cfg, torch.nn.Flatten(), num_images=3, rows=2).axes) == 3  # any module
+    exported = tmp_path / "model.onnx"
+    export_onnx(init_model(cfg, summary["checkpoint"]), exported, input_shape=(1, 8, 8))
+    opened = visualize("predictions", cfg, init_model(cfg, exported, engine="onnxruntime"), rows=2, cols=3)
+    assert [text.get_text() for axes in opened.axes for text in axes.texts] == said[0]
+    with pytest.raises(ConfigError, match="loaded already"):
+        visualize("predictions", cfg, model, engine="openvino")
+    with pytest.raises(ConfigError, match="2 rows of 2 hold 4 images; num_images=5"):
+        visualize("batch", cfg, num_images=5, rows=2, cols=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         (dict(kind="error"), ConfigError, "did you mean 'errors'"),
         (dict(kind="batch", num_images=0), ConfigError, "from 1"),
+        (dict(kind="batch", cols=-1), ConfigError, "cols is a number from 1; got -1"),
         (dict(kind="batch", out="x.txt"), ConfigError, "picture"),
         (dict(kind="predictions"), CheckpointError, "name the checkpoint"),
         (dict(kind="batch", split="training"), ConfigError, "data.training"),

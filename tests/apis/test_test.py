@@ -11,9 +11,11 @@ import onnx
 import pytest
 import torch
 
+from lbitcls.apis import evaluate, init_model, train_classifier
 from lbitcls.apis import test_classifier as classify
-from lbitcls.apis import train_classifier
+from lbitcls.apis import test_model as check_model
 from lbitcls.cli import main
+from lbitcls.datasets import build_dataloader, build_dataset
 from lbitcls.deploy.metadata import ModelInfo, write_info
 from lbitcls.models import build_classifier
 from lbitcls.utils import Config, load_checkpoint
@@ -31,7 +33,8 @@ def test_metrics_and_rows(make_config: Any, tmp_path: Path, capsys: Any) -> None
     results = classify(cfg, best, metrics=metrics, out=out, predictions=tmp_path / "rows.csv")
     assert results["top-1"] == summary["float"]["top1"]
     assert json.loads(out.read_text()) == results
-    assert set(results) == {"loss", "top-1", "top-5", *metrics}
+    assert set(results) == {"loss", "top-1", "top-5", "correct", "total", *metrics}
+    assert results["total"] == 360 and 100 * results["correct"] / 360 == pytest.approx(results["top-1"])
     assert sum(map(sum, results["confusion"])) == 360
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -43,18 +46,67 @@ def test_metrics_and_rows(make_config: Any, tmp_path: Path, capsys: Any) -> None
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [str(line["prediction"]) for line in lines] == [row["prediction"] for row in rows]
     assert [line["path"] for line in lines] == [row["path"] for row in rows]
-    assert "top-1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "top-1" in said and f"correct: {results['correct']} / 360" in said
 
 
 def test_the_top_k_are_those_of_the_validation(make_config: Any, capsys: Any) -> None:
     cfg = make_config(total_epochs=1, options={"evaluation.metric_options": dict(topk=(1, 3, 20))})
     train_classifier(cfg)
     results = classify(cfg, f"{cfg.work_dir}/best_top-1.pth")
-    assert set(results) == {"loss", "top-1", "top-3"} and results["top-1"] < results["top-3"]
+    assert set(results) == {"loss", "top-1", "top-3", "correct", "total"} and results["top-1"] < results["top-3"]
     capsys.readouterr()
     for wrong, message in ((dict(top=1), "did you mean 'topk'"), (dict(topk=[0]), "ints from 1; got \\[0\\]")):
         with pytest.raises(ConfigError, match=message):
             classify(make_config(options={"evaluation.metric_options": wrong}), "x.pth")
+
+
+def test_before_any_training(make_config: Any, tmp_path: Path, capsys: Any) -> None:
+    """Without a checkpoint the model is the one that a training would begin with; the log names its weights."""
+    cfg = make_config(total_epochs=1, seed=3)
+    best = train_classifier(cfg)["checkpoint"]
+    trained = classify(cfg, best)
+    capsys.readouterr()
+    cfg.dump(tmp_path / "config.py")
+    assert main(["test", str(tmp_path / "config.py"), "--options", f"load_from={best}"]) == 0
+    assert f"weights of {best}" in capsys.readouterr().out
+    assert classify(make_config(options={"model.pretrained": best})) == trained
+    random = classify(cfg)
+    assert "with random weights" in capsys.readouterr().out and random["top-1"] < trained["top-1"]
+    with pytest.raises(ConfigError, match="quantizers, .* first, have seen no data yet.*lbitcls calibrate"):
+        classify(
+            make_config(
+                quant_transformer=dict(
+                    type="ModelTransformer", quan_policy=dict(Linear=dict(type="LSQLinear", num_bit_w=4))
+                )
+            )
+        )
+
+
+def test_a_model_at_hand(make_config: Any) -> None:
+    """`test_model` gives what the command gives, for a classifier, and for any module and loader of pairs."""
+    cfg = make_config(total_epochs=1)
+    best = train_classifier(cfg)["checkpoint"]
+    model = init_model(cfg, best)
+    loader = build_dataloader(build_dataset(cfg.data.test), 50)
+    expected = classify(cfg, best)
+    assert check_model(model, loader, topk=(1, 5)) == pytest.approx(expected)
+    assert evaluate(model, loader, torch.device("cpu"))["top-1"] == pytest.approx(expected["top-1"])
+    pairs = [(batch["img"], batch["gt_label"]) for batch in loader]
+    assert check_model(Predict(model), pairs)["correct"] == expected["correct"]
+    with pytest.raises(DataError, match="a pair .images, labels.; got Tensor"):
+        check_model(model, [pairs[0][0]])
+
+
+class Predict(torch.nn.Module):
+    """A classifier's logits, and nothing else of it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        return self.model.predict(img)
 
 
 def test_checkpoint_of_another_model(make_config: Any) -> None:
