@@ -71,7 +71,7 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `lbitcls plan`."""
     add = parser.add_argument
-    add("config", help="config file with a quant_transformer")
+    add("config", help="config file; of one without a quant_transformer the float model is shown")
     add("--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="an image (default: as the test pipeline makes it)")
     option_arguments(parser)
 

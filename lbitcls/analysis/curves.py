@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 LOG = "log.jsonl"
 AXES = {"epoch": "epoch", "iter": "iteration", "images": "images seen"}
-MODES = ("train", "val")
+MODES = ("train", "val", "train_eval")
+_DRAWN = {
+    "train": (BLUE, "training, batches"),
+    "train_eval": (GREEN, "training set, eval mode"),
+    "val": (ORANGE, "validation"),
+}
 BEST = {"float": GREEN, "quantized": PURPLE}
 _MARKERS_UP_TO = 60  # points
 Series = tuple[np.ndarray, np.ndarray]
@@ -58,7 +63,7 @@ class Run:
             if "images" not in record:
                 raise ConfigError(f"the log of '{self.name}' does not count the images seen; use epoch or iter.")
             return float(record["images"])
-        done = record["epoch"] if record["mode"] == "val" else record["epoch"] - 1 + record["iter"] / self.epoch_len
+        done = record["epoch"] if record["mode"] != "train" else record["epoch"] - 1 + record["iter"] / self.epoch_len
         return float(done if axis == "epoch" else done * self.epoch_len)
 
 
@@ -187,9 +192,9 @@ def _line(panel: Axes, places: np.ndarray, values: np.ndarray, mode: str, color:
     panel.plot(
         *(places, values),
         color=color,
-        linestyle="-" if mode == "val" else (0, (4, 2)),
+        linestyle={"val": "-", "train_eval": "-."}.get(mode, (0, (4, 2))),
         alpha=1 if mode == "val" else 0.75,
-        marker="o" if (few and mode == "val") or len(values) == 1 else None,
+        marker="o" if (few and mode != "train") or len(values) == 1 else None,
         markersize=3,
         label=label,
     )
@@ -214,46 +219,58 @@ def _finish(panel: Axes, title: str, unit: str, axis: str) -> None:
 
 
 def draw_results(run: Run, best: Mapping[str, Mapping[str, Any]] | None = None, quantized_from: int = 0) -> Figure:
-    """Loss and accuracy of a run against epochs, with the images seen along the top.
+    """Loss and accuracy of a run against the images seen, with the epochs along the top.
+
+    The loss of training is that of batches, as the log has it; those of validation, and of the training set in eval
+    mode where it was measured, stand at the ends of epochs. A log that does not count images is drawn against epochs.
 
     Args:
         run: its records.
         best: what was kept as best, by phase: dicts with `key`, `value` and `epoch`.
         quantized_from: number of epochs that were trained before the quantizers came on; 0: not shown.
     """
+    scale = _images_per_epoch(run) or 1
     with style():
         figure = new_figure(10, 3.9)
         loss, accuracy = figure.subplots(1, 2)
         for panel, key in ((loss, "loss"), (accuracy, "top-1")):
-            for mode, color in (("train", BLUE), ("val", ORANGE)):
+            for mode, (color, label) in _DRAWN.items():
                 places, values = run.series(key, mode)
                 if len(values):
-                    _line(panel, places, values, mode, color, {"train": "training", "val": "validation"}[mode])
+                    _line(panel, scale * places, values, mode, color, label)
             if quantized_from:
-                panel.axvline(quantized_from, color=GREY, linestyle=":", linewidth=1.2, label="quantizers on")
+                panel.axvline(scale * quantized_from, color=GREY, linestyle=":", linewidth=1.2, label="quantizers on")
             for phase, entry in (best or {}).items():
                 if entry["key"] == key:
-                    _mark_best(panel, phase, entry)
-            _finish(panel, {"loss": "loss", "top-1": "top-1 accuracy"}[key], _unit(key), "epoch")
-            _images_axis(panel, run)
+                    _mark_best(panel, phase, entry, scale)
+            title, axis = {"loss": "loss", "top-1": "top-1 accuracy"}[key], "epoch" if scale == 1 else "images seen"
+            _finish(panel, title, _unit(key), axis)
+            if scale != 1:
+                _epochs_axis(panel, scale)
         figure.suptitle(run.name, fontsize=11, x=0.01, ha="left")
     return figure
 
 
-def _mark_best(panel: Axes, phase: str, entry: Mapping[str, Any]) -> None:
+def _mark_best(panel: Axes, phase: str, entry: Mapping[str, Any], scale: float) -> None:
     unit = "" if entry["key"] == "loss" else " %"
     label = f"best, {phase}: {entry['value']:.4g}{unit} (epoch {entry['epoch']})"
-    panel.plot([entry["epoch"]], [entry["value"]], "*", color=BEST.get(phase, ORANGE), markersize=12, label=label)
+    panel.plot(
+        [scale * entry["epoch"]], [entry["value"]], "*", color=BEST.get(phase, ORANGE), markersize=12, label=label
+    )
 
 
-def _images_axis(panel: Axes, run: Run) -> None:
-    """A second axis along the top, where every record counts the images seen at a constant rate."""
+def _images_per_epoch(run: Run) -> float | None:
+    """Images learned from in an epoch; None where a record does not count them, or nothing was learned yet."""
     counted = [(r["images"], run._place(r, "epoch")) for r in run.records if "images" in r]
     if len(counted) < len(run.records) or not counted[-1][0]:
-        return
-    rate = counted[-1][0] / counted[-1][1]
-    top = panel.secondary_xaxis("top", functions=(lambda epoch: epoch * rate, lambda images: images / rate))
-    top.set_xlabel("images seen", fontsize=8)
+        return None
+    return counted[-1][0] / counted[-1][1]
+
+
+def _epochs_axis(panel: Axes, scale: float) -> None:
+    """A second axis along the top, `scale` images to an epoch."""
+    top = panel.secondary_xaxis("top", functions=(lambda images: images / scale, lambda epoch: epoch * scale))
+    top.set_xlabel("epoch", fontsize=8)
     top.tick_params(labelsize=7.5)
     top.xaxis.set_major_formatter(_count)
 

@@ -76,16 +76,32 @@ def _evaluation(
     check_names(getattr(model, "CLASSES", None), "data.train", dataset, "val", session.logger)
     if calibration is not None:
         epochs.add(calibration.epoch)
+    given = dict(section or {})
     arguments = {
-        **dict(section or {}),
+        **given,
+        "train": _training_images(cfg, given.get("train"), session, data_root),
         "loader": loader,
         "also_after": epochs,
         "final_phase": "float" if calibration is None else "quantized",
     }
-    own = [key for key in ("loader", "also_after", "final_phase") if key in (section or {})]
+    own = [key for key in ("loader", "also_after", "final_phase") if key in given]
     reject_unknown_keys("evaluation", own, ())
     check_arguments(EvaluationHook, arguments)
     return EvaluationHook(**arguments)
+
+
+def _training_images(cfg: Config, wanted: Any, session: Session, data_root: str | None) -> Any:
+    """Batches of the training set, or of so many of its images, for `evaluation.train`; None: not wanted.
+
+    They are prepared as validation images are, so that the two accuracies differ by the images alone.
+    """
+    if wanted is False or wanted is None:
+        return None
+    if wanted is not True and (not isinstance(wanted, int) or wanted < 1):
+        raise ConfigError(f"evaluation.train is True, False, or a number of images from 1; got {wanted!r}.")
+    section = {**cfg.data.train, "pipeline": cfg.data.val.get("pipeline", cfg.data.train.get("pipeline"))}
+    number = None if wanted is True else wanted
+    return load_data(cfg, "val", "validation", session, data_root=data_root, section=section, number=number)[1]
 
 
 def _loggers(cfg: Config) -> list[Hook]:
@@ -94,7 +110,7 @@ def _loggers(cfg: Config) -> list[Hook]:
     if not isinstance(section.get("pictures", True), bool):
         raise ConfigError(f"log_config.pictures is True or False; got {section['pictures']!r}.")
     given = require_list("log_config.hooks", section.get("hooks", [dict(type="TextLoggerHook")]))
-    return [LogHook(section.get("interval", 100)), JsonLoggerHook(), *(HOOKS.build(entry) for entry in given)]
+    return [LogHook(section.get("interval")), JsonLoggerHook(), *(HOOKS.build(entry) for entry in given)]
 
 
 def _custom_hooks(cfg: Config) -> list[Hook]:

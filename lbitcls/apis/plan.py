@@ -1,4 +1,4 @@
-"""The quantization plan of a config, with what each layer costs."""
+"""The layers of a config's model, what becomes of each, and what it costs."""
 
 from __future__ import annotations
 
@@ -6,35 +6,44 @@ from collections.abc import Sequence
 
 import torch
 
+from lbitcls.apis.opening import parameters
 from lbitcls.apis.sizes import section_size
 from lbitcls.quant.cost import LayerCost, plan_cost
-from lbitcls.quant.plan import aligned
+from lbitcls.quant.plan import aligned, float_plan
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError
 
+FLOAT_HEADER = ("layer", "kind", "shape", "params", "MMACs", "KiB")
 HEADER = ("layer", "kind", "shape", "method", "W", "A", "rule", "params", "MMACs", "GBOPs", "KiB")
 
 
 def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost]:
     """Print what the config's transformer does to each layer, and what it costs for one image.
 
+    Of a config without `quant_transformer` it prints each layer of the float model with its cost.
+
     Args:
-        cfg: a config with `quant_transformer`; modules of its `custom_imports` are imported.
+        cfg: the config; modules of its `custom_imports` are imported.
         shape: (C, H, W) of an image; None: as the config's test pipeline makes it.
 
     Returns:
         A row for each layer with parameters, in the model's order.
     """
-    require_sections(cfg, ("model", "quant_transformer"), "a plan")
+    require_sections(cfg, ("model",), "a plan")
     from lbitcls.models import build_classifier
     from lbitcls.quant import build_mtransformer
 
     import_custom(cfg.get("custom_imports"))
     model = build_classifier(cfg.model, pretrained=False)
-    plan = build_mtransformer(cfg.quant_transformer).plan(model)
+    section = cfg.get("quant_transformer")
+    plan = build_mtransformer(section).plan(model) if section else float_plan(model)
     rows = plan_cost(plan, model, torch.zeros(1, *(shape or image_shape(cfg, model))))
-    _print(rows)
+    if section:
+        _print(rows)
+    else:
+        _print_float(rows)
+    print("\nparameters: " + "; ".join(parameters(model)))
     return rows
 
 
@@ -60,6 +69,20 @@ def _print(rows: list[LayerCost]) -> None:
     print("\nstays float")
     print("\n".join(aligned([("layers", "kind", "params", "why"), *stays])))
     print("\n" + "\n".join(aligned([("total", "float", "as planned", "ratio"), *_totals(rows)])))
+
+
+def _print_float(rows: list[LayerCost]) -> None:
+    """Each layer of a float model."""
+    cells = [
+        (
+            *(cost.row.name, cost.row.kind, "×".join(map(str, cost.row.shape)), f"{cost.row.parameters:,}"),
+            *(f"{cost.macs / 1e6:.2f}", f"{cost.size_bits / 8192:.1f}"),
+        )
+        for cost in rows
+    ]
+    total = ("total", "", "", f"{sum(cost.row.parameters for cost in rows):,}")
+    costs = (f"{sum(cost.macs for cost in rows) / 1e6:.2f}", f"{sum(cost.size_bits for cost in rows) / 8192:.1f}")
+    print("\n".join(aligned([FLOAT_HEADER, *cells, (*total, *costs)])))
 
 
 def _cells(cost: LayerCost) -> tuple[str, ...]:

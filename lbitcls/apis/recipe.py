@@ -243,7 +243,6 @@ def _schedule(plan: Plan) -> str:
 lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False, warmup="linear", warmup_iters={min(steps, 500)})
 total_epochs = {plan.epochs}
 checkpoint_config = dict(interval=1, max_keep_ckpts=2)
-log_config = dict(interval=10)
 seed = 0
 work_dir = {_value(plan.work_dir)}"""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -107,19 +108,41 @@ def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:
 
 
 def load_data(
-    cfg: Config, split: str, purpose: str, session: Session, *, seed: int = 0, data_root: str | None = None
+    cfg: Config,
+    split: str,
+    purpose: str,
+    session: Session,
+    *,
+    seed: int = 0,
+    data_root: str | None = None,
+    section: dict[str, Any] | None = None,
+    number: int | None = None,
 ) -> tuple[Any, Any]:
     """The data set of `split` and its loader (shuffled for `train`).
 
     Reads: `data` (`samples_per_gpu`, `workers_per_gpu`, `drop_last`, the split), `data_root`.
+
+    Args:
+        cfg: the config.
+        split: part of `data`.
+        purpose: what the data is for, in messages.
+        session: of the command.
+        seed: of the order and the augmentation.
+        data_root: where relative paths may start.
+        section: the data set's section, where it is not that of `data`.
+        number: at most so many of its samples, in an order that mixes them and is always the same; None: all.
 
     Raises:
         ConfigError: the section is wrong, or `drop_last` leaves nothing to train on.
         DataError: the data is missing or corrupt.
     """
     from lbitcls.datasets import build_dataloader, build_dataset
+    from lbitcls.datasets.subset import Subset
 
-    dataset = build_dataset(data_section(cfg, split, purpose), data_root=[*_roots(cfg), data_root])
+    section = data_section(cfg, split, purpose) if section is None else section
+    dataset = build_dataset(section, data_root=[*_roots(cfg), data_root])
+    if number is not None:
+        dataset = Subset(dataset, np.random.default_rng(0).permutation(len(dataset))[:number].tolist())
     train = split == "train"
     loader = build_dataloader(
         dataset,

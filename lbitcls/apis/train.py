@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.apis.delivery import deliver, read_export
 from lbitcls.apis.hooks import build_hooks
+from lbitcls.apis.opening import describe_run
 from lbitcls.apis.pictures import draw_run
 from lbitcls.apis.session import Session, load_data, make_model, open_session
 from lbitcls.apis.summary import finish, show_summary, write_summary
@@ -75,6 +76,7 @@ def train_classifier(
         if start is not None:
             runner.restore(start[1], start[0])
             _say_where(runner, start[0])
+        describe_run(runner)
         began = time.monotonic()
         runner.run()
         summary = finish(runner, time.monotonic() - began, log_file)

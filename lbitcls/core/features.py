@@ -63,7 +63,7 @@ class FeatureCache:
 
     enabled: bool = False
     max_mib: float = 1024.0
-    _stores: dict[bool, _Store] = field(default_factory=dict)
+    _stores: dict[int, _Store] = field(default_factory=dict)  # by the loader's id
 
     def __post_init__(self) -> None:
         self.max_mib = as_number("feature_cache.max_mib", self.max_mib)
@@ -83,7 +83,7 @@ class FeatureCache:
         if not self._usable(runner):
             yield from loader.iterate(epoch, start)
             return
-        store = self._store(training, len(loader.dataset), runner.phase)
+        store = self._store(loader, runner.phase)
         indices = loader.indices(epoch)
         missing = [number for number in range(start, len(indices)) if not store.known[indices[number]].all()]
         read = loader.read(epoch, missing)
@@ -97,8 +97,8 @@ class FeatureCache:
                 yield self._computed(runner, store, found[1], training)
                 found = next(read, None)
 
-    def _store(self, training: bool, number: int, phase: str) -> _Store:
-        store = self._stores.setdefault(training, _Store(np.zeros(number, dtype=bool), phase))
+    def _store(self, loader: Any, phase: str) -> _Store:
+        store = self._stores.setdefault(id(loader), _Store(np.zeros(len(loader.dataset), dtype=bool), phase))
         if store.phase != phase:  # the quantizers came on: other features from now on
             store.known[:] = False
             store.phase = phase

@@ -79,6 +79,22 @@ class Plan:
         return "\n".join(lines + stays)
 
 
+def float_plan(model: nn.Module) -> Plan:
+    """The plan of a model of which nothing is quantized: a row for each module with parameters of its own."""
+    return Plan(
+        tuple(
+            PlanRow(name, type(module).__name__, _shape(module), None, None, None, "no quant_transformer", count)
+            for name, module in model.named_modules()
+            if (count := own_parameters(module))
+        )
+    )
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    weight: Any = getattr(module, "weight", None)
+    return () if weight is None else tuple(weight.shape)
+
+
 def own_parameters(module: nn.Module) -> int:
     """Number of parameters that a module holds itself, not through its children."""
     return sum(p.numel() for p in module.parameters(recurse=False))

@@ -96,8 +96,13 @@ def test_what_cannot_be_drawn(keys: list[str], axis: str, message: str, run: Run
 def test_results(run: Run) -> None:
     best = {"quantized": {"key": "top-1", "value": 80.0, "epoch": 2}}
     loss, accuracy = draw_results(run, best, quantized_from=1).axes[:2]
-    assert lines(loss).keys() == {"training", "validation", "quantizers on"}
-    assert lines(accuracy)["best, quantized: 80 % (epoch 2)"] == [2]
+    assert lines(loss).keys() == {"training, batches", "validation", "quantizers on"}
+    assert lines(loss)["training, batches"] == pytest.approx([40, 60, 100, 120]) and loss.get_xlabel() == "images seen"
+    assert lines(loss)["validation"] == [60, 120] and lines(loss)["quantizers on"] == [60, 60]
+    assert lines(accuracy)["best, quantized: 80 % (epoch 2)"] == [120]
     assert len(loss.child_axes) == 1
+    measured = {**records()[-1], "mode": "train_eval", "top-1": 90.0}
+    accuracy = draw_results(Run("both", [*records(), measured])).axes[1]
+    assert lines(accuracy)["training set, eval mode"] == [120]
     for old in (records(counted=False), [r for r in records() if r["mode"] == "train"]):
         assert draw_results(Run("old", old)).axes

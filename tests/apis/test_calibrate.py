@@ -83,3 +83,12 @@ def test_the_plan_of_a_config_is_printed(repo_root: Path, capsys: pytest.Capture
     macs = 16 * 16 * 9 * 64
     assert line.split()[2:6] == ["16×16×3×3", "LSQConv", "4", "4"] and f"{macs / 1e6:.2f}" in line
     assert "7       BatchNorm2d" in printed and "parameters, KiB" in printed
+
+
+def test_the_plan_of_a_float_config_shows_each_layer(repo_root: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", str(repo_root / CONFIG), "--options", "quant_transformer=none"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("backbone.layer1.0.conv1")).split()
+    assert row == ["backbone.layer1.0.conv1", "Conv2d", "16×16×3×3", "2,304", f"{16 * 16 * 9 * 64 / 1e6:.2f}", "9.0"]
+    total = next(line for line in lines if line.startswith("total")).split()
+    assert any(line.startswith(f"parameters: {total[1]} in all, {total[1]} trained; backbone: ") for line in lines)

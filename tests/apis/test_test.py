@@ -73,14 +73,10 @@ def test_before_any_training(make_config: Any, tmp_path: Path, capsys: Any) -> N
     assert classify(make_config(options={"model.pretrained": best})) == trained
     random = classify(cfg)
     assert "with random weights" in capsys.readouterr().out and random["top-1"] < trained["top-1"]
-    with pytest.raises(ConfigError, match="quantizers, .* first, have seen no data yet.*lbitcls calibrate"):
-        classify(
-            make_config(
-                quant_transformer=dict(
-                    type="ModelTransformer", quan_policy=dict(Linear=dict(type="LSQLinear", num_bit_w=4))
-                )
-            )
-        )
+    entry = dict(type="LSQLinear", num_bit_w=4, num_bit_a=4)
+    quantized = make_config(quant_transformer=dict(type="ModelTransformer", quan_policy=dict(Linear=entry)))
+    with pytest.raises(ConfigError, match="2 quantizers, .* first, have seen no data yet.*lbitcls calibrate"):
+        classify(quantized)
 
 
 def test_a_model_at_hand(make_config: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lbitcls.apis import test_classifier as classify
 from lbitcls.apis import train_classifier
 from lbitcls.cli import main
 from lbitcls.utils.config import Config
@@ -22,7 +23,7 @@ QUANT = dict(
     ),
 )
 LINE = re.compile(
-    r"Epoch \[1\]\[5/12\] lr: \d\.\d{3}e-\d\d, eta: \d+:\d\d:\d\d, time: \d+\.\d{3}, data_time: \d+\.\d{3}, "
+    r"Epoch \[1\]\[5/12\]\tlr: \d\.\d{3}e-\d\d, eta: \d+:\d\d:\d\d, time: \d+\.\d{3}, data_time: \d+\.\d{3}, "
     r"memory: \d+, loss: \d+\.\d{4}, top-1: \d+\.\d{4}, top-5: \d+\.\d{4}\n"
 )
 
@@ -255,3 +256,45 @@ def test_num_threads_is_a_number_from_1(repo_root: Path, capsys: pytest.CaptureF
     config = str(repo_root / "configs/quickstart/digits_lsq_4w4f.py")
     assert main(["train", config, "--options", "num_threads=0"]) == 2
     assert "num_threads is an int from 1; got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [True, 100])
+def test_accuracy_on_the_training_set(number: Any, make_config: Any) -> None:
+    """In eval mode and on the pipeline of validation: what a test of these images gives; the training is the same."""
+    plain = make_config("plain", total_epochs=1)
+    train_classifier(plain)
+    cfg = make_config(total_epochs=1, evaluation=dict(train=number, metric=["precision"]))
+    train_classifier(cfg)
+    (measured,) = records(cfg, "train_eval")
+    assert set(measured) == {"mode", "epoch", "iter", "images", "loss", "top-1", "top-5"}
+    assert f"Epoch(train_eval) [1][12]\tloss: {measured['loss']:.4f}, top-1: " in log_text(cfg)
+    if number is True:
+        cfg.data.test = {**cfg.data.train, "pipeline": cfg.data.val.pipeline}
+        tested = classify(cfg, Path(cfg.work_dir) / "latest.pth")
+        assert (tested["top-1"], tested["total"]) == (pytest.approx(measured["top-1"]), 1437)
+    before, after = weights(plain), weights(cfg)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_accuracy_on_the_training_set_wants_a_number(make_config: Any) -> None:
+    with pytest.raises(ConfigError, match="a number of images from 1; got 'all'"):
+        train_classifier(make_config(evaluation=dict(train="all")))
+
+
+def test_no_checkpoints_during_training(make_config: Any) -> None:
+    """`checkpoint_config = None`: the best weights and the last position alone are written."""
+    cfg = make_config(total_epochs=2, checkpoint_config=None)
+    train_classifier(cfg)
+    assert {path.name for path in Path(cfg.work_dir).glob("*.pth")} == {"best_top-1.pth", "latest.pth", "epoch_2.pth"}
+
+
+def test_what_the_log_says_first(make_config: Any) -> None:
+    cfg = make_config(total_epochs=1, options={"model.backbone.frozen": True})
+    train_classifier(cfg)
+    said = log_text(cfg).partition("Epoch [1]")[0]
+    assert "Data: train 1,437 images, val 360 images; 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in said
+    assert "A batch: img (128, 1, 8, 8), gt_label (128,)\n" in said
+    found = re.search(
+        r"Parameters: ([\d,]+) in all, (\d+) trained, ([\d,]+) frozen; backbone: (.+) frozen; head: (.+)\n", said
+    )
+    assert found is not None and found[2] == "170" and found[4] == found[3] and found[5] == "170 trained"

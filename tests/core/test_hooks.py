@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lbitcls.core.hooks.calibration import CalibrationHook
 from lbitcls.core.hooks.checkpoint import CheckpointHook
 from lbitcls.core.hooks.evaluation import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
-from lbitcls.core.hooks.log import LogHook, _is_before, _order, text_line
+from lbitcls.core.hooks.log import LogHook, _is_before, _order, _rates, text_line
 from lbitcls.utils.errors import ConfigError
 
 
@@ -32,6 +34,25 @@ def test_train_line_reads_like_the_tutorials() -> None:
         "Epoch [1][200/626]\tlr: 1.000e-03, eta: 1 day, 1:32:11, time: 1.473, data_time: 0.449, memory: 10283, "
         "loss: 1.3465, top-1: 68.2227, top-5: 86.7495"
     )
+
+
+def test_each_distinct_rate_is_shown() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [dict(params=[p], lr=lr) for p, lr in zip(weights, (1e-4, 1e-3, 1e-4))]
+    rates = _rates(torch.optim.SGD(groups, lr=1))
+    assert rates == {"lr": 1e-4, "lrs": [1e-4, 1e-3]}
+    assert _rates(torch.optim.SGD(weights, lr=0.1)) == {"lr": 0.1}
+    record = {"mode": "train", "epoch": 1, "iter": 2, **rates, "eta": 1.0, "time": 0.1, "data_time": 0.0, "loss": 1.0}
+    assert "\tlr: 1.000e-04/1.000e-03, eta: 0:00:01, time: 0.100, data_time: 0.000, loss: 1.0000" in text_line(
+        record, 4
+    )
+
+
+@pytest.mark.parametrize(("length", "every"), [(4, 1), (19, 1), (61, 6), (1000, 100), (5000, 100)])
+def test_a_short_epoch_has_ten_records(length: int, every: int) -> None:
+    hook = LogHook()
+    hook.before_epoch(SimpleNamespace(loader=range(length)))
+    assert hook._every == every and (length < 10 or length // every >= 10)
 
 
 def test_val_line() -> None:

@@ -35,6 +35,9 @@ class EvaluationHook(Hook):
         start: no validation before so many epochs.
         also_after: numbers of epochs after which to validate in any case.
         final_phase: `'quantized'` or `'float'`: what the run ends with.
+        train: batches of training images (this rank's part), prepared as those of validation, on which the model is
+            measured too at each validation: records of the mode `train_eval`. A config says True, or a number of
+            images.
     """
 
     priority = PRIORITIES["BELOW_NORMAL"]
@@ -50,11 +53,13 @@ class EvaluationHook(Hook):
         start: int = 0,
         also_after: Iterable[int] = (),
         final_phase: str = "float",
+        train: Iterable[Batch] | None = None,
     ) -> None:
         for name, value, least in (("interval", interval, 1), ("start", start, 0)):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"evaluation.{name} is an int from {least}; got {value!r}.")
         self.loader = loader
+        self.train = train
         self.interval = interval
         self.metrics = tuple(dict.fromkeys(("accuracy", *check_metrics(metric))))
         self.topk = read_topk(metric_options)
@@ -88,20 +93,27 @@ class EvaluationHook(Hook):
         regular = epoch % self.interval == 0 and epoch >= self.start
         if not (regular or epoch in self.also_after or epoch == runner.max_epochs):
             return
-        model = runner.eval_model
-        broadcast_module(model, parameters=False)
-        batches = self._batches(runner)
-        results = evaluate(model, batches, runner.step.device, metrics=self.metrics, topk=self.topk)
-        position = {"mode": "val", "epoch": epoch, "iter": len(runner.loader)}
-        runner.publish({**position, **results})
+        broadcast_module(runner.eval_model, parameters=False)
+        if self.train is not None:
+            self._measure(runner, "train_eval", self.train, ("accuracy",))
+        results = self._measure(runner, "val", self.loader, self.metrics)
         dropped = [f"top-{k}" for k in self.topk if "accuracy" in self.metrics and f"top-{k}" not in results]
         if dropped:
             runner.logger.debug("%s left out: the model has fewer classes.", ", ".join(dropped))
         if self.save_best is not None:
             self._keep_best(runner, results)
 
-    def _batches(self, runner: EpochRunner) -> Iterator[Batch]:
-        for batch in runner.features.batches(runner, self.loader, training=False):
+    def _measure(
+        self, runner: EpochRunner, mode: str, loader: Iterable[Batch], metrics: Sequence[str]
+    ) -> dict[str, Any]:
+        """Evaluate on the batches of `loader`, and publish the results as a record of `mode`."""
+        batches = self._batches(runner, loader)
+        results = evaluate(runner.eval_model, batches, runner.step.device, metrics=metrics, topk=self.topk)
+        runner.publish({"mode": mode, "epoch": runner.epoch, "iter": len(runner.loader), **results})
+        return results
+
+    def _batches(self, runner: EpochRunner, loader: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in runner.features.batches(runner, loader, training=False):
             runner.guard.raise_if_signalled()
             yield runner.to_device(batch)
 

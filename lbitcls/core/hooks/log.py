@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
 POSITION = ("mode", "epoch", "iter")
+_MOST, _LEAST = 100, 10  # iterations between two records; records of an epoch, where the config says nothing
 
 
 class LogHook(Hook):
@@ -35,12 +36,16 @@ class LogHook(Hook):
 
     The values are means over the iterations since the last record, and over the ranks. Nothing waits for the device
     in between.
+
+    Args:
+        interval: iterations between two records; None: 100, or in a short epoch as many as give at least ten records.
     """
 
-    def __init__(self, interval: int = 100) -> None:
-        if not isinstance(interval, int) or interval < 1:
+    def __init__(self, interval: int | None = None) -> None:
+        if interval is not None and (not isinstance(interval, int) or interval < 1):
             raise ConfigError(f"log_config.interval is an int from 1; got {interval!r}.")
         self.interval = interval
+        self._every = interval or _MOST
         self._pending: dict[str, list[torch.Tensor]] = {}
         self._data_time = 0.0
         self._iterations = 0
@@ -48,6 +53,7 @@ class LogHook(Hook):
         self._trained = [0, 0.0]  # iterations and seconds of this process, for the ETA
 
     def before_epoch(self, runner: EpochRunner) -> None:
+        self._every = self.interval or max(1, min(_MOST, len(runner.loader) // _LEAST))
         self._restart()
 
     def after_iter(self, runner: EpochRunner) -> None:
@@ -55,7 +61,7 @@ class LogHook(Hook):
             self._pending.setdefault(name, []).append(value)
         self._data_time += runner.data_time
         self._iterations += 1
-        if runner.inner_iter % self.interval == 0 or runner.inner_iter == len(runner.loader):
+        if runner.inner_iter % self._every == 0 or runner.inner_iter == len(runner.loader):
             runner.publish(self._record(runner))
             self._pending.clear()
             self._restart()
@@ -141,8 +147,8 @@ class TextLoggerHook(Writer):
 def text_line(record: dict[str, Any], epoch_len: int) -> str:
     """The line of the text log for a record of an epoch of `epoch_len` iterations."""
     results = {name: value for name, value in record.items() if name not in POSITION}
-    if record["mode"] == "val":
-        head, first = f"Epoch(val) [{record['epoch']}][{record['iter']}]\t", []
+    if record["mode"] != "train":
+        head, first = f"Epoch({record['mode']}) [{record['epoch']}][{record['iter']}]\t", []
     else:
         head = f"Epoch [{record['epoch']}][{record['iter']}/{epoch_len}]\t"
         eta = datetime.timedelta(seconds=int(results.pop("eta")))

@@ -42,7 +42,7 @@ class ProgressHook(Hook):
         self._show(runner, completed=runner.iter)
 
     def on_record(self, runner: EpochRunner, record: dict[str, Any]) -> None:
-        name, shown = ("val top-1", "top-1") if record["mode"] == "val" else ("loss", "loss")
+        name, shown = {"train": ("loss", "loss"), "val": ("val top-1", "top-1")}.get(record["mode"], ("", ""))
         if shown in record:
             self._results[name] = f"{record[shown]:.4g}"
         self._show(runner, results=" ".join(f"{key} {value}" for key, value in self._results.items()))
