@@ -79,9 +79,9 @@ $(VENV)/.stamp-venv:
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(RUNTIME): $(wildcard requirements/*.txt) constraints.txt setup.py lbitcls/version.py | $(VENV)/.stamp-venv
+$(RUNTIME): $(wildcard requirements/*.txt) constraints.txt setup.py lbitcls/VERSION | $(VENV)/.stamp-venv
 	@echo "Setting up $(VENV): the first time about 5 GB with PyTorch, and a few minutes."
-	$(INSTALL) setuptools -r requirements/runtime.txt
+	$(INSTALL) -r requirements/build.txt -r requirements/runtime.txt
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -10,14 +10,12 @@ ROOT = Path(__file__).parent
 
 
 def requirements(path: Path) -> list[str]:
-    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line]
-
-
-def version() -> str:
-    names: dict[str, str] = {}
-    exec((ROOT / "lbitcls" / "version.py").read_text(encoding="utf-8"), names)
-    return names["__version__"]
+    """The requirements in a file, and in those that it names by `-r`."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        line = line.partition("#")[0].strip()
+        found += requirements(path.parent / line[2:].strip()) if line.startswith("-r") else [line] if line else []
+    return found
 
 
 class BuildWithConfigs(build_py):
@@ -31,11 +29,12 @@ class BuildWithConfigs(build_py):
             shutil.copytree(ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-runtime = ROOT / "requirements" / "runtime.txt"
+folder = ROOT / "requirements"
+extras = [path for path in sorted(folder.glob("*.txt")) if path.stem not in ("runtime", "build", "readthedocs")]
 
 setup(
     name="lbitcls",
-    version=version(),
+    version=(ROOT / "lbitcls" / "VERSION").read_text(encoding="utf-8").strip(),
     description="Train image classifiers with 2- to 8-bit weights and activations from one config file",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -43,11 +42,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["lbitcls", "lbitcls.*"]),
-    package_data={"lbitcls": ["py.typed", "datasets/data/*", "analysis/page/*"]},
+    package_data={"lbitcls": ["VERSION", "py.typed", "datasets/data/*", "analysis/page/*"]},
     cmdclass={"build_py": BuildWithConfigs},
-    install_requires=requirements(runtime),
-    # Every other requirements file is the extra of its name: `pip install lbitcls[mmcv]`.
-    extras_require={path.stem: requirements(path) for path in sorted(runtime.parent.glob("*.txt")) if path != runtime},
+    install_requires=requirements(folder / "runtime.txt"),
+    # The other requirements files are the extras of their names: `pip install lbitcls[mmcv]`.
+    extras_require={path.stem: requirements(path) for path in extras},
     entry_points={"console_scripts": ["lbitcls = lbitcls.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -1,3 +1,5 @@
-"""The version of the package, read by ``setup.py`` without importing anything."""
+"""The version of the package, as the file `VERSION` has it; `setup.py` reads that file without importing anything."""
 
-__version__ = "0.1.0"
+from pathlib import Path
+
+__version__ = Path(__file__).with_name("VERSION").read_text(encoding="utf-8").strip()

@@ -36,7 +36,7 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The files that set-up reads, and a `python3` that installs nothing."""
-    for name in ("Makefile", "setup.py", "constraints.txt", "requirements", "lbitcls/version.py"):
+    for name in ("Makefile", "setup.py", "constraints.txt", "requirements", "lbitcls/VERSION"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)

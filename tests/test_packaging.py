@@ -19,7 +19,8 @@ from packaging.utils import canonicalize_name
 from lbitcls.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+FOLDER = ROOT / "requirements"
+REQUIREMENTS = sorted(FOLDER.glob("*.txt"))
 UNTESTED = {"benchmarks"}  # what is compared with, in environments of its own
 IMPORT_NAMES = {
     "cv2": "opencv-python",
@@ -38,7 +39,7 @@ BROUGHT_BY = {
 
 def read_requirements(path: Path) -> list[Requirement]:
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [Requirement(line) for line in lines if line]
+    return [Requirement(line) for line in lines if line and not line.startswith("-r")]
 
 
 def pins() -> dict[str, str]:
@@ -67,8 +68,12 @@ def test_metadata() -> None:
     assert meta["Version"] == __version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    extras = {path.stem for path in REQUIREMENTS} - {"runtime"}
+    extras = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs"}
     assert set(meta.get_all("Provides-Extra")) == extras
+    files = [FOLDER / f"{name}.txt" for name in ("analysis", "deploy", "mmcv", "timm")]
+    everything = {requirement.name for path in files for requirement in read_requirements(path)}
+    listed = [Requirement(text) for text in meta.get_all("Requires-Dist")]
+    assert {r.name for r in listed if r.marker and r.marker.evaluate({"extra": "optional"})} == everything
 
 
 def test_console_script() -> None:
