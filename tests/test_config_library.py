@@ -204,6 +204,20 @@ def test_docstring(path: Path) -> None:
         assert [Path(file).stem for file in files[:-1]] == [Path(start).parent.name]
 
 
+ORIGINAL = {"LSQ": "float input", "DSQ": "float input", "LSQPlus": "its ends are LSQ", "DoReFa": "its ends have 8-bit"}
+"""How the layers at the ends differ from the original project's; APoT's and UQ's do not."""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_deviations_from_the_original_are_named(path: Path) -> None:
+    method, backbone, _ = parts(path)
+    plain = " ".join(docstring(path).split())
+    _, _, said = plain.partition("Deviates from the original: ")
+    if method in (*ORIGINAL, "APoT", "UQ") and BACKBONES[backbone][3] == "ImageNet" and "[original]" in plain:
+        own_schedule = "Hyper-parameters: the original's" not in plain
+        assert ORIGINAL.get(method, "") in said and ("schedule" in said) == own_schedule
+
+
 MATRIX = [pytest.param(path, id=path.stem, marks=() if parts(path) in FAST else pytest.mark.slow) for path in CONFIGS]
 
 

@@ -4,6 +4,8 @@
 
 Expected top-1: 52.57 % in the original project [original]; not yet reproduced here. The paper's could not be looked up.
 Hyper-parameters: the original's at 4 bits; its config at 2 bits was not found [original]. Time: not measured.
+Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
+computes every convolution in integers.
 """
 
 _base_ = [

@@ -5,6 +5,8 @@
 Expected top-1: 69.70 % in the original project [original], 69.54 % in another reimplementation [ricky40403]; not yet
 reproduced here. The paper's could not be looked up.
 Hyper-parameters: the original's [original]. Time: not measured.
+Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
+computes every convolution in integers.
 """
 
 _base_ = [

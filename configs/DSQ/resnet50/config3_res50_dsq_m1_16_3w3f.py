@@ -4,6 +4,8 @@
 
 Expected top-1: 74.25 % in the original project, after 70 epochs [original]; not yet reproduced here.
 Hyper-parameters: the original's, its rate for one machine (it had 9) [original]. Time: not measured.
+Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
+computes every convolution in integers.
 """
 
 _base_ = [

@@ -5,6 +5,8 @@
 Expected top-1: no figure was found; the original project's table leaves the row empty.
 Hyper-parameters: the original's, its rate for one machine (it had 11, and started from its 3-bit model) [original].
 Time: not measured.
+Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
+computes every convolution in integers.
 """
 
 _base_ = [

@@ -5,6 +5,8 @@
 Expected top-1: no figure was found.
 Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, the original's
 for DSQ on this network [original]. Time: not measured.
+Deviates from the original: its ends have 8-bit weights; here they stay float, as in the code of the method's authors.
+The schedule is the paper's, which its figures come from.
 """
 
 _base_ = [

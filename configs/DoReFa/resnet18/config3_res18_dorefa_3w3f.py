@@ -6,6 +6,7 @@
 Expected top-1: 67.5 % as quoted in a later paper's README [N2UQ], 63.89 % in the original project, whose first and last
 layer have 8 bits [original]; not yet reproduced here.
 Hyper-parameters: the original's, starting from the 4-bit model as there [original]. Time: not measured.
+Deviates from the original: its ends have 8-bit weights; here they stay float, as in the code of the method's authors.
 """
 
 _base_ = [

@@ -5,6 +5,7 @@
 Expected top-1: 71.12 % in the original project, whose first and last layer have 8 bits [original]; not yet reproduced
 here.
 Hyper-parameters: the original's; what it starts from is not stated there [original]. Time: not measured.
+Deviates from the original: its ends have 8-bit weights; here they stay float, as in the code of the method's authors.
 """
 
 _base_ = [

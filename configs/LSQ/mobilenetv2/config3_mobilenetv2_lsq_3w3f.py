@@ -6,6 +6,8 @@ Expected top-1: 64.41 % in the original project, 57.92 % in another version of i
 here.
 Hyper-parameters: the original's, which starts from its 4-bit model and not, as here, from float weights [original].
 Time: not measured.
+Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
+computes every convolution in integers.
 """
 
 _base_ = [

@@ -5,6 +5,8 @@
 Expected top-1: 67.98 % in the original project [original], 70.6 % in the MQBench paper by other means, as quoted by a
 user who reached 68.66 % [MQBench]; not yet reproduced here.
 Hyper-parameters: the original's [original]. Time: not measured.
+Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
+computes every convolution in integers.
 """
 
 _base_ = [

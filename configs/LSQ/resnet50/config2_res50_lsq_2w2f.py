@@ -10,6 +10,8 @@ measured.
 The one config of the library that is written out, as the tutorial shows one. The images lie below `--data-root`:
 `train/` and `val/`, with `meta/train.txt` and `meta/val.txt`, a line `path label` for each image, paths relative to
 `train/` and `val/`. `resnet50.pth`: torchvision's weights (`--load-from torchvision://resnet50.IMAGENET1K_V1`).
+Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
+computes every convolution in integers. The schedule is the paper's, which its figures come from.
 """
 
 model = dict(

@@ -6,6 +6,8 @@ Expected top-1: 76.7 % in the paper, whose ResNet is of the pre-activation kind 
 project [original]; not yet reproduced here.
 Hyper-parameters: the paper's for ResNet-18 [LSQ notes], but batch size and crop, which are the project's. Time: not
 measured.
+Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
+computes every convolution in integers. The schedule is the paper's, which its figures come from.
 """
 
 _base_ = [

@@ -4,6 +4,8 @@
 
 Expected top-1: no figure was found; the paper's could not be looked up, the original project has none at 2 bits.
 Hyper-parameters: the original's at 3 bits [original]. Time: not measured.
+Deviates from the original: its ends are LSQ, the first with a float input; here they are LSQ+ with 8-bit inputs, so
+that an exported model computes every convolution in integers.
 """
 
 _base_ = [

@@ -4,6 +4,8 @@
 
 Expected top-1: 76.90 % in the original project [original]; not yet reproduced here.
 Hyper-parameters: the original's [original]. Time: not measured.
+Deviates from the original: its ends are LSQ, the first with a float input; here they are LSQ+ with 8-bit inputs, so
+that an exported model computes every convolution in integers.
 """
 
 _base_ = [

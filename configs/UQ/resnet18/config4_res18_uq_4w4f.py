@@ -5,6 +5,7 @@
 Expected top-1: 70.54 % in the APoT authors' code [APoT], 70.48 % in the original project [original]; not yet reproduced
 here.
 Hyper-parameters: the authors' [APoT]. Time: not measured.
+Deviates from the original: the schedule is the authors', whose figures the expected ones are.
 """
 
 _base_ = [
