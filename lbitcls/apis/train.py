@@ -33,7 +33,7 @@ from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import broadcast_module, broadcast_object, check_equal, is_main
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
-from lbitcls.utils.errors import ConfigError, DependencyError, reject_unknown_keys, require_count, require_dict
+from lbitcls.utils.errors import DependencyError, reject_unknown_keys, require_count, require_dict
 from lbitcls.utils.lock import RunLock
 
 MOST_EPOCHS = 10**6

@@ -156,7 +156,7 @@ class OptimizerStep:
         return outputs
 
     def _mean_seen(self, dtype: torch.dtype) -> int | torch.Tensor:
-        """The group's samples in a process, on average over all; a tensor () where they differ: no step waits for it."""
+        """The group's samples in a process, the mean over all; where they may differ a tensor, so that none waits."""
         if not self.uneven or world_size() == 1:
             return self._seen
         number = torch.tensor(self._seen, dtype=torch.int64, device=self.device)

@@ -16,7 +16,7 @@ from typing import Any
 from lbitcls.utils.errors import ConfigError
 
 WIDTH = 120  # of a line, where its values let it be
-_CALLED = ("dict", "float", "frozenset", "globals", "range", "set")  # names that the text itself uses
+_CALLED = ("dict", "float", "globals", "range", "set")  # names that the text itself uses
 _REST = "globals().update"  # sets the names that no assignment can
 
 
@@ -75,11 +75,9 @@ def _parts(value: Any, where: str) -> tuple[str, list[tuple[str, Any, str]], str
     if isinstance(value, (list, tuple)):
         items = [("", item, f"{where}[{number}]") for number, item in enumerate(value)]
         return ("[", items, "]") if isinstance(value, list) else ("(", items, ",)" if len(items) == 1 else ")")
-    if isinstance(value, (set, frozenset)):
+    if isinstance(value, set):
         items = [("", item, where) for item in sorted(value, key=repr)]
-        opening, closing = ("{", "}") if items else ("", "")
-        name = "" if isinstance(value, set) and items else "set" if isinstance(value, set) else "frozenset"
-        return (f"{name}({opening}", items, f"{closing})") if name else (opening, items, closing)
+        return ("{", items, "}") if items else ("set(", [], ")")
     return None
 
 
@@ -106,7 +104,7 @@ def with_lists(value: Any) -> Any:
     value = plain(value)
     if isinstance(value, Mapping):
         return {plain(key): with_lists(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, range, set, frozenset)):
+    if isinstance(value, (list, tuple, range, set)):
         return [with_lists(item) for item in value]
     return value
 
@@ -192,7 +190,7 @@ def _called(name: str, node: ast.Call) -> Any:
         keywords.update({word.arg: value} if word.arg is not None else value)
     if name == "dict" and not node.args:
         return keywords
-    made: dict[str, Callable[..., Any]] = {"range": range, "float": float, "set": set, "frozenset": frozenset}
+    made: dict[str, Callable[..., Any]] = {"range": range, "float": float, "set": set}
     if name in made and not keywords:
         return made[name](*_values(node.args))
     raise ValueError(f"line {node.lineno} calls {name}")

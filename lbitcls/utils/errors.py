@@ -95,13 +95,15 @@ MOST = 10**9
 
 def require_count(name: str, value: Any, least: int, most: int = MOST) -> int:
     """`value`, an int from `least` to `most`; `ConfigError` when it is none."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is an int from {least}; got {shown(value)}.")
+    if value > most:
         raise ConfigError(f"{name} is an int from {least} to {most:,}; got {shown(value)}.")
     return value
 
 
 def shown(value: Any) -> str:
-    """`value` as a message shows it: its `repr`, cut where it is long, also of an int that Python does not write out."""
+    """`value` as a message shows it: its `repr`, cut where it is long; Python writes out no int of 5,000 digits."""
     try:
         text = repr(value)
     except ValueError:

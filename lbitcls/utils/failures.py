@@ -10,17 +10,15 @@ from lbitcls.utils.errors import LbitclsError, ResourceError
 _STORAGE = {
     errno.ENOSPC: "the disk is full. Make room, or name a folder elsewhere",
     errno.EDQUOT: "the disk quota is used up. Make room, or name a folder elsewhere",
-    errno.EFBIG: "a limit on the size of files is reached. Raise it (ulimit -f), or name a folder on another file system",
+    errno.EFBIG: "a limit on the size of files is reached. Raise it (ulimit -f), or name a folder elsewhere",
     errno.EROFS: "the file system is read-only, as it becomes after an error of the disk. Name a folder elsewhere",
     errno.EIO: "the disk reports an error. Name a folder on another one",
     errno.ESTALE: "the network file system has lost the file. Mount it again, or name a folder elsewhere",
 }
 _KILLED = re.compile(
-    r"DataLoader worker \(pid\(?s?\)?[ :]*([\d, ]+)\) (is killed by signal: ([\w ]+)|exited unexpectedly)"
+    r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)"
 )
-_SHARED = re.compile(
-    r"out of shared memory|unable to (allocate|open|write|resize|mmap).{0,40}(shared memory|/torch_)", re.S
-)
+_SHARED = re.compile(r"out of shared memory|unable to \w+ .{0,40}(shared memory|/torch_)", re.DOTALL)
 _MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|Cannot allocate memory", re.I)
 
 
@@ -54,7 +52,7 @@ def _explain_process(text: str) -> ResourceError | None:
             "(docker run --shm-size=8g), or lower data.workers_per_gpu or data.samples_per_gpu."
         )
     if killed:
-        how = f"was killed by the system ({killed[3].strip()})" if killed[3] else "ended unexpectedly"
+        how = f"was killed by the system ({killed[2].strip()})" if killed[2] else "ended unexpectedly"
         return ResourceError(
             f"a process that reads data (pid {killed[1].strip()}) {how}; mostly it is that memory ran out. Lower "
             "data.workers_per_gpu or data.samples_per_gpu, or give the job more memory."
@@ -64,6 +62,5 @@ def _explain_process(text: str) -> ResourceError | None:
 
 def _out_of_memory(what: str, text: str = "") -> ResourceError:
     found = text.partition("\n")[0].partition(". ")[0].rstrip(". ")
-    return ResourceError(
-        f"{what} ran out{f' ({found})' if found else ''}. Lower data.samples_per_gpu, or use a smaller model or smaller images."
-    )
+    told = f"{what} ran out ({found})" if found else f"{what} ran out"
+    return ResourceError(f"{told}. Lower data.samples_per_gpu, or use a smaller model or smaller images.")

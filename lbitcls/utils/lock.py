@@ -1,8 +1,8 @@
 """One run at a time in a work directory: a lock that the system takes back when its process ends, however that ends.
 
-Rank 0 of a run holds it. Beside the lock lies a note of who that is, for the message that a second run gets; a note that
-is left without a lock says that a run was killed. Where a network file system keeps locks on each host to itself, the
-note is all that a second run on another host sees: it is told of in a warning.
+Rank 0 of a run holds it. Beside the lock lies a note of who that is, for the message that a second run gets; a note
+without a lock says that a run was killed. Where a network file system keeps the locks of each host to itself, the note
+is all that a second run on another host sees: a warning tells of it.
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ class RunLock:
 
     def _refusal(self) -> str:
         note = self._note()
-        gone = (
-            f" That process is gone: delete {self.folder / LOCK} if none of its own is left." if _is_dead(note) else ""
-        )
-        return (
+        text = (
             f"another run is at work in {self.folder}: {_who(note)}. Wait for it or stop it, or name another folder "
-            f"with --work-dir.{gone}"
+            "with --work-dir."
         )
+        if _is_dead(note):  # a file system without flock: the lock is that a file is there
+            text += f" That process is gone; if it left no others, delete {self.folder / LOCK}."
+        return text
 
     def _take_over(self) -> None:
         note = self._note()
@@ -126,7 +126,7 @@ class RunLock:
         try:
             note = json.loads((self.folder / NOTE).read_text(encoding="utf-8"))
             return {"host": str(note["host"]), "pid": int(note["pid"]), "started": str(note["started"])}
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
             return None
 
 

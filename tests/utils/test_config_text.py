@@ -31,12 +31,12 @@ SCALARS = (
 )
 KEYS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
-    lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=2),
+    lambda inner: st.tuples(inner, inner),
     max_leaves=3,
 )
 NAMES = st.sampled_from(["a", "type", "lr_mult", "self", "class", "None", "b-c", "dict", "é", "float", ""])
 VALUES = st.recursive(
-    SCALARS | st.sets(SCALARS.filter(lambda v: not isinstance(v, range)), max_size=3) | st.frozensets(KEYS, max_size=2),
+    SCALARS | st.sets(KEYS, max_size=3),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.lists(inner, max_size=3).map(tuple)
@@ -59,12 +59,12 @@ def kinds(value: Any) -> Any:
         return dict, [(kinds(key), kinds(item)) for key, item in value.items()]
     if isinstance(value, (list, tuple)):
         return type(value), [kinds(item) for item in value]
-    if isinstance(value, (set, frozenset)):
+    if isinstance(value, set):
         return type(value), sorted(map(repr, value))
     return type(value), repr(value)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.dictionaries(TOP, VALUES, max_size=4))
 def test_any_text_reads_back_equal(sections: dict[str, Any]) -> None:
     cfg = Config(sections)

@@ -175,19 +175,20 @@ class JsonLoggerHook(Writer):
         """Keep the records from before the start; put what is no record aside, but for a line that was cut off."""
         path = _path(runner)
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        records = [read_record(line) for line in lines]
-        cut = bool(lines) and records[-1] is None and not lines[-1].endswith(b"\n")
-        foreign = [line for line, record in zip(lines, records) if record is None and line.strip()][
-            : -1 if cut else None
-        ]
+        foreign, kept = [], []
+        for line in lines:
+            record = read_record(line)
+            if record is not None and _is_before(record, epoch, inner_iter):
+                kept.append(line.rstrip(b"\r\n") + b"\n")
+            elif record is None and line.strip() and (line.endswith(b"\n") or line is not lines[-1]):
+                foreign.append(line)
         if foreign:
-            aside = path.with_name(UNREADABLE)
-            with aside.open("ab") as file:
+            with path.with_name(UNREADABLE).open("ab") as file:
                 file.writelines(foreign)
             runner.logger.warning(
-                "%s had %d lines that are no records of a run: they are in %s now.", path, len(foreign), aside
+                "%s had lines that are no records of a run: %d, which are in %s now.",
+                *(path, len(foreign), path.with_name(UNREADABLE)),
             )
-        kept = [line for line, record in zip(lines, records) if record and _is_before(record, epoch, inner_iter)]
         write_whole(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
 
