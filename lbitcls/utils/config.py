@@ -19,6 +19,7 @@ from mmengine.config import ConfigDict
 from lbitcls.utils.config_text import format_config, plain_values, read_sections, with_lists
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError, nearest, suggest
+from lbitcls.utils.failures import explain
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.library import find_shipped
 
@@ -117,9 +118,9 @@ class Config(_MMEngineConfig):
                 import_custom_modules=False,  # done below, with our search path and message
                 **kwargs,
             )
-        except ConfigError:
-            raise
         except Exception as error:  # a config is a program: whatever it raises is the user's to see, with its place
+            if explain(error) is not None:
+                raise  # our own, or a full disk's
             raise ConfigError(
                 f"config {path} cannot be read: {type(error).__name__}: {error}{_line(error, path)}"
             ) from error

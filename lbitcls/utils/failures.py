@@ -30,7 +30,10 @@ def explain(error: BaseException) -> LbitclsError | None:
         return _explain_storage(error)
     if isinstance(error, MemoryError):
         return _out_of_memory("memory", str(error))
-    return _explain_process(str(error)) if isinstance(error, RuntimeError) else None
+    if not isinstance(error, RuntimeError):
+        return None
+    cause = error.__cause__  # where a worker has died torch raises from what the signal of its death raised
+    return (_explain_process(str(cause)) if isinstance(cause, RuntimeError) else None) or _explain_process(str(error))
 
 
 def _explain_storage(error: OSError) -> ResourceError | None:

@@ -79,7 +79,7 @@ def test_all_processes_of_a_refused_run_end_alike(make_config: Any, tmp_path: Pa
         process = launch(tmp_path / "tiny.py")
         code, _, errors = finish(process, timeout=120)
         assert code != 0 and errors.count(f"TrainingError: another run is at work in {cfg.work_dir}") == 1
-        assert f"process {os.getpid()} on" in errors and "SIGTERM" not in errors
+        assert f"process {os.getpid()} on" in errors
         assert not list(Path(cfg.work_dir).glob("*.log"))
     code, _, errors = finish(launch(tmp_path / "tiny.py", "--options", "total_epochs=1"), timeout=150)
     assert code == 0, errors[-2000:]
@@ -95,13 +95,13 @@ sys.exit(main(["train", *sys.argv[2:]]))
 
 @pytest.mark.parametrize("limit", [200, 12_000])
 def test_a_file_size_limit_ends_the_run_with_a_message(make_config: Any, tmp_path: Path, limit: int) -> None:
-    """As a full disk does; of the log and of the first checkpoint. The run goes on when there is room."""
+    """As a full disk does; of the config's copy and of the first checkpoint. The run goes on when there is room."""
     cfg, whole = make_config(), make_config("whole")
     cfg.dump(tmp_path / "tiny.py")
     done = subprocess.run(**command("-c", LIMITED, limit, tmp_path / "tiny.py"), capture_output=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "ResourceError: " in done.stderr and "a limit on the size of files is reached. Raise it" in done.stderr
-    assert "Nothing of the run was saved before" in done.stderr
+    assert ("Nothing of the run was saved before" in done.stderr) is (limit > 1000)
     assert not list(Path(cfg.work_dir).glob("**/*.tmp"))
     train_classifier(cfg, resume=True)
     train_classifier(whole)
