@@ -28,6 +28,7 @@ from lbitcls.cli_arguments import (
     visualize_arguments,
 )
 from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError
+from lbitcls.utils.failures import explain
 from lbitcls.version import __version__
 
 if TYPE_CHECKING:
@@ -295,21 +296,20 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     except LbitclsError as error:
         _print_error(error)
         return error.exit_code
-    except OSError as error:
-        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"{type(error).__name__}: {where}", file=sys.stderr)
-        return 1
-    except MemoryError as error:
-        print(f"MemoryError: {error or 'there is not enough'}; use smaller batches.", file=sys.stderr)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (told := explain(error)) is not None:
+            _print_error(told)
+        elif isinstance(error, OSError):
+            where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            print(f"{type(error).__name__}: {where}", file=sys.stderr)
+        elif _peer_is_gone(error):
+            print(f"process {os.environ.get('RANK')}: another process ended; its message says why.", file=sys.stderr)
+        else:
+            raise
         return 1
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        if not _peer_is_gone(error):
-            raise
-        print(f"process {os.environ.get('RANK')}: another process ended; its message says why.", file=sys.stderr)
-        return 1
     return 0
 
 
@@ -356,7 +356,7 @@ def _print_error(error: LbitclsError) -> None:
         print(f"process {rank}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _peer_is_gone(error: RuntimeError) -> bool:
+def _peer_is_gone(error: BaseException) -> bool:
     """Whether a process group broke because another process ended."""
     if "torch" not in sys.modules:
         return False

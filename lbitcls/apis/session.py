@@ -18,8 +18,10 @@ from lbitcls.apis.classes import check_labels
 from lbitcls.utils.config import Config
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.device import choose_device
-from lbitcls.utils.dist import Place, find_place, init_processes, leave_processes
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys
+from lbitcls.utils.dist import Place, broadcast_object, find_place, init_processes, leave_processes
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_count
+from lbitcls.utils.failures import explain
+from lbitcls.utils.lock import RunLock, check_refusal
 from lbitcls.utils.logging import log_to_file, setup_logger
 
 DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
@@ -40,22 +42,47 @@ def open_session(
     launcher: str = "none",
     log_file: Path | None = None,
     head: Callable[[logging.Logger], None] = lambda logger: None,
+    lock: RunLock | None = None,
 ) -> Iterator[Session]:
     """Logger, device and process group as `cfg` asks for them; `custom_imports` are imported.
 
-    `head` writes the log's first lines. An error that ends the command is in `log_file` too, without a traceback.
+    `head` writes the log's first lines. An error that ends the command is in `log_file` too, without a traceback; one
+    of the machine (a full disk, a process that was killed) becomes a `ResourceError`. With `lock` rank 0 takes it
+    before anything is written, and all ranks end with the same error where another run has it.
 
     Reads: `log_level`, `device`, `cpu_only`, `gpu_ids`, `num_threads`, `dist_params`, `custom_imports`.
     """
     place = find_place(launcher)
-    logger = _open_log(cfg.get("log_level") or "INFO", log_file, place.rank)
+    refusal = _take(lock) if lock is not None and place.rank == 0 else None
+    logger = _open_log(cfg.get("log_level") or "INFO", None if refusal else log_file, place.rank)
     try:
-        head(logger)
-        yield _enter(cfg, launcher, place, logger)
+        if refusal is None:
+            head(logger)
+        session = _enter(cfg, launcher, place, logger)
+        if lock is not None:
+            check_refusal(broadcast_object(refusal))
+            lock.tell()
+        yield session
     except Exception as error:
-        log_to_file("ERROR", f"{type(error).__name__}: {error}")
-        raise
+        told = explain(error)
+        log_to_file("ERROR", f"{type(told or error).__name__}: {told or error}")
+        if told is None or told is error:
+            raise
+        raise told from error
     leave_processes()  # not after an error: the other processes may not come here
+
+
+def _take(lock: RunLock) -> str | None:
+    try:
+        return lock.take()
+    except OSError as error:
+        raise _unwritable(lock.folder, error) from error
+
+
+def _unwritable(folder: Path | None, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"nothing can be written to the work directory {folder}: {error.strerror}; name another with --work-dir."
+    )
 
 
 def _open_log(level: str | int, log_file: Path | None, rank: int) -> logging.Logger:
@@ -64,10 +91,7 @@ def _open_log(level: str | int, log_file: Path | None, rank: int) -> logging.Log
             log_file.parent.mkdir(parents=True, exist_ok=True)
         return setup_logger(level, log_file, rank)
     except OSError as error:
-        raise ConfigError(
-            f"nothing can be written to the work directory {log_file and log_file.parent}: {error.strerror}; name "
-            "another with --work-dir."
-        ) from error
+        raise _unwritable(log_file and log_file.parent, error) from error
 
 
 def _enter(cfg: Config, launcher: str, place: Place, logger: logging.Logger) -> Session:
@@ -89,9 +113,7 @@ def _enter(cfg: Config, launcher: str, place: Place, logger: logging.Logger) -> 
 def _limit_threads(number: Any) -> None:
     if number is None:
         return
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ConfigError(f"num_threads is an int from 1; got {number!r}.")
-    torch.set_num_threads(number)
+    torch.set_num_threads(require_count("num_threads", number, 1, most=4096))
 
 
 def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from lbitcls.quant.size import model_size
 from lbitcls.registry import HOOKS
 from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main
-from lbitcls.utils.errors import ConfigError, DataError, require_list, suggest
+from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
 from lbitcls.utils.files import check_folder
 
 if TYPE_CHECKING:
@@ -273,8 +273,7 @@ def _figures(tensor: TensorReport, grid: GridReport) -> dict[str, float]:
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"TensorboardLoggerHook: {name} is an int from {least}; got {value!r}.")
+    require_count(f"TensorboardLoggerHook: {name}", value, least)
 
 
 def boards_of(runner: EpochRunner) -> list[TensorboardLoggerHook]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from lbitcls.apis.tensorboard import boards_of
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache, build_feature_cache
 from lbitcls.core.hooks import Hook
-from lbitcls.core.hooks.checkpoint import newest_checkpoint, noted_run
+from lbitcls.core.hooks.checkpoint import name_run, newest_checkpoint, noted_run
 from lbitcls.core.hooks.evaluation import EvaluationHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.hooks.work_dir import WorkDirHook
@@ -33,10 +32,12 @@ from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, read_precision
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
 from lbitcls.utils.config import Config, require_sections
-from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main
+from lbitcls.utils.dist import broadcast_module, broadcast_object, check_equal, is_main
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
-from lbitcls.utils.errors import ConfigError, DependencyError, reject_unknown_keys, require_dict
+from lbitcls.utils.errors import DependencyError, reject_unknown_keys, require_count, require_dict
+from lbitcls.utils.lock import RunLock
 
+MOST_EPOCHS = 10**6
 Start = tuple[Path, dict[str, Any]] | None
 
 
@@ -64,10 +65,17 @@ def train_classifier(
         LbitclsError: the config, the data, a checkpoint, the training or the export went wrong; the message says how.
     """
     require_sections(cfg, ("model", "data", "optimizer", "total_epochs"), "training")
-    work_dir = work_directory(cfg)
+    with RunLock(work_directory(cfg)) as lock:
+        return _train(cfg, lock, resume=resume, validate=validate, data_root=data_root, launcher=launcher)
+
+
+def _train(
+    cfg: Config, lock: RunLock, *, resume: bool, validate: bool, data_root: str | None, launcher: str
+) -> dict[str, Any]:
+    work_dir = lock.folder
     export = read_export(cfg)
     log_file = work_dir / f"{time.strftime('%Y%m%d_%H%M%S')}.log"
-    with open_session(cfg, launcher, log_file, lambda logger: _write_head(cfg, work_dir, logger)) as session:
+    with open_session(cfg, launcher, log_file, lambda logger: _write_head(cfg, work_dir, logger), lock) as session:
         start = _find_start(cfg, work_dir, resume, session)
         cfg.seed = _choose_seed(cfg, start, session)
         _prepare(cfg, session)
@@ -133,8 +141,7 @@ def _choose_seed(cfg: Config, start: Start, session: Session) -> int:
         given = saved if saved is not None else broadcast_object(draw_seed())
     elif saved is not None and saved != given:
         session.logger.warning("seed=%s, but the run was started with %s: it goes on otherwise.", given, saved)
-    if not isinstance(given, int) or given < 0:
-        raise ConfigError(f"seed is an int from 0; got {given!r}.")
+    require_count("seed", given, 0, most=2**63 - 1)
     session.logger.info("Seed: %d", given)
     return given
 
@@ -175,10 +182,9 @@ def build_runner(
     `compile`, `feature_cache`, `load_from`, `find_unused_parameters`, `sycbn`, and the sections of the functions it
     calls. `run` is the run's name.
     """
-    device, epochs = session.device, cfg.total_epochs
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ConfigError(f"total_epochs is an int from 1; got {epochs!r}.")
+    device, epochs = session.device, require_count("total_epochs", cfg.total_epochs, 1, most=MOST_EPOCHS)
     dataset, loader = load_data(cfg, "train", "training", session, seed=cfg.seed, data_root=data_root)
+    check_equal("data.train: the number of images", len(dataset))
     going_on = start[0] if start else None
     model = make_model(cfg, session, dataset, pretrained=not start, data_root=data_root, checkpoint=going_on)
     if start is None and cfg.get("load_from"):
@@ -188,7 +194,7 @@ def build_runner(
     model = _synchronize_norms(model, cfg, session).to(device).to(memory_format=memory_format)
     broadcast_module(model)
     hooks = build_hooks(cfg, model, session, validate, data_root)
-    step = _build_step(cfg, model, session, hooks)
+    step = _build_step(cfg, model, session, hooks, uneven=getattr(dataset, "on_error", "raise") == "skip")
     ema = _build_ema(cfg, model)
     if cfg.get("compile"):
         _compile(model, device)
@@ -216,7 +222,7 @@ def _name_run(start: Start, resumed: Path | None) -> str:
 
     The run of the folder `resumed` that has no checkpoint yet keeps its name.
     """
-    new = f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
+    new = name_run()
     if start is not None:
         return broadcast_object(start[1]["meta"].get("run", new))
     return broadcast_object((noted_run(resumed) if resumed else None) or new)
@@ -249,7 +255,7 @@ def _synchronize_norms(model: nn.Module, cfg: Config, session: Session) -> nn.Mo
     return model
 
 
-def _build_step(cfg: Config, model: nn.Module, session: Session, hooks: Sequence[Hook]) -> OptimizerStep:
+def _build_step(cfg: Config, model: nn.Module, session: Session, hooks: Sequence[Hook], uneven: bool) -> OptimizerStep:
     section = dict(cfg.get("optimizer_config") or {})
     reject_unknown_keys("optimizer_config", section, ("grad_clip", "cumulative_iters"))
     precision = read_precision(cfg.get("amp"), cfg.get("fp16"))
@@ -267,7 +273,7 @@ def _build_step(cfg: Config, model: nn.Module, session: Session, hooks: Sequence
             return regularization(model)
 
     optimizer = build_optimizer(model, cfg.optimizer, no_decay, unfreeze_rates(model, hooks))
-    return OptimizerStep(optimizer, session.device, precision=precision, penalty=penalty, **section)
+    return OptimizerStep(optimizer, session.device, precision=precision, penalty=penalty, uneven=uneven, **section)
 
 
 def _build_features(cfg: Config, model: nn.Module, dataset: Any, hooks: Sequence[Hook]) -> FeatureCache:

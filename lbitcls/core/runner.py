@@ -27,7 +27,8 @@ from lbitcls.core.step import Batch, OptimizerStep
 from lbitcls.utils.checkpoint import compare, save_checkpoint
 from lbitcls.utils.dist import is_main, rank, world_size
 from lbitcls.utils.env import mix_seed
-from lbitcls.utils.errors import CheckpointError, TrainingError
+from lbitcls.utils.errors import CheckpointError, ResourceError, TrainingError
+from lbitcls.utils.failures import explain
 from lbitcls.utils.files import link_whole
 from lbitcls.utils.logging import get_logger
 
@@ -63,6 +64,7 @@ class EpochRunner:
 
     Raises (from `run`):
         TrainingError: a loss or a weight is not finite.
+        ResourceError: the machine gave out (a full disk, memory, a killed process); earlier checkpoints are good.
         Interrupted: SIGTERM or SIGINT; the position is saved.
     """
 
@@ -105,12 +107,22 @@ class EpochRunner:
         self.outputs: dict[str, torch.Tensor] = {}
         self.data_time = 0.0
         self.guard = Guard()
+        self._saved = False  # a checkpoint, by this process or the one that it goes on from
         self._wrap = wrap
 
     # The run, top to bottom.
 
     def run(self) -> None:
         """Train from the present position to the end."""
+        try:
+            self._run()
+        except (OSError, RuntimeError, MemoryError) as error:
+            told = explain(error)
+            if told is None:
+                raise
+            raise ResourceError(f"{told} {self._way_on()}") from error
+
+    def _run(self) -> None:
         with self.guard:
             try:
                 self.call("before_run")
@@ -244,6 +256,7 @@ class EpochRunner:
             meta, states = self.position(), self._states()
             save_checkpoint(self.eval_model, path, self.step.optimizer, meta, **states)
             link_whole(path, self.work_dir / LATEST)
+        self._saved = True
 
     def position(self) -> dict[str, Any]:
         """The meta data of a checkpoint: the position and what it depends on."""
@@ -291,6 +304,7 @@ class EpochRunner:
             if hook.name in checkpoint.get("hooks", {}):
                 hook.load_state_dict(checkpoint["hooks"][hook.name])
         self._take_position(checkpoint["meta"])
+        self._saved = True
 
     def _take_position(self, meta: Mapping[str, Any]) -> None:
         self.epoch, self.iter, self.inner_iter = meta["epoch"], meta["iter"], meta["inner_iter"]
@@ -304,6 +318,11 @@ class EpochRunner:
                 *(meta["epoch_len"], length, self.epoch + 1),
             )
             self.iter, self.inner_iter = self.epoch * length, 0
+
+    def _way_on(self) -> str:
+        if self._saved:
+            return "The run goes on with --resume (and the same --work-dir), from the last checkpoint that was saved."
+        return "Nothing of the run was saved before."
 
     def _save_interrupted(self, stop: Interrupted) -> Interrupted:
         path = self.work_dir / INTERRUPTED

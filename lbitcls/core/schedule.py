@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lbitcls.registry import check_arguments
-from lbitcls.utils.errors import ConfigError, suggest
+from lbitcls.utils.errors import MOST, ConfigError, shown, suggest
 
 
 class Policy(Protocol):
@@ -38,8 +38,10 @@ class Step:
 
     def __post_init__(self) -> None:
         steps = self.step if isinstance(self.step, (list, tuple)) else [self.step]
-        if not all(isinstance(s, int) and s > 0 for s in steps):
-            raise ConfigError(f"lr_config: step is a positive int or a list of them; got {self.step!r}.")
+        if not all(isinstance(s, int) and 0 < s <= MOST for s in steps):
+            raise ConfigError(
+                f"lr_config: step is a positive int or a list of them, none above {MOST:,}; got {shown(self.step)}."
+            )
 
     def __call__(self, base_lr: float, progress: int, length: int) -> float:
         if isinstance(self.step, int):
@@ -130,10 +132,10 @@ class Schedule:
         if self.warmup not in _WARMUPS:
             hint = suggest(self.warmup, _WARMUPS)
             raise ConfigError(f"lr_config: there is no warmup '{self.warmup}'{hint} Known: {', '.join(_WARMUPS)}.")
-        if self.warmup_iters <= 0 or not 0 < self.warmup_ratio <= 1:
+        if not 0 < self.warmup_iters <= MOST or not 0 < self.warmup_ratio <= 1:
             raise ConfigError(
-                "lr_config: a warm-up needs warmup_iters above 0 and a warmup_ratio in (0, 1]; "
-                f"got {self.warmup_iters} and {self.warmup_ratio}."
+                f"lr_config: a warm-up needs warmup_iters above 0 and up to {MOST:,}, and a warmup_ratio in (0, 1]; "
+                f"got {shown(self.warmup_iters)} and {self.warmup_ratio}."
             )
 
     def __call__(self, base_lr: float, iteration: int, epoch: int) -> float:
@@ -175,7 +177,12 @@ def build_schedule(cfg: dict[str, Any] | None, *, epoch_len: int, max_epochs: in
             raise ConfigError(f"lr_config takes no '{fixed}'; it follows from the data and total_epochs.")
     check_arguments(_POLICIES[name], given)
     policy = _POLICIES[name](**_numbers(given))
-    return Schedule(policy, epoch_len=epoch_len, max_epochs=max_epochs, **_numbers(shared))
+    schedule = Schedule(policy, epoch_len=epoch_len, max_epochs=max_epochs, **_numbers(shared))
+    try:
+        schedule(1.0, max_epochs * epoch_len - 1, max_epochs - 1)
+    except OverflowError:
+        raise ConfigError(f"lr_config: by the end of the run the learning rate of '{name}' is too large.") from None
+    return schedule
 
 
 def _numbers(given: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.core.schedule import as_number
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, suggest
+from lbitcls.utils.dist import sum_over_ranks, world_size
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_count, require_dict, suggest
 from lbitcls.utils.logging import get_logger
 
 Batch = dict[str, torch.Tensor]
@@ -63,8 +64,8 @@ class OptimizerStep:
     """Turns batches into steps of the optimizer.
 
     A group of `cumulative_iters` batches makes one step, the last group of an epoch with what is left; the gradient is
-    the mean over the group's samples, as if they had been one batch (with DDP over those of each process; its
-    reduction then averages over the processes, which may have left out different images).
+    the mean over the group's samples, as if they had been one batch. With several processes these are the samples of
+    all: where each leaves out other images (`uneven`) their numbers are added up before the reduction.
 
     Args:
         optimizer: steps once for each group.
@@ -73,6 +74,7 @@ class OptimizerStep:
         cumulative_iters: batches in a group.
         precision: autocast and the scale of the loss.
         penalty: a further loss (the quantizers'), computed from the parameters alone.
+        uneven: the processes' batches may differ in size.
     """
 
     def __init__(
@@ -84,15 +86,16 @@ class OptimizerStep:
         cumulative_iters: int = 1,
         precision: Precision | None = None,
         penalty: Callable[[], torch.Tensor | float] | None = None,
+        uneven: bool = False,
     ) -> None:
-        if not isinstance(cumulative_iters, int) or cumulative_iters < 1:
-            raise ConfigError(f"optimizer_config.cumulative_iters is an int from 1; got {cumulative_iters!r}.")
+        require_count("optimizer_config.cumulative_iters", cumulative_iters, 1)
         self.optimizer = optimizer
         self.device = device
         self.grad_clip = _read_clip(grad_clip)
         self.cumulative_iters = cumulative_iters
         self.precision = precision or Precision()
         self.penalty = penalty
+        self.uneven = uneven
         self.scaler = _scaler(self.precision, device)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._seen = 0
@@ -114,10 +117,13 @@ class OptimizerStep:
             self._seen = samples if index == start else self._seen + samples
             loss = outputs["loss"]
             expected = self._first * size
-            if ends and self._seen != expected:  # the group's batches were not equally large
-                self._rescale(expected / self._seen)
-                expected = self._seen
-            weighted = loss if size == 1 else loss * (samples / expected)
+            seen = self._mean_seen(loss.dtype) if ends else expected
+            if isinstance(seen, torch.Tensor) or seen != expected:  # the group's batches were not equally large
+                if size > 1:
+                    self._rescale(expected / seen)
+                weighted = loss * (samples / seen)
+            else:
+                weighted = loss if size == 1 else loss * (samples / expected)
             self.scaler.scale(weighted).backward()
         result = {name: value.detach() for name, value in outputs.items()}
         if ends:
@@ -149,7 +155,14 @@ class OptimizerStep:
             outputs = {**outputs, "loss": outputs["loss"] + penalty, "loss_quant": penalty}
         return outputs
 
-    def _rescale(self, factor: float) -> None:
+    def _mean_seen(self, dtype: torch.dtype) -> int | torch.Tensor:
+        """The group's samples in a process, the mean over all; where they may differ a tensor, so that none waits."""
+        if not self.uneven or world_size() == 1:
+            return self._seen
+        number = torch.tensor(self._seen, dtype=torch.int64, device=self.device)
+        return sum_over_ranks(number).to(torch.promote_types(dtype, torch.float32)) / world_size()
+
+    def _rescale(self, factor: float | torch.Tensor) -> None:
         """Multiply what this process has gathered so far; before DDP's reduction, or the ranks would drift apart."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if gradients:

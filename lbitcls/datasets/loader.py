@@ -20,7 +20,9 @@ from lbitcls.datasets.batching import collate
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.rng import shuffled
 from lbitcls.datasets.workers import outlive_signals
-from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
+from lbitcls.utils.errors import MOST, ConfigError, DataError, LbitclsError, shown
+
+_MOST_WORKERS = 1024  # processes, each of which copies what this one holds
 
 _logger = logging.getLogger(__name__)
 
@@ -108,8 +110,8 @@ class Loader:
         drop_last: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        _check_count("samples_per_gpu", samples_per_gpu, 1)
-        _check_count("workers_per_gpu", workers_per_gpu, 0)
+        _check_count("samples_per_gpu", samples_per_gpu, 1, MOST)
+        _check_count("workers_per_gpu", workers_per_gpu, 0, _MOST_WORKERS)
         self.dataset = dataset
         self.batch_size = samples_per_gpu
         self.shuffle = shuffle
@@ -245,9 +247,9 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _check_count(key: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{key} is a whole number, at least {least}; got {value!r}.")
+def _check_count(key: str, value: Any, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigError(f"{key} is a whole number, at least {least} and at most {most:,}; got {shown(value)}.")
 
 
 def build_dataloader(

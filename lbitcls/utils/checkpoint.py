@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -54,7 +54,37 @@ def save_checkpoint(
     content = {"meta": {**known, **(meta or {})}, "state_dict": model.state_dict(), **states}
     if optimizer is not None:
         content["optimizer"] = optimizer.state_dict()
-    write_whole(Path(path), lambda temporary: torch.save(content, temporary))
+    write_whole(Path(path), lambda temporary: _write(content, temporary))
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    """`torch.save`, but a full disk is the `OSError` that it is; torch tells of its own state after it instead."""
+    with path.open("wb") as file:
+        recorder = _Recorder(file)
+        try:
+            torch.save(content, recorder)  # type: ignore[arg-type]
+        except RuntimeError:
+            if recorder.error is not None:
+                raise recorder.error from None
+            raise
+
+
+class _Recorder:
+    """A file for `torch.save` that keeps the error of a write that failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", mmap: bool = False) -> dict[str, Any]:

@@ -16,8 +16,11 @@ from typing import Any
 from mmengine.config import Config as _MMEngineConfig
 from mmengine.config import ConfigDict
 
+from lbitcls.utils.config_text import format_config, plain_values, read_sections, with_lists
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError, nearest, suggest
+from lbitcls.utils.failures import explain
+from lbitcls.utils.files import write_whole
 from lbitcls.utils.library import find_shipped, nearest_config
 
 SECTIONS: dict[str, str] = {
@@ -115,13 +118,13 @@ class Config(_MMEngineConfig):
                 import_custom_modules=False,  # done below, with our search path and message
                 **kwargs,
             )
-        except ConfigError:
-            raise
         except Exception as error:  # a config is a program: whatever it raises is the user's to see, with its place
+            if explain(error) is not None:
+                raise  # our own, or a full disk's
             raise ConfigError(
                 f"config {path} cannot be read: {type(error).__name__}: {error}{_line(error, path)}"
             ) from error
-        sections = _with_total_epochs(_numbers(loaded._cfg_dict, path))
+        sections = _with_total_epochs(_values(_numbers(loaded._cfg_dict, path)))
         cfg = Config(sections, cfg_text=loaded.text, filename=str(path))
         check_sections(cfg)
         import_custom(cfg.get("custom_imports"))
@@ -135,7 +138,7 @@ class Config(_MMEngineConfig):
             ConfigError: it has more in it than `name = value` with plain values.
         """
         if file_format == ".py":
-            return Config(_plain_sections(cfg_str), cfg_text=cfg_str)
+            return Config(read_sections(cfg_str), cfg_text=cfg_str)
         return Config(_MMEngineConfig.fromstring(cfg_str, file_format)._cfg_dict, cfg_text=cfg_str)
 
     def merge_from_dict(self, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
@@ -156,6 +159,33 @@ class Config(_MMEngineConfig):
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"the options {dict(options)} do not fit the config: {error}") from error
         check_sections(self)
+
+    @property
+    def pretty_text(self) -> str:
+        """The config as Python text that reads back equal.
+
+        Raises:
+            ConfigError: a value is none that a text can hold.
+        """
+        return format_config(self.to_dict())
+
+    def dump(self, file: str | Path | None = None) -> str | None:
+        """Write the config to `file`, whole; None: return its text.
+
+        In a `.yaml`, `.yml` or `.json` file tuples, ranges and sets become lists.
+
+        Raises:
+            ConfigError: a value is none that a text can hold.
+        """
+        text = self.pretty_text
+        if file is None:
+            return text
+        path = Path(file)
+        if path.suffix == ".py":
+            write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        else:
+            _MMEngineConfig(with_lists(self.to_dict())).dump(path)
+        return None
 
 
 def parse_option(text: str) -> tuple[str, Any]:
@@ -205,10 +235,11 @@ def check_sections(cfg: Config) -> None:
 
 
 def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
-    """Raise `ConfigError` when the config lacks one of `names`, which `purpose` ("training") needs."""
+    """Raise `ConfigError` when the config lacks one of `names`, which `purpose` ("training") needs, or is not plain."""
     missing = [f"{name} ({SECTIONS[name]})" for name in names if cfg.get(name) is None]
     if missing:
         raise ConfigError(f"{purpose} needs {', '.join(missing)}; the config {cfg.filename or ''} has none.")
+    format_config(cfg.to_dict())
 
 
 def _existing(path: Path) -> Path:
@@ -257,43 +288,6 @@ def _bases(tree: ast.Module) -> list[str]:
     return []
 
 
-def _plain_sections(text: str) -> dict[str, Any]:
-    """The values of a config's text; a file from elsewhere may hold it, so it is read and not run."""
-    sections = {}
-    try:
-        for node in ast.parse(text).body:
-            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
-                raise ValueError(f"line {node.lineno} is no plain value")
-            sections[node.targets[0].id] = _plain_value(node.value)
-    except (SyntaxError, ValueError, TypeError) as error:
-        raise ConfigError(f"the text of this config cannot be read: {error}.") from error
-    return sections
-
-
-def _plain_value(node: ast.expr) -> Any:
-    """The value of an expression that is a literal, `dict(…)`, `range(…)`, or made of those."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        keywords: dict[Any, Any] = {}
-        for keyword in node.keywords:
-            value = _plain_value(keyword.value)
-            keywords.update({keyword.arg: value} if keyword.arg is not None else value)
-        if node.func.id == "dict" and not node.args:
-            return keywords
-        if node.func.id == "range" and not keywords:
-            return range(*map(_plain_value, node.args))
-    if isinstance(node, ast.List):
-        return [_plain_value(item) for item in node.elts]
-    if isinstance(node, ast.Tuple):
-        return tuple(_plain_value(item) for item in node.elts)
-    if isinstance(node, ast.Dict) and None not in node.keys:
-        return {
-            _plain_value(key): _plain_value(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if key is not None
-        }
-    return ast.literal_eval(node)
-
-
 def _line(error: BaseException, path: Path) -> str:
     """` (line 7)` when the config's own code raised `error`."""
     lines = []
@@ -316,6 +310,20 @@ def _numbers(value: Any, path: Path) -> Any:
     if isinstance(value, str) and _FLOAT.fullmatch(value):
         return float(value)
     return value
+
+
+def _values(sections: Any) -> Any:
+    """`sections` in plain values; without helpers that are none, as the classes that a config imports."""
+    kept = {name: plain_values(value) for name, value in sections.items() if name in SECTIONS or _is_plain(value)}
+    return type(sections)(kept)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        format_config({"helper": value})
+    except ConfigError:
+        return False
+    return True
 
 
 def _with_total_epochs(sections: Any) -> Any:

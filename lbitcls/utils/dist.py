@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lbitcls.utils.errors import ConfigError, suggest
+from lbitcls.utils.errors import ConfigError, DataError, suggest
 
 LAUNCHERS = ("none", "pytorch", "slurm")
 
@@ -119,6 +119,17 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] | None = [None] * world_size() if is_main() else None
     dist.gather_object(value, gathered, dst=0)
     return gathered or []
+
+
+def check_equal(name: str, value: int) -> None:
+    """Raise `DataError` on all ranks unless `value`, which messages call `name`, is the same on every one."""
+    if world_size() == 1:
+        return
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    if len(set(values)) > 1:
+        given = ", ".join(f"{found} on rank {number}" for number, found in enumerate(values))
+        raise DataError(f"{name} differs between the processes: {given}. Each needs the same files, all readable.")
 
 
 def broadcast_module(module: nn.Module, parameters: bool = True) -> None:

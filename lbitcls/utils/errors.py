@@ -38,6 +38,10 @@ class TrainingError(LbitclsError):
     """Training cannot go on (a loss that is not finite, say)."""
 
 
+class ResourceError(LbitclsError):
+    """The machine gave out: a disk is full, a file-size limit is reached, memory is short, a process was killed."""
+
+
 def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The candidate most like `name`, or None when none is similar (case does not count)."""
     by_lower = {str(c).lower(): str(c) for c in candidates}
@@ -83,3 +87,25 @@ def require_list(name: str, value: Any) -> list[Any]:
     if value is not None and not isinstance(value, (list, tuple)):
         raise ConfigError(f"{name} is written as a list, […]; got {value!r}.")
     return list(value or [])
+
+
+MOST = 10**9
+"""The largest count that a config may hold, where no lower bound is given: nothing real is longer."""
+
+
+def require_count(name: str, value: Any, least: int, most: int = MOST) -> int:
+    """`value`, an int from `least` to `most`; `ConfigError` when it is none."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is an int from {least}; got {shown(value)}.")
+    if value > most:
+        raise ConfigError(f"{name} is an int from {least} to {most:,}; got {shown(value)}.")
+    return value
+
+
+def shown(value: Any) -> str:
+    """`value` as a message shows it: its `repr`, cut where it is long; Python writes out no int of 5,000 digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:76]} ..."

@@ -26,6 +26,9 @@ def _replace_whole(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk's error names no file, others the temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,11 +18,46 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 T = TypeVar("T")
 
 
-class StdoutHandler(logging.StreamHandler):
+class _Failing(logging.Handler):
+    """A handler that says once, on standard error, that it cannot write; the run goes on without its lines."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            with contextlib.suppress(OSError, ValueError):
+                print(f"{self.target()} cannot be written: {error.strerror}; going on without it.", file=sys.stderr)
+
+    def target(self) -> str:
+        """What it writes to."""
+        raise NotImplementedError
+
+
+class LogFileHandler(_Failing, logging.FileHandler):
+    """Writes to the log file."""
+
+    def target(self) -> str:
+        return f"the log {self.baseFilename}"
+
+
+class StdoutHandler(_Failing, logging.StreamHandler):
     """Writes to whatever `sys.stdout` is at that moment, so that a progress bar can put lines above itself."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+
+    def target(self) -> str:
+        return "standard output"
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        super().handleError(record)
+        if self._said:  # what else is printed, and is still in the buffer, would fail too, at the latest at the exit
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     @property
     def stream(self) -> TextIO:
@@ -44,10 +81,11 @@ def setup_logger(level: str | int = "INFO", log_file: Path | None = None, rank: 
     logger = get_logger()
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # of a full disk, which was told of
+            handler.close()
     handlers: list[logging.Handler] = [StdoutHandler()]
     if log_file is not None and rank == 0:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers.append(LogFileHandler(log_file, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORMAT))
         logger.addHandler(handler)

@@ -107,7 +107,10 @@ def test_no_memory(write_config: Any, monkeypatch: pytest.MonkeyPatch, capsys: A
 
     monkeypatch.setattr("lbitcls.apis.test.test_classifier", test_classifier)
     assert main(["test", str(write_config()), "none.pth"]) == 1
-    assert capsys.readouterr().err == "MemoryError: Unable to allocate 23.3 TiB; use smaller batches.\n"
+    assert capsys.readouterr().err == (
+        "ResourceError: memory ran out (Unable to allocate 23.3 TiB). Lower data.samples_per_gpu, or use a smaller "
+        "model or smaller images.\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["train", "x.py", "--launcher", "mpi"]])

@@ -19,6 +19,7 @@ from lbitcls.apis import train_classifier
 from lbitcls.cli import main
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError
+from lbitcls.utils.lock import LOCK
 
 QUANT = dict(
     quant_transformer=dict(
@@ -276,7 +277,7 @@ def test_run_killed_before_its_first_checkpoint(make_config: Any, capsys: Any) -
     cfg = make_config(total_epochs=1)
     train_classifier(cfg)
     folder = Path(cfg.work_dir)
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".log"}
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".log" and path.name != LOCK}
     cfg.seed = 4
     end(cfg, "after_iter", 2)
     assert "held another run" in capsys.readouterr().out
@@ -297,7 +298,7 @@ def test_checkpoints_of_another_run_are_passed_over_and_kept(make_config: Any, c
     train_classifier(cfg)
     folder = Path(cfg.work_dir)
     other = (folder / "epoch_1.pth").read_bytes()
-    (folder / "run.txt").write_text("another\n")
+    (folder / "run.txt").write_text("20260101_120000_0123abcd\n")
     train_classifier(cfg, resume=True)
     output = capsys.readouterr().out
     assert "of an earlier run" in output and "starting afresh" in output and "held another run" in output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from typing import Any
@@ -112,3 +113,15 @@ class Spoil(Hook):
         if runner.iter == self.at:
             with torch.no_grad():
                 next(runner.module.parameters()).fill_(float("inf"))
+
+
+@HOOKS.register_module()
+class KillReader(Hook):
+    """Kills a process that reads data, as the system does where memory is short."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def before_iter(self, runner: Any) -> None:
+        if runner.iter == self.at:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)

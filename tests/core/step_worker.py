@@ -1,7 +1,8 @@
-"""Run by torchrun on two processes: accumulation where the processes left out different images (see test_step.py)."""
+"""Run by torchrun on two processes: steps where the processes left out different images (see test_step.py)."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lbitcls.core.step import OptimizerStep
 
-SIZES = ([4, 3, 2, 4, 4], [4, 4, 4, 1, 2])  # of each process's batches, two to a group
+SIZES = ([4, 3, 2, 4, 4], [4, 4, 4, 1, 2])  # of each process's batches
+OPTIONS = {
+    "accumulated": dict(cumulative_iters=2),
+    "each batch": dict(),
+    "clipped": dict(cumulative_iters=3, grad_clip=dict(max_norm=0.05)),
+    "one group": dict(cumulative_iters=10),
+}
 
 
 class Net(nn.Module):
@@ -33,24 +40,26 @@ def batches(rank: int) -> list[dict[str, Tensor]]:
     return [dict(img=torch.randn(n, 6).double(), gt_label=torch.randint(3, (n,))) for n in SIZES[rank]]
 
 
-def expected() -> Tensor:
-    """The weight after steps along the mean over the processes of the mean over each one's samples."""
+def expected(cumulative_iters: int = 1, grad_clip: Any = None) -> Tensor:
+    """The weight after steps along the mean over the group's samples of both processes, as one process makes them."""
     model, data = Net(), [batches(rank) for rank in range(2)]
     optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.9)
-    for start in range(0, len(SIZES[0]), 2):
+    for start in range(0, len(SIZES[0]), cumulative_iters):
         optimizer.zero_grad()
-        for mine in data:
-            group = {key: torch.cat([batch[key] for batch in mine[start : start + 2]]) for key in ("img", "gt_label")}
-            (model(**group, return_loss=True)["loss"] / 2).backward()
+        group = [batch for mine in data for batch in mine[start : start + cumulative_iters]]
+        joined = {key: torch.cat([batch[key] for batch in group]) for key in ("img", "gt_label")}
+        model(**joined, return_loss=True)["loss"].backward()
+        if grad_clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), **grad_clip)
         optimizer.step()
     return model.fc.weight.detach()
 
 
-def main() -> None:
+def compare(name: str, options: dict[str, Any]) -> None:
     """Train on both processes, and compare them with each other and with the formula."""
-    dist.init_process_group("gloo")
     model = DistributedDataParallel(Net())
-    step = OptimizerStep(torch.optim.SGD(model.parameters(), 0.5, 0.9), torch.device("cpu"), cumulative_iters=2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.9)
+    step = OptimizerStep(optimizer, torch.device("cpu"), uneven=True, **options)
     mine = batches(dist.get_rank())
     for i, batch in enumerate(mine):
         step(model, batch, i, len(mine))
@@ -58,8 +67,15 @@ def main() -> None:
     both = [torch.empty_like(weight) for _ in range(2)]
     dist.all_gather(both, weight)
     if not torch.equal(*both):
-        raise SystemExit(f"the processes differ by {(both[0] - both[1]).abs().max()}")
-    torch.testing.assert_close(weight, expected(), rtol=1e-12, atol=1e-12)
+        raise SystemExit(f"{name}: the processes differ by {(both[0] - both[1]).abs().max()}")
+    torch.testing.assert_close(weight, expected(**options), rtol=1e-12, atol=1e-12, msg=lambda text: f"{name}: {text}")
+
+
+def main() -> None:
+    """Try every setting."""
+    dist.init_process_group("gloo")
+    for name, options in OPTIONS.items():
+        compare(name, options)
     dist.destroy_process_group()
 
 

@@ -12,7 +12,7 @@ from lbitcls.core.hooks.calibration import CalibrationHook
 from lbitcls.core.hooks.checkpoint import CheckpointHook
 from lbitcls.core.hooks.evaluation import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
-from lbitcls.core.hooks.log import LogHook, _is_before, _order, _rates, text_line
+from lbitcls.core.hooks.log import LogHook, _is_before, _order, _rates, read_record, text_line
 from lbitcls.utils.errors import ConfigError
 
 
@@ -79,7 +79,8 @@ def test_order_of_results() -> None:
 )
 def test_records_kept_when_a_run_goes_on(line: str, kept: bool) -> None:
     """At 2 epochs and 5 iterations: the rest was written by a process that was killed."""
-    assert _is_before(line, 2, 5) is kept
+    record = read_record(line.encode())
+    assert (record is not None and _is_before(record, 2, 5)) is kept
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.utils.dist import broadcast_module
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import ConfigError, require_count
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -27,12 +27,8 @@ class CalibrationHook(Hook):
     priority = PRIORITIES["VERY_HIGH"]
 
     def __init__(self, epoch: int = 0, num_batches: int = 8, method: str | None = None) -> None:
-        if not isinstance(epoch, int) or epoch < 0 or not isinstance(num_batches, int) or num_batches < 1:
-            raise ConfigError(
-                f"calibration: epoch is an int from 0, num_batches one from 1; got {epoch!r} and {num_batches!r}."
-            )
-        self.epoch = epoch
-        self.num_batches = num_batches
+        self.epoch = require_count("calibration.epoch", epoch, 0)
+        self.num_batches = require_count("calibration.num_batches", num_batches, 1)
         self.method = method
         self.done = False
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +14,19 @@ from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.dist import is_main
-from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.errors import MOST, CheckpointError, ConfigError, shown
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
 LATEST, INTERRUPTED = "latest.pth", "interrupted.pth"
 RUN_FILE = "run.txt"  # names the run that the folder belongs to
+_RUN = re.compile(r"\d{8}_\d{6}_[0-9a-f]{8}")
+
+
+def name_run() -> str:
+    """A name for a new run, by which it knows its checkpoints: the time, and what makes it the only one."""
+    return f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
 
 
 @HOOKS.register_module()
@@ -34,10 +42,10 @@ class CheckpointHook(Hook):
     priority = PRIORITIES["LOWEST"]
 
     def __init__(self, interval: int = 1, by_epoch: bool = True, max_keep_ckpts: int = -1) -> None:
-        if not isinstance(interval, int) or interval == 0 or not isinstance(max_keep_ckpts, int) or max_keep_ckpts == 0:
+        if not all(type(count) is int and count and abs(count) <= MOST for count in (interval, max_keep_ckpts)):
             raise ConfigError(
-                "checkpoint_config: interval and max_keep_ckpts are ints from 1, or -1 (save at the end only; keep "
-                f"all); got {interval!r} and {max_keep_ckpts!r}."
+                f"checkpoint_config: interval and max_keep_ckpts are ints from 1 to {MOST:,}, or -1 (save at the end "
+                f"only; keep all); got {shown(interval)} and {shown(max_keep_ckpts)}."
             )
         self.interval = interval
         self.by_epoch = by_epoch
@@ -80,9 +88,20 @@ def _numbered(folder: Path, kind: str) -> Iterable[tuple[int, Path]]:
 
 
 def noted_run(folder: Path) -> str | None:
-    """The name of the run that `folder` belongs to, or None where none is noted."""
-    path = folder / RUN_FILE
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+    """The name of the run that `folder` belongs to, or None where none is noted, or what is noted is no such name."""
+    try:
+        name = (folder / RUN_FILE).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if _RUN.fullmatch(name) else None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` that a run can go on from: `latest.pth`, then the others, newest first."""
+    numbered = [path for kind in ("epoch", "iter") for _, path in _numbered(folder, kind)]
+    others = [path for path in (folder / INTERRUPTED, *numbered) if path.exists()]
+    latest = [folder / LATEST] if (folder / LATEST).exists() else []
+    return latest + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def newest_checkpoint(folder: Path, logger: logging.Logger) -> tuple[Path, dict[str, Any]] | None:
@@ -93,13 +112,10 @@ def newest_checkpoint(folder: Path, logger: logging.Logger) -> tuple[Path, dict[
     Raises:
         CheckpointError: there are checkpoints, and none can be read.
     """
-    candidates = [folder / LATEST] if (folder / LATEST).exists() else []
-    others = [
-        folder / INTERRUPTED,
-        *(path for kind in ("epoch", "iter") for _, path in _numbered(folder, kind)),
-    ]
-    candidates += sorted((path for path in others if path.exists()), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    candidates = checkpoints(folder)
     run = noted_run(folder)
+    if run is None and (folder / RUN_FILE).exists():
+        logger.warning("%s names no run; it is written anew, from the newest checkpoint.", folder / RUN_FILE)
     unreadable = 0
     for path in candidates:
         try:

@@ -12,7 +12,7 @@ from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main, world_size
-from lbitcls.utils.errors import CheckpointError, ConfigError, require_list, suggest
+from lbitcls.utils.errors import MOST, CheckpointError, ConfigError, require_count, require_list, suggest
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -55,12 +55,9 @@ class EvaluationHook(Hook):
         final_phase: str = "float",
         train: Iterable[Batch] | None = None,
     ) -> None:
-        for name, value, least in (("interval", interval, 1), ("start", start, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"evaluation.{name} is an int from {least}; got {value!r}.")
         self.loader = loader
         self.train = train
-        self.interval = interval
+        self.interval = require_count("evaluation.interval", interval, 1)
         self.metrics = tuple(dict.fromkeys(("accuracy", *check_metrics(metric))))
         self.topk = read_topk(metric_options)
         self.save_best = _best_key(save_best)
@@ -72,7 +69,7 @@ class EvaluationHook(Hook):
                 f"evaluation.save_best: there is no result '{save_best}'{hint} Known: {', '.join(known)}."
             )
         self.reload_best = reload_best
-        self.start = start
+        self.start = require_count("evaluation.start", start, 0)
         self.also_after = frozenset(also_after)
         self.final_phase = final_phase
         self.best: dict[str, dict[str, Any]] = {}
@@ -187,7 +184,7 @@ def validated_epochs(workflow: Sequence[Sequence[Any]], max_epochs: int) -> set[
         ConfigError: it is not a list of ('train' or 'val', number), or nothing in it trains.
     """
     given = [tuple(require_list("an entry of workflow", entry)) for entry in require_list("workflow", workflow)]
-    valid = all(len(e) == 2 and e[0] in ("train", "val") and isinstance(e[1], int) and e[1] > 0 for e in given)
+    valid = all(len(e) == 2 and e[0] in ("train", "val") and type(e[1]) is int and 0 < e[1] <= MOST for e in given)
     if not valid or not any(mode == "train" for mode, _ in given):
         raise ConfigError(
             f"workflow is a list like [('train', 1)] or [('train', 2), ('val', 1)], and trains; got {workflow!r}."

@@ -21,12 +21,13 @@ import torch
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import require_count
 from lbitcls.utils.files import write_whole
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
+UNREADABLE = "log_unreadable.txt"  # what `log.jsonl` held that is no record, in the work directory
 POSITION = ("mode", "epoch", "iter")
 _MOST, _LEAST = 100, 10  # iterations between two records; records of an epoch, where the config says nothing
 
@@ -42,10 +43,8 @@ class LogHook(Hook):
     """
 
     def __init__(self, interval: int | None = None) -> None:
-        if interval is not None and (not isinstance(interval, int) or interval < 1):
-            raise ConfigError(f"log_config.interval is an int from 1; got {interval!r}.")
-        self.interval = interval
-        self._every = interval or _MOST
+        self.interval = None if interval is None else require_count("log_config.interval", interval, 1)
+        self._every = self.interval or _MOST
         self._pending: dict[str, list[torch.Tensor]] = {}
         self._data_time = 0.0
         self._iterations = 0
@@ -179,28 +178,54 @@ class JsonLoggerHook(Writer):
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
         if self._start is not None:
-            kept = [line for line in _lines(_path(runner)) if _is_before(line, *self._start)]
-            text = "".join(line + "\n" for line in kept)
-            write_whole(_path(runner), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            self._go_on(runner, *self._start)
             self._start = None
-        with _path(runner).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "images": runner.images}) + "\n")
+        path = _path(runner)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**record, "images": runner.images}) + "\n")
+        except OSError as error:
+            error.filename = str(path)
+            raise
+
+    def _go_on(self, runner: EpochRunner, epoch: int, inner_iter: int) -> None:
+        """Keep the records from before the start; put what is no record aside, but for a line that was cut off."""
+        path = _path(runner)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        foreign, kept = [], []
+        for line in lines:
+            record = read_record(line)
+            if record is not None and _is_before(record, epoch, inner_iter):
+                kept.append(line.rstrip(b"\r\n") + b"\n")
+            elif record is None and line.strip() and (line.endswith(b"\n") or line is not lines[-1]):
+                foreign.append(line)
+        if foreign:
+            with path.with_name(UNREADABLE).open("ab") as file:
+                file.writelines(foreign)
+            runner.logger.warning(
+                "%s had lines that are no records of a run: %d, which are in %s now.",
+                *(path, len(foreign), path.with_name(UNREADABLE)),
+            )
+        write_whole(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
 
 def _path(runner: EpochRunner) -> Path:
     return runner.work_dir / "log.jsonl"
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def _is_before(line: str, epoch: int, inner_iter: int) -> bool:
-    """Whether a record belongs to what was done when `epoch` epochs and `inner_iter` more iterations were."""
+def read_record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line of `log.jsonl`, None where it holds none."""
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError:  # cut off when the run was killed
-        return False
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):  # also of bytes that are no UTF-8
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("mode"), str):
+        return None
+    return record if all(type(record.get(key)) is int for key in ("epoch", "iter")) else None
+
+
+def _is_before(record: dict[str, Any], epoch: int, inner_iter: int) -> bool:
+    """Whether a record belongs to what was done when `epoch` epochs and `inner_iter` more iterations were."""
     if record["epoch"] <= epoch:
         return True
     return record["mode"] == "train" and record["epoch"] == epoch + 1 and record["iter"] <= inner_iter

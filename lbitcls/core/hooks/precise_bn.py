@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
 from lbitcls.utils.dist import broadcast_module
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import require_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,11 +35,8 @@ class PreciseBNHook(Hook):
     priority = PRIORITIES["ABOVE_NORMAL"]  # before validation
 
     def __init__(self, num_batches: int = 100, interval: int = 1) -> None:
-        for name, value in (("num_batches", num_batches), ("interval", interval)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"PreciseBNHook: {name} is an int from 1; got {value!r}.")
-        self.num_batches = num_batches
-        self.interval = interval
+        self.num_batches = require_count("PreciseBNHook: num_batches", num_batches, 1)
+        self.interval = require_count("PreciseBNHook: interval", interval, 1)
 
     def after_epoch(self, runner: EpochRunner) -> None:
         if runner.epoch % self.interval and runner.epoch < runner.max_epochs:

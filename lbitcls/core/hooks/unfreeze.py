@@ -10,7 +10,7 @@ from torch import nn
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.schedule import as_number
 from lbitcls.registry import HOOKS
-from lbitcls.utils.errors import ConfigError, require_list
+from lbitcls.utils.errors import ConfigError, require_count, require_list
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -37,9 +37,7 @@ class UnfreezeHook(Hook):
     priority = PRIORITIES["HIGH"]  # after the calibration, which switches gradients of quantizers on
 
     def __init__(self, epoch: int, layers: Sequence[str] | str = ("backbone",), lr_mult: float = 1.0) -> None:
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 1:
-            raise ConfigError(f"UnfreezeHook: epoch is an int from 1 (epochs are counted from 0); got {epoch!r}.")
-        self.epoch = epoch
+        self.epoch = require_count("UnfreezeHook: epoch", epoch, 1)  # epochs are counted from 0
         self.layers = [layers] if isinstance(layers, str) else require_list("UnfreezeHook: layers", layers)
         self.lr_mult = as_number("UnfreezeHook: lr_mult", lr_mult)
         if not self.layers or self.lr_mult < 0:

@@ -6,13 +6,14 @@ anything else of the run is written there.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbitcls.core.hooks.checkpoint import RUN_FILE, noted_run
+from lbitcls.core.hooks.checkpoint import RUN_FILE, checkpoints, noted_run
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config
@@ -54,7 +55,7 @@ class WorkDirHook(Hook):
             return
         self._begun = True
         source = Path(self.config.filename) if self.config.filename else None
-        kept = runner.work_dir / (source.name if source else "config.py")
+        kept = runner.work_dir / (f"{source.stem}.py" if source else "config.py")  # YAML has no tuples
         given = source is not None and kept.exists() and kept.samefile(source)  # the user's, perhaps with comments
         earlier = set_aside(runner.work_dir, self.run, () if given else (kept.name,))
         if earlier is not None:
@@ -78,16 +79,28 @@ def set_aside(folder: Path, run: str, more: Iterable[str] = ()) -> Path | None:
     Returns:
         The new folder, `earlier_1` or the next number, or None where there was nothing to move.
     """
-    noted = noted_run(folder)
+    noted = noted_run(folder) or _run_of_checkpoints(folder)
     others = [path for path in _written(folder, more) if _owner(path, noted) != run]
     target = _new_folder(folder) if others else None
     if target is not None and noted is not None:
-        (target / RUN_FILE).write_text(noted + "\n", encoding="utf-8")
+        _note(target, noted)
     # Checkpoints after the note: where this is cut off --resume must not take up the other run from an older one.
     _move((path for path in others if path.suffix != ".pth"), target)
-    write_whole(folder / RUN_FILE, lambda path: path.write_text(run + "\n", encoding="utf-8"))
+    _note(folder, run)
     _move((path for path in others if path.suffix == ".pth"), target)
     return target
+
+
+def _note(folder: Path, run: str) -> None:
+    write_whole(folder / RUN_FILE, lambda path: path.write_text(run + "\n", encoding="utf-8"))
+
+
+def _run_of_checkpoints(folder: Path) -> str | None:
+    """The run of the newest readable checkpoint, where no other note says whose the records are."""
+    for path in checkpoints(folder):
+        with contextlib.suppress(CheckpointError):
+            return read_checkpoint(path, mmap=True)["meta"].get("run")
+    return None
 
 
 def _move(paths: Iterable[Path], target: Path | None) -> None:
