@@ -15,7 +15,8 @@ from lbitcls.core.hooks.evaluation import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
 from lbitcls.core.hooks.progress import ProgressHook
-from lbitcls.registry import HOOKS, check_arguments
+from lbitcls.registry import HOOKS
+from lbitcls.utils.arguments import construct
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, require_list
 
@@ -40,8 +41,8 @@ def build_hooks(cfg: Config, model: nn.Module, session: Session, validate: bool,
     if evaluation is not None:
         hooks.append(evaluation)
     checkpoint = dict(cfg.get("checkpoint_config") or {})
-    check_arguments(CheckpointHook, checkpoint)
-    return [*hooks, CheckpointHook(**checkpoint), *_loggers(cfg), ProgressHook(), *_custom_hooks(cfg)]
+    saving = construct(CheckpointHook, checkpoint, "checkpoint_config")
+    return [*hooks, saving, *_loggers(cfg), ProgressHook(), *_custom_hooks(cfg)]
 
 
 def _calibration(cfg: Config) -> CalibrationHook | None:
@@ -50,9 +51,7 @@ def _calibration(cfg: Config) -> CalibrationHook | None:
         if section:
             raise ConfigError("calibration is for quantizers, but the config has no quant_transformer.")
         return None
-    section = dict(section or {})
-    check_arguments(CalibrationHook, section)
-    return CalibrationHook(**section)
+    return construct(CalibrationHook, dict(section or {}), "calibration")
 
 
 def _evaluation(
@@ -78,8 +77,7 @@ def _evaluation(
     }
     own = [key for key in ("loader", "also_after", "final_phase") if key in (section or {})]
     reject_unknown_keys("evaluation", own, ())
-    check_arguments(EvaluationHook, arguments)
-    return EvaluationHook(**arguments)
+    return construct(EvaluationHook, arguments, "evaluation")
 
 
 def _loggers(cfg: Config) -> list[Hook]:

@@ -135,7 +135,10 @@ def _listed(root: Path, parts: dict[str, Path]) -> tuple[list[Image], list[str]]
     for part, folder in parts.items():
         for kind in class_folders(folder):
             names = [Path(path).relative_to(root).as_posix() for path in images_below(folder / kind)]
-            images += [Image(name, part, kind, error=_bad_name(name)) for name in names]
+            here = [Image(name, part, kind, error=_bad_name(name)) for name in names]
+            if here and all(image.error for image in here):
+                raise DataError(f"the class folder {folder / kind!s} cannot be listed: {here[0].error}.")
+            images += here
             if not names:
                 empty.append((folder / kind).relative_to(root).as_posix())
     return images, empty

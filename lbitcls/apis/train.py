@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lbitcls.apis.delivery import deliver, read_export
 from lbitcls.apis.hooks import build_hooks
 from lbitcls.apis.pictures import draw_run
-from lbitcls.apis.session import Session, load_data, make_model, open_session
+from lbitcls.apis.session import Session, check_data, load_data, make_model, open_session
 from lbitcls.apis.summary import finish, show_summary, write_summary
 from lbitcls.apis.tensorboard import boards_of
 from lbitcls.core.ema import ModelEMA
@@ -176,6 +176,7 @@ def build_runner(
     device, epochs = session.device, cfg.total_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f"total_epochs is an int from 1; got {epochs!r}.")
+    check_data(cfg)
     dataset, loader = load_data(cfg, "train", "training", session, seed=cfg.seed, data_root=data_root)
     going_on = start[0] if start else None
     model = make_model(cfg, session, dataset, pretrained=not start, data_root=data_root, checkpoint=going_on)
