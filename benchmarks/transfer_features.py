@@ -1,4 +1,4 @@
-"""Float features against integer ones: one recipe's head trained on both, with many seeds; part of `transfer.py`.
+"""Float features against integer ones: the head of one recipe trained on both, with many seeds; part of `transfer.py`.
 
 A head is trained as `configs/transfer` says, on features that are computed once for all seeds, and tested on the
 validation images' features of either kind: so the part of the features is told from that of the head's training.
@@ -12,91 +12,90 @@ from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
-KINDS = ("features", "int8_features")
+KINDS = {"features": "float", "int8_features": "integer"}
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def compare(backbone: str, configs: Path, work: Path, data_root: Path, seeds: Sequence[int]) -> Entry:
+def compare(backbone: str, configs: Path, data_root: Path, seeds: Sequence[int]) -> Entry:
     """Wrong validation images by (features trained on, features tested on), for each seed; how near the features are.
 
     `probes` holds the wrong images of a logistic regression on the averaged maps, without dropout and randomness, for
-    each L2 penalty, trained and tested on either kind.
+    each L2 penalty.
     """
-    kept: dict[str, Any] = {}
-    heads: dict[tuple[str, int], Any] = {}
-    for kind in KINDS:
+    found = {kind: features(configs / f"{backbone}_{kind}.py", data_root) for kind in KINDS}
+    wrong: dict[str, list[int]] = {f"{trained}/{tested}": [] for trained in KINDS for tested in KINDS}
+    for trained in KINDS:
         for seed in seeds:
-            runner = _trained(
-                configs / f"{backbone}_{kind}.py", work / f"compare_{backbone}_{kind}_{seed}", data_root, seed, kept
-            )
-            heads[kind, seed] = runner.module.head.eval()
-    maps = {kind: _maps(kept[kind]) for kind in KINDS}
-    labels = kept["labels"]
-    wrong = {
-        f"{trained}/{tested}": [_wrong(heads[trained, seed], maps[tested][1], labels[1]) for seed in seeds]
-        for trained in KINDS
-        for tested in KINDS
-    }
-    probes = {kind: [_probe(maps[kind], labels, penalty) for penalty in PENALTIES] for kind in KINDS}
-    return {"backbone": backbone, "seeds": list(seeds), "sqnr_db": _sqnr(maps), "wrong": wrong, "probes": probes}
+            head = _trained_head(configs / f"{backbone}_{trained}.py", *found[trained]["train"], seed)
+            for tested in KINDS:
+                wrong[f"{trained}/{tested}"].append(_wrong(head, *found[tested]["val"]))
+    probes = {kind: [_probe(found[kind], penalty) for penalty in PENALTIES] for kind in KINDS}
+    return {"backbone": backbone, "seeds": list(seeds), "sqnr_db": _sqnr(found), "wrong": wrong, "probes": probes}
 
 
-def _trained(config: Path, folder: Path, data_root: Path, seed: int, kept: dict[str, Any]) -> Any:
-    """The runner of a recipe that was trained with `seed`; features in `kept` are used, or put there."""
-    from lbitcls.apis.session import open_session
-    from lbitcls.apis.train import build_runner
+def features(config: Path, data_root: Path) -> dict[str, tuple[Any, Any]]:
+    """Features (N, C, H, W) and labels (N,) of a recipe's training and validation images."""
+    import torch
+
+    from lbitcls.apis.session import load_data, make_model, open_session
     from lbitcls.utils.config import Config
-    from lbitcls.utils.env import seed_everything
 
-    kind = next(kind for kind in KINDS[::-1] if config.stem.endswith(kind))
     cfg = Config.fromfile(config)
-    cfg.merge_from_dict(
-        {
-            "seed": seed,
-            "num_threads": 1,
-            "log_level": "WARNING",
-            "evaluation.interval": 25,
-            "+evaluation.save_best": None,
-            "checkpoint_config": dict(interval=25, max_keep_ckpts=1),
-        }
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+    cfg.merge_from_dict({"num_threads": 1, "log_level": "WARNING"})
+    found = {}
     with open_session(cfg) as session:
-        seed_everything(seed)
-        runner = build_runner(cfg, folder, session, run=f"compare-{seed}", data_root=str(data_root))
-        if kind in kept:
-            runner.features._stores.update(kept[kind])
-        runner.run()
-        kept[kind] = dict(runner.features._stores)
-        validated: Any = next(hook.loader for hook in runner.hooks if type(hook).__name__ == "EvaluationHook")
-        kept["labels"] = [loader.dataset.labels for loader in (runner.loader, validated)]
-    return runner
+        model: Any = make_model(cfg, session, data_root=str(data_root)).eval()
+        for part in ("train", "val"):
+            loader = load_data(cfg, part, "features", session, data_root=str(data_root))[1]
+            batches = [(model.fixed_features(batch["img"]), batch["gt_label"]) for batch in loader.iterate(0)]
+            maps, labels = zip(*batches, strict=True)
+            found[part] = torch.cat(maps).float().contiguous(), torch.cat(labels)
+    return found
 
 
-def _maps(stores: dict[bool, Any]) -> list[Any]:
-    """Features (N, C, H, W) of the training and of the validation images."""
-    return [stores[training].values.float().contiguous() for training in (True, False)]
+def _trained_head(config: Path, maps: Any, labels: Any, seed: int) -> Any:
+    """The recipe's head after its epochs, on maps (N, C, H, W)."""
+    import torch
+
+    from lbitcls.core.optim import build_optimizer
+    from lbitcls.core.schedule import build_schedule
+    from lbitcls.models.builder import build_head
+    from lbitcls.utils.config import Config
+
+    cfg = Config.fromfile(config)
+    torch.manual_seed(seed)
+    head = build_head(cfg.model.head)
+    optimizer = build_optimizer(head, cfg.optimizer)
+    length = -(-len(maps) // cfg.data.samples_per_gpu)
+    schedule = build_schedule(cfg.lr_config, epoch_len=length, max_epochs=cfg.total_epochs)
+    chosen_of = [torch.randperm(len(maps)).split(cfg.data.samples_per_gpu) for _ in range(cfg.total_epochs)]
+    for iteration in range(cfg.total_epochs * length):
+        epoch, inner = divmod(iteration, length)
+        chosen = chosen_of[epoch][inner]
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(group["initial_lr"], iteration, epoch)
+        optimizer.zero_grad()
+        head.loss(head(maps[chosen]), labels[chosen])["loss"].backward()
+        optimizer.step()
+    return head.eval()
 
 
 def _wrong(head: Any, maps: Any, labels: Any) -> int:
-    import torch
-
-    with torch.no_grad():
-        return int((head(maps).argmax(dim=1).numpy() != labels).sum())
+    return int((head(maps).argmax(dim=1) != labels).sum())
 
 
-def _probe(maps: list[Any], labels: list[Any], penalty: float) -> int:
+def _probe(found: dict[str, tuple[Any, Any]], penalty: float) -> int:
     """Wrong validation images of a logistic regression on the maps' means, in float64, to convergence."""
     import torch
 
-    train, val = (part.double().mean(dim=(2, 3)) for part in maps)
+    (train, target), (val, labels) = found["train"], found["val"]
+    train, val = train.double().mean(dim=(2, 3)), val.double().mean(dim=(2, 3))
     mean, std = train.mean(dim=0), train.std(dim=0).clamp_min(1e-6)
     train, val = (train - mean) / std, (val - mean) / std
     layer = torch.nn.Linear(train.shape[1], 2, dtype=torch.float64)
-    torch.nn.init.zeros_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=500, line_search_fn="strong_wolfe")
-    target = torch.from_numpy(labels[0])
 
     def loss() -> Any:
         optimizer.zero_grad()
@@ -105,52 +104,48 @@ def _probe(maps: list[Any], labels: list[Any], penalty: float) -> int:
         return value
 
     optimizer.step(loss)
-    return _wrong(layer, val, labels[1])
+    return _wrong(layer, val, labels)
 
 
-def _sqnr(maps: dict[str, list[Any]]) -> list[float]:
+def _sqnr(found: dict[str, dict[str, tuple[Any, Any]]]) -> list[float]:
     """Least, median and largest signal-to-noise ratio of a validation image's integer features, in dB."""
-    exact, integer = (maps[kind][1].double().flatten(1) for kind in KINDS)
+    exact, integer = (found[kind]["val"][0].double().flatten(1) for kind in KINDS)
     ratios = 10 * (exact.square().sum(dim=1) / (exact - integer).square().sum(dim=1)).log10()
     return [round(value, 1) for value in (ratios.min().item(), ratios.median().item(), ratios.max().item())]
 
 
 def section(found: Sequence[Entry], names: dict[str, str]) -> list[str]:
-    """The page's section: a table for each backbone."""
+    """The page's section: two tables for each backbone."""
     return [line for entry in found for line in _section(entry, names[entry["backbone"]])]
 
 
 def _section(entry: Entry, name: str) -> list[str]:
     least, median, most = entry["sqnr_db"]
-    pairs = list(zip(entry["wrong"]["features/features"], entry["wrong"]["int8_features/int8_features"]))
-    better = sum(integer < exact for exact, integer in pairs), sum(integer > exact for exact, integer in pairs)
-    words = {"features": "float", "int8_features": "integer"}
+    pairs = list(zip(entry["wrong"]["features/features"], entry["wrong"]["int8_features/int8_features"], strict=True))
+    better, worse = sum(integer < exact for exact, integer in pairs), sum(integer > exact for exact, integer in pairs)
     rows = []
     for trained in KINDS:
         for tested in KINDS:
             counts = entry["wrong"][f"{trained}/{tested}"]
-            mean, spread = statistics.mean(counts), statistics.stdev(counts)
-            rows.append(
-                f"| {words[trained]} | {words[tested]} | {mean:.1f} ± {spread:.1f} | {min(counts)} to {max(counts)} |"
-            )
-    probes = [f"| {words[kind]} | {' | '.join(map(str, entry['probes'][kind]))} |" for kind in KINDS]
+            spread = f"{statistics.mean(counts):.1f} ± {statistics.stdev(counts):.1f} | {min(counts)} to {max(counts)}"
+            rows.append(f"| {KINDS[trained]} | {KINDS[tested]} | {spread} |")
     return [
         "",
         f"## Float features against integer ones: {name}",
         "",
-        f"By `python benchmarks/transfer.py --data-root FOLDER --compare {entry['backbone']}`: the head of the two recipes",
-        f"trained with {len(entry['seeds'])} seeds on either kind of features, and tested on either; wrong images of {{VAL}}, with the",
-        f"standard deviation over the seeds. A validation image's integer features have {least} to {most} dB (median",
-        f"{median}) of signal to noise.",
+        f"By `python benchmarks/transfer.py --data-root FOLDER --compare {entry['backbone']}`: the head of the two",
+        f"recipes trained with {len(entry['seeds'])} seeds on either kind of features and tested on either; wrong",
+        "images of 153, with the standard deviation over the seeds. The integer features of a validation image have a",
+        f"signal-to-noise ratio of {least} to {most} dB (median {median}).",
         "",
         "| trained on | tested on | wrong | least to most |",
         "|---|---|---|---|",
         *rows,
         "",
-        f"With the same seed integer features are better {better[0]} times, worse {better[1]} times. A logistic regression",
-        "on the averaged maps, which has no randomness and no dropout, gets so many wrong, by its L2 penalty:",
+        f"With the same seed the integer features are better {better} times and worse {worse} times. A logistic",
+        "regression on the averaged maps, without dropout or anything random, gets so many wrong, by its L2 penalty:",
         "",
-        f"| features | {' | '.join(f'{p:g}' for p in PENALTIES)} |",
+        f"| features | {' | '.join(f'{penalty:g}' for penalty in PENALTIES)} |",
         f"|---|{'---|' * len(PENALTIES)}",
-        *probes,
+        *(f"| {KINDS[kind]} | {' | '.join(map(str, entry['probes'][kind]))} |" for kind in KINDS),
     ]

@@ -80,8 +80,8 @@ class Registry(_MMEngineRegistry):
             return
         raise ConfigError(
             f"there is a {self.name} '{key}' already, {found.__module__}.{_name(found)}; "
-            f"{target.__module__}.{_name(target)} needs another name. To replace it on purpose, as a cell of a notebook "
-            "that is run again does, register with force=True."
+            f"{target.__module__}.{_name(target)} needs another name. To replace it on purpose, as a cell of a "
+            "notebook that is run again does, register with force=True."
         )
 
     def find(self, key: str) -> Any:

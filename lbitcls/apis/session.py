@@ -24,6 +24,9 @@ from lbitcls.utils.logging import log_to_file, setup_logger
 DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
 
 
+_MOST_THREADS = 4096
+
+
 @dataclass(frozen=True)
 class Session:
     """The place of this process, its device and its logger."""
@@ -88,8 +91,8 @@ def _enter(cfg: Config, launcher: str, place: Place, logger: logging.Logger) -> 
 def _limit_threads(number: Any) -> None:
     if number is None:
         return
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ConfigError(f"num_threads is an int from 1; got {number!r}.")
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _MOST_THREADS:
+        raise ConfigError(f"num_threads is an int from 1 to {_MOST_THREADS}; got {number!r}.")
     torch.set_num_threads(number)
 
 

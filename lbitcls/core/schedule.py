@@ -5,6 +5,7 @@ The policies and warm-ups are mmcv's, formula by formula (`lr_config` of the tut
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -207,10 +208,8 @@ def as_number(name: str, value: Any, infinite: bool = False) -> float:
         ConfigError: it is no number, is NaN, or infinite without a meaning.
     """
     number = value
-    try:
+    with contextlib.suppress(ValueError):
         number = float(value) if isinstance(value, str) else value
-    except ValueError:
-        pass
     if not isinstance(number, (int, float)) or isinstance(number, bool):
         said = f"the text '{value}'" if isinstance(value, str) else shown(value)
         raise ConfigError(f"{name} is a number; got {said}.")

@@ -22,6 +22,8 @@ from lbitcls.datasets.rng import shuffled
 from lbitcls.datasets.workers import outlive_signals
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
 
+_MOST_WORKERS = 1024
+
 _logger = logging.getLogger(__name__)
 
 
@@ -110,6 +112,8 @@ class Loader:
     ) -> None:
         _check_count("samples_per_gpu", samples_per_gpu, 1)
         _check_count("workers_per_gpu", workers_per_gpu, 0)
+        if workers_per_gpu > _MOST_WORKERS:
+            raise ConfigError(f"workers_per_gpu is at most {_MOST_WORKERS}; got {workers_per_gpu}.")
         self.dataset = dataset
         self.batch_size = samples_per_gpu
         self.shuffle = shuffle

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import signal
@@ -183,28 +182,48 @@ def places(value: Any, above: Path_ = ()) -> Iterator[Path_]:
             yield from places(inner, (*above, key))
 
 
+def of(base: dict[str, Any], path: Path_) -> Any:
+    value: Any = base
+    for key in path:
+        value = value[key]
+    return value
+
+
+def unshared(value: Any) -> Any:
+    """A copy in which no part is two places at once, as `TEST` is."""
+    if isinstance(value, dict):
+        return {key: unshared(inner) for key, inner in value.items()}
+    return type(value)(map(unshared, value)) if isinstance(value, (list, tuple)) else value
+
+
+def put(sections: dict[str, Any], path: Path_, value: Any) -> dict[str, Any]:
+    """The sections with another value at `path`; tuples on the way become lists."""
+    changed = unshared(sections)
+    owner: Any = changed
+    for key in path[:-1]:
+        if isinstance(owner[key], tuple):
+            owner[key] = list(owner[key])
+        owner = owner[key]
+    owner[path[-1]] = value
+    return changed
+
+
 def mutant(number: int) -> tuple[str, dict[str, Any]]:
     """A config with a wrong value, and its place and value in words: a function of `number`."""
     draw = random.Random(number)
     name = draw.choice(sorted(BASES))
-    sections = copy.deepcopy(BASES[name])
+    sections = BASES[name]
     # Sections first, so that each is met as often as the long pipelines.
     section = draw.choice(sorted(sections))
     path = draw.choice([place for place in places(sections) if place[0] == section])
-    owner: Any = sections
-    for position, key in enumerate(path[:-1]):
-        if isinstance(owner[key], tuple):
-            owner[key] = list(owner[key])
-        owner = owner[key]
-    old, key = owner[path[-1]], path[-1]
+    old = of(sections, path)
     kind = draw.choice(["value"] * 8 + ["list", "dict", "gone", "text"])
     new = {"value": draw.choice(VALUES), "list": [old], "dict": {"a": old}, "text": str(old), "gone": None}[kind]
     if path == ("total_epochs",) and isinstance(new, (int, float)) and new > 1000:
         new = 0
+    sections = put(sections, path, new)
     if kind == "gone":
-        del owner[key]
-    else:
-        owner[key] = new
+        del of(sections, path[:-1])[path[-1]]
     said = f"{number}: {name} {'.'.join(map(str, path))} {kind} {ascii(new)[:60]}"
     return said, sections
 
@@ -297,6 +316,77 @@ def test_a_wrong_value_is_told(tmp_path: Path, capsys: Any) -> None:
     wrong, told = broken(range(60), tmp_path, capsys)
     assert not wrong, "\n".join(wrong)
     assert told > 25
+
+
+OUT_OF_RANGE = {
+    "optimizer_config.grad_clip.max_norm": -1e9,
+    "optimizer_config.grad_clip.norm_type": -2,
+    "optimizer.lr": -0.1,
+    "optimizer.momentum": 1.5,
+    "optimizer.weight_decay": -1,
+    "optimizer.paramwise_cfg.custom_keys.head.lr_mult": -1,
+    "lr_config.min_lr": -1.0,
+    "lr_config.warmup_ratio": 2,
+    "lr_config.warmup_iters": 0,
+    "model.head.dropout": 1.5,
+    "model.head.loss.loss_weight": -1,
+    "model.head.loss.class_weight.0": -1,
+    "evaluation.interval": 0,
+    "checkpoint_config.interval": 0,
+    "log_config.interval": 0,
+    "calibration.num_batches": 0,
+    "data.samples_per_gpu": 0,
+    "data.workers_per_gpu": 10**30,
+    "num_threads": 10**30,
+    "quant_transformer.quan_policy.Conv2d.num_bit_w": 0,
+    "quant_transformer.quan_policy.Linear.num_bit_a": 9,
+    "data.train.pipeline.0.size": 10**9,
+    "data.train.pipeline.0.padding": -1,
+    "data.train.pipeline.1.mean": [math.nan],
+    "data.val.pipeline.0.std": [math.nan],
+    "data.val.pipeline.0.mean": [math.inf],
+    # Training builds no data.test; it is checked all the same.
+    "data.test": 3,
+    "data.test.type": "Digit",
+    "data.test.split": 3,
+    "data.test.colour": 1,
+    "data.test.pipeline": dict(type="Resize"),
+    "data.test.pipeline.0.size": "8",
+    "data.test.pipeline.0.type": "Resiz",
+    "data.test.pipeline.1.crop_size": -8,
+    "data.test.pipeline.2.std": [0.0],
+    "data.test.pipeline.4.keys": None,
+}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("place", OUT_OF_RANGE)
+def test_a_number_beyond_its_meaning_is_refused(place: str, tmp_path: Path, capsys: Any) -> None:
+    path = tuple(int(key) if key.isdigit() else key for key in place.split("."))
+    said = outcome(put(QUANTIZED, path, OUT_OF_RANGE[place]), tmp_path, capsys)
+    assert said.startswith("ConfigError: "), said
+    if path[:2] == ("data", "test"):
+        assert said.startswith("ConfigError: data.test: "), said
+    assert not (tmp_path / "work" / "latest.pth").exists()
+
+
+NUMBERS = [
+    (name, path)
+    for name, base in BASES.items()
+    for path in places(base)
+    if type(of(base, path)) in (int, float) and "indices" not in path
+]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_nan_is_no_number_anywhere(tmp_path: Path, capsys: Any) -> None:
+    accepted = [
+        f"{name}: {'.'.join(map(str, path))}"
+        for name, path in NUMBERS
+        if outcome(put(BASES[name], path, math.nan), tmp_path, capsys) == "trains"
+    ]
+    assert len(NUMBERS) > 60 and not accepted, accepted
 
 
 @pytest.mark.slow
