@@ -119,6 +119,14 @@ def section(found: Sequence[Entry], names: dict[str, str]) -> list[str]:
     return [line for entry in found for line in _section(entry, names[entry["backbone"]])]
 
 
+def _verdict(pairs: Sequence[tuple[int, int]]) -> str:
+    exact, integer = ([pair[i] for pair in pairs] for i in (0, 1))
+    difference = statistics.mean(integer) - statistics.mean(exact)
+    spread = statistics.mean([statistics.stdev(exact), statistics.stdev(integer)])
+    kind = "less than" if abs(difference) < spread else "more than"
+    return f"The means of the two differ by {abs(difference):.1f} images, {kind} one seed's deviation ({spread:.1f})."
+
+
 def _section(entry: Entry, name: str) -> list[str]:
     least, median, most = entry["sqnr_db"]
     pairs = list(zip(entry["wrong"]["features/features"], entry["wrong"]["int8_features/int8_features"], strict=True))
@@ -142,10 +150,12 @@ def _section(entry: Entry, name: str) -> list[str]:
         "|---|---|---|---|",
         *rows,
         "",
+        _verdict(pairs),
         f"With the same seed the integer features are better {better} times and worse {worse} times. A logistic",
         "regression on the averaged maps, without dropout or anything random, gets so many wrong, by its L2 penalty:",
         "",
         f"| features | {' | '.join(f'{penalty:g}' for penalty in PENALTIES)} |",
         f"|---|{'---|' * len(PENALTIES)}",
         *(f"| {KINDS[kind]} | {' | '.join(map(str, entry['probes'][kind]))} |" for kind in KINDS),
+        *(["", *entry["note"]] if entry.get("note") else []),
     ]
