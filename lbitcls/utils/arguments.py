@@ -112,7 +112,7 @@ def shown(value: Any) -> str:
 @functools.cache
 def annotations_of(target: Callable) -> dict[str, Any]:
     """The annotations of the arguments of a class or a function; none where they cannot be resolved."""
-    function = target.__init__ if isinstance(target, type) else target
+    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     if getattr(function, "__module__", "").partition(".")[0] in _LOOSE:
         return {}
     try:
