@@ -2,6 +2,7 @@
 
     python benchmarks/transfer.py --data-root FOLDER [--rows mobilenet_v2_finetune …] [--seeds 0]
     python benchmarks/transfer.py --data-root FOLDER --times
+    python benchmarks/transfer.py --data-root FOLDER --compare squeezenet1_1 [--seeds 0 1 2 3]
     python benchmarks/transfer.py --data-root FOLDER --search mobilenet_v2_finetune --options optimizer.lr=0.003
 
 `FOLDER` holds `hymenoptera_256.tar.gz` (or the folder) and `weights`. MobileNetV2 trains with seeds 0, 1 and 2,
@@ -26,6 +27,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import transfer_features
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs/transfer"
@@ -156,7 +159,7 @@ def record(file: Path, entry: Entry) -> None:
         lines.write(json.dumps(entry) + "\n")
 
 
-def document(results: list[Entry], searches: list[Entry]) -> str:
+def document(results: list[Entry], searches: list[Entry], compared: list[Entry]) -> str:
     """The page: a line for each row, its seeds together, and what the rates were chosen by."""
     import torch
 
@@ -175,6 +178,7 @@ def document(results: list[Entry], searches: list[Entry]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row, found) for row in ROWS if (found := [e for e in results if e["row"] == row and "seed" in e])),
         *_timing(results),
+        *transfer_features.section(compared, NAMES),
         *_searches(searches),
     ]
     return "\n".join([*lines, ""])
@@ -252,13 +256,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     parser.add_argument("--times", action="store_true", help="only measure the epochs of the extractors")
     parser.add_argument(
+        "--compare", metavar="BACKBONE", choices=list(NAMES), help="only compare float features with integer ones"
+    )
+    parser.add_argument(
         "--search", metavar="RECIPE", choices=list(ROWS), help="train on a part of `train`, test on the rest"
     )
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the search")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/transfer.md")
     args = parser.parse_args()
     results, searches = args.out.with_suffix(".jsonl"), args.out.with_name("transfer_search.jsonl")
-    if args.search:
+    compared = args.out.with_name("transfer_compared.jsonl")
+    if args.compare:
+        seeds = args.seeds or list(range(4))
+        record(compared, transfer_features.compare(args.compare, CONFIGS, args.data_root, seeds))
+    elif args.search:
         record(searches, search(args.search, args.options, (args.seeds or [0])[0], args.data_root))
     elif args.times:
         known = {entry["row"] for entry in recorded(results) if "epoch_seconds" in entry}
@@ -270,8 +281,8 @@ def main() -> None:
             done = any((entry["row"], entry.get("seed")) == (row, seed) for entry in recorded(results))
             if not done and (args.seeds is None or seed in args.seeds):
                 record(results, measure(row, seed, args.data_root))
-            args.out.write_text(document(recorded(results), recorded(searches)))
-    args.out.write_text(document(recorded(results), recorded(searches)))
+            args.out.write_text(document(recorded(results), recorded(searches), recorded(compared)))
+    args.out.write_text(document(recorded(results), recorded(searches), recorded(compared)))
 
 
 if __name__ == "__main__":

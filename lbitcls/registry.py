@@ -8,14 +8,14 @@ and nowhere else (mmengine would import a dotted name).
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.registry import Registry as _MMEngineRegistry
 
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+from lbitcls.utils.arguments import construct
+from lbitcls.utils.errors import ConfigError, shown, suggest
 
 
 def build_from_cfg(cfg: dict, registry: Registry, **default_args: Any) -> Any:
@@ -30,26 +30,14 @@ def build_from_cfg(cfg: dict, registry: Registry, **default_args: Any) -> Any:
         ConfigError: no `type`, an unknown name, an unknown or a missing key.
     """
     if not isinstance(cfg, dict) or "type" not in cfg:
-        raise ConfigError(f"a {registry.name} is given as dict(type='…', …); got {cfg!r}")
+        raise ConfigError(f"a {registry.name} is given as dict(type='…', …); got {shown(cfg)}.")
     arguments = {**default_args, **cfg}
-    kind = arguments.pop("type")
-    target = registry.find(kind) if isinstance(kind, str) else kind
-    if not callable(target):
-        raise ConfigError(f"the type of a {registry.name} is a name or a class; got {kind!r}.")
-    check_arguments(target, arguments)
-    return target(**arguments)
+    target = registry.resolve(arguments.pop("type"))
+    return construct(target, arguments)
 
 
-def check_arguments(target: Callable, arguments: dict[str, Any]) -> None:
-    """Raise `ConfigError` unless `target(**arguments)` fits the signature of `target`."""
-    parameters = inspect.signature(target).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    owner = getattr(target, "__name__", str(target))
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        reject_unknown_keys(owner, arguments, names)
-    missing = [p.name for p in parameters if p.name in names and p.default is p.empty and p.name not in arguments]
-    if missing:
-        raise ConfigError(f"{owner} needs {', '.join(repr(name) for name in missing)}, which the config does not give.")
+def _name(target: Any) -> str:
+    return str(getattr(target, "__qualname__", type(target).__qualname__))
 
 
 class Registry(_MMEngineRegistry):
@@ -65,6 +53,37 @@ class Registry(_MMEngineRegistry):
         super().__init__(name, build_func=build_from_cfg, scope="lbitcls")
         self._packages = packages
 
+    def register_module(
+        self, name: str | Sequence[str] | None = None, force: bool = False, module: Any = None
+    ) -> Any:  # mmengine's signature
+        """Register a class or a function under its name, or `name`; also as a decorator.
+
+        The names of the package's own classes are taken, whether their modules are imported yet or not.
+
+        Raises:
+            ConfigError: a name is taken, and not `force`.
+        """
+        if module is None:
+            return lambda target: self.register_module(name, force, target)
+        names = [module.__name__] if name is None else [name] if isinstance(name, str) else list(name)
+        for key in names:
+            self.claim(key, module, force)
+        return super().register_module(name, force, module)
+
+    def claim(self, key: str, target: Any, force: bool = False) -> None:
+        """Raise `ConfigError` where `key` is the name of something else than `target` already, and not `force`."""
+        own = target.__module__.partition(".")[0] in {package.partition(".")[0] for package in self._packages}
+        if not own and key not in self.module_dict:
+            self.names()  # a module of the package that is imported later could not register its class any more
+        found = self.module_dict.get(key)
+        if found is None or force:
+            return
+        raise ConfigError(
+            f"there is a {self.name} '{key}' already, {found.__module__}.{_name(found)}; "
+            f"{target.__module__}.{_name(target)} needs another name. To replace it on purpose, as a cell of a "
+            "notebook that is run again does, register with force=True."
+        )
+
     def find(self, key: str) -> Any:
         """The class registered as `key`; `ConfigError` with a suggestion when there is none."""
         found = self.get(key)
@@ -75,6 +94,17 @@ class Registry(_MMEngineRegistry):
                 "A class of your own is found when its module is listed in custom_imports."
             )
         return found
+
+    def resolve(self, kind: Any) -> Any:
+        """The class or function that the `type` of a section means: a name, or the class itself.
+
+        Raises:
+            ConfigError: an unknown name, or neither.
+        """
+        target = self.find(kind) if isinstance(kind, str) else kind
+        if not callable(target):
+            raise ConfigError(f"the type of a {self.name} is a name or a class; got {shown(kind)}.")
+        return target
 
     def get(self, key: str) -> Any:
         """The class registered as `key`, or None."""

@@ -1,10 +1,12 @@
 """The registry: lazy modules, and messages for unknown names and keys."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lbitcls import registry as registry_page
 from lbitcls.registry import Registry
 from lbitcls.utils.errors import ConfigError
 
@@ -60,6 +62,56 @@ def test_mistakes_are_answered(registry: Registry, cfg: dict, message: str) -> N
 
 
 def test_a_name_registered_twice_is_an_error(registry: Registry) -> None:
-    with pytest.raises(KeyError, match="already registered"):
-        registry.register_module(name="Saw", module=registry.find("Saw"))
+    own = registry.find("Saw")
+    with pytest.raises(ConfigError, match=r"a tool 'Saw' already, shelf.second.Saw; .* register with force=True"):
         registry.register_module(name="Saw", module=dict)
+    assert registry.find("Saw") is own
+    registry.register_module(name="Saw", module=dict, force=True)
+    assert registry.find("Saw") is dict
+
+
+REGISTRIES = [found for found in vars(registry_page).values() if isinstance(found, Registry)]
+
+
+@pytest.mark.usefixtures("forget_registrations")
+@pytest.mark.parametrize("registry", list(dict.fromkeys(REGISTRIES)), ids=lambda registry: registry.name)
+def test_a_built_ins_name_is_taken_before_its_module_is_imported(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = registry.names()[-1]
+    built_in = registry.find(key)
+    own = type(key, (), {"__module__": "mine"})
+    with pytest.raises(ConfigError, match=rf"'{key}' already, lbitcls\..*mine\.{key} needs another name.*force=True"):
+        registry.register_module()(own)
+    assert registry.find(key) is built_in
+    registry.register_module(force=True)(own)
+    assert registry.find(key) is own
+    assert registry.build({"type": key}).__class__ is own
+
+
+ORDER = """
+from lbitcls.registry import BACKBONES, HEADS
+from lbitcls.utils.errors import ConfigError
+import sys
+assert "lbitcls.models.backbones.resnet" not in sys.modules
+class ResNet: pass
+try:
+    BACKBONES.register_module()(ResNet)
+except ConfigError:
+    print("refused")
+BACKBONES.register_module(force=True)(ResNet)
+assert BACKBONES.find("ResNet") is ResNet
+assert BACKBONES.find("MobileNetV2")().__class__.__module__ == "lbitcls.models.backbones.mobilenet_v2"
+from lbitcls.quant.methods import register_method
+from lbitcls.quant.quantizer import Quantizer
+class Mine(Quantizer): pass
+try:
+    register_method("LSQ", weight=Mine, input=Mine)
+except ConfigError:
+    print("refused")
+"""
+
+
+def test_the_order_of_imports_does_not_matter() -> None:
+    done = subprocess.run([sys.executable, "-c", ORDER], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\nrefused\n"

@@ -15,7 +15,8 @@ from lbitcls.core.hooks.evaluation import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
 from lbitcls.core.hooks.progress import ProgressHook
-from lbitcls.registry import HOOKS, check_arguments
+from lbitcls.registry import HOOKS
+from lbitcls.utils.arguments import construct
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, require_list
 
@@ -45,9 +46,8 @@ def build_hooks(cfg: Config, model: nn.Module, session: Session, validate: bool,
 def _checkpoints(cfg: Config) -> CheckpointHook:
     """What saves: after every epoch where the config has no section, at the end alone where the section is None."""
     section = cfg.get("checkpoint_config", {})
-    given = dict(interval=-1) if section is None else dict(section)
-    check_arguments(CheckpointHook, given)
-    return CheckpointHook(**given)
+    given = dict(interval=-1) if section is None else dict(section or {})
+    return construct(CheckpointHook, given, "checkpoint_config")
 
 
 def _calibration(cfg: Config) -> CalibrationHook | None:
@@ -56,9 +56,7 @@ def _calibration(cfg: Config) -> CalibrationHook | None:
         if section:
             raise ConfigError("calibration is for quantizers, but the config has no quant_transformer.")
         return None
-    section = dict(section or {})
-    check_arguments(CalibrationHook, section)
-    return CalibrationHook(**section)
+    return construct(CalibrationHook, dict(section or {}), "calibration")
 
 
 def _evaluation(
@@ -86,8 +84,7 @@ def _evaluation(
     }
     own = [key for key in ("loader", "also_after", "final_phase") if key in given]
     reject_unknown_keys("evaluation", own, ())
-    check_arguments(EvaluationHook, arguments)
-    return EvaluationHook(**arguments)
+    return construct(EvaluationHook, arguments, "evaluation")
 
 
 def _training_images(cfg: Config, wanted: Any, session: Session, data_root: str | None) -> Any:

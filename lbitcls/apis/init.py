@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lbitcls.apis.recipe import QUANTIZED, Plan, config_text, find_network, shell
-from lbitcls.apis.survey import Image, Survey, split_images, survey_folder
+from lbitcls.apis.survey import Image, Survey, printable, split_images, survey_folder
 from lbitcls.utils.checkpoint import read_checkpoint
-from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
 from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.logging import print_table
 from lbitcls.utils.published import SCHEME, fetch_weights, is_published
@@ -119,6 +119,8 @@ def _divided(survey: Survey, share: float) -> dict[str, list[Image]]:
     parts = {part: [image for image in usable if image.part == part] for part in survey.parts or ("train",)}
     elsewhere = {image.digest for part, images in parts.items() if part != "train" for image in images} - {""}
     parts["train"] = [image for image in parts["train"] if image.digest not in elsewhere]
+    if not parts["train"]:
+        raise DataError("every image of train/ is in val/ or test/ too, so none is left to train on.")
     if not parts.get("val"):
         train, val = split_images(parts["train"], share)
         parts = {"train": train, "val": val, **{part: parts[part] for part in ("test",) if parts.get(part)}}
@@ -263,7 +265,7 @@ def _troubles(survey: Survey) -> list[str]:
     unreadable = survey.unreadable()
     if unreadable:
         lines.append(f"Unreadable, left out: {len(unreadable):,}")
-        lines += [f"  {image.name}: {image.error}" for image in unreadable[:_SHOWN]]
+        lines += [f"  {printable(image.name)}: {image.error}" for image in unreadable[:_SHOWN]]
         lines += [f"  … and {len(unreadable) - _SHOWN:,} more"] * (len(unreadable) > _SHOWN)
     twins = survey.twins()
     for title, found in (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lbitcls.apis.opening import parameters
-from lbitcls.apis.sizes import section_size
+from lbitcls.apis.sizes import section_channels, section_size
 from lbitcls.quant.cost import LayerCost, plan_cost
 from lbitcls.quant.plan import aligned, float_plan
 from lbitcls.utils.config import Config, require_sections
@@ -38,7 +38,15 @@ def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost
     model = build_classifier(cfg.model, pretrained=False)
     section = cfg.get("quant_transformer")
     plan = build_mtransformer(section).plan(model) if section else float_plan(model)
-    rows = plan_cost(plan, model, torch.zeros(1, *(shape or image_shape(cfg, model))))
+    size = tuple(shape or image_shape(cfg, model))
+    try:
+        rows = plan_cost(plan, model, torch.zeros(1, *size))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"the model does not take an image of {size} (channels, height, width), as "
+            f"{'--shape' if shape else 'the data and the backbone say'}: {error}. Give what it takes as --shape C H W; "
+            "a backbone of your own says the channels of its images in the attribute in_channels."
+        ) from error
     if section:
         _print(rows)
     else:
@@ -53,7 +61,14 @@ def image_shape(cfg: Config, model: torch.nn.Module) -> tuple[int, int, int]:
     size = section_size(data.get("test") or data.get("val") or data.get("train") or {})
     if size is None:
         raise ConfigError("the pipeline does not say how large images are; give --shape C H W.")
-    return getattr(model.backbone, "in_channels", 3), *size
+    section = data.get("test") or data.get("val") or data.get("train") or {}
+    return getattr(model.backbone, "in_channels", None) or section_channels(section) or _first_channels(model), *size
+
+
+def _first_channels(model: torch.nn.Module) -> int:
+    """Channels that the model's first convolution takes; 3 where there is none."""
+    convs = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
 
 
 def _print(rows: list[LayerCost]) -> None:

@@ -147,7 +147,7 @@ def _docstring(plan: Plan) -> str:
     head = f"{plan.title}: {len(plan.classes)} classes, {plan.network.section['type']} {how}{then}."
     commands = "\n".join(f"    {command}" for command in plan.commands)
     text = f"{head}\n\n{commands}\n\n" + "\n".join(plan.facts) + "\n"
-    return '"""' + text.replace("\\", "\\\\").replace('"""', "'''") + '"""'
+    return '"""' + _no_template(text.replace("\\", "\\\\").replace('"""', "'''")) + '"""'
 
 
 def _model(plan: Plan) -> str:
@@ -251,7 +251,12 @@ def _value(value: Any) -> str:
     """A text, number, truth value or section as Python with double quotes."""
     if isinstance(value, dict):
         return f"dict({', '.join(f'{key}={_value(inner)}' for key, inner in value.items())})"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return _no_template(json.dumps(value, ensure_ascii=False)) if isinstance(value, str) else repr(value)
+
+
+def _no_template(text: str) -> str:
+    """The text of a string literal without `{{`, in which mmengine would put a variable's value."""
+    return text.replace("{{", r"{\x7b")
 
 
 def _call(section: dict[str, Any], indent: int) -> str:

@@ -19,12 +19,15 @@ from lbitcls.utils.config import Config
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.device import choose_device
 from lbitcls.utils.dist import Place, broadcast_object, find_place, init_processes, leave_processes
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_count
+from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_count
 from lbitcls.utils.failures import explain
 from lbitcls.utils.lock import RunLock, check_refusal
 from lbitcls.utils.logging import log_to_file, setup_logger
 
 DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
+
+
+_MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _enter(cfg: Config, launcher: str, place: Place, logger: logging.Logger) -> 
 def _limit_threads(number: Any) -> None:
     if number is None:
         return
-    torch.set_num_threads(require_count("num_threads", number, 1, most=4096))
+    torch.set_num_threads(require_count("num_threads", number, 1, _MOST_THREADS))
 
 
 def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:
@@ -127,6 +130,24 @@ def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:
     if section.get(split) is None:
         raise ConfigError(f"{purpose} needs data.{split}; the config has none.")
     return section[split]
+
+
+def check_data(cfg: Config) -> None:
+    """Check every part of `data`, also those that a command does not read: types, keys and pipelines.
+
+    Raises:
+        ConfigError: a part is wrong; the message names it.
+    """
+    from lbitcls.datasets.builder import check_dataset
+
+    reject_unknown_keys("data", cfg.data, DATA_KEYS)
+    for split in ("train", "val", "test", "calibration"):
+        if cfg.data.get(split) is None:
+            continue
+        try:
+            check_dataset(cfg.data[split])
+        except LbitclsError as error:
+            raise type(error)(f"data.{split}: {error}") from error
 
 
 def load_data(

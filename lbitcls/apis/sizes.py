@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _SIZING = ("CenterCrop", "Resize", "Fit", "RandomCrop", "RandomResizedCrop", "Pad")
+_CHANNELS = {"Digits": 1, "MNIST": 1, "FashionMNIST": 1, "CIFAR10": 3, "CIFAR100": 3}
 _SIDES = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32}
 
 
@@ -27,6 +28,17 @@ def section_size(section: Mapping[str, Any]) -> tuple[int, int] | None:
             return height, width if width > 0 else height
     side = _SIDES.get(str(section.get("type")))
     return None if side is None else (side, side)
+
+
+def section_channels(section: Mapping[str, Any]) -> int | None:
+    """Channels of images of a part of `data`: by its last step that says so, else by the data set; None: unknown."""
+    for step in reversed(section.get("pipeline") or []):
+        kind = step.get("type") if isinstance(step, Mapping) else None
+        if kind == "Normalize" and isinstance(step.get("mean"), (list, tuple)):
+            return len(step["mean"])
+        if kind == "LoadImageFromFile" and not str(step.get("color_type", "color")).startswith("unchanged"):
+            return 1 if str(step.get("color_type", "color")).startswith("grayscale") else 3
+    return _CHANNELS.get(str(section.get("type")))
 
 
 def natural_size(cfg: Mapping[str, Any] | None) -> tuple[int, int] | None:

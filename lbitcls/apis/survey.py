@@ -102,6 +102,8 @@ def survey_folder(folder: str | Path, workers: int | None = None, time_limit: fl
         near = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
         raise DataError(f"there is no folder {root}{suggest(root.name, near)}")
     root = _innermost(root)
+    if printable(root) != str(root):
+        raise DataError(f"the name of the folder {printable(root)} is not UTF-8, so no config can hold it; rename it.")
     parts = _parts(root)
     found, empty = _listed(root, parts or {"train": root})
     if len({image.kind for image in found if image.part == "train"}) < 2:
@@ -135,7 +137,10 @@ def _listed(root: Path, parts: dict[str, Path]) -> tuple[list[Image], list[str]]
     for part, folder in parts.items():
         for kind in class_folders(folder):
             names = [Path(path).relative_to(root).as_posix() for path in images_below(folder / kind)]
-            images += [Image(name, part, kind, error=_bad_name(name)) for name in names]
+            here = [Image(name, part, kind, error=_bad_name(name)) for name in names]
+            if here and all(image.error for image in here):
+                raise DataError(f"the class folder {printable(folder / kind)} cannot be listed: {here[0].error}.")
+            images += here
             if not names:
                 empty.append((folder / kind).relative_to(root).as_posix())
     return images, empty
@@ -148,6 +153,11 @@ def _bad_name(name: str) -> str:
     except UnicodeEncodeError:
         return "its name is not UTF-8; rename it"
     return "" if name == name.strip() and len(name.splitlines()) == 1 else "line breaks or outer spaces in its name"
+
+
+def printable(path: str | Path) -> str:
+    """A path with escapes in the place of what is no UTF-8, which a terminal may refuse."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _described(root: Path) -> str:

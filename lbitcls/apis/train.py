@@ -16,7 +16,7 @@ from lbitcls.apis.delivery import deliver, read_export
 from lbitcls.apis.hooks import build_hooks
 from lbitcls.apis.opening import describe_run
 from lbitcls.apis.pictures import draw_run
-from lbitcls.apis.session import Session, load_data, make_model, open_session
+from lbitcls.apis.session import Session, check_data, load_data, make_model, open_session
 from lbitcls.apis.summary import finish, show_summary, write_summary
 from lbitcls.apis.tensorboard import boards_of
 from lbitcls.core.ema import ModelEMA
@@ -183,6 +183,7 @@ def build_runner(
     calls. `run` is the run's name.
     """
     device, epochs = session.device, require_count("total_epochs", cfg.total_epochs, 1, most=MOST_EPOCHS)
+    check_data(cfg)
     dataset, loader = load_data(cfg, "train", "training", session, seed=cfg.seed, data_root=data_root)
     check_equal("data.train: the number of images", len(dataset))
     going_on = start[0] if start else None

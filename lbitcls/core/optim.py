@@ -9,6 +9,7 @@ matches no parameter is an error, and the quantizers' parameters take no weight 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from lbitcls.core.schedule import as_number
-from lbitcls.registry import check_arguments
+from lbitcls.utils.arguments import check_names
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, suggest
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -43,7 +44,7 @@ def build_optimizer(
     Raises:
         ConfigError: an unknown optimizer or argument, or a custom key that matches nothing.
     """
-    given = dict(cfg)
+    given = require_dict("optimizer", cfg)
     kind = _find(given.pop("type", None))
     paramwise = require_dict("optimizer.paramwise_cfg", given.pop("paramwise_cfg", None))
     rates = ("lr", "weight_decay")
@@ -51,7 +52,7 @@ def build_optimizer(
         key: as_number(f"optimizer.{key}", value) if isinstance(value, str) or key in rates else value
         for key, value in given.items()
     }
-    check_arguments(kind, {"params": [], **given})
+    check_names(kind, {"params": [], **given})
     lr = given.get("lr", _default(kind, "lr"))
     decay = given.get("weight_decay", _default(kind, "weight_decay"))
     groups = _group(model, paramwise, lr, decay, {id(p) for p in no_decay}, lr_mults or {})
@@ -59,6 +60,7 @@ def build_optimizer(
         optimizer = kind(groups, **given)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {kind.__name__} refuses its settings or this model: {error}") from error
+    _check_ranges(given)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
@@ -72,7 +74,7 @@ def _find(name: Any) -> type[torch.optim.Optimizer]:
         for key, value in vars(torch.optim).items()
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
     ]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(
             f"torch.optim has no optimizer '{name}'{suggest(str(name), known)} Known: {', '.join(known)}."
         )
@@ -81,6 +83,16 @@ def _find(name: Any) -> type[torch.optim.Optimizer]:
     if closure is not None and closure.default is closure.empty:
         raise ConfigError(f"optimizer: {name} computes the loss several times a step, which training here does not do.")
     return kind
+
+
+def _check_ranges(given: dict[str, Any]) -> None:
+    """The ranges that torch leaves open; beyond them no optimizer converges."""
+    for key in ("momentum", "dampening", "momentum_decay", "alpha", "rho"):
+        if given.get(key) is not None and not 0 <= given[key] <= 1:
+            raise ConfigError(f"optimizer.{key} is a number from 0 to 1; got {given[key]!r}.")
+    for key, value in given.items():
+        if isinstance(value, float) and math.isinf(value):
+            raise ConfigError(f"optimizer.{key} is a finite number; got {value!r}.")
 
 
 def _default(kind: type, argument: str) -> Any:
@@ -133,7 +145,11 @@ def _entry(name: str, given: Any) -> dict[str, float]:
 
 
 def _mults(owner: str, given: dict[str, Any]) -> dict[str, float]:
-    return {key: as_number(f"{owner}.{key}", value) for key, value in given.items()}
+    mults = {key: as_number(f"{owner}.{key}", value) for key, value in given.items()}
+    for key, value in mults.items():
+        if value < 0:
+            raise ConfigError(f"{owner}.{key} is a number from 0; got {value!r}.")
+    return mults
 
 
 def _custom_key(custom: dict[str, Any], name: str) -> str | None:

@@ -5,12 +5,14 @@ The policies and warm-ups are mmcv's, formula by formula (`lr_config` of the tut
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lbitcls.registry import check_arguments
+from lbitcls.utils.arguments import check_values, construct
 from lbitcls.utils.errors import MOST, ConfigError, shown, suggest
 
 
@@ -122,7 +124,7 @@ class Schedule:
     max_epochs: int
     by_epoch: bool = True
     warmup: str | None = None
-    warmup_iters: int = 0
+    warmup_iters: float = 0
     warmup_ratio: float = 0.1
     warmup_by_epoch: bool = False
 
@@ -175,9 +177,12 @@ def build_schedule(cfg: dict[str, Any] | None, *, epoch_len: int, max_epochs: in
     for fixed in ("epoch_len", "max_epochs"):
         if fixed in shared:
             raise ConfigError(f"lr_config takes no '{fixed}'; it follows from the data and total_epochs.")
-    check_arguments(_POLICIES[name], given)
-    policy = _POLICIES[name](**_numbers(given))
-    schedule = Schedule(policy, epoch_len=epoch_len, max_epochs=max_epochs, **_numbers(shared))
+    shared = _numbers(shared, Schedule)
+    check_values("lr_config", Schedule, shared)
+    given = _numbers(given, _POLICIES[name])
+    policy = construct(_POLICIES[name], given, "lr_config")
+    _check_ranges(given)
+    schedule = Schedule(policy, epoch_len=epoch_len, max_epochs=max_epochs, **shared)
     try:
         schedule(1.0, max_epochs * epoch_len - 1, max_epochs - 1)
     except OverflowError:
@@ -185,24 +190,36 @@ def build_schedule(cfg: dict[str, Any] | None, *, epoch_len: int, max_epochs: in
     return schedule
 
 
-def _numbers(given: dict[str, Any]) -> dict[str, Any]:
-    """`given` with every value that is to be a number as one."""
+def _numbers(given: dict[str, Any], kind: type) -> dict[str, Any]:
+    """`given` with every value that is to be a number as one; those that `kind` does not take as they are."""
     own = ("step", "warmup", "by_epoch", "warmup_by_epoch")  # no numbers; None of the others: as if not given
-    return {key: v if key in own or v is None else as_number(f"lr_config.{key}", v) for key, v in given.items()}
+    plain = {key for key, v in given.items() if key in own or v is None or key not in kind.__dataclass_fields__}
+    return {key: v if key in plain else as_number(f"lr_config.{key}", v) for key, v in given.items()}
 
 
-def as_number(name: str, value: Any) -> float:
+def _check_ranges(given: dict[str, Any]) -> None:
+    for key in ("gamma", "min_lr", "power", "min_lr_ratio"):
+        if given.get(key) is not None and given[key] < 0:
+            raise ConfigError(f"lr_config.{key} is a number from 0; got {given[key]!r}.")
+
+
+def as_number(name: str, value: Any, infinite: bool = False) -> float:
     """`value` as a number; a string that is one (YAML's `1e-3`) becomes one.
 
+    Args:
+        name: of the setting, for the message.
+        value: as the config gives it.
+        infinite: whether infinity has a meaning.
+
     Raises:
-        ConfigError: it is no number.
+        ConfigError: it is no number, is NaN, or infinite without a meaning.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
-    try:
-        if isinstance(value, str):
-            return float(value)
-    except ValueError:
-        pass
-    shown = f"the text '{value}'" if isinstance(value, str) else repr(value)
-    raise ConfigError(f"{name} is a number; got {shown}.")
+    number = value
+    with contextlib.suppress(ValueError):
+        number = float(value) if isinstance(value, str) else value
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
+        said = f"the text '{value}'" if isinstance(value, str) else shown(value)
+        raise ConfigError(f"{name} is a number; got {said}.")
+    if not (abs(number) <= sys.float_info.max or (infinite and number == math.inf)):
+        raise ConfigError(f"{name} is a finite number; got {shown(value)}.")
+    return number

@@ -55,7 +55,7 @@ def read_precision(amp: Any, fp16: Any) -> Precision:
     if not isinstance(name, str) or name not in _DTYPES:
         raise ConfigError(f"amp: there is no type '{name}'{suggest(str(name), _DTYPES)} Known: {', '.join(_DTYPES)}.")
     scale = given.get("loss_scale", "dynamic")
-    if scale != "dynamic" and not (isinstance(scale, (int, float)) and scale > 0):
+    if scale != "dynamic" and as_number("fp16.loss_scale, where it is not 'dynamic',", scale) <= 0:
         raise ConfigError(f"fp16.loss_scale is 'dynamic' or a number above 0; got {scale!r}.")
     return Precision(_DTYPES[name], scale)
 
@@ -116,6 +116,11 @@ class OptimizerStep:
             self._first = samples if index == start else self._first
             self._seen = samples if index == start else self._seen + samples
             loss = outputs["loss"]
+            if not loss.requires_grad:
+                raise ConfigError(
+                    "nothing is trained: every part that has weights is frozen (frozen, frozen_stages, UnfreezeHook). "
+                    "Leave a part free, as the head."
+                )
             expected = self._first * size
             seen = self._mean_seen(loss.dtype) if ends else expected
             if isinstance(seen, torch.Tensor) or seen != expected:  # the group's batches were not equally large
@@ -202,7 +207,11 @@ def _read_clip(given: Any) -> dict[str, Any] | None:
     reject_unknown_keys("optimizer_config.grad_clip", section, ("max_norm", "norm_type"))
     if "max_norm" not in section:
         raise ConfigError("optimizer_config.grad_clip needs max_norm: dict(max_norm=35, norm_type=2).")
-    return {key: as_number(f"optimizer_config.grad_clip.{key}", value) for key, value in section.items()}
+    clip = {key: as_number(f"optimizer_config.grad_clip.{key}", v, infinite=True) for key, v in section.items()}
+    for key, value in clip.items():
+        if value <= 0:
+            raise ConfigError(f"optimizer_config.grad_clip.{key} is a number above 0; got {value!r}.")
+    return clip
 
 
 def _scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:

@@ -7,10 +7,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from lbitcls.datasets.base import BaseDataset
+from lbitcls.datasets.pipelines.compose import Compose
 from lbitcls.datasets.root import Roots
 from lbitcls.datasets.subset import Subset
 from lbitcls.registry import DATASETS
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.arguments import check_names, check_values
+from lbitcls.utils.errors import ConfigError, shown
 
 
 def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> Any:
@@ -41,6 +44,23 @@ def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> Any:
     return dataset if indices is None else Subset(dataset, indices)
 
 
+def check_dataset(cfg: Any) -> None:
+    """Check a data set's section without looking for its data: the type, its keys and their values, the pipeline.
+
+    Raises:
+        ConfigError: as `build_dataset` would of the same section.
+    """
+    if not isinstance(cfg, dict) or "type" not in cfg:
+        raise ConfigError(f"a data set is given as dict(type='…', pipeline=[…], …); got {shown(cfg)}.")
+    kind = DATASETS.resolve(cfg["type"])
+    given = with_roots(cfg, None)
+    own = {key: v for key, v in given.items() if key != "type" and (key != "indices" or key in _keys(cfg))}
+    check_names(kind, own)
+    check_values(kind.__name__, kind, own)
+    if isinstance(kind, type) and issubclass(kind, BaseDataset):
+        Compose(given.get("pipeline", ()))
+
+
 def with_roots(cfg: dict[str, Any], data_root: Roots) -> dict[str, Any]:
     """A data set's section whose `data_root` is every folder to search: its own, then `data_root`.
 
@@ -52,8 +72,7 @@ def with_roots(cfg: dict[str, Any], data_root: Roots) -> dict[str, Any]:
 
 
 def _keys(cfg: dict[str, Any]) -> Mapping[str, Any]:
-    kind = cfg["type"]
-    return inspect.signature(DATASETS.find(kind) if isinstance(kind, str) else kind).parameters
+    return inspect.signature(DATASETS.resolve(cfg["type"])).parameters
 
 
 def _as_list(roots: Roots) -> list[Any]:

@@ -7,6 +7,7 @@ The random numbers come from torch's global generator, which the runner seeds fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,7 +47,7 @@ class BatchAugments(nn.Module):
             raise ConfigError("train_cfg.augments is empty; leave it out, or name BatchMixup or BatchCutMix.")
         self.transforms = nn.ModuleList(_build(config, num_classes) for config in configs)
         self.probabilities = [float(config.get("prob", 1 / len(configs))) for config in configs]
-        if min(self.probabilities) < 0 or sum(self.probabilities) > 1 + 1e-6:
+        if not all(0 <= share <= 1 for share in self.probabilities) or sum(self.probabilities) > 1 + 1e-6:
             raise ConfigError(
                 f"train_cfg.augments: the probabilities {self.probabilities} must not be negative, "
                 "nor add up to more than 1."
@@ -73,7 +74,7 @@ def _build(config: dict, num_classes: int | None) -> nn.Module:
         )
     reject_unknown_keys(f"train_cfg.augments ({kind})", config, ("type", "alpha", "num_classes", "prob"))
     alpha = config.get("alpha", 1.0)
-    if not alpha > 0:
+    if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
         raise ConfigError(f"train_cfg.augments ({kind}): alpha={alpha!r}, expected a number above 0.")
     return _TRANSFORMS[kind](alpha=alpha, num_classes=_class_count(config.get("num_classes"), num_classes, kind))
 

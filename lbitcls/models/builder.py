@@ -38,9 +38,8 @@ def _without_pretrained(cfg: dict) -> dict:
     plain: dict[str, Any] = {key: value for key, value in cfg.items() if key not in keys}
     backbone = plain.get("backbone")
     if isinstance(backbone, dict) and "type" in backbone:
-        kind = backbone["type"]
-        target = BACKBONES.find(kind) if isinstance(kind, str) else kind
-        if getattr(target, "in_checkpoints", True):
+        kind = BACKBONES.resolve(backbone["type"])
+        if getattr(kind, "in_checkpoints", True):
             plain["backbone"] = {key: value for key, value in backbone.items() if key not in keys}
     return plain
 

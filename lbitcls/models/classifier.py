@@ -215,6 +215,4 @@ def _pretrained_file(owner: str, pretrained: Any, init_cfg: dict | None) -> str 
 
 def _loads_itself(backbone: dict) -> bool:
     """Whether the backbone's class takes `pretrained` itself, having weights that only it can find."""
-    kind = backbone.get("type")
-    target = BACKBONES.find(kind) if isinstance(kind, str) else kind
-    return callable(target) and "pretrained" in inspect.signature(target).parameters
+    return "type" in backbone and "pretrained" in inspect.signature(BACKBONES.resolve(backbone["type"])).parameters

@@ -41,7 +41,7 @@ def topk_accuracy(logits: Tensor, gt_label: Tensor, topk: Sequence[int]) -> dict
 
 def _checked_topk(topk: int | Sequence[int]) -> tuple[int, ...]:
     values = (topk,) if isinstance(topk, int) else tuple(topk)
-    if not values or any(not isinstance(k, int) or k < 1 for k in values):
+    if not values or any(type(k) is not int or k < 1 for k in values):
         raise ConfigError(f"topk={topk!r}: expected one or more whole numbers from 1 on, such as (1, 5).")
     return values
 

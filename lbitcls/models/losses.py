@@ -6,6 +6,7 @@ precision are taken in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,11 @@ from lbitcls.utils.errors import ConfigError, suggest
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_weight(owner: str, loss_weight: float) -> None:
+    if not 0 < loss_weight < math.inf:
+        raise ConfigError(f"{owner}(loss_weight={loss_weight}): expected a number above 0.")
 
 
 @LOSSES.register_module()
@@ -37,6 +43,9 @@ class CrossEntropyLoss(nn.Module):
         self, loss_weight: float = 1.0, class_weight: Sequence[float] | None = None, use_soft: bool = False
     ) -> None:
         super().__init__()
+        _check_weight("CrossEntropyLoss", loss_weight)
+        if class_weight is not None and not all(0 <= weight < math.inf for weight in class_weight):
+            raise ConfigError(f"CrossEntropyLoss(class_weight={class_weight!r}): expected numbers from 0.")
         self.loss_weight = loss_weight
         self.use_soft = use_soft
         weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
@@ -72,6 +81,7 @@ class LabelSmoothLoss(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        _check_weight("LabelSmoothLoss", loss_weight)
         if not 0 <= label_smooth_val < 1:
             raise ConfigError(f"LabelSmoothLoss(label_smooth_val={label_smooth_val}): expected 0 <= value < 1.")
         smoothing = {"original": label_smooth_val, "classy_vision": label_smooth_val / (1 + label_smooth_val)}

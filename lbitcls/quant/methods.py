@@ -16,7 +16,8 @@ from lbitcls.quant.aliases import current_entry, current_options
 from lbitcls.quant.layers import ENTRY_SUFFIXES, LAYER_KINDS, QuantLayer, num_channels
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.spec import FLOAT_BITS, check_num_bits
-from lbitcls.registry import QUANT_LAYERS, check_arguments
+from lbitcls.registry import QUANT_LAYERS
+from lbitcls.utils.arguments import check_names, check_values
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
 
 _LAYER_KEYS = ("num_bit_w", "num_bit_a", "bSetQ", "quant_activation", "per_channel")
@@ -78,6 +79,7 @@ class LayerEntry:
         options = dict(options)
         known = self.method.options()
         reject_unknown_keys(self.name, options, (*_LAYER_KEYS, *known))
+        self._check_values(options)
         quantize = options.pop("bSetQ", True)
         inputs = options.pop("quant_activation", self.method.input is not None) and quantize
         per_channel = options.pop("per_channel", False)
@@ -85,6 +87,15 @@ class LayerEntry:
         input_bits = self._bits(options, "num_bit_a", inputs, 2)
         by_role = {role: {k: v for k, v in options.items() if role in known.get(k, ())} for role in ("weight", "input")}
         return LayerSettings(weight_bits, input_bits, per_channel, by_role["weight"], by_role["input"])
+
+    def _check_values(self, options: dict[str, Any]) -> None:
+        for key in ("bSetQ", "quant_activation", "per_channel"):
+            if options.get(key, False) not in (True, False):
+                raise ConfigError(f"{self.name}: {key} is True or False; got {options[key]!r}.")
+        for quantizer in (self.method.weight, self.method.input):
+            for cls in quantizer.__mro__ if quantizer is not None else ():
+                if cls is not object and cls is not nn.Module and "__init__" in vars(cls):
+                    check_values(self.name, cls, {k: v for k, v in options.items() if k not in _LAYER_KEYS})
 
     def _bits(self, options: dict[str, Any], key: str, wanted: bool, lowest: int) -> int | None:
         bits = options.pop(key, None)
@@ -133,9 +144,11 @@ def register_method(name: str, weight: type[Quantizer], input: type[Quantizer] |
         force: replace a method of this name, as a cell of a notebook does that is run again.
 
     Raises:
-        KeyError: the name is taken, and not `force`.
+        ConfigError: the name is taken, and not `force`.
     """
     method = Method(name, weight, input)
+    for suffix in ENTRY_SUFFIXES.values():
+        QUANT_LAYERS.claim(f"{name}{suffix}", weight, force)
     for kind, suffix in ENTRY_SUFFIXES.items():
         entry = f"{name}{suffix}"
         QUANT_LAYERS.register_module(name=entry, module=LayerEntry(entry, method, kind), force=force)
@@ -177,7 +190,8 @@ def build_quant_layer(cfg: dict[str, Any], layer: nn.Module) -> nn.Module:
 def build_own_layer(cls: type[nn.Module], layer: nn.Module, options: dict[str, Any]) -> nn.Module:
     """A user's own class, built from the arguments of the float layer and given its parameters."""
     arguments = {**constructor_arguments(layer), **options}
-    check_arguments(cls, arguments)
+    check_names(cls, arguments)
+    check_values(cls.__name__, cls, options)
     own = cls(**arguments)
     own.load_state_dict(layer.state_dict(), strict=False)
     return own.to(next(layer.parameters()).device).train(layer.training)

@@ -17,7 +17,7 @@ from lbitcls.quant.layers import QuantConv2d, kind_of, quantized_kind
 from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
 from lbitcls.quant.plan import Plan, PlanRow, own_parameters
 from lbitcls.registry import TRANSFORMERS
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, suggest
+from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_list, suggest
 
 Rules = dict[str, tuple[str, Any]]  # full layer name -> (the rule's place in the config, the entry)
 
@@ -45,7 +45,7 @@ class ModelTransformer:
         self,
         quan_policy: Mapping[str, Any],
         special_layers: Mapping[str, Any] | None = None,
-        exclude_layers: Sequence[str] = (),
+        exclude_layers: str | Sequence[str] = (),
         fold_bn: bool = False,
     ) -> None:
         for kind, entry in quan_policy.items():
@@ -174,6 +174,8 @@ def build_mtransformer(cfg: dict[str, Any]) -> ModelTransformer:
 
 def resolve_name(name: str, model: nn.Module, modules: Mapping[str, nn.Module], place: str) -> str:
     """The full name that `name` stands for: itself, or what a module's `layer_aliases` translate it to."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{place} is the full name of a layer; got {name!r}.")
     if name in modules:
         return name
     for prefix, module in modules.items():
@@ -190,7 +192,8 @@ def _names(modules: Iterable[str]) -> list[str]:
 
 def _special(section: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
     reject_unknown_keys("special_layers", section, ("layers_name", "convert_type"))
-    names, entries = list(section.get("layers_name", [])), list(section.get("convert_type", []))
+    names = require_list("special_layers.layers_name", section.get("layers_name"))
+    entries = require_list("special_layers.convert_type", section.get("convert_type"))
     if len(names) != len(entries):
         raise ConfigError(
             f"special_layers has {len(names)} layers_name and {len(entries)} convert_type; each layer needs its entry."

@@ -8,8 +8,9 @@ another framework is a `ConfigError` with a suggestion.
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lbitcls.utils.errors import ConfigError, nearest, suggest
 from lbitcls.utils.failures import explain
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.library import find_shipped, nearest_config
+from lbitcls.utils.shapes import check_shapes
 
 SECTIONS: dict[str, str] = {
     "model": "the classifier: backbone, neck, head",
@@ -63,13 +65,6 @@ SECTIONS: dict[str, str] = {
     "export": "write the best weights as an integer model when the run is complete",
 }
 
-_DICTS = (  # sections that are a dict, or None
-    *("model", "data", "evaluation", "quant_transformer", "calibration", "optimizer", "optimizer_config", "lr_config"),
-    *("checkpoint_config", "log_config", "dist_params", "custom_imports", "export"),
-)
-
-_TEXTS = ("work_dir", "load_from", "resume_from", "device")
-
 _FOREIGN: dict[str, str] = {
     "optim_wrapper": "optimizer and optimizer_config",
     "param_scheduler": "lr_config",
@@ -86,6 +81,7 @@ _FOREIGN: dict[str, str] = {
     "runner": "total_epochs (of mmcls's, dict(type='EpochBasedRunner', max_epochs=N) is understood)",
 }
 
+_MARK = "\ufeff"
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
@@ -111,13 +107,14 @@ class Config(_MMEngineConfig):
         path = _existing(Path(filename).expanduser())
         _check_syntax(path, ())
         try:
-            loaded = _MMEngineConfig.fromfile(
-                str(path),
-                use_environment_variables=False,
-                lazy_import=False,
-                import_custom_modules=False,  # done below, with our search path and message
-                **kwargs,
-            )
+            with _byte_order_marks_dropped():
+                loaded = _MMEngineConfig.fromfile(
+                    str(path),
+                    use_environment_variables=False,
+                    lazy_import=False,
+                    import_custom_modules=False,  # done below, with our search path and message
+                    **kwargs,
+                )
         except Exception as error:  # a config is a program: whatever it raises is the user's to see, with its place
             if explain(error) is not None:
                 raise  # our own, or a full disk's
@@ -125,7 +122,7 @@ class Config(_MMEngineConfig):
                 f"config {path} cannot be read: {type(error).__name__}: {error}{_line(error, path)}"
             ) from error
         sections = _with_total_epochs(_values(_numbers(loaded._cfg_dict, path)))
-        cfg = Config(sections, cfg_text=loaded.text, filename=str(path))
+        cfg = Config(sections, cfg_text=loaded.text.replace(_MARK, ""), filename=str(path))
         check_sections(cfg)
         import_custom(cfg.get("custom_imports"))
         return cfg
@@ -209,18 +206,11 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def check_sections(cfg: Config) -> None:
-    """Raise `ConfigError` for a top-level name that is nearly a section's, or another framework's, or for no dict.
+    """Raise `ConfigError` for a top-level name that is nearly a section's, or another framework's, or of a wrong form.
 
     Any other name is the config's own helper variable.
     """
-    for name in _DICTS:
-        value = cfg._cfg_dict.get(name)
-        if value and not isinstance(value, dict):
-            raise ConfigError(f"{name} ({SECTIONS[name]}) is written {name} = dict(…); got {value!r}.")
-    for name in _TEXTS:
-        value = cfg._cfg_dict.get(name)
-        if value and not isinstance(value, (str, Path)):
-            raise ConfigError(f"{name} ({SECTIONS[name]}) is a text, {name} = '…'; got {value!r}.")
+    check_shapes(cfg._cfg_dict, SECTIONS)
     for name in cfg._cfg_dict:
         if name in SECTIONS:
             continue
@@ -236,7 +226,7 @@ def check_sections(cfg: Config) -> None:
 
 def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
     """Raise `ConfigError` when the config lacks one of `names`, which `purpose` ("training") needs, or is not plain."""
-    missing = [f"{name} ({SECTIONS[name]})" for name in names if cfg.get(name) is None]
+    missing = [f"{name} ({SECTIONS[name]})" for name in names if cfg.get(name) in (None, False, "")]
     if missing:
         raise ConfigError(f"{purpose} needs {', '.join(missing)}; the config {cfg.filename or ''} has none.")
     format_config(cfg.to_dict())
@@ -258,6 +248,27 @@ def _existing(path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def _byte_order_marks_dropped() -> Iterator[None]:
+    """While mmengine reads a config and its bases: the mark that editors on Windows put before UTF-8 is no syntax.
+
+    mmengine works on a copy of each file, which this function makes.
+    """
+    copy = _MMEngineConfig._substitute_predefined_vars
+
+    def without_mark(filename: str, copied: str) -> None:
+        copy(filename, copied)
+        text = Path(copied).read_text(encoding="utf-8")
+        if text.startswith(_MARK):
+            Path(copied).write_text(text[1:], encoding="utf-8")
+
+    _MMEngineConfig._substitute_predefined_vars = staticmethod(without_mark)
+    try:
+        yield
+    finally:
+        _MMEngineConfig._substitute_predefined_vars = staticmethod(copy)
+
+
 def _check_syntax(path: Path, children: tuple[Path, ...]) -> None:
     """Parse a Python config and its bases for syntax alone, since mmengine's message does not name the file."""
     if path in children:
@@ -265,7 +276,7 @@ def _check_syntax(path: Path, children: tuple[Path, ...]) -> None:
     if path.suffix != ".py":
         return
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"), filename=str(path))
     except (SyntaxError, UnicodeDecodeError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise ConfigError(f"config {path} is not Python: {error}" + (f" (line {line})." if line else ".")) from error

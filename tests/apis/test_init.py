@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import subprocess
 import sys
@@ -248,3 +250,87 @@ def test_errors_are_the_users() -> None:
         find_network("alexnett")
     with pytest.raises(DataError):
         survey_folder("nowhere")
+
+
+NASTY = [
+    "{{ fileDirname }}",
+    "{{fileBasename}}",
+    "{{ _base_.x }}",
+    "{{{_base_.model}}}",
+    "{{$ENV:x}}",
+    "a'b",
+    'a"b',
+    'a"""b',
+    "a\\b",
+    "\\x41\\",
+    "$(touch stolen)",
+    "`touch stolen`",
+    "<script>alert(1)</script>",
+    "a\tb",
+    "a\x1bb",
+    "a\u2028b",
+    "a\nb",
+    "a\rb",
+    " a",
+    "a ",
+    "#a",
+    "%s %(x)s {x}",
+    "-a",
+    "蟻 é",
+    "\U0001f41c",
+    "e\u0301",
+    "a" * 120,
+    os.fsdecode(b"a\xffb"),
+    "[red]a[/red]",
+    "__import__('os')",
+    "None",
+    "1e-3",
+]
+
+
+def alphabet() -> list[str]:
+    words = ["{{", "}}", "_base_", "fileDirname", "é", "蟻", os.fsdecode(b"\xff"), "\u2028"]
+    return [*"ab{} '\"\\$`<>&;#%\t\n\r-", *words]
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["one folder", "train and val"])
+@pytest.mark.parametrize("seed", range(12))
+def test_nasty_names(seed: int, parts: bool, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config has the folders' names as classes and finds their images, or a name is refused."""
+    monkeypatch.setattr(module, "find_network", lambda name: NETWORK)
+    draw = random.Random(f"{seed} {parts}")
+    made = ["".join(draw.choices(alphabet(), k=draw.randint(1, 8))).replace("/", "") for _ in range(3)]
+    names = {name for name in [*draw.sample(NASTY, 3), *made] if name not in (".", "..") and not name.startswith(".")}
+    root = tmp_path / draw.choice(["photos", *(name for name in NASTY if len(name) < 30)])
+    for part in ("train", "val") if parts else (".",):
+        for name in sorted(names):
+            (root / part / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = np.full((8, 8, 3), number + 3 * (part == "val"), np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{draw.choice(['', '{{ _base_.x }}'])}{number}.png")
+    code = main(["init", "--out", "made.py", "--", str(root)])
+    said = capsys.readouterr()
+    refused = [name for name in names if bad_name(name) or bad_line(name) or (not parts and name != name.lstrip())]
+    assert not list(tmp_path.rglob("stolen"))
+    if refused or bad_name(root.name):
+        assert code == 1 and said.err.startswith("DataError: "), said
+        assert not Path("made.py").exists()
+        return
+    assert code == 0, said
+    cfg = read("made.py")
+    assert list(cfg.classes) == sorted(names)
+    found = {**files_of(cfg, "train"), **files_of(cfg, "val")}
+    assert len(found) == 3 * len(names) * (1 + parts)
+    assert all(cfg.classes[label] in path for path, label in found.items())
+    assert build_classifier(cfg.model).head.num_classes == len(names)
+
+
+def bad_name(name: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def bad_line(name: str) -> bool:
+    return len(name.splitlines()) > 1
+
+
+NETWORK = find_network("squeezenet1_1")

@@ -16,6 +16,7 @@ from lbitcls.quant.quantizers.ewgs import EWGS
 from lbitcls.quant.quantizers.lsq_plus import LSQPlus
 from lbitcls.quant.quantizers.minmax import MinMax
 from lbitcls.quant.quantizers.pact import PACT
+from lbitcls.utils.errors import ConfigError
 
 
 def numeric_gradient(function, x: Tensor, step: float = 1e-6) -> Tensor:
@@ -291,7 +292,7 @@ def test_a_methods_name_is_taken_twice_only_on_purpose(forget_registrations: Non
         pass
 
     register_method("Own", weight=First, input=First)
-    with pytest.raises(KeyError, match="OwnConv is already registered"):
+    with pytest.raises(ConfigError, match="'OwnConv' already, .*Second needs another name.*force=True"):
         register_method("Own", weight=Second, input=Second)
     assert methods.METHODS["Own"].weight is First
     register_method("Own", weight=Second, input=Second, force=True)

@@ -185,3 +185,25 @@ def test_sections_that_a_purpose_needs_are_named(tmp_path: Path) -> None:
     cfg = Config.fromfile(write(tmp_path, "a.py", BASE))
     with pytest.raises(ConfigError, match="training needs data"):
         require_sections(cfg, ("model", "data"), "training")
+
+
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize("name", ["a.py", "a.yaml", "a.json"])
+def test_a_byte_order_mark_is_no_syntax(tmp_path: Path, name: str) -> None:
+    base = write(tmp_path, "base.py", f"{MARK}{BASE}")
+    text = {
+        "a.py": "_base_ = 'base.py'\ntotal_epochs = 3\n",
+        "a.yaml": "_base_: base.py\ntotal_epochs: 3\n",
+        "a.json": '{"_base_": "base.py", "total_epochs": 3}',
+    }[name]
+    cfg = Config.fromfile(write(tmp_path, name, f"{MARK}{text}"))
+    assert cfg.total_epochs == 3 and cfg.model.backbone.depth == 18
+    assert MARK not in cfg.text and Path(base).read_text().startswith(MARK)
+
+
+@pytest.mark.parametrize("value", ["'a\\0b'", "'\\ud800'", "[dict(x='\\udcff')]"])
+def test_a_text_that_no_file_can_hold_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match="is no text that a file can hold"):
+        Config.fromfile(write(tmp_path, "a.py", f"{BASE}helper = {value}\n"))

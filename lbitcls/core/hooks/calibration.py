@@ -50,8 +50,9 @@ class CalibrationHook(Hook):
 
         runner.model = runner.module  # DDP is taken off: it must learn anew which parameters have gradients
         runner.seed_iteration()
+        number = min(self.num_batches, len(runner.loader))
         batches = (runner.to_device(batch)["img"] for batch in runner.loader.iterate(runner.epoch))
-        number = calibrate(runner.module.train(), list(islice(batches, self.num_batches)), self.method)
+        count = calibrate(runner.module.train(), list(islice(batches, number)), self.method)
         broadcast_module(runner.module)
         refresh(runner.module)
         if runner.ema is not None:
@@ -61,7 +62,7 @@ class CalibrationHook(Hook):
         runner.phase, self.done = "quantized", True
         runner.logger.info(
             "Quantization is on from epoch %d: %d quantizers took their first values from %d batches.",
-            *(runner.epoch + 1, number, self.num_batches),
+            *(runner.epoch + 1, count, number),
         )
 
     def state_dict(self) -> dict[str, Any]:

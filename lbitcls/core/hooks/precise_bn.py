@@ -42,7 +42,7 @@ class PreciseBNHook(Hook):
         if runner.epoch % self.interval and runner.epoch < runner.max_epochs:
             return
         runner.seed_iteration()
-        batches = islice(runner.loader.iterate(runner.epoch), self.num_batches)
+        batches = islice(runner.loader.iterate(runner.epoch), min(self.num_batches, len(runner.loader)))
         estimate_norms(runner.eval_model, (runner.to_device(batch)["img"] for batch in batches))
         broadcast_module(runner.eval_model)
 

@@ -20,7 +20,9 @@ from lbitcls.datasets.pipelines.transform import (
     probability,
 )
 from lbitcls.registry import PIPELINES
-from lbitcls.utils.errors import ConfigError, DataError
+from lbitcls.utils.errors import ConfigError, DataError, shown
+
+_MOST = 1e6  # of a mean or a standard deviation, which belong to bytes
 
 
 @PIPELINES.register_module()
@@ -84,8 +86,9 @@ class Normalize(FixedTransform):
 
 
 def _numbers(key: str, values: Any) -> list[float]:
-    if not isinstance(values, Sequence) or not values or not all(isinstance(v, (int, float)) for v in values):
-        raise ConfigError(f"Normalize: {key} is a list with a number for each channel; got {values!r}.")
+    numbers = isinstance(values, Sequence) and all(isinstance(v, (int, float)) for v in values)
+    if not numbers or not values or not all(abs(v) < _MOST for v in values):  # neither NaN nor infinite
+        raise ConfigError(f"Normalize: {key} is a list with a number for each channel; got {shown(values)}.")
     return list(values)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from lbitcls.datasets.pipelines.loading import LoadImageFromFile
 from lbitcls.datasets.pipelines.transform import Transform
 from lbitcls.datasets.rng import BatchDraws, Draws, fold, fold_array, global_draw, seeded_generators
 from lbitcls.registry import PIPELINES
-from lbitcls.utils.errors import ConfigError, DataError
+from lbitcls.utils.errors import ConfigError, DataError, shown
 
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -32,6 +33,8 @@ def build_transform(cfg: Any) -> Step:
     """
     if isinstance(cfg, dict):
         name = cfg.get("type")
+        if name is not None and not isinstance(name, str) and not callable(name):
+            raise ConfigError(f"a step of a pipeline is dict(type='…', …); got {shown(cfg)}.")
         scope, _, rest = name.partition(".") if isinstance(name, str) else ("", "", "")
         arguments = {key: value for key, value in cfg.items() if key != "type"}
         if scope == "v2" and rest:
@@ -86,12 +89,13 @@ class Compose:
 
     def _run(self, results: dict[str, Any], key: int | None) -> dict[str, Any]:
         for position, step in enumerate(self.transforms):
-            if isinstance(step, Transform):
-                results = step.process(results, global_draw if key is None else Draws(fold(key, position)))
-            else:
-                results = step(results)
-                if results is None:
-                    raise DataError(f"the pipeline's step {step!r} returned None instead of the sample's dict.")
+            with _explained(step):
+                if isinstance(step, Transform):
+                    results = step.process(results, global_draw if key is None else Draws(fold(key, position)))
+                else:
+                    results = step(results)
+            if results is None:
+                raise DataError(f"the pipeline's step {step!r} returned None instead of the sample's dict.")
         return results
 
     @property
@@ -113,7 +117,8 @@ class Compose:
         """
         for position, step in enumerate(self.transforms):
             assert isinstance(step, Transform)
-            imgs = step.apply_batch(imgs, BatchDraws(fold_array(keys, position)))
+            with _explained(step):
+                imgs = step.apply_batch(imgs, BatchDraws(fold_array(keys, position)))
         return imgs
 
     def load(self, path: str) -> Tensor:
@@ -122,6 +127,23 @@ class Compose:
 
     def __repr__(self) -> str:
         return f"Compose({', '.join(map(repr, self.transforms))})"
+
+
+@contextlib.contextmanager
+def _explained(step: Step) -> Iterator[None]:
+    """An error of a built-in step is that of its settings, or of an image that they do not suit; say of which step.
+
+    In a step of one's own it stays what it is, with its traceback.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        if type(step).__module__.partition(".")[0] != "lbitcls" or isinstance(error, NotImplementedError):
+            raise
+        raise DataError(
+            f"the pipeline's step {step!r} does not suit an image: {type(error).__name__}: {error}. Mend its settings, "
+            "or the steps before it."
+        ) from error
 
 
 def _as_dict(data: Any) -> dict[str, Any]:

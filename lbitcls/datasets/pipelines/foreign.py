@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lbitcls.datasets.pipelines.transform import one_of, probability
-from lbitcls.registry import PIPELINES, check_arguments
+from lbitcls.registry import PIPELINES
+from lbitcls.utils.arguments import check_names
 from lbitcls.utils.errors import ConfigError, DependencyError, suggest
 
 _WHOLE_BATCH = ("CutMix", "MixUp")
@@ -63,7 +64,7 @@ def _v2_object(name: str, arguments: dict[str, Any]) -> Any:
     kinds = {k: v for k, v in vars(v2).items() if isinstance(v, type) and issubclass(v, v2.Transform)}
     if name not in kinds:
         raise ConfigError(f"torchvision.transforms.v2 has no transform '{name}'{suggest(name, kinds)}")
-    check_arguments(kinds[name], arguments)
+    check_names(kinds[name], arguments)
     try:
         return kinds[name](**{key: _v2_value(key, value) for key, value in arguments.items()})
     except (TypeError, ValueError) as error:
@@ -195,7 +196,7 @@ class MMCVTransform:
         kinds = {k: v for k, v in vars(transforms).items() if isinstance(v, type)}
         if name not in kinds:
             raise ConfigError(f"mmcv.transforms has no '{name}'{suggest(name, kinds)}")
-        check_arguments(kinds[name], arguments)
+        check_names(kinds[name], arguments)
         self.transform = kinds[name](**arguments)
         self._orders_channels = name == "Normalize"
 

@@ -27,6 +27,13 @@ def _present(step: str, key: str, results: dict[str, Any]) -> Any:
     return results[key]
 
 
+def texts(step: Transform, key: str, value: Any) -> tuple[str, ...]:
+    """`value` as a tuple of names, or a `ConfigError` when it is none."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{type(step).__name__}: {key} is a list of names; got {value!r}.")
+    return tuple(value)
+
+
 @PIPELINES.register_module()
 class ImageToTensor(Transform):
     """Make images float tensors: bytes that no `Normalize` met become float32 in [0, 1], (C, H, W).
@@ -38,7 +45,7 @@ class ImageToTensor(Transform):
     deterministic = True
 
     def __init__(self, keys: Sequence[str] = ("img",)) -> None:
-        self.keys = tuple(keys)
+        self.keys = texts(self, "keys", keys)
 
     @property
     def batchwise(self) -> bool:  # type: ignore[override]
@@ -64,7 +71,7 @@ class ToTensor(Transform):
     deterministic = True
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = tuple(keys)
+        self.keys = texts(self, "keys", keys)
 
     @property
     def batchwise(self) -> bool:  # type: ignore[override]
@@ -92,7 +99,7 @@ class Collect(Transform):
     deterministic = True
 
     def __init__(self, keys: Sequence[str], meta_keys: Sequence[str] = ()) -> None:
-        self.keys, self.meta_keys = tuple(keys), tuple(meta_keys)
+        self.keys, self.meta_keys = texts(self, "keys", keys), texts(self, "meta_keys", meta_keys)
         if "img" not in self.keys:
             raise ConfigError(f"Collect: keys names what the model takes, 'img' among them; got {keys!r}.")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lbitcls.datasets.pipelines.rules import in_proportion, largest_window, middle
 from lbitcls.datasets.pipelines.transform import (
+    MOST_SIDE,
     BatchDraw,
     Draw,
     FixedTransform,
@@ -134,7 +135,7 @@ def _pad(img: Tensor, sides: list[int], value: Any, mode: str) -> Tensor:
 def _four_sides(step: str, padding: int | Sequence[int]) -> list[int]:
     """[left, top, right, bottom] from an int, (left/right, top/bottom) or all four."""
     given = [padding] if isinstance(padding, int) else list(padding)
-    if len(given) not in (1, 2, 4) or not all(isinstance(side, int) and side >= 0 for side in given):
+    if len(given) not in (1, 2, 4) or not all(type(side) is int and 0 <= side <= MOST_SIDE for side in given):
         raise ConfigError(
             f"{step}: padding is a number of pixels, (left and right, top and bottom), or (left, top, right, "
             f"bottom); got {padding!r}."
@@ -266,7 +267,7 @@ class RandomResizedCrop(Transform):
     ) -> None:
         self.size = size_pair("RandomResizedCrop", "size", size)
         for key, bounds in (("scale", scale), ("ratio", ratio)):
-            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
                 raise ConfigError(f"RandomResizedCrop: {key} is (lower, upper), both above 0; got {bounds!r}.")
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.interpolation = one_of("RandomResizedCrop", "interpolation", interpolation, _INTERPOLATIONS)

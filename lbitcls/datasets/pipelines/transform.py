@@ -16,6 +16,9 @@ from lbitcls.datasets.rng import global_draw
 Draw = Callable[[], float]
 BatchDraw = Callable[[], np.ndarray]
 
+MOST_SIDE = 2**14
+"""Pixels of a side that a step may make."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -96,8 +99,10 @@ def size_pair(step: str, key: str, value: Any) -> tuple[int, int]:
     from lbitcls.utils.errors import ConfigError
 
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ConfigError(f"{step}: {key} is a number of pixels or (height, width); got {value!r}.")
+    if len(pair) != 2 or not all(type(side) is int and 0 < side <= MOST_SIDE for side in pair):
+        raise ConfigError(
+            f"{step}: {key} is a number of pixels or (height, width), each from 1 to {MOST_SIDE:,}; got {value!r}."
+        )
     return pair
 
 

@@ -23,14 +23,14 @@ class BaseBackbone(nn.Module):
     backbone was built.
 
     Attributes:
-        in_channels: channels of the image.
+        in_channels: channels of the image; None: not said, so that nobody checks it.
         out_channels: channels of each feature.
         layer_aliases: older name of a layer -> its name here.
         published_classifier: name of the last layer in published state dicts of the whole classifier.
         state_prefix: what stands before the published names of the layers here.
     """
 
-    in_channels: int = 3
+    in_channels: int | None = None
     out_channels: tuple[int, ...]
     layer_aliases: Mapping[str, str] = {}
     published_classifier: str | None = None

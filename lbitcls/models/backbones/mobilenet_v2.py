@@ -34,6 +34,8 @@ class MobileNetV2(SequenceBackbone):
         torch.Size([1, 1280, 2, 2])
     """
 
+    in_channels: int = 3
+
     published_classifier = "classifier.1"
     # As mmcls calls the first convolution.
     layer_aliases: Mapping[str, str] = {"conv1": "features.0.0", "conv1.conv": "features.0.0"}

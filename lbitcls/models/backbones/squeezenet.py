@@ -25,6 +25,8 @@ class SqueezeNet(BaseBackbone):
         torch.Size([1, 512, 3, 3])
     """
 
+    in_channels: int = 3
+
     published_classifier = "classifier.1"
     out_channels = (512,)
 

@@ -33,6 +33,8 @@ class TorchvisionBackbone(BaseBackbone):
         1024
     """
 
+    in_channels: int = 3
+
     state_prefix = "model."
 
     def __init__(self, name: str, norm_eval: bool = False, frozen_stages: int = -1) -> None:

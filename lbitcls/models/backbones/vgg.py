@@ -42,6 +42,8 @@ class VGG(SequenceBackbone):
         torch.Size([1, 512, 1, 1])
     """
 
+    in_channels: int = 3
+
     def __init__(
         self,
         depth: int,

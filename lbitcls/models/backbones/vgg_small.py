@@ -32,6 +32,8 @@ class VGGSmall(BaseBackbone):
         torch.Size([2, 8192])
     """
 
+    in_channels: int = 3
+
     layer_aliases: Mapping[str, str] = {"conv1": "features.0"}
     out_channels = (_CHANNELS[-1] * 4 * 4,)
 
