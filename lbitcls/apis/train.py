@@ -35,6 +35,7 @@ from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
 from lbitcls.utils.errors import ConfigError, DependencyError, reject_unknown_keys, require_dict
+from lbitcls.utils.temporary import remove_leftovers
 
 Start = tuple[Path, dict[str, Any]] | None
 
@@ -67,6 +68,8 @@ def train_classifier(
     export = read_export(cfg)
     log_file = work_dir / f"{time.strftime('%Y%m%d_%H%M%S')}.log"
     with open_session(cfg, launcher, log_file, lambda logger: _write_head(cfg, work_dir, logger)) as session:
+        if is_main():
+            remove_leftovers(work_dir)
         start = _find_start(cfg, work_dir, resume, session)
         cfg.seed = _choose_seed(cfg, start, session)
         _prepare(cfg, session)

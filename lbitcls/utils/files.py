@@ -60,6 +60,17 @@ def open_regular(path: str | os.PathLike) -> io.FileIO:
         raise
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8; editors on Windows put a mark before the text.
+
+    Raises:
+        OSError: it is missing, no regular file, or cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.readall().decode("utf-8-sig").splitlines()
+
+
 def _require_regular(status: os.stat_result, path: str | os.PathLike) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "of another kind")

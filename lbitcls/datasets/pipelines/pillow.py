@@ -57,12 +57,13 @@ def open_image(path: str) -> io.FileIO:
 
 
 def decode_with_pillow(file: io.FileIO, path: str, mode: str, upright: bool = True) -> Image.Image:
-    """As `read_with_pillow`, of a file that is open; `path` is for messages."""
+    """As `read_with_pillow`, of a file that is open, and closed at the end; `path` is for messages."""
     # These two by name: Pillow would find them by loading all its plugins, which takes a tenth of a second.
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
+    size = os.fstat(file.fileno()).st_size
     try:
-        with Image.open(io.BufferedReader(file), formats=FORMATS) as opened:
+        with io.BufferedReader(file) as buffered, Image.open(buffered, formats=FORMATS) as opened:
             _check_parts(opened)
             opened.load()
             check_pixels(*opened.size)  # which only now may be known
@@ -70,13 +71,11 @@ def decode_with_pillow(file: io.FileIO, path: str, mode: str, upright: bool = Tr
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{path}: {too_large(error)}") from error
     except UnidentifiedImageError as error:
-        size = os.fstat(file.fileno()).st_size
         raise UnreadableImage(
             f"{path}: cannot read this image ({size} bytes): it is none of {', '.join(FORMATS)}. Mend or remove it."
         ) from error
     # Pillow's readers raise many kinds of error on corrupt files (SyntaxError, struct.error, ValueError, …).
     except Exception as error:
-        size = os.fstat(file.fileno()).st_size
         raise UnreadableImage(
             f"{path}: cannot read this image ({size} bytes): {error or type(error).__name__}. Mend or remove it."
         ) from error
@@ -93,9 +92,7 @@ def check_pixels(width: int, height: int) -> None:
 
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > 2 * limit:
-        raise Image.DecompressionBombError(
-            f"Image size ({width * height} pixels) exceeds limit of {2 * limit} pixels."
-        )
+        raise Image.DecompressionBombError(f"Image size ({width * height} pixels) exceeds limit of {2 * limit} pixels.")
 
 
 def _check_parts(opened: Image.Image) -> None:
