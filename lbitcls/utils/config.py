@@ -1,24 +1,30 @@
 """Config files: mmengine's `Config`, with its traps closed.
 
 A syntax error names its file; a file with imports is never mistaken for mmengine's "lazy" kind; a number written as
-`1e-3` in YAML is a number; an option for a key that is not there, a section's name nearly right, or a section of
-another framework is a `ConfigError` with a suggestion.
+`1e-3` in YAML is a number, and nothing in YAML is run; an option for a key that is not there, a section's name nearly
+right, or a section of another framework is a `ConfigError` with a suggestion.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config as _MMEngineConfig
 from mmengine.config import ConfigDict
+from mmengine.fileio import YamlHandler
+from mmengine.fileio.handlers.registry_utils import file_handlers
 
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError, nearest, suggest
 from lbitcls.utils.library import find_shipped
+from lbitcls.utils.safe import plain_sections, read_yaml, refuse_code
 
 SECTIONS: dict[str, str] = {
     "model": "the classifier: backbone, neck, head",
@@ -99,22 +105,24 @@ class Config(_MMEngineConfig):
         """Read a config file with its `_base_` files, check the sections' names, import its `custom_imports`.
 
         It is a `.py`, `.yaml`, `.yml` or `.json` file. A path that begins with `configs/` and is not there is looked
-        for among the configs of the package.
+        for among the configs of the package. A Python config is a program, which is run; in safe mode
+        (`lbitcls.utils.safe`) it is refused, as are such bases and `custom_imports`.
 
         Raises:
             ConfigError: the file is missing, cannot be read, or has a name that is nearly a section's; a module of
-                `custom_imports` is not there.
+                `custom_imports` is not there; it would run code in safe mode.
         """
         path = _existing(Path(filename).expanduser())
         _check_syntax(path, ())
         try:
-            loaded = _MMEngineConfig.fromfile(
-                str(path),
-                use_environment_variables=False,
-                lazy_import=False,
-                import_custom_modules=False,  # done below, with our search path and message
-                **kwargs,
-            )
+            with _guarded():
+                loaded = _MMEngineConfig.fromfile(
+                    str(path),
+                    use_environment_variables=False,
+                    lazy_import=False,
+                    import_custom_modules=False,  # done below, with our search path and message
+                    **kwargs,
+                )
         except ConfigError:
             raise
         except Exception as error:  # a config is a program: whatever it raises is the user's to see, with its place
@@ -135,8 +143,14 @@ class Config(_MMEngineConfig):
             ConfigError: it has more in it than `name = value` with plain values.
         """
         if file_format == ".py":
-            return Config(_plain_sections(cfg_str), cfg_text=cfg_str)
-        return Config(_MMEngineConfig.fromstring(cfg_str, file_format)._cfg_dict, cfg_text=cfg_str)
+            return Config(plain_sections(cfg_str), cfg_text=cfg_str)
+        if file_format not in (".yaml", ".yml", ".json"):
+            raise ConfigError(f"the text of a config is .py, .yaml, .yml or .json; got {file_format!r}.")
+        try:
+            sections = json.loads(cfg_str) if file_format == ".json" else read_yaml(cfg_str)
+            return Config(_numbers(dict(sections), Path(f"text{file_format}")), cfg_text=cfg_str)
+        except Exception as error:  # of the kinds of two readers
+            raise ConfigError(f"the text of this config cannot be read: {error}.") from error
 
     def merge_from_dict(self, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
         """Override values by dotted keys: `{'optimizer.lr': 0.01, 'data.train.pipeline.0.type': 'X'}`.
@@ -244,6 +258,37 @@ def _check_syntax(path: Path, children: tuple[Path, ...]) -> None:
             _check_syntax(base_path.resolve(), (*children, path.resolve()))
 
 
+class _PlainYaml(YamlHandler):
+    """mmengine's reader of YAML makes any object of Python that the file names, which runs code; this one does not."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        return read_yaml(file)
+
+
+_READING = threading.RLock()
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """Let mmengine read YAML by `read_yaml`, and Python not at all in safe mode, in a config and in all its bases."""
+    read_file = _MMEngineConfig._file2dict
+
+    def read(filename: str, *args: Any, **kwargs: Any) -> Any:
+        if str(filename).endswith(".py"):
+            refuse_code(f"the Python config {filename}")
+        return read_file(filename, *args, **kwargs)
+
+    with _READING:
+        handlers = {suffix: file_handlers[suffix] for suffix in ("yaml", "yml")}
+        file_handlers.update(dict.fromkeys(handlers, _PlainYaml()))
+        _MMEngineConfig._file2dict = staticmethod(read)
+        try:
+            yield
+        finally:
+            _MMEngineConfig._file2dict = staticmethod(read_file)
+            file_handlers.update(handlers)
+
+
 def _bases(tree: ast.Module) -> list[str]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "_base_":
@@ -253,43 +298,6 @@ def _bases(tree: ast.Module) -> list[str]:
                 return []
             return [value] if isinstance(value, str) else list(value)
     return []
-
-
-def _plain_sections(text: str) -> dict[str, Any]:
-    """The values of a config's text; a file from elsewhere may hold it, so it is read and not run."""
-    sections = {}
-    try:
-        for node in ast.parse(text).body:
-            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
-                raise ValueError(f"line {node.lineno} is no plain value")
-            sections[node.targets[0].id] = _plain_value(node.value)
-    except (SyntaxError, ValueError, TypeError) as error:
-        raise ConfigError(f"the text of this config cannot be read: {error}.") from error
-    return sections
-
-
-def _plain_value(node: ast.expr) -> Any:
-    """The value of an expression that is a literal, `dict(…)`, `range(…)`, or made of those."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        keywords: dict[Any, Any] = {}
-        for keyword in node.keywords:
-            value = _plain_value(keyword.value)
-            keywords.update({keyword.arg: value} if keyword.arg is not None else value)
-        if node.func.id == "dict" and not node.args:
-            return keywords
-        if node.func.id == "range" and not keywords:
-            return range(*map(_plain_value, node.args))
-    if isinstance(node, ast.List):
-        return [_plain_value(item) for item in node.elts]
-    if isinstance(node, ast.Tuple):
-        return tuple(_plain_value(item) for item in node.elts)
-    if isinstance(node, ast.Dict) and None not in node.keys:
-        return {
-            _plain_value(key): _plain_value(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if key is not None
-        }
-    return ast.literal_eval(node)
 
 
 def _line(error: BaseException, path: Path) -> str:
