@@ -28,7 +28,8 @@ def class_folders(folder: Path) -> list[str]:
     A link to a folder is one too, unless it leads to `folder` itself, to a folder that it lies in, or to a class folder
     that is there already.
     """
-    entries = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    with os.scandir(folder) as scan:
+        entries = [entry for entry in scan if not entry.name.startswith(".") and _is_folder(entry)]
     seen, names, left_out = _lineage(folder), [], []
     for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
         identity = _identity(entry.path)
@@ -36,6 +37,11 @@ def class_folders(folder: Path) -> list[str]:
         seen.add(identity)
     _say_left_out([os.path.join(folder, name) for name in left_out])
     return sorted(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or leads to one; a link that leads to itself does not."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
 def images_of_classes(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
