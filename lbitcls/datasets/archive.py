@@ -171,7 +171,7 @@ def _extract_tar(file: BinaryIO, target: _Target) -> None:
     plain = _Bounded(opener(file) if opener else file)
     with tarfile.open(fileobj=cast(BinaryIO, plain), mode="r:") as tar:
         while member := tar.next():
-            tar.members = []  # which tarfile would collect
+            tar.members = []  # type: ignore[attr-defined]  # which tarfile would collect
             if not (member.isreg() or member.isdir()):
                 raise ArchiveError(
                     f"{member.name!r:.200} is neither a file nor a folder; links and devices are refused"

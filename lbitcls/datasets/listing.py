@@ -30,7 +30,9 @@ def class_folders(folder: Path) -> list[str]:
     """
     with os.scandir(folder) as scan:
         entries = [entry for entry in scan if not entry.name.startswith(".") and _is_folder(entry)]
-    seen, names, left_out = _lineage(folder), [], []
+    seen = _lineage(folder)
+    names: list[str] = []
+    left_out: list[str] = []
     for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
         identity = _identity(entry.path)
         (left_out if identity in seen else names).append(entry.name)

@@ -78,7 +78,7 @@ def _by_torchvision(file: io.FileIO, path: str, mode: str, upright: bool) -> Ten
     if decode is None or size > _LARGEST_JPEG or os.pread(file.fileno(), 3, 0) != b"\xff\xd8\xff":
         return None
     data = torch.empty(size, dtype=torch.uint8)
-    content = memoryview(data.numpy())
+    content = data.numpy().data
     try:
         if os.preadv(file.fileno(), [content], 0) < size:
             return None
