@@ -29,6 +29,7 @@ from lbitcls.cli_arguments import (
 )
 from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError
 from lbitcls.utils.failures import explain
+from lbitcls.utils.safe import safe_mode
 from lbitcls.version import __version__
 
 if TYPE_CHECKING:
@@ -292,7 +293,8 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     """
     args = _parse(sys.argv[1:] if argv is None else argv, only)
     try:
-        args.run(args)
+        with safe_mode(getattr(args, "safe", False)):
+            args.run(args)
     except LbitclsError as error:
         _print_error(error)
         return error.exit_code

@@ -145,6 +145,7 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-path", metavar="FILE", help="page to write (default: model_analysis.html)")
     add("--num-images", type=int, default=64, metavar="N", help="most images of a folder (default: 64)")
     add("--float-only", action="store_true", help="look at one float model")
+    safe_argument(parser)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
 
 
@@ -207,3 +208,9 @@ def option_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K=V",
         help="override the config: optimizer.lr=0.01",
     )
+    safe_argument(parser)
+
+
+def safe_argument(parser: argparse.ArgumentParser) -> None:
+    """Of every command that reads a config."""
+    parser.add_argument("--safe", action="store_true", help="refuse a config that runs code (also LBITCLS_SAFE=1)")

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lbitcls.datasets.listing import class_folders, images_below
+from lbitcls.datasets.listing import class_folders, images_of_classes
 from lbitcls.datasets.pipelines.decode import read_image
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.utils.errors import DataError, suggest
+from lbitcls.utils.files import open_regular
 from lbitcls.utils.logging import track
 
 PARTS = {
@@ -135,8 +136,8 @@ def _listed(root: Path, parts: dict[str, Path]) -> tuple[list[Image], list[str]]
     """The images of all parts, not read yet, and the class folders without any."""
     images, empty = [], []
     for part, folder in parts.items():
-        for kind in class_folders(folder):
-            names = [Path(path).relative_to(root).as_posix() for path in images_below(folder / kind)]
+        for kind, paths in images_of_classes(folder, class_folders(folder)).items():
+            names = [Path(path).relative_to(root).as_posix() for path in paths]
             here = [Image(name, part, kind, error=_bad_name(name)) for name in names]
             if here and all(image.error for image in here):
                 raise DataError(f"the class folder {printable(folder / kind)} cannot be listed: {here[0].error}.")
@@ -188,11 +189,14 @@ def _read(root: Path, image: Image) -> Image:
         return image
     path = root / image.name
     try:
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(digest_size=16)
+        with open_regular(path) as file:
+            while block := file.read(2**20):
+                digest.update(block)
         _, height, width = read_image(str(path)).shape
     except (UnreadableImage, OSError) as error:
         return replace(image, error=str(error.__cause__ or error))
-    return replace(image, size=(width, height), digest=digest)
+    return replace(image, size=(width, height), digest=digest.hexdigest())
 
 
 def _check_classes(images: Sequence[Image], classes: Sequence[str]) -> None:

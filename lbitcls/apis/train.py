@@ -36,6 +36,7 @@ from lbitcls.utils.dist import broadcast_module, broadcast_object, check_equal, 
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
 from lbitcls.utils.errors import DependencyError, reject_unknown_keys, require_count, require_dict
 from lbitcls.utils.lock import RunLock
+from lbitcls.utils.temporary import remove_leftovers
 
 MOST_EPOCHS = 10**6
 Start = tuple[Path, dict[str, Any]] | None
@@ -76,6 +77,8 @@ def _train(
     export = read_export(cfg)
     log_file = work_dir / f"{time.strftime('%Y%m%d_%H%M%S')}.log"
     with open_session(cfg, launcher, log_file, lambda logger: _write_head(cfg, work_dir, logger), lock) as session:
+        if is_main():
+            remove_leftovers(work_dir)
         start = _find_start(cfg, work_dir, resume, session)
         cfg.seed = _choose_seed(cfg, start, session)
         _prepare(cfg, session)

@@ -7,7 +7,6 @@ is registered with `@DATASETS.register_module()` and is built from `data.train` 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lbitcls.datasets.listing import Paths
 from lbitcls.datasets.pipelines.compose import Compose
 from lbitcls.datasets.pipelines.formatting import Collect, to_float
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.rng import epoch_key, fold, fold_array
 from lbitcls.utils.errors import ConfigError, DataError, suggest
+from lbitcls.utils.files import read_lines
 
 Key = int | tuple[int, int]
 
@@ -146,14 +147,12 @@ class FileDataset(BaseDataset):
         in_memory: bool = False,
     ) -> None:
         super().__init__(labels, pipeline, class_names, on_error)
-        # One array of bytes: a list of a million strings would be copied, page by page, into every worker
-        # process.
-        self._paths = np.array([os.fsencode(path) for path in paths])
+        self._paths = Paths(paths)
         if in_memory:
             self.images = self._read_all()
 
     def describe(self, index: int) -> str:
-        return os.fsdecode(self._paths[index])
+        return self._paths[index]
 
     def info(self, index: int) -> dict[str, Any]:
         if self.images is not None:
@@ -179,7 +178,7 @@ class FileDataset(BaseDataset):
             )
         if self.skipped:
             logger.warning("%d of %d images cannot be read and are left out.", len(self.skipped), len(self))
-        self._paths, self.labels = self._paths[kept], self.labels[kept]
+        self._paths, self.labels = Paths([self._paths[index] for index in kept]), self.labels[kept]
         return torch.stack(images)
 
 
@@ -246,7 +245,7 @@ def read_class_names(classes: Sequence[str] | str | None) -> tuple[str, ...] | N
     if not isinstance(classes, str):
         return tuple(classes)
     try:
-        lines = Path(classes).expanduser().read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        lines = read_lines(Path(classes).expanduser())
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"classes is a list of names, or a file with a name per line; {error}.") from error
     return tuple(line.strip() for line in lines if line.strip())

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lbitcls.datasets.base import FileDataset, read_class_names
-from lbitcls.datasets.listing import IMAGE_SUFFIXES, class_folders, images_below
+from lbitcls.datasets.listing import IMAGE_SUFFIXES, class_folders, images_of_classes
 from lbitcls.datasets.root import Roots, find_data, search_roots
 from lbitcls.registry import DATASETS
 from lbitcls.utils.errors import ConfigError, DataError, suggest
+from lbitcls.utils.files import read_lines
 
+_DIGITS = 18  # of a label; Python reads no number of thousands
 NO_DOWNLOAD = "It is not downloaded: put it there yourself."
 
 
@@ -30,12 +32,13 @@ def read_class_folders(folder: Path, names: Sequence[str]) -> tuple[list[str], l
     if not present:
         raise DataError(f"{folder} has no class folders; a folder of images for each class is expected in it.")
     label_of = {name: label for label, name in enumerate(names)}
+    found = images_of_classes(folder, present)
     paths: list[str] = []
     labels: list[int] = []
     for name in present:
         if name not in label_of:
             raise DataError(f"{folder / name} is a folder of no class in classes{suggest(name, names)}")
-        images = images_below(folder / name)
+        images = found[name]
         if not images:
             raise DataError(f"{folder / name} has no images ({', '.join(IMAGE_SUFFIXES)}); remove it or fill it.")
         paths += images
@@ -56,7 +59,7 @@ def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[i
     """
     paths, labels = [], []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows put a mark before the text
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list file {path} cannot be read as UTF-8 text: {error}.") from error
     for number, line in enumerate(lines, start=1):
@@ -64,9 +67,9 @@ def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[i
             continue
         name, _, label = line.strip().rpartition(" ")
         if not name or not (label.isascii() and label.isdigit()):
-            raise DataError(f"{path}:{number}: expected 'path label', the label a number; got {line.strip()!r}.")
-        if int(label) >= classes:
-            raise DataError(f"{path}:{number}: label {label} is not below {classes}, the number of classes.")
+            raise DataError(f"{path}:{number}: expected 'path label', the label a number; got {line.strip()!r:.200}.")
+        if len(label) > _DIGITS or int(label) >= classes:
+            raise DataError(f"{path}:{number}: label {label:.20} is not below {classes}, the number of classes.")
         paths.append(os.path.join(prefix, name.strip()))
         labels.append(int(label))
     if not paths:

@@ -10,7 +10,7 @@ from lbitcls.datasets.base import FileDataset
 from lbitcls.datasets.folder import read_class_folders
 from lbitcls.datasets.root import Roots, download_root, locate, missing, search_roots
 from lbitcls.registry import DATASETS
-from lbitcls.utils.cache import exclusive
+from lbitcls.utils.cache import exclusive, remove_partial
 from lbitcls.utils.errors import ConfigError, DataError
 
 _NAMES = ("hymenoptera_data", "hymenoptera_256")  # the tutorials' own, and one of smaller images
@@ -74,6 +74,7 @@ def _download(root: Path) -> None:
     try:
         with exclusive(target):
             if not target.is_file():
+                remove_partial(target)
                 torch.hub.download_url_to_file(_URL, str(target), _SHA256, progress=False)
     except (OSError, RuntimeError) as error:
         raise DataError(

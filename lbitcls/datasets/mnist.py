@@ -17,6 +17,7 @@ from lbitcls.datasets.root import Roots, download_root, locate, missing, search_
 from lbitcls.registry import DATASETS
 from lbitcls.utils.cache import exclusive
 from lbitcls.utils.errors import DataError
+from lbitcls.utils.files import open_regular
 
 _FILES = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 8
@@ -29,7 +30,8 @@ def read_idx(path: Path) -> np.ndarray:
         DataError: the file is corrupt or holds something else.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_regular(path) as file:
+            content = gzip.decompress(file.readall()) if path.suffix == ".gz" else file.readall()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot read this file: {error}.") from error
     dims = content[3] if len(content) > 3 else 0

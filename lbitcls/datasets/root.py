@@ -9,21 +9,19 @@ the first that has it wins. A root has `flowers/train` when that folder is there
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from lbitcls.datasets.archive import ARCHIVES, extract
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.errors import DataError
 
-ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 Roots = str | os.PathLike | Sequence[str | os.PathLike | None] | None
 
 _logger = logging.getLogger(__name__)
@@ -126,7 +124,8 @@ def unpacked(archive: Path) -> Path:
     (one unpacks, the others wait).
 
     Raises:
-        DataError: the archive is corrupt, or the cache cannot be written.
+        DataError: the archive is corrupt, or holds what `lbitcls.datasets.archive` refuses, or the cache cannot be
+            written.
     """
     stat = archive.stat()
     identity = f"{archive.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
@@ -138,26 +137,20 @@ def unpacked(archive: Path) -> Path:
         with exclusive(target):
             if not target.is_dir():
                 _unpack(archive, target)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except Exception as error:  # the readers of archives raise many kinds on corrupt ones
         raise DataError(
-            f"cannot unpack {archive} into {target}: {error}. Mend the archive, or unpack it beside itself; "
-            "XDG_CACHE_HOME chooses another place for the cache."
+            f"cannot unpack {archive} into {target}: {error or type(error).__name__}. Mend the archive, or unpack it "
+            "beside itself; XDG_CACHE_HOME chooses another place for the cache."
         ) from error
     return target
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    for stale in target.parent.glob(f"{target.name}.tmp*"):  # of a process that was killed; we hold the lock
-        shutil.rmtree(stale, ignore_errors=True)
+    _clear(target.parent, target)
     _logger.info("unpacking %s into %s", archive, target)
     temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp", dir=target.parent))
     try:
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as zipped:  # extractall drops absolute paths and '..' by itself
-                zipped.extractall(temporary)
-        else:
-            with tarfile.open(archive) as tar:
-                _extract(tar, temporary)
+        extract(archive, temporary)
         temporary.chmod(0o755)
         temporary.rename(target)
     except BaseException:
@@ -165,15 +158,13 @@ def _unpack(archive: Path, target: Path) -> None:
         raise
 
 
-def _extract(tar: tarfile.TarFile, folder: Path) -> None:
-    """Extract files and folders, none of them outside `folder`."""
-    if hasattr(tarfile, "data_filter"):
-        tar.extractall(folder, filter="data")
-        return
-    # Python before 3.11.4 has no filters (Debian 12 has 3.11.2).
-    for member in tar.getmembers():
-        if not (member.isfile() or member.isdir()):
-            raise tarfile.ExtractError(f"{member.name!r} is neither a file nor a folder")
-        if not (folder / member.name).resolve().is_relative_to(folder.resolve()):
-            raise tarfile.ExtractError(f"{member.name!r} would be extracted to a place outside the archive's folder")
-    tar.extractall(folder)
+def _clear(cache: Path, held: Path) -> None:
+    """Remove what killed processes left half unpacked, of the archive whose lock is held and of others."""
+    for stale in cache.glob("*.tmp*"):
+        owner = stale.with_name(stale.name.rpartition(".tmp")[0])
+        if owner == held:
+            shutil.rmtree(stale, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError), exclusive(owner, wait=False) as ours:
+            if ours:
+                shutil.rmtree(stale, ignore_errors=True)

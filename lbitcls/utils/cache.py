@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lbitcls.utils.temporary import hold
 
 
 def cache_folder(kind: str) -> Path:
@@ -15,11 +18,28 @@ def cache_folder(kind: str) -> Path:
 
 
 @contextmanager
-def exclusive(target: Path) -> Iterator[None]:
-    """Hold the lock beside `target`, so that one process at a time makes it."""
+def exclusive(target: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock beside `target`, so that one process at a time makes it.
+
+    Args:
+        target: what is made.
+        wait: for another process that holds the lock; False: give False then.
+    """
     import fcntl
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_name(target.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    lock = target.with_name(target.name + ".lock")
+    # Not through a link that somebody put there, nor on a pipe that waits.
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        if wait:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield wait or hold(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_partial(target: Path) -> None:
+    """Remove what killed downloads of `target` by `torch.hub` left beside it; call it while holding its lock."""
+    for left in target.parent.glob(f"{glob.escape(target.name)}.*.partial"):
+        left.unlink(missing_ok=True)

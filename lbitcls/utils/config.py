@@ -1,28 +1,27 @@
 """Config files: mmengine's `Config`, with its traps closed.
 
 A syntax error names its file; a file with imports is never mistaken for mmengine's "lazy" kind; a number written as
-`1e-3` in YAML is a number; an option for a key that is not there, a section's name nearly right, or a section of
-another framework is a `ConfigError` with a suggestion.
+`1e-3` in YAML is a number, and nothing in YAML is run; an option for a key that is not there, a section's name nearly
+right, or a section of another framework is a `ConfigError` with a suggestion.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config as _MMEngineConfig
-from mmengine.config import ConfigDict
 
+from lbitcls.utils.config_files import existing, numbers, read_config
+from lbitcls.utils.config_override import check_override, mergeable
 from lbitcls.utils.config_text import format_config, plain_values, read_sections, with_lists
 from lbitcls.utils.custom import import_custom
-from lbitcls.utils.errors import ConfigError, nearest, suggest
-from lbitcls.utils.failures import explain
+from lbitcls.utils.errors import ConfigError, nearest
 from lbitcls.utils.files import write_whole
-from lbitcls.utils.library import find_shipped, nearest_config
+from lbitcls.utils.safe import read_yaml
 from lbitcls.utils.shapes import check_shapes
 
 SECTIONS: dict[str, str] = {
@@ -81,9 +80,6 @@ _FOREIGN: dict[str, str] = {
     "runner": "total_epochs (of mmcls's, dict(type='EpochBasedRunner', max_epochs=N) is understood)",
 }
 
-_MARK = "\ufeff"
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-
 
 class Config(_MMEngineConfig):
     """A config: sections as attributes and keys (`cfg.model.backbone.depth`, `cfg['model']`).
@@ -98,31 +94,17 @@ class Config(_MMEngineConfig):
         """Read a config file with its `_base_` files, check the sections' names, import its `custom_imports`.
 
         It is a `.py`, `.yaml`, `.yml` or `.json` file. A path that begins with `configs/` and is not there is looked
-        for among the configs of the package.
+        for among the configs of the package. A Python config is a program, which is run; in safe mode
+        (`lbitcls.utils.safe`) it is refused, as are such bases and `custom_imports`.
 
         Raises:
             ConfigError: the file is missing, cannot be read, or has a name that is nearly a section's; a module of
-                `custom_imports` is not there.
+                `custom_imports` is not there; it would run code in safe mode.
         """
-        path = _existing(Path(filename).expanduser())
-        _check_syntax(path, ())
-        try:
-            with _byte_order_marks_dropped():
-                loaded = _MMEngineConfig.fromfile(
-                    str(path),
-                    use_environment_variables=False,
-                    lazy_import=False,
-                    import_custom_modules=False,  # done below, with our search path and message
-                    **kwargs,
-                )
-        except Exception as error:  # a config is a program: whatever it raises is the user's to see, with its place
-            if explain(error) is not None:
-                raise  # our own, or a full disk's
-            raise ConfigError(
-                f"config {path} cannot be read: {type(error).__name__}: {error}{_line(error, path)}"
-            ) from error
-        sections = _with_total_epochs(_values(_numbers(loaded._cfg_dict, path)))
-        cfg = Config(sections, cfg_text=loaded.text.replace(_MARK, ""), filename=str(path))
+        path = existing(Path(filename).expanduser())
+        loaded = read_config(path, **kwargs)
+        sections = _with_total_epochs(_values(numbers(loaded._cfg_dict, path)))
+        cfg = Config(sections, cfg_text=loaded.text, filename=str(path))
         check_sections(cfg)
         import_custom(cfg.get("custom_imports"))
         return cfg
@@ -136,7 +118,13 @@ class Config(_MMEngineConfig):
         """
         if file_format == ".py":
             return Config(read_sections(cfg_str), cfg_text=cfg_str)
-        return Config(_MMEngineConfig.fromstring(cfg_str, file_format)._cfg_dict, cfg_text=cfg_str)
+        if file_format not in (".yaml", ".yml", ".json"):
+            raise ConfigError(f"the text of a config is .py, .yaml, .yml or .json; got {file_format!r}.")
+        try:
+            sections = json.loads(cfg_str) if file_format == ".json" else read_yaml(cfg_str)
+            return Config(numbers(dict(sections), Path(f"text{file_format}")), cfg_text=cfg_str)
+        except Exception as error:  # of the kinds of two readers
+            raise ConfigError(f"the text of this config cannot be read: {error}.") from error
 
     def merge_from_dict(self, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
         """Override values by dotted keys: `{'optimizer.lr': 0.01, 'data.train.pipeline.0.type': 'X'}`.
@@ -149,10 +137,10 @@ class Config(_MMEngineConfig):
         """
         for key in options:
             if not key.startswith("+"):
-                _check_override(self._cfg_dict, key)
+                check_override(self._cfg_dict, key, SECTIONS)
         try:
             for key, value in options.items():
-                super().merge_from_dict(dict([_mergeable(self._cfg_dict, key.lstrip("+"), value)]), allow_list_keys)
+                super().merge_from_dict(dict([mergeable(self._cfg_dict, key.lstrip("+"), value)]), allow_list_keys)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"the options {dict(options)} do not fit the config: {error}") from error
         check_sections(self)
@@ -232,97 +220,6 @@ def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
     format_config(cfg.to_dict())
 
 
-def _existing(path: Path) -> Path:
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; a config is a .py, .yaml, .yml or .json file.")
-    if not path.is_file():
-        shipped = find_shipped(path)
-        if shipped is not None:
-            return shipped
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        ours = None if nearest(path.name, siblings) else nearest_config(path)
-        hint = suggest(path.name, siblings) if ours is None else f"; did you mean {ours}, which comes with the package?"
-        raise ConfigError(f"there is no config file {path}{hint}")
-    if path.suffix not in (".py", ".yaml", ".yml", ".json"):
-        raise ConfigError(f"a config is a .py, .yaml, .yml or .json file; got {path}.")
-    return path
-
-
-@contextlib.contextmanager
-def _byte_order_marks_dropped() -> Iterator[None]:
-    """While mmengine reads a config and its bases: the mark that editors on Windows put before UTF-8 is no syntax.
-
-    mmengine works on a copy of each file, which this function makes.
-    """
-    copy = _MMEngineConfig._substitute_predefined_vars
-
-    def without_mark(filename: str, copied: str) -> None:
-        copy(filename, copied)
-        text = Path(copied).read_text(encoding="utf-8")
-        if text.startswith(_MARK):
-            Path(copied).write_text(text[1:], encoding="utf-8")
-
-    _MMEngineConfig._substitute_predefined_vars = staticmethod(without_mark)
-    try:
-        yield
-    finally:
-        _MMEngineConfig._substitute_predefined_vars = staticmethod(copy)
-
-
-def _check_syntax(path: Path, children: tuple[Path, ...]) -> None:
-    """Parse a Python config and its bases for syntax alone, since mmengine's message does not name the file."""
-    if path in children:
-        raise ConfigError(f"config {path} is its own base: {' -> '.join(map(str, (*children, path)))}.")
-    if path.suffix != ".py":
-        return
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8-sig"), filename=str(path))
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        raise ConfigError(f"config {path} is not Python: {error}" + (f" (line {line})." if line else ".")) from error
-    for base in _bases(tree):
-        base_path = path.parent / base
-        if not base.startswith(("http:", "https:")) and "::" not in base:
-            if not base_path.is_file():
-                raise ConfigError(f"config {path} has the base '{base}', but there is no file {base_path}.")
-            _check_syntax(base_path.resolve(), (*children, path.resolve()))
-
-
-def _bases(tree: ast.Module) -> list[str]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "_base_":
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                return []
-            return [value] if isinstance(value, str) else list(value)
-    return []
-
-
-def _line(error: BaseException, path: Path) -> str:
-    """` (line 7)` when the config's own code raised `error`."""
-    lines = []
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename.endswith(path.name):
-            lines.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return f" (line {lines[-1]})" if lines else ""
-
-
-def _numbers(value: Any, path: Path) -> Any:
-    """YAML 1.1 reads `1e-3` as a string: in YAML and JSON files a string that is a float is one."""
-    if path.suffix == ".py":
-        return value
-    if isinstance(value, dict):
-        return type(value)({key: _numbers(item, path) for key, item in value.items()})
-    if isinstance(value, list):
-        return [_numbers(item, path) for item in value]
-    if isinstance(value, str) and _FLOAT.fullmatch(value):
-        return float(value)
-    return value
-
-
 def _values(sections: Any) -> Any:
     """`sections` in plain values; without helpers that are none, as the classes that a config imports."""
     kept = {name: plain_values(value) for name, value in sections.items() if name in SECTIONS or _is_plain(value)}
@@ -353,56 +250,3 @@ def _with_total_epochs(sections: Any) -> Any:
         )
     rest = {name: value for name, value in sections.items() if name != "runner"}
     return type(sections)({**rest, "total_epochs": epochs})
-
-
-def _mergeable(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:
-    """An override in the form that mmengine merges, which puts no plain value into a list and no dict over None.
-
-    An item of a list, `a.b.1=x`, becomes `a.b=[…, x, …]`; a dict in the place of None replaces it.
-    """
-    parent, _, last = dotted.rpartition(".")
-    node: Any = root
-    for part in parent.split(".") if parent else ():
-        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        else:
-            node = node.get(part) if isinstance(node, dict) else node
-    if node is None:
-        return _mergeable(root, parent, {last: value})
-    if isinstance(node, dict) and isinstance(value, dict) and last in node and node[last] is None:
-        return dotted, {**value, "_delete_": True}
-    if isinstance(node, (list, tuple)) and last.isdigit() and int(last) < len(node) and not isinstance(value, dict):
-        return _mergeable(root, parent, [*node[: int(last)], value, *node[int(last) + 1 :]])
-    return dotted, value
-
-
-def _check_override(root: ConfigDict, dotted: str) -> None:
-    """Raise unless every part of `dotted` exists, or the section it names is a known one that the config lacks."""
-    node: Any = root
-    parts = dotted.split(".")
-    if parts[0] not in root and parts[0] in SECTIONS:
-        return
-    for depth, part in enumerate(parts):
-        known = [str(i) for i in range(len(node))] if isinstance(node, (list, tuple)) else list(node or ())
-        if depth == 0:
-            known += SECTIONS
-        if isinstance(node, (list, tuple)) and part not in known:
-            raise ConfigError(
-                f"the option '{dotted}': '{'.'.join(parts[:depth])}' is a list of {len(node)}, whose items are "
-                f"numbered from 0; it has no item '{part}'. To make it longer give the whole list."
-            )
-        if part not in known:
-            full = ".".join((*parts[:depth], part))
-            hint = suggest(part, known)
-            raise ConfigError(
-                f"the option '{dotted}' overrides a key that is not there: '{full}'{hint} "
-                f"To add a new key write +{dotted}=…"
-            )
-        node = node[int(part)] if isinstance(node, (list, tuple)) else node.get(part)
-        if depth + 1 < len(parts) and not isinstance(node, (dict, list, tuple)):
-            if depth == 0 and node is None:
-                return
-            raise ConfigError(
-                f"the option '{dotted}' goes into '{'.'.join(parts[: depth + 1])}', which is the value {node!r}; "
-                "only a dict or a list has keys."
-            )

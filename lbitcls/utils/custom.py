@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
+from lbitcls.utils.safe import refuse_code
 
 
 def import_custom(section: dict[str, Any] | None) -> None:
     """Import the modules of a config's `custom_imports`; they may lie in the current folder, as for a Python script.
 
     Raises:
-        ConfigError: one is not there, and is not allowed to be missing.
+        ConfigError: one is not there, and is not allowed to be missing; safe mode refuses them all.
     """
     given = dict(section or {})
     reject_unknown_keys("custom_imports", given, ("imports", "allow_failed_imports"))
     names = given.get("imports") or []
+    if names:
+        refuse_code(f"custom_imports of {names!r:.200}")
     if names and not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))  # the command `lbitcls` is a script that lies elsewhere
     for name in [names] if isinstance(names, str) else names:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.temporary import hold, new_temporary, remove_leftovers, temporary_name
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -15,27 +19,66 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Where `path` is a symbolic link, it stays one, and the file that it points to is replaced.
     """
-    _replace_whole(Path(os.path.realpath(path)), write)
-
-
-def _replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with new_temporary(path.parent) as (temporary, descriptor):
+            write(temporary)
+            os.fsync(descriptor)
+            if not os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
+                raise OSError(errno.EEXIST, "something else took the place of a temporary file", str(temporary))
+            temporary.replace(path)
     except OSError as error:
         error.filename = str(path)  # a full disk's error names no file, others the temporary one
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | os.PathLike) -> io.FileIO:
+    """Open a regular file, or a link to one, to be read; without a buffer.
+
+    A pipe, a socket or a device of that name may wait for ever, or have no end: it is not even opened.
+
+    Raises:
+        OSError: it is missing, no regular file, or cannot be read; also where the name cannot be a file's.
+    """
+    try:
+        _require_regular(os.stat(path), path)
+    except ValueError as error:  # a NUL in the name, or what no encoding of names has
+        raise OSError(errno.EINVAL, str(error), repr(os.fspath(path))) from error
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _require_regular(os.fstat(descriptor), path)  # it may be another one by now
+        return io.FileIO(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8; editors on Windows put a mark before the text.
+
+    Raises:
+        OSError: it is missing, no regular file, or cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.readall().decode("utf-8-sig").splitlines()
+
+
+def _require_regular(status: os.stat_result, path: str | os.PathLike) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "of another kind")
+        raise OSError(errno.EINVAL, f"no regular file but {kind}", os.fspath(path))
 
 
 def write_out(path: Path, content: bytes) -> None:
@@ -59,7 +102,8 @@ def is_standard_output(path: str | Path) -> bool:
 def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: bool = False) -> Path:
     """`path` without `~`, to which `write_whole` will be able to write: asked before the work whose result it is.
 
-    Nothing is left behind: a folder that is missing is only made when the file is written.
+    Nothing is left behind: a folder that is missing is only made when the file is written. What killed commands left
+    in a folder that is there is removed.
 
     Args:
         path: file to be written.
@@ -81,9 +125,9 @@ def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: 
             kind = "a folder" if target.is_dir() else "no regular file"
             raise ConfigError(f"{path} is {kind}; {option} names the file to write.")
         folder = next(above for above in target.parents if above.exists())
-        probe = _temporary(folder / target.name)
-        probe.touch()
-        probe.unlink()
+        if len(os.fsencode(target.name)) > os.pathconf(folder, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        _probe(folder)
     except OSError as error:
         raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; name a file elsewhere.") from error
     return path
@@ -102,25 +146,39 @@ def check_folder(path: str | Path, option: str) -> Path:
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
     try:
-        probe = _temporary(next(above for above in (target, *target.parents) if above.exists()) / "probe")
-        probe.touch()
-        probe.unlink()
+        _probe(next(above for above in (target, *target.parents) if above.exists()))
     except OSError as error:
         raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; name another folder.") from error
     return path
 
 
+def _probe(folder: Path) -> None:
+    """Make a file in `folder` and remove it, as well as what killed processes left there; `OSError` where it fails."""
+    with new_temporary(folder):
+        pass
+    remove_leftovers(folder)
+
+
 def link_whole(target: Path, link: Path) -> None:
-    """Make `link` another name of the file `target` (a copy where the file system has no hard links), atomically."""
+    """Make `link` another name of the file `target` (a copy where the file system has no hard links), atomically.
+
+    A `link` that is a symbolic one is replaced: what it points to would be an older checkpoint.
+    """
     import shutil
 
-    def make(temporary: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(link.parent)
+    with open(target, "rb") as file:
+        hold(file.fileno(), shared=True)  # of `temporary` too, which is the same file
         try:
             os.link(target, temporary)
         except OSError:
-            shutil.copyfile(target, temporary)
-
-    _replace_whole(link, make)  # a link's target would be an older checkpoint
+            write_whole(temporary, lambda copy: shutil.copyfile(target, copy))
+        try:
+            temporary.replace(link)
+        finally:
+            temporary.unlink(missing_ok=True)
+    sync_folder(link.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from lbitcls.utils.cache import exclusive
+from lbitcls.utils.cache import exclusive, remove_partial
 from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
 from lbitcls.utils.logging import get_logger, interactive
 
@@ -91,6 +91,7 @@ def _fetch(name: str, url: str, path: Path, checksum: str | None) -> None:
             if path.is_file():  # another process was first
                 return
             get_logger().info("Fetching %s from %s", path.name, url)
+            remove_partial(path)
             socket.setdefaulttimeout(_PATIENCE)
             torch.hub.download_url_to_file(url, str(path), checksum, progress=interactive())
     except (OSError, RuntimeError) as error:  # no network, no such file there; another checksum

@@ -63,7 +63,7 @@ def test_what_can_be_written_is_asked_without_a_trace(place: str, tmp_path: Path
         ("file/deep/new.json", "cannot be written: Not a directory"),
         ("/proc/self/new.json", "/proc/self/new.json cannot be written: "),
         ("/proc/missing/new.json", "/proc/missing/new.json cannot be written: "),
-        ("x" * 250, "cannot be written: File name too long"),
+        ("x" * 256, "cannot be written: File name too long"),
         ("input.pth", "--out .*input.pth would replace a file that this command uses; name another"),
         ("link.pth", "--out .*link.pth would replace a file that this command uses"),
     ],

@@ -1,12 +1,14 @@
 """Files and arrays to uint8 image tensors (C, H, W), RGB or grayscale.
 
-JPEG and PNG files are decoded by torchvision's operators, called directly: its Python functions say with
-every call that they are deprecated in favour of torchcodec. Everything else (GIF, BMP, WebP, TIFF, a JPEG
-they refuse) and a torchvision without the operators go through Pillow.
+JPEG files are decoded by torchvision's operator, called directly: its Python function says with every call that it is
+deprecated in favour of torchcodec. Everything else (PNG, GIF, BMP, WebP, TIFF, a JPEG that it refuses) and a
+torchvision without the operator go through Pillow: torchvision's PNG decoder ends the process on a corrupt file.
 """
 
 from __future__ import annotations
 
+import io
+import os
 from functools import cache
 from typing import Any
 
@@ -15,29 +17,32 @@ import torch
 from torch import Tensor
 
 from lbitcls.datasets.pipelines.pillow import (
+    UnreadableImage,
     as_array,
     check_pixels,
     convert_given,
+    decode_with_pillow,
     not_an_image,
-    read_with_pillow,
+    open_image,
+    too_large,
     wrong_shape,
 )
 from lbitcls.datasets.pipelines.rules import GRAY_WEIGHTS
 
 MODES = ("rgb", "gray", "unchanged")
 _NATIVE_MODE = {"unchanged": 0, "gray": 1, "rgb": 3}  # torchvision's ImageReadMode
-_LARGE_JPEG = 2**18  # bytes; a smaller one has fewer pixels than are too many, at a bit for each block of 64
-_LARGE_PNG = 2**26  # pixels
+_LARGEST_JPEG = 2**30  # bytes that are read at once; Pillow reads a larger file by and by
+_BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # JPEG markers without a length
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of an image's size
 
 
 @cache
 def _native() -> Any:
-    """torchvision's operators (read_file, decode_jpeg, decode_png), or None without them."""
+    """torchvision's operator decode_jpeg, or None without it."""
     import torchvision  # noqa: F401  (loads the library of operators)
 
     try:
-        ops = torch.ops.image
-        return ops.read_file.default, ops.decode_jpeg.default, ops.decode_png.default
+        return torch.ops.image.decode_jpeg.default
     except AttributeError:
         return None
 
@@ -54,47 +59,59 @@ def read_image(path: str, mode: str = "rgb", upright: bool = True) -> Tensor:
         uint8 (C, H, W), C = 3 or 1. Its memory may be ordered (H, W, C), as decoders write it.
 
     Raises:
-        UnreadableImage: the file is missing, corrupt, no image, or too large.
+        UnreadableImage: the file is missing, corrupt, no image, no regular file, or too large.
     """
-    native = _native()
-    if native is None:
-        return _by_pillow(path, mode, upright)
-    read_file, decode_jpeg, decode_png = native
+    file = open_image(path)
+    with file:
+        img = _by_torchvision(file, path, mode, upright)
+        if img is None:
+            img = torch.from_numpy(as_array(decode_with_pillow(file, path, mode, upright))).permute(2, 0, 1)
+    return img
+
+
+def _by_torchvision(file: io.FileIO, path: str, mode: str, upright: bool) -> Tensor | None:
+    """The image in a JPEG file that torchvision can decode, or None."""
+    from PIL.Image import DecompressionBombError
+
+    decode = _native()
+    size = os.fstat(file.fileno()).st_size
+    if decode is None or size > _LARGEST_JPEG or os.pread(file.fileno(), 3, 0) != b"\xff\xd8\xff":
+        return None
+    data = torch.empty(size, dtype=torch.uint8)
+    content = data.numpy().data
     try:
-        data = read_file(path)
-        head = bytes(data[:26].tolist())
-        if _may_be_too_large(head, data.numel()):
-            check_pixels(path)
-        if head[:3] == b"\xff\xd8\xff":
-            img = decode_jpeg(data, _NATIVE_MODE[mode], upright)
-            return img if img.size(0) < 4 else decode_jpeg(data, _NATIVE_MODE["rgb"], upright)  # CMYK, unchanged
-        if head[:4] == b"\x89PNG":
-            return _eight_bits(decode_png(data, _NATIVE_MODE[_png_mode(head, mode)], upright))
-    except (RuntimeError, IndexError):
-        pass  # Pillow knows more kinds of JPEG, and says better what is wrong
-    return _by_pillow(path, mode, upright)
+        if os.preadv(file.fileno(), [content], 0) < size:
+            return None
+        sides = jpeg_size(content)
+        if sides is None:
+            return None
+        check_pixels(*sides)
+        img = decode(data, _NATIVE_MODE[mode], upright)
+        return img if img.size(0) < 4 else decode(data, _NATIVE_MODE["rgb"], upright)  # CMYK, unchanged
+    except DecompressionBombError as error:
+        raise UnreadableImage(f"{path}: {too_large(error)}") from error
+    except (RuntimeError, OSError):
+        return None  # Pillow knows more kinds of JPEG, and says better what is wrong
 
 
-def _may_be_too_large(head: bytes, size: int) -> bool:
-    """Whether the pixels of a file should be counted before it is decoded."""
-    if head[:4] == b"\x89PNG":
-        return int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big") > _LARGE_PNG
-    return size > _LARGE_JPEG
+def jpeg_size(data: Any) -> tuple[int, int] | None:
+    """(width, height) as the head of a JPEG file says, or None where the head is broken.
 
-
-def _png_mode(head: bytes, mode: str) -> str:
-    """What to ask of the PNG decoder, whose own 'unchanged' gives alpha channels and palette indices."""
-    if mode != "unchanged":
-        return mode
-    return "gray" if head[25] in (0, 4) else "rgb"  # the colour type: 0 and 4 are grayscale
-
-
-def _eight_bits(img: Tensor) -> Tensor:
-    return img if img.dtype == torch.uint8 else (img.to(torch.int32) >> 8).to(torch.uint8)
-
-
-def _by_pillow(path: str, mode: str, upright: bool) -> Tensor:
-    return torch.from_numpy(as_array(read_with_pillow(path, mode, upright))).permute(2, 0, 1)
+    Args:
+        data: the file's bytes, something of them that can be indexed.
+    """
+    at, end = 2, len(data) - 9
+    while at < end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in _FRAMES:
+            return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
+        if marker == 0xFF:  # fills
+            at += 1
+        elif marker in _BARE:
+            at += 2
+        else:
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
 
 
 def as_image(data: Any, upright: bool = True) -> Tensor:

@@ -29,7 +29,7 @@ class LoadImageFromFile(Transform):
             `'color_ignore_orientation'`, `'grayscale_ignore_orientation'`.
         to_float32: accepted; images stay bytes up to `Normalize`, which computes in float32.
         file_client_args: `dict(backend='disk')`, the only store there is.
-        imdecode_backend: accepted; the decoder is torchvision's, then Pillow.
+        imdecode_backend: accepted; the decoder is torchvision's for JPEG, else Pillow.
 
     The sample's dict holds either `img` (an array: see `as_image`), or `img_info=dict(filename=…)` with
     `img_prefix` (a folder or None). Written: `img`, `filename`, `ori_shape` (H, W, C).

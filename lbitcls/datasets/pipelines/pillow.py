@@ -2,23 +2,28 @@
 
 Of an animation the first frame is taken, transparency is left out, 16 bits become 8. An image of more pixels than
 Pillow takes for harmless, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), is refused, whatever decodes it: a small
-file may hold it, and memory may not.
+file may hold it, and memory may not. Files are read as the formats in `FORMATS` only: Pillow knows others that start
+programs (EPS) or whose decoders are little tested.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lbitcls.utils.errors import DataError
+from lbitcls.utils.files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
 
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PIL_MODE = {"gray": "L", "rgb": "RGB"}
 _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_TILE = (322, 323)  # of TIFF: TileWidth, TileLength
 
 
 class UnreadableImage(DataError):
@@ -34,40 +39,68 @@ def read_with_pillow(path: str, mode: str, upright: bool = True) -> Image.Image:
         upright: turn the image as its EXIF orientation says.
 
     Raises:
-        UnreadableImage: the file is missing, corrupt, no image, or too large.
+        UnreadableImage: the file is missing, corrupt, no image, no regular file, or too large.
     """
-    from PIL import Image
+    file = open_image(path)
+    with file:
+        return decode_with_pillow(file, path, mode, upright)
 
+
+def open_image(path: str) -> io.FileIO:
+    """The file of an image, opened; `UnreadableImage` when there is none."""
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            return convert(opened, mode, upright)
+        return open_regular(path)
     except FileNotFoundError as error:
         raise UnreadableImage(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise UnreadableImage(f"{path}: cannot read this image: {error.strerror}. Mend or remove it.") from error
+
+
+def decode_with_pillow(file: io.FileIO, path: str, mode: str, upright: bool = True) -> Image.Image:
+    """As `read_with_pillow`, of a file that is open, and closed at the end; `path` is for messages."""
+    # These two by name: Pillow would find them by loading all its plugins, which takes a tenth of a second.
+    from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+
+    size = os.fstat(file.fileno()).st_size
+    try:
+        with io.BufferedReader(file) as buffered, Image.open(buffered, formats=FORMATS) as opened:
+            _check_parts(opened)
+            opened.load()
+            check_pixels(*opened.size)  # which only now may be known
+            return convert(opened, mode, upright)
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{path}: {too_large(error)}") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(
+            f"{path}: cannot read this image ({size} bytes): it is none of {', '.join(FORMATS)}. Mend or remove it."
+        ) from error
     # Pillow's readers raise many kinds of error on corrupt files (SyntaxError, struct.error, ValueError, …).
     except Exception as error:
-        size = f"{os.path.getsize(path)} bytes" if os.path.isfile(path) else "not a file"
-        raise UnreadableImage(f"{path}: cannot read this image ({size}): {error}. Mend or remove it.") from error
+        raise UnreadableImage(
+            f"{path}: cannot read this image ({size} bytes): {error or type(error).__name__}. Mend or remove it."
+        ) from error
 
 
 def too_large(error: Exception) -> str:
-    """What Pillow says of an image with too many pixels, and what to do."""
+    """What is said of an image with too many pixels, and what to do."""
     return f"{error} Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
 
 
-def check_pixels(path: str) -> None:
-    """Raise `UnreadableImage` for a file whose header says that it has too many pixels; other files pass."""
+def check_pixels(width: int, height: int) -> None:
+    """Raise Pillow's `DecompressionBombError` for a size above the limit, `PIL.Image.MAX_IMAGE_PIXELS` twice."""
     from PIL import Image
 
-    try:
-        with Image.open(path):
-            pass
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"{path}: {too_large(error)}") from error
-    except Exception:  # of many kinds; whoever decodes the file says it
-        return
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > 2 * limit:
+        raise Image.DecompressionBombError(f"Image size ({width * height} pixels) exceeds limit of {2 * limit} pixels.")
+
+
+def _check_parts(opened: Image.Image) -> None:
+    """Raise `DecompressionBombError` where a part of an image is said to be larger than images may be."""
+    tags = getattr(opened, "tag_v2", {})
+    sides = [tags.get(tag, 1) for tag in _TILE]
+    if all(isinstance(side, int) for side in sides):
+        check_pixels(*sides)
 
 
 def convert(image: Image.Image, mode: str, upright: bool = True) -> Image.Image:
@@ -101,8 +134,8 @@ def convert_given(image: Image.Image, mode: str, upright: bool = True) -> Image.
     try:
         image.load()
         return convert(image, mode, upright)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UnreadableImage(f"this Pillow image cannot be read: {error}.") from error
+    except Exception as error:  # of as many kinds as with files
+        raise UnreadableImage(f"this Pillow image cannot be read: {error or type(error).__name__}.") from error
 
 
 def from_array(data: Any) -> Image.Image:

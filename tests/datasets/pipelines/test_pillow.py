@@ -16,7 +16,6 @@ from lbitcls.datasets.pipelines.decode import as_image, read_image
 from lbitcls.datasets.pipelines.pillow import (
     UnreadableImage,
     as_array,
-    check_pixels,
     convert_given,
     from_array,
     read_with_pillow,
@@ -45,19 +44,17 @@ def padded_jpeg(width: int, height: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("read", [read_image, read_with_pillow])
-@pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_images_with_too_many_pixels_are_refused(kind: str, read: Callable[[str, str], object], tmp_path: Path) -> None:
-    content = empty_png(20_000, 20_000) if kind == "png" else padded_jpeg(20_000, 20_000, 2**18 + 1)
+@pytest.mark.parametrize(("kind", "size"), [("png", 0), ("jpeg", 0), ("jpeg", 2**18 + 1)])
+def test_images_with_too_many_pixels_are_refused(
+    kind: str, size: int, read: Callable[[str, str], object], tmp_path: Path
+) -> None:
+    content = empty_png(20_000, 20_000) if kind == "png" else padded_jpeg(20_000, 20_000, size)
     (tmp_path / "huge").write_bytes(content)
-    with pytest.raises(UnreadableImage, match=r"huge: Image size \(400000000 pixels\) exceeds.*Make it smaller"):
+    with pytest.raises(
+        UnreadableImage,
+        match=r"huge: Image size \(400000000 pixels\) exceeds.*Make it smaller, or raise PIL.Image.MAX_IMAGE",
+    ):
         read(str(tmp_path / "huge"), "rgb")
-
-
-def test_other_files_pass_the_count_of_pixels(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("no image")
-    Image.fromarray(RGB).save(tmp_path / "small.png")
-    for name in ("text.jpg", "small.png", "missing.jpg"):
-        check_pixels(str(tmp_path / name))
 
 
 def test_the_limit_is_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
