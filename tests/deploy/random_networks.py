@@ -51,7 +51,8 @@ class Network:
     def __str__(self) -> str:
         return (
             f"seed {self.seed}: {'-'.join(self.structures)} on {self.shape}, {self.method} {self.bits} {self.options} "
-            f"fold_bn={self.fold_bn} float={self.float_layers} {self.export} residuals={self.residuals} {self.container}"
+            f"fold_bn={self.fold_bn} float={self.float_layers} {self.export} residuals={self.residuals} "
+            f"{self.container}"
         )
 
 
@@ -109,7 +110,7 @@ def trained(network: Network) -> tuple[nn.Module, float]:
     model = copy.deepcopy(network.model)
     for norm in _norms(model):
         nn.init.uniform_(norm.weight, -1.0, 1.5)
-    _train(model, data, 60, 1e-2)
+    _train(model, data, 40, 1e-2)
     policy = {
         kind: dict(
             type=f"{network.method}{suffix}", num_bit_w=network.bits[0], num_bit_a=network.bits[1], **network.options
@@ -121,8 +122,8 @@ def trained(network: Network) -> tuple[nn.Module, float]:
     cfg = dict(type="ModelTransformer", quan_policy=policy, fold_bn=network.fold_bn, exclude_layers=floats)
     model = build_mtransformer(cfg)(model)
     calibrate(model, [data[0]])
-    for learning_rate in (3e-3, 3e-3, 3e-3, 1e-2):
-        _train(model, data, 40, learning_rate)
+    for learning_rate in (3e-3, 3e-3, 3e-3, 1e-2, 1e-2):
+        _train(model, data, 30, learning_rate)
         with torch.no_grad():
             accuracy = float((model.eval()(data[0]).argmax(1) == data[1]).float().mean())
         if accuracy > 0.98:
@@ -224,5 +225,8 @@ def compare(given: np.ndarray, single: np.ndarray, double: np.ndarray) -> str:
     top = np.sort(single, 1)
     clear = top[:, -1] - top[:, -2] > 0.5 * deviation
     changed = int((given.argmax(1) != single.argmax(1))[clear].sum())
-    text = f"{differing} of {number} images differ ({allowed} may), by {mean:.2g} deviations in the mean ({bound:.2g} may), {changed} change their class clearly"
+    text = (
+        f"{differing} of {number} images differ ({allowed} may), by {mean:.2g} deviations in the mean ({bound:.2g} "
+        f"may), {changed} change their class clearly"
+    )
     return text if differing > allowed or mean > bound or changed > number // 64 else ""

@@ -59,7 +59,7 @@ def plain(draw: random.Random, c: int, out: int | None = None) -> nn.Conv2d:
 
 def activation(draw: random.Random) -> nn.Module:
     kinds: list[Callable[[], nn.Module]] = [nn.ReLU, nn.ReLU, nn.ReLU6, nn.Identity, nn.Hardswish, nn.SiLU]
-    kinds += [nn.Hardtanh, nn.LeakyReLU, nn.GELU, nn.Sigmoid, nn.PReLU, nn.Hardsigmoid, nn.Mish, nn.ELU]
+    kinds += [nn.Hardtanh, nn.LeakyReLU, nn.GELU, nn.Sigmoid, nn.PReLU, nn.Hardsigmoid, nn.ELU]
     return draw.choice(kinds)()
 
 
@@ -220,11 +220,10 @@ def transposed_with_position(draw: random.Random, c: int, h: int, w: int) -> nn.
 
 @structure
 def pooled(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    pool = draw.choice(
-        [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, 1, dilation=2)]
-        + [nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.LPPool2d(2, 2), nn.AdaptiveAvgPool2d((3, 2))]
-        + [nn.AdaptiveMaxPool2d(2)]
-    )
+    pools: list[nn.Module] = [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, ceil_mode=True)]
+    pools += [nn.MaxPool2d(2, 1, dilation=2), nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1, ceil_mode=True)]
+    pools += [nn.LPPool2d(2, 2), nn.AdaptiveAvgPool2d((3, 2)), nn.AdaptiveMaxPool2d(2)]
+    pool = draw.choice(pools)
     return nn.Sequential(conv(draw, c), draw.choice([nn.ReLU(), nn.Identity(), nn.ReLU6()]), pool, plain(draw, c))
 
 
