@@ -12,7 +12,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from structures import ENDINGS, ONNX_RUNTIME_ONLY, STRUCTURES
+from layouts import ENDINGS
+from structures import ONNX_RUNTIME_ONLY, STRUCTURES
 from torch import Tensor, nn
 
 from lbitcls.deploy import targets
