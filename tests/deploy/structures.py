@@ -101,7 +101,7 @@ def conv_norm(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
 
 @structure
 def grouped(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    groups = draw.choice([c, 2])
+    groups = draw.choice([c, 2 - c % 2])
     mode = draw.choice(["zeros", "reflect", "replicate", "circular"])
     layer = nn.Conv2d(c, c * draw.choice([1, 2]), 3, padding=1, groups=groups, padding_mode=mode, bias=False)
     return after(draw, layer, layer.out_channels)
