@@ -15,8 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import random_networks as networks
 
-FAST = (5, 46, 175, 207, 227, 381, 448, 468)
-"""Seeds of small networks: constants along several axes, names of results, transposed, called twice, tokens, a line."""
+FAST = (5, 35, 46, 175, 227, 448, 468)
+"""Seeds of small networks: constants along several axes, names of results, transposed, called twice, tokens."""
 REFUSALS = ("cannot be written at opset", "cannot be exported for")
 """What a ConfigError may say: an operation that the opset lacks, a layer that the target does not take."""
 
