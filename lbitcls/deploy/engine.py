@@ -170,6 +170,8 @@ class ONNXRuntimeEngine(Engine):
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what it raises is said once, by us
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait use no CPU
+        # Else a MatMul of floats with integer weights rounds its input to 8 bits (MatMulNBits at accuracy level 4).
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 

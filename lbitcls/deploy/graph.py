@@ -1,14 +1,10 @@
-"""Passes over the ONNX graph of a shipped model: names, BatchNorm into the weights' scales, signs into the integers.
-
-    γ/σ · (conv(x, codes · s) + b - mean) + β  =  conv(x, codes · s·γ/σ) + (b - mean)·γ/σ + β
-
-is exact: only the scale of each output channel and the bias change, no weight is quantized again.
-"""
+"""Passes over the ONNX graph of a shipped model: names, weights of their own, signs into the integers, lower opsets."""
 
 from __future__ import annotations
 
 import ast
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Collection
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +56,18 @@ class Graph:
         return name
 
     def add_node(
-        self, kind: str, inputs: list[str], output: str, after: NodeProto, name: str, **attributes: Any
+        self, kind: str, inputs: list[str], output: str, after: NodeProto | None, name: str, **attributes: Any
     ) -> NodeProto:
-        """A new node behind `after`."""
+        """A new node behind `after` (None: the first); its name gets a number where another node has it."""
+        name = _numbered(name, {node.name for node in self.nodes})
         node = require("onnx").helper.make_node(kind, inputs, [output], name=name, **attributes)
-        self.nodes.insert(self.nodes.index(after) + 1, node)
+        self.nodes.insert(0 if after is None else self.nodes.index(after) + 1, node)
         return node
 
     def free_name(self, name: str) -> str:
         """A name for a new tensor: `name`, with a number where a constant or another tensor has it."""
         made = (output for node in self.nodes for output in node.output)
-        taken = {*self.constants, *made, *(value.name for value in self.model.graph.input)}
-        numbered = (f"{name}_{number}" for number in count(2))
-        return next(free for free in chain([name], numbered) if free not in taken)
+        return _numbered(name, {*self.constants, *made, *(value.name for value in self.model.graph.input)})
 
     def append_to(self, node: NodeProto, kind: str, operand: str, name: str) -> NodeProto:
         """A new node `kind(output of node, operand)` that takes the name of the node's output over."""
@@ -106,10 +101,25 @@ class Graph:
         return self.model
 
 
+def _numbered(name: str, taken: Collection[str]) -> str:
+    """`name`, with a number where it is taken."""
+    return next(free for free in chain([name], (f"{name}_{number}" for number in count(2))) if free not in taken)
+
+
 def attributes(node: NodeProto) -> dict[str, Any]:
     """A node's attributes as Python values."""
     helper = require("onnx").helper
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def check_flat(graph: Graph) -> None:
+    """Raise `ConfigError` where the graph branches: what is in a branch no pass would see."""
+    branching = [node.name for node in graph.nodes if any(a.HasField("g") or a.graphs for a in node.attribute)]
+    if branching:
+        raise ConfigError(
+            f"the model branches while it runs ({', '.join(branching)}; torch.cond, or a loop), which cannot be "
+            "exported with integer layers; compute both sides, and choose by torch.where."
+        )
 
 
 def name_nodes(graph: Graph, root: str) -> None:
@@ -118,33 +128,49 @@ def name_nodes(graph: Graph, root: str) -> None:
     A layer's operation gets the layer's name, other nodes that of their module and their kind; `root` is the name of
     the traced module's child that the model is.
     """
-    seen: Counter[str] = Counter()
-    for node in graph.nodes:
-        scope = _scope(node, root)
-        if node.op_type in OPERATIONS:
-            scope = _scope_of_weight(graph, node, root) or scope or _owner(node.input[1], root)
-        name = scope if node.op_type in OPERATIONS and scope else "/".join(filter(None, (scope, node.op_type)))
-        seen[name] += 1
-        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    names = [_node_name(graph, node, root) for node in graph.nodes]
+    given: set[str] = set()
+    for node, name in zip(graph.nodes, names, strict=True):
+        node.name = _numbered(name, given if name not in given else given.union(names))
+        given.add(node.name)
     for node in graph.nodes:
         node.doc_string = ""
         del node.metadata_props[:]
-    _forget(graph.model, root)
-    graph.constants = {tensor.name: tensor for tensor in graph.model.graph.initializer}
-    for node in graph.nodes:
-        node.input[:] = [name.removeprefix(f"{root}.") for name in node.input]
+    _forget(graph.model)
+    _name_constants(graph, root)
 
 
-def _forget(model: ModelProto, root: str) -> None:
-    """Drop the tracer's notes, and `root` from the constants' names."""
+def _node_name(graph: Graph, node: NodeProto, root: str) -> str:
+    scope = _scope(node, root)
+    if node.op_type not in OPERATIONS:
+        return "/".join(filter(None, (scope, node.op_type)))
+    return _scope_of_weight(graph, node, root) or scope or _owner(node.input[1], root) or node.op_type
+
+
+def _forget(model: ModelProto) -> None:
+    """Drop the tracer's notes."""
     graph = model.graph
     for tensor in graph.initializer:
-        tensor.name = tensor.name.removeprefix(f"{root}.")
         tensor.doc_string = ""
     for noted in (model, graph, *graph.initializer, *graph.input, *graph.output):
         del noted.metadata_props[:]
     del graph.value_info[:]
     model.doc_string = graph.doc_string = ""
+
+
+def _name_constants(graph: Graph, root: str) -> None:
+    """Drop `root` from the constants' names; a parameter may have the name of a result, such as `mean`."""
+    taken = {*graph.outputs, *(value.name for value in graph.model.graph.input), *graph.constants}
+    taken.update(output for node in graph.nodes for output in node.output)
+    names: dict[str, str] = {}
+    for tensor in graph.model.graph.initializer:
+        if tensor.name.startswith(f"{root}.") and tensor.name not in graph.outputs:
+            names[tensor.name] = _numbered(tensor.name.removeprefix(f"{root}."), taken)
+            tensor.name = names[tensor.name]
+            taken.add(tensor.name)
+    graph.constants = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    for node in graph.nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _scope(node: NodeProto, root: str) -> str:
@@ -175,27 +201,39 @@ def weights_of(graph: Graph) -> list[NodeProto]:
 
 def operation_of(graph: Graph, weight: NodeProto) -> NodeProto | None:
     """The layer's operation on a weight; None where it takes it in another way than as its weight."""
-    node = graph.only_consumer(weight.output[0])
+    taken = weight.output[0]
+    node = graph.only_consumer(taken)
     if node is not None and node.op_type == "Transpose":
-        node = graph.only_consumer(node.output[0])
-    return node if node is not None and node.op_type in OPERATIONS else None
+        taken = node.output[0]
+        node = graph.only_consumer(taken)
+    return node if node is not None and node.op_type in OPERATIONS and list(node.input).index(taken) == 1 else None
 
 
 def separate_weights(graph: Graph) -> None:
-    """Give each use of a weight (a layer that is called twice) a DequantizeLinear and scales of its own."""
+    """Give each use of a weight (a layer that is called twice) a DequantizeLinear and constants of its own."""
     for weight in weights_of(graph):
-        for number, user in enumerate(graph.consumers(weight.output[0])[1:], 2):
-            output = graph.free_name(f"{weight.output[0]}_{number}")
-            graph.add_node(
-                "DequantizeLinear", list(weight.input), output, weight, f"{weight.name}_{number}", **attributes(weight)
-            )
-            user.input[:] = [output if name == weight.output[0] else name for name in user.input]
-    uses: dict[str, list[NodeProto]] = defaultdict(list)
-    for weight in weights_of(graph):
+        for node in graph.consumers(weight.output[0]):
+            if node.op_type == "Transpose":
+                _for_each_user(graph, node)
+        _for_each_user(graph, weight)
+    uses: dict[str, int] = defaultdict(int, dict.fromkeys(graph.outputs, 1))
+    weights = weights_of(graph)
+    for node in graph.nodes:
+        for name in () if node in weights else node.input:
+            uses[name] += 1
+    for weight in weights:
         for position, name in enumerate(weight.input):
-            uses[name].append(weight)
-            if len(uses[name]) > 1:
-                weight.input[position] = graph.add_constant(name, _known(graph, name))
+            uses[name] += 1
+            if uses[name] > 1:
+                weight.input[position] = graph.add_constant(name, known_array(graph, name))
+
+
+def _for_each_user(graph: Graph, node: NodeProto) -> None:
+    """A copy of `node` for each that takes its result but the first."""
+    for number, user in enumerate(graph.consumers(node.output[0])[1:], 2):
+        output = graph.free_name(f"{node.output[0]}_{number}")
+        graph.add_node(node.op_type, list(node.input), output, node, node.name, **attributes(node))
+        user.input[:] = [output if name == node.output[0] else name for name in user.input]
 
 
 def pool_integers(graph: Graph) -> None:
@@ -256,78 +294,17 @@ def _same_grid(graph: Graph, left: NodeProto, right: NodeProto) -> bool:
     return all(a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
-def _bounds(graph: Graph, quantize: NodeProto) -> tuple[float, ...]:
+def _bounds(graph: Graph, quantize: NodeProto) -> tuple[float | str, ...]:
+    """The bounds of a Clip before a quantization; one that is computed, or left out, by its name."""
     clip = graph.producer(quantize.input[0])
     if clip is None or clip.op_type != "Clip":
         return ()
-    return tuple(float(_known(graph, name)) for name in clip.input[1:])
+    arrays = [graph.array(name) for name in clip.input[1:]]
+    return tuple(name if array is None else float(array) for name, array in zip(clip.input[1:], arrays, strict=True))
 
 
-def absorb_norms(graph: Graph) -> list[str]:
-    """Take BatchNormalizations into the scales and bias of the integer layer before each; names of those that stay."""
-    left = []
-    for norm in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
-        if not _absorb(graph, norm):
-            left.append(norm.name)
-    return left
-
-
-def _absorb(graph: Graph, norm: NodeProto) -> bool:
-    bias_add, operation = _before(graph, norm)
-    weight = graph.producer(operation.input[1]) if operation is not None else None
-    if operation is None or weight is None or not _scales_outputs(graph, weight, operation):
-        return False
-    gamma, beta, mean, variance = (_known(graph, name).astype(np.float64) for name in norm.input[1:5])
-    factor = gamma / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
-    scale = _known(graph, weight.input[1]).astype(np.float64) * factor
-    bias = np.zeros_like(mean) if bias_add is None else _bias(graph, bias_add).astype(np.float64)
-    layer = operation.name
-    weight.input[1] = graph.add_constant(f"{layer}.scale_with_norm", scale.astype(np.float32))
-    trailing = () if operation.op_type in ("Gemm", "MatMul") else (1,) * (_known(graph, weight.input[0]).ndim - 2)
-    shift = (beta + (bias - mean) * factor).astype(np.float32).reshape(-1, *trailing)
-    if bias_add is not None:
-        graph.bypass(bias_add, operation)
-    graph.bypass(norm, operation)
-    graph.append_to(operation, "Add", graph.add_constant(f"{layer}.bias_with_norm", shift), f"{layer}/Add")
-    return True
-
-
-def _before(graph: Graph, norm: NodeProto) -> tuple[NodeProto | None, NodeProto | None]:
-    """The Add of a bias, if there is one, and the layer's operation that `norm` alone takes the result of."""
-    node = graph.producer(norm.input[0])
-    if node is None or graph.only_consumer(norm.input[0]) is None:
-        return None, None
-    if node.op_type in OPERATIONS:
-        return None, node
-    inner = next((name for name in node.input if name not in graph.constants), None)
-    if node.op_type != "Add" or inner is None or _bias(graph, node) is None:
-        return None, None
-    operation = graph.producer(inner)
-    if operation is None or operation.op_type not in OPERATIONS or graph.only_consumer(inner) is None:
-        return None, None
-    return node, operation
-
-
-def _scales_outputs(graph: Graph, weight: NodeProto, operation: NodeProto) -> bool:
-    """Whether a weight's scales belong to the operation's output channels, one to each."""
-    known, found = attributes(operation), attributes(weight)
-    if weight.op_type != "DequantizeLinear" or weight.input[0] not in graph.constants or len(operation.input) > 2:
-        return False
-    if operation.op_type == "ConvTranspose":
-        return found.get("axis", 1) == 1 and known.get("group", 1) == 1
-    if operation.op_type == "Gemm":
-        return found.get("axis", 1) == (0 if known.get("transB", 0) else 1)
-    return operation.op_type == "Conv" and found.get("axis", 1) == 0
-
-
-def _bias(graph: Graph, add: NodeProto) -> Any:
-    """The constant that an Add adds, (C,); None where there is none."""
-    arrays = [graph.array(name) for name in add.input]
-    constant = next((array for array in arrays if array is not None), None)
-    return None if constant is None or constant.size != max(constant.shape, default=1) else constant.reshape(-1)
-
-
-def _known(graph: Graph, name: str) -> np.ndarray:
+def known_array(graph: Graph, name: str) -> np.ndarray:
+    """The value of a tensor that is a constant."""
     array = graph.array(name)
     assert array is not None, name
     return array
@@ -340,7 +317,7 @@ def settle_signs(graph: Graph) -> None:
     channel whose scale is 0 gets zeros as integers, and the scale 1.
     """
     for weight in weights_of(graph):
-        scale, codes = _known(graph, weight.input[1]), _known(graph, weight.input[0])
+        scale, codes = known_array(graph, weight.input[1]), known_array(graph, weight.input[0])
         if scale.ndim == 0 or (scale > 0).all():
             continue
         axis = attributes(weight).get("axis", 1)
@@ -361,7 +338,7 @@ def _sign_outside(graph: Graph, weight: NodeProto, negative: np.ndarray) -> None
     operation = operation_of(graph, weight)
     assert operation is not None, weight.name
     sign = np.where(negative, np.float32(-1), np.float32(1))
-    trailing = 0 if operation.op_type in ("Gemm", "MatMul") else _known(graph, weight.input[0]).ndim - 2
+    trailing = 0 if operation.op_type in ("Gemm", "MatMul") else known_array(graph, weight.input[0]).ndim - 2
     constant = graph.add_constant(f"{operation.name}.sign", sign.reshape(-1, *[1] * trailing))
     graph.append_to(operation, "Mul", constant, f"{operation.name}/Mul")
 
@@ -380,8 +357,11 @@ def to_opset_17(graph: Graph) -> None:
     """
     for node in graph.nodes:
         known = attributes(node)
+        lacking = node.op_type in _NEW_IN_18
         if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
-            axes = graph.array(node.input[1]) if len(node.input) > 1 else None
+            given = len(node.input) > 1 and node.input[1] != ""
+            axes = graph.array(node.input[1]) if given else None
+            lacking = axes is None and (given or known.get("noop_with_empty_axes", 0) == 1)
             kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
             del node.attribute[:], node.input[1:]
             node.attribute.extend(kept)
@@ -390,9 +370,11 @@ def to_opset_17(graph: Graph) -> None:
         extended = node.op_type in _CHANGED_IN_18 and (
             len(node.input) > _CHANGED_IN_18[node.op_type] or any(name in known for name in _NEW_ATTRIBUTES)
         )
-        if extended or node.op_type in _NEW_IN_18:
+        if extended or lacking:
             raise ConfigError(
                 f"{node.name} cannot be written at opset 17, which lacks this {node.op_type}; use 18 to 21."
             )
-    graph.model.opset_import[0].version = 17
+    for imported in graph.model.opset_import:
+        if imported.domain in ("", "ai.onnx"):
+            imported.version = 17
     graph.model.ir_version = 8

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lbitcls.deploy import targets
 from lbitcls.deploy.graph import (
     Graph,
-    absorb_norms,
+    check_flat,
     drop_repeated,
     name_nodes,
     pool_integers,
@@ -27,6 +27,7 @@ from lbitcls.deploy.graph import (
     to_opset_17,
 )
 from lbitcls.deploy.metadata import ModelInfo, require, write_info
+from lbitcls.deploy.norms import absorb_norms
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
 from lbitcls.deploy.shipped import LayerFacts, layer_facts, ship
@@ -170,6 +171,7 @@ def export_onnx(
 def to_integer_layers(graph: Graph) -> list[str]:
     """Passes over a traced graph, after which its integer layers are as they ship; names of BatchNorms that stay."""
     name_nodes(graph, _ROOT)
+    check_flat(graph)
     separate_weights(graph)
     norms_left = absorb_norms(graph)
     settle_signs(graph)

@@ -27,21 +27,23 @@ def pack_weights(graph: Graph, layers: Collection[str]) -> tuple[list[str], dict
     """Store the integers of the `layers` in 4 bits, where all of a layer's fit.
 
     Returns:
-        Names of the layers that are packed, and of the others, with the reason.
+        Names of the layers that are packed, and of the others, with the reason. A layer that is called twice, with
+        another BatchNorm after each, has integers for each call; it is packed where all fit.
     """
-    packed, left = [], {}
+    packed: dict[str, None] = {}
+    left: dict[str, str] = {}
     for weight in weights_of(graph):
-        operation = operation_of(graph, weight)
-        if operation is None or operation.name not in layers:
+        layer = weight.name.rpartition("/")[0]
+        if operation_of(graph, weight) is None or layer not in layers:
             continue
         codes = _within(graph, weight)
         if codes.min() < LOWEST or codes.max() > HIGHEST:
             span = f"{codes.min()} to {codes.max()}"
-            left[operation.name] = f"its integers are {span}; 4 bits hold {LOWEST} to {HIGHEST}"
+            left[layer] = f"its integers are {span}; 4 bits hold {LOWEST} to {HIGHEST}"
             continue
-        _pack(graph, weight.input[0], codes, operation.name)
-        packed.append(operation.name)
-    return packed, left
+        _pack(graph, weight.input[0], codes, weight)
+        packed[layer] = None
+    return [layer for layer in packed if layer not in left], left
 
 
 def _within(graph: Graph, weight: NodeProto) -> np.ndarray:
@@ -59,17 +61,16 @@ def _within(graph: Graph, weight: NodeProto) -> np.ndarray:
     return signed
 
 
-def _pack(graph: Graph, name: str, codes: np.ndarray, layer: str) -> None:
+def _pack(graph: Graph, name: str, codes: np.ndarray, weight: NodeProto) -> None:
     onnx = require("onnx")
-    store = f"{name}_int4"
+    store = graph.free_name(f"{name}_int4")
     data = pack_int4(codes)
     graph.constants[store] = onnx.TensorProto(
         name=store, data_type=onnx.TensorProto.INT4, dims=codes.shape, raw_data=data.tobytes()
     )
-    output = f"{name}_int8"
+    output = graph.free_name(f"{name}_int8")
     graph.redirect(name, output)
-    cast = onnx.helper.make_node("Cast", [store], [output], name=f"{layer}/Cast", to=onnx.TensorProto.INT8)
-    graph.nodes.insert(0, cast)
+    graph.add_node("Cast", [store], output, None, f"{weight.name.rpartition('/')[0]}/Cast", to=onnx.TensorProto.INT8)
 
 
 def pack_int4(codes: np.ndarray) -> np.ndarray:

@@ -112,7 +112,8 @@ def to_uint8(graph: Graph) -> None:
         assert zero_point is not None and scale is not None
         bounds = graph.producer(node.input[0])
         low = graph.array(bounds.input[1]) if bounds is not None and bounds.op_type == "Clip" else None
-        least = -128 if low is None else int(np.rint(low / scale)) + int(zero_point)
+        # The Clip may be the model's own, with bounds beyond what the integers hold, or between two of them.
+        least = -128 if low is None else max(-128, int(np.floor(low / scale + 1e-3)) + int(zero_point))
         value = np.array(int(zero_point) - least, np.uint8)
         name = graph.add_constant(f"{node.input[1].removesuffix('.scale')}.zero_point_uint8", value)
         for user in (node, *graph.consumers(node.output[0])):
@@ -147,6 +148,10 @@ def _latencies(models: dict[str, bytes], input_shape: tuple[int, int, int]) -> d
 
 _TINY = np.finfo(np.float32).tiny  # added to a float, changes nothing but an exact 0
 _PASSING = ("Relu", "Clip", *POOLS, "AveragePool", "Reshape", "Flatten", "Transpose", "Slice", "Concat")
+_FOLLOWED = (*_PASSING, "Squeeze", "Unsqueeze", "Expand", "Neg", "Abs", "Mul", "Split", "Pad", "Identity")
+_KEPT_FLOAT = "KeptFloat"  # name of an addition that keeps the layer behind it from being computed in integers
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_ZERO_MATTERS = (*_COMPARISONS, "Sign", "Cast", "Ceil", "Log", "Reciprocal", "Div", "NonZero")
 
 
 def guard_scales(graph: Graph) -> None:
@@ -154,13 +159,26 @@ def guard_scales(graph: Graph) -> None:
 
     It moves the channels' scales behind what follows, and with them it changes the bounds of a Clip there (seen in
     2026.4: Conv, ReLU, MaxPool, Clip; also a Concat of integers on different grids). An addition keeps them in place.
+    Nothing is added where an exact 0 is told from other numbers, by its sign for one.
+
+    A ConvTranspose in integers also takes the bounds of a Clip behind it for others (2026.4), whatever is between; with
+    an addition before it, it is computed in float.
     """
     for weight in weights_of(graph):
         operation = operation_of(graph, weight)
         if operation is not None:
             _guard_bias(graph, operation)
+        if operation is not None and operation.op_type == "ConvTranspose" and _is_clipped(graph, operation.output[0]):
+            smallest, taken = (
+                graph.add_constant("smallest", np.array(_TINY)),
+                graph.free_name(f"{operation.name}_float"),
+            )
+            graph.add_node(
+                "Add", [operation.input[0], smallest], taken, graph.producer(operation.input[0]), _KEPT_FLOAT
+            )
+            operation.input[0] = taken
     for node in [node for node in graph.nodes if node.op_type == "Concat"]:
-        if any(_from_integers(graph, name) for name in node.input):
+        if any(_from_integers(graph, name) for name in node.input) and not _zero_matters(graph, node.output[0]):
             graph.append_to(node, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{node.name}/Guard")
 
 
@@ -171,9 +189,27 @@ def _guard_bias(graph: Graph, operation: NodeProto) -> None:
         last, after = after, graph.only_consumer(after.output[0])
     bias = None if after is None or after.op_type != "Add" else graph.array(after.input[1])
     if after is None or bias is None:
-        graph.append_to(last, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{operation.name}/Guard")
-    elif not bias.any():
+        if not _zero_matters(graph, last.output[0]):
+            graph.append_to(last, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{operation.name}/Guard")
+    elif not bias.any() and not _zero_matters(graph, after.output[0]):
         after.input[1] = graph.add_constant(after.input[1], bias + _TINY)
+
+
+def _is_clipped(graph: Graph, name: str) -> bool:
+    """Whether a Clip takes a tensor, or what is made of it before the next layer or quantization."""
+    users = graph.consumers(name)
+    if any(user.op_type == "Clip" for user in users):
+        return True
+    users = [user for user in users if user.op_type not in (*OPERATIONS, "QuantizeLinear")]
+    return any(_is_clipped(graph, out) for user in users for out in user.output)
+
+
+def _zero_matters(graph: Graph, name: str) -> bool:
+    """Whether a tensor, or what has the same zeros, is taken by an operation to which an exact 0 is special."""
+    users = graph.consumers(name)
+    if any(user.op_type in _ZERO_MATTERS for user in users):
+        return True
+    return any(_zero_matters(graph, out) for user in users if user.op_type in _FOLLOWED for out in user.output)
 
 
 def _from_integers(graph: Graph, name: str) -> bool:
@@ -274,6 +310,8 @@ def _why_float(graph: Graph, node: NodeProto) -> str:
     source = through_pools(graph, node.input[0])
     if weight is None or weight.op_type != "DequantizeLinear":
         return "its weight is float"
+    if source is not None and source.name.startswith(_KEPT_FLOAT):
+        return "OpenVINO would take the bounds behind it for others"
     if source is None or source.op_type != "DequantizeLinear":
         return "its input is float"
     codes = graph.array(weight.input[0])

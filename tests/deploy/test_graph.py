@@ -11,7 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.graph import POOLS, Graph, attributes, weights_of
+from lbitcls.deploy.graph import (
+    POOLS,
+    Graph,
+    attributes,
+    check_flat,
+    drop_repeated,
+    name_nodes,
+    operation_of,
+    separate_weights,
+    to_opset_17,
+    weights_of,
+)
+from lbitcls.utils.errors import ConfigError
 
 Ships = Callable[..., Any]
 Quantized = Callable[..., nn.Module]
@@ -112,6 +124,105 @@ def test_editing() -> None:
     assert [t.name for t in saved.graph.initializer] == ["c"]
     onnx.checker.check_model(saved)
     assert attributes(helper.make_node("Conv", [], [], pads=[1, 2])) == {"pads": [1, 2]}
+
+
+def made_of(nodes: list[Any], constants: dict[str, np.ndarray], output: str = "y") -> Graph:
+    """A graph from `x` to `output`."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    values = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    ends = [helper.make_tensor_value_info(name, floats, None) for name in ("x", output)]
+    return Graph(helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], values)))
+
+
+def test_parameters_with_the_names_of_results() -> None:
+    """A model's buffer `mean` and the mean that it computes; a parameter `x`, as the input is called; and `y`."""
+    make = onnx.helper.make_node
+    nodes = [make("ReduceMean", ["x"], ["mean"]), make("Sub", ["mean", "traced.mean"], ["sub"])]
+    nodes += [make("Mul", ["sub", "traced.x"], ["mul"]), make("Add", ["mul", "traced.y"], ["y"])]
+    values = {f"traced.{name}": np.float32([number]) for number, name in enumerate(("mean", "x", "y"))}
+    graph = made_of(nodes, values)
+    name_nodes(graph, "traced")
+    made = [output for node in graph.nodes for output in node.output]
+    assert len({"x", *made, *graph.constants}) == 1 + len(made) + len(graph.constants)
+    taken = [graph.array(node.input[1]) for node in graph.nodes[1:]]
+    assert [None if array is None else array.tolist() for array in taken] == [[0], [1], [2]]
+
+
+def test_node_names_are_given_once() -> None:
+    """A layer that is called twice, beside one that is named as its second call would be."""
+    scope = {"pkg.torch.onnx.name_scopes": "['', 'traced', 'traced.{}', 'conv2d']"}
+    nodes = [onnx.helper.make_node("Conv", ["x", "w"], [output]) for output in ("a", "b", "y")]
+    for node, name in zip(nodes, ("conv", "conv", "conv_2"), strict=True):
+        onnx.helper.set_model_props(node, {key: value.format(name) for key, value in scope.items()})
+    graph = made_of(nodes, {"w": np.zeros((1, 1, 1, 1), np.float32)})
+    name_nodes(graph, "traced")
+    assert [node.name for node in graph.nodes] == ["conv", "conv_3", "conv_2"]
+
+
+def dequantized(output: str = "w", axis: int = 0) -> Any:
+    return onnx.helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], [output], name="fc/Weight", axis=axis)
+
+
+CODES = {"codes": np.ones((2, 2), np.int8), "scale": np.ones(2, np.float32), "zero": np.zeros(2, np.int8)}
+
+
+def test_uses_of_a_weight_share_nothing() -> None:
+    """One transposed weight for two layers, whose scales are also a factor of the model's."""
+    make = onnx.helper.make_node
+    nodes = [dequantized(), make("Transpose", ["w"], ["t"], name="t"), make("MatMul", ["x", "t"], ["a"], name="fc")]
+    nodes += [make("Mul", ["a", "scale"], ["b"], name="m"), make("MatMul", ["b", "t"], ["y"], name="fc_2")]
+    graph = made_of(nodes, CODES)
+    separate_weights(graph)
+    weights = weights_of(graph)
+    operations = [operation_of(graph, weight) for weight in weights]
+    assert {node.name for node in operations if node is not None} == {"fc", "fc_2"} and len(weights) == 2
+    constants = [name for node in graph.nodes if node.op_type != "MatMul" for name in node.input if name in CODES]
+    assert len({name for weight in weights for name in weight.input}) == 6
+    assert sorted(constants).count("scale") == 1  # the Mul's alone
+    assert len({node.name for node in graph.nodes}) == len(graph.nodes)
+
+
+def test_integers_that_are_a_layers_input_are_no_weight() -> None:
+    graph = made_of([dequantized(), onnx.helper.make_node("MatMul", ["w", "x"], ["y"])], CODES)
+    assert operation_of(graph, weights_of(graph)[0]) is None
+
+
+@pytest.mark.parametrize("bounds", [["", "high"], ["low"], ["low", "computed"]])
+def test_bounds_that_are_left_out_or_computed(bounds: list[str]) -> None:
+    """The second of two quantizations on one grid goes where the bounds are the same, known or not."""
+    make, grid = onnx.helper.make_node, ["s", "z"]
+    nodes = [make("ReduceMax", ["x"], ["computed"])]
+    for source, number in (("x", "1"), ("d1", "2")):
+        nodes.append(make("Clip", [source, *bounds], [f"c{number}"]))
+        nodes.append(make("QuantizeLinear", [f"c{number}", *grid], [f"q{number}"]))
+        nodes.append(make("DequantizeLinear", [f"q{number}", *grid], [f"d{number}"]))
+    nodes.append(make("Neg", ["d2"], ["y"]))
+    values = {"s": np.float32(1), "z": np.uint8(0), "low": np.float32(0), "high": np.float32(3)}
+    graph = made_of(nodes, values)
+    drop_repeated(graph)
+    assert [node.op_type for node in graph.save().graph.node].count("QuantizeLinear") == 1
+
+
+def test_reductions_at_opset_17() -> None:
+    make = onnx.helper.make_node
+    graph = made_of([make("ReduceMax", ["x", "axes"], ["y"], name="r")], {"axes": np.array([2, 3])})
+    to_opset_17(graph)
+    assert attributes(graph.nodes[0])["axes"] == [2, 3] and list(graph.nodes[0].input) == ["x"]
+    for node in (
+        make("ReduceMax", ["x", "computed"], ["y"], name="r"),
+        make("ReduceMax", ["x"], ["y"], name="r", noop_with_empty_axes=1),
+    ):
+        with pytest.raises(ConfigError, match="r cannot be written at opset 17"):
+            to_opset_17(made_of([make("Shape", ["x"], ["computed"]), node], {}))
+
+
+def test_branches_are_refused() -> None:
+    helper = onnx.helper
+    value = helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Neg", ["x"], ["z"])], "b", [], [value])
+    node = helper.make_node("If", ["c"], ["y"], name="block/If", then_branch=branch, else_branch=branch)
+    with pytest.raises(ConfigError, match=r"branches while it runs \(block/If"):
+        check_flat(made_of([node], {"c": np.array(True)}))
 
 
 class Attention(nn.Module):

@@ -88,3 +88,22 @@ def test_where_packing_is_not_possible(tmp_path: Any, options: dict[str, Any], m
     with pytest.raises(ConfigError, match=match):
         export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), pack=True, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_are_called_twice(quantized: Quantized, ships: Ships) -> None:
+    """One is named as the second call of another would be."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.conv_2 = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3)
+            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(self.conv(x)))
+            return self.conv_2(torch.relu(self.second(self.conv(x)))).mean((2, 3))
+
+    report = ships(quantized(Twice(), "DoReFa", 3, 4, images()), images(), pack=True)
+    assert report.not_packed == {} and [layer["packed"] for layer in report.info.layers] == [True, True]
+    stored = [t for t in onnx.load(str(report.path)).graph.initializer if t.data_type == onnx.TensorProto.INT4]
+    assert len(stored) == 3

@@ -171,3 +171,64 @@ def test_scales_stay_before_a_clip_behind_a_concatenation(quantized: Quantized, 
     model.out.input_quantizer = LSQ(4, signed=False)
     model.out.input_quantizer.initialize(torch.linspace(0, 0.97, 9), minmax)
     ships(model.eval(), images())
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_bounds_behind_a_transposed_convolution(
+    quantized: Quantized, ships: Ships, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    """OpenVINO takes others where it computes it in integers; bounds that nothing exceeds do no harm."""
+    monkeypatch.setattr(targets, "_latencies", lambda models, shape: {"int8": 1.0, "uint8": 2.0})
+    torch.manual_seed(0)
+    layers = [nn.ConvTranspose2d(3, channels, 3, 2, 1, 1), nn.SiLU(), nn.Conv2d(channels, 4, 3, 2), nn.Flatten()]
+    model = quantized(nn.Sequential(*layers), "LSQ", 3, 3, 3 * images())
+    report = ships(model, 3 * images())
+    float_layers = integer_layers(report.path)["convolutions"]["float"]
+    assert float_layers == {"0": "OpenVINO would take the bounds behind it for others"}
+
+
+def clipped(low: float, scale: float) -> Graph:
+    """A Clip of the model's own before a quantization to int8."""
+    make, grid = onnx.helper.make_node, ["s", "z"]
+    nodes = [make("Clip", ["x", "low", "high"], ["c"]), make("QuantizeLinear", ["c", *grid], ["q"])]
+    nodes.append(make("DequantizeLinear", ["q", *grid], ["y"]))
+    values = {"low": np.float32(low), "high": np.float32(-low), "s": np.float32(scale), "z": np.int8(0)}
+    return graph_from(nodes, values)
+
+
+def graph_from(nodes: list[Any], values: dict[str, Any]) -> Graph:
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, 1, 1]) for name in ("x", "y")]
+    constants = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    return Graph(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10))
+
+
+def computed(graph: Graph, x: np.ndarray) -> np.ndarray:
+    from onnxruntime import InferenceSession
+
+    return InferenceSession(graph.save().SerializeToString()).run(None, {"x": x.reshape(-1, 3, 1, 1)})[0]
+
+
+@pytest.mark.parametrize("low, scale", [(-20.0, 0.05), (-1.0, 0.047), (-1.0, 0.04), (-6.4, 0.05), (0.0, 0.05)])
+def test_bounds_of_the_models_own_before_a_grid(low: float, scale: float) -> None:
+    """Far beyond the integers, on the grid, between two integers: uint8 holds the same values."""
+    graph, x = clipped(low, scale), np.linspace(-30, 30, 6000, dtype=np.float32)
+    expected = computed(graph, x)
+    targets.to_uint8(graph)
+    assert {n.input[2] for n in graph.nodes if n.op_type == "QuantizeLinear"} == {"s.zero_point_uint8"}
+    np.testing.assert_array_equal(computed(graph, x), expected)
+
+
+@pytest.mark.parametrize("after, guarded", [("Sign", False), ("Relu", True)])
+@pytest.mark.parametrize("between", [None, "Relu", "Neg"])
+def test_an_exact_zero_stays_one_where_it_matters(after: str, guarded: bool, between: str | None) -> None:
+    make = onnx.helper.make_node
+    nodes = [make("DequantizeLinear", ["codes", "s", "z"], ["w"], axis=0, name="conv/w")]
+    nodes.append(make("Conv", ["x", "w"], ["a"], name="conv"))
+    nodes += [make(between, ["a"], ["b"])] if between else []
+    nodes.append(make(after, ["b" if between else "a"], ["y"]))
+    values = {"codes": np.ones((3, 3, 1, 1), np.int8), "s": np.ones(3, np.float32), "z": np.zeros(3, np.int8)}
+    graph = graph_from(nodes, values)
+    targets.guard_scales(graph)
+    assert ("Add" in [node.op_type for node in graph.nodes]) == guarded
+    assert not np.sign(computed(graph, np.zeros(3, np.float32))).any() or guarded
