@@ -15,7 +15,7 @@ from typing import Any
 
 from mmengine.config import Config as _MMEngineConfig
 
-from lbitcls.utils.config_files import existing, numbers, read_config
+from lbitcls.utils.config_files import MARK, existing, numbers, read_config
 from lbitcls.utils.config_override import check_override, mergeable
 from lbitcls.utils.config_text import format_config, plain_values, read_sections, with_lists
 from lbitcls.utils.custom import import_custom
@@ -104,7 +104,7 @@ class Config(_MMEngineConfig):
         path = existing(Path(filename).expanduser())
         loaded = read_config(path, **kwargs)
         sections = _with_total_epochs(_values(numbers(loaded._cfg_dict, path)))
-        cfg = Config(sections, cfg_text=loaded.text, filename=str(path))
+        cfg = Config(sections, cfg_text=loaded.text.replace(MARK, ""), filename=str(path))
         check_sections(cfg)
         import_custom(cfg.get("custom_imports"))
         return cfg

@@ -23,7 +23,7 @@ from lbitcls.utils.failures import explain
 from lbitcls.utils.library import find_shipped, nearest_config
 from lbitcls.utils.safe import read_yaml, refuse_code
 
-_MARK = "\ufeff"
+MARK = "\ufeff"
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
@@ -49,7 +49,6 @@ def read_config(path: Path, **kwargs: Any) -> _MMEngineConfig:
         raise ConfigError(
             f"config {path} cannot be read: {type(error).__name__}: {error}{_line(error, path)}"
         ) from error
-    loaded._text = loaded.text.replace(_MARK, "")
     return loaded
 
 
@@ -131,7 +130,7 @@ def _guarded() -> Iterator[None]:
     def without_mark(filename: str, copied: str) -> None:
         copy(filename, copied)
         text = Path(copied).read_text(encoding="utf-8")
-        if text.startswith(_MARK):
+        if text.startswith(MARK):
             Path(copied).write_text(text[1:], encoding="utf-8")
 
     with _READING:
