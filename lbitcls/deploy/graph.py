@@ -201,9 +201,7 @@ def separate_weights(graph: Graph) -> None:
 def pool_integers(graph: Graph) -> None:
     """Quantize before a maximum or minimum (`POOLS`), where that is done to its result alone.
 
-    The values are the same, since quantization keeps the order; and engines write, and pool, integers. OpenVINO 2026.4
-    quantizes wrongly right after a ReduceMax, GlobalMaxPool or ReduceMin of floats: it joins the two in one operation,
-    whose integers are off by some steps.
+    The values are the same, since quantization keeps the order; and engines write, and pool, integers.
     """
     for pool in reversed([node for node in graph.nodes if node.op_type in POOLS and len(node.output) == 1]):
         chain = _quantization_of(graph, pool.output[0])
@@ -214,6 +212,22 @@ def pool_integers(graph: Graph) -> None:
         first.input[0], last.output[0], pool.input[0], pool.output[0] = source, pooled, pooled, result
         graph.nodes.remove(pool)
         graph.nodes.insert(graph.nodes.index(last) + 1, pool)
+
+
+def split_maxima(graph: Graph) -> None:
+    """Keep OpenVINO from joining a maximum or minimum of floats with what follows: `Max(y, y)` is y, and ends it.
+
+    OpenVINO 2026.4 joins a ReduceMax, ReduceMin or GlobalMaxPool with the elementwise operations after it, across a
+    Concat, and where these end in a quantization the integers are off by some steps. MaxPool is computed rightly.
+    """
+    if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+        return
+    for node in [node for node in graph.nodes if node.op_type in ("ReduceMax", "ReduceMin", "GlobalMaxPool")]:
+        before = through_pools(graph, node.input[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            output = node.output[0]
+            node.output[0] = graph.free_name(f"{output}_alone")
+            graph.add_node("Max", [node.output[0]] * 2, output, node, f"{node.name}/Max")
 
 
 def _quantization_of(graph: Graph, tensor: str) -> list[NodeProto]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ class Plan:
 
 def own_parameters(module: nn.Module) -> int:
     """Number of parameters that a module holds itself, not through its children."""
-    return sum(p.numel() for p in module.parameters(recurse=False))
+    if isinstance(module, parametrize.ParametrizationList):
+        return 0  # they belong to the layer
+    owners = [module, *module.parametrizations.values()] if parametrize.is_parametrized(module) else [module]  # type: ignore[operator, union-attr]
+    return sum(p.numel() for owner in owners for p in owner.parameters(recurse=False))
 
 
 def _bits(num_bits: int | None) -> str:
