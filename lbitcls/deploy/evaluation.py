@@ -91,13 +91,10 @@ def check_weights_in_use(model: nn.Module, plain: nn.Module, input_shape: tuple[
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, or of what caused it; its kind where it says nothing."""
-    for found in (error.__cause__, error):
-        lines = str(found or "").strip().splitlines()
-        if lines:
-            return lines[0]
+    """The first line of what the cause of an error says, or it itself; its kind and place where that is empty."""
     cause = error.__cause__ or error
-    return f"{type(cause).__name__} without a message{_place(cause)}"
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else f"{type(cause).__name__} without a message{_place(cause)}"
 
 
 def _place(error: BaseException) -> str:

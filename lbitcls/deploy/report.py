@@ -143,8 +143,9 @@ class Verification:
         found = [reason for row in self.yardstick if (reason := self._unsteady(row)) is not None]
         means = {row.output: row.mean for row in self.yardstick}
         for row in self.rows:
-            reasons = self._beyond(row) or (self._too_far(row, means[row.output]), self._too_many(row))
-            found += [reason for reason in reasons if reason is not None]
+            beyond = self._beyond(row)
+            relative = (self._too_far(row, means[row.output]), self._too_many(row))
+            found += beyond or [reason for reason in relative if reason is not None]
         return tuple(found)
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lbitcls.deploy.onnx import export_onnx
 from lbitcls.deploy.report import COLUMNS, Comparison, Verification
 from lbitcls.deploy.verify import verify
+from lbitcls.quant import calibrate
 from lbitcls.quant.methods import METHODS
 from lbitcls.quant.quantizer import NotInitializedError
 from lbitcls.registry import QUANT_LAYERS
@@ -33,13 +34,21 @@ Perturb = Callable[[np.ndarray], np.ndarray]
 # The rule
 
 
-def found(images: int, untied: int | None, yardstick: float, mean: float, changed: int = 0) -> Verification:
-    """A verification of one engine whose logits have the standard deviation 10."""
+def found(
+    images: int,
+    untied: int | None,
+    yardstick: float,
+    mean: float,
+    changed: int = 0,
+    clear: int = 0,
+    flipped: tuple[int, int] = (0, 0),
+) -> Verification:
+    """A verification of one engine whose logits have the standard deviation 10; `flipped` by float64 and by it."""
     rows = [
-        Comparison(name, "float32", "logits", value, 1.0, 0.0, 100.0, number)
-        for name, value, number in (("float64", yardstick, 0), ("engine", mean, changed))
+        Comparison(name, "float32", "logits", value, 1.0, 0.0, 100.0, number, other)
+        for name, value, number, other in (("float64", yardstick, 0, flipped[0]), ("engine", mean, changed, flipped[1]))
     ]
-    return Verification(images, untied, {"logits": 10.0}, (rows[0],), (rows[1],), (), None, {})
+    return Verification(images, untied, {"logits": 10.0}, (rows[0],), (rows[1],), (), None, {}, clear)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,8 @@ def found(images: int, untied: int | None, yardstick: float, mean: float, change
         (0.001, 0.0101, False),
         (0.0, 0.0, True),
         (0.1, float("nan"), False),
+        (0.15, 0.2, True),  # a fiftieth of the standard deviation: no yardstick allows more
+        (0.15, 0.2001, False),
     ],
 )
 def test_the_mean_difference_may_be_twice_the_yardstick_or_a_thousandth_of_the_deviation(
@@ -66,16 +77,53 @@ def test_the_mean_difference_may_be_twice_the_yardstick_or_a_thousandth_of_the_d
     [(90, 1, True), (90, 2, False), (1999, 2, False), (2000, 2, True), (10999, 10, True), (10999, 11, False)],
 )
 def test_one_image_or_one_in_a_thousand_may_change_its_class(untied: int, changed: int, passes: bool) -> None:
-    verification = found(12000, untied, 1.0, 0.0, changed)
+    verification = found(12000, untied, 0.1, 0.0, changed)
     assert verification.passed is passes
     assert passes or f"engine: {changed} of {untied} images without a tie change" in verification.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "images, clear, yardstick, flipped, passes",
+    [
+        (100, 90, 0.2, 1, True),
+        (100, 90, 0.2001, 0, False),  # more than 2 % of the standard deviation
+        (100, 90, float("nan"), 0, False),
+        (100, 90, 0.0, 2, False),
+        (2000, 1200, 0.0, 6, True),  # 0.5 %
+        (2000, 1199, 0.0, 6, False),
+        (60, 60, 1.0, 60, True),  # too few images to judge: 10 %
+        (60, 60, 1.0001, 0, False),
+        (4, 4, 2.5, 0, True),
+    ],
+)
+def test_a_yardstick_that_is_none_confirms_no_file(
+    images: int, clear: int, yardstick: float, flipped: int, passes: bool
+) -> None:
+    """The file agrees with the model; but the model in float64 does not, so nothing is known."""
+    right = found(images, images, yardstick, 0.0, clear=clear, flipped=(flipped, 0))
+    assert right.passed is passes
+    assert passes or (
+        right.reasons[0].startswith("float64: ")
+        and "no file can be confirmed" in right.reasons[0]
+        and "lbitcls test CONFIG FILE" in right.reasons[0]
+    )
+
+
+@pytest.mark.parametrize("clear, flipped, passes", [(90, 1, True), (90, 2, False), (1200, 6, True), (1199, 6, False)])
+def test_classes_of_images_that_are_clear_count_whatever_the_yardstick_is(
+    clear: int, flipped: int, passes: bool
+) -> None:
+    """The yardstick's largest difference makes all images ties."""
+    verification = found(12000, 0, 0.1, 0.1, clear=clear, flipped=(0, flipped))
+    assert verification.passed is passes
+    assert passes or f"engine: {flipped} of {clear} images change" in verification.reasons[0]
 
 
 def test_fewer_than_100_images_do_not_confirm_a_file() -> None:
     few, enough = found(99, 99, 0.0, 0.4, 50), found(100, 99, 0.0, 0.4, 50)
     assert few.passed and not few.judged and few.reasons == ()
     assert few.warning is not None and "99 images are too few" in few.warning
-    assert not enough.passed and enough.judged and len(enough.reasons) == 2 and enough.warning is None
+    assert not enough.passed and enough.judged and len(enough.reasons) == 1 and enough.warning is None
 
 
 @pytest.mark.parametrize(
@@ -244,6 +292,52 @@ def test_the_model_is_left_in_its_mode(verify_with: Any, digits: Tensor) -> None
     before = {name: value.clone() for name, value in model.state_dict().items()}
     verify_with(model, digits[:100], lambda y: np.zeros_like(y))  # the twin itself moves the statistics
     assert model.training and all(v.dtype == before[k].dtype for k, v in model.state_dict().items())
+
+
+class Wandering(nn.Module):
+    """A model whose results change from call to call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = getattr(self.model, "predict", self.model)(x)
+        return y + 0.2 * y.std() * torch.randn(y.shape)
+
+
+def test_a_model_that_is_random_excuses_no_file(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
+    torch.manual_seed(0)
+    verification = verify_with(Wandering(make_resnet("LSQ")), digits, lambda y: y * np.float32(0.8))
+    assert not verification.passed
+    assert [reason.split(":")[0] for reason in verification.reasons] == ["float64", "integer", "twin"]
+
+
+def test_the_anchor_is_the_very_module_with_its_hooks(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
+    """A hook that uses the module from outside of the copies does what it does in a test, and every mode comes back."""
+    model, calls = make_resnet("LSQ"), []
+    model.backbone.register_forward_hook(lambda module, args, output: calls.append(module))
+    model.train()
+    model.backbone.eval()
+    verification = verify_with(model.backbone, digits[:100], part="model")
+    assert verification.passed and any(module is model.backbone for module in calls)
+    assert model.training and not model.backbone.training and model.head.training
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dict", "pair", "list"])
+def test_batches_as_loaders_give_them(verify_with: Any, make_resnet: Any, digits: Tensor, kind: str) -> None:
+    batches = {
+        "tensor": lambda x: x,
+        "dict": lambda x: {"img": x, "gt_label": x},
+        "pair": lambda x: (x, x[:, 0]),
+        "list": lambda x: [x, x[:, 0]],
+    }
+    model = make_resnet("LSQ")
+    given = [batches[kind](images) for images in digits[:120].split(60)]
+    assert verify_with(model, digits, batches=given).images == 120
+    assert calibrate(model, given) == 0
+    with pytest.raises(DataError, match=r"a batch is a tensor .* got a dict with image"):
+        verify_with(model, digits, batches=[{"image": digits}])
 
 
 # Real files in both engines
