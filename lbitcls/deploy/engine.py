@@ -235,8 +235,9 @@ def load_usable(
     for name in engines:
         try:
             engine = load(path, name, threads)
-            if None not in engine.input_shape:
-                engine.predict(np.zeros((engine.fixed_batch or 1, *engine.input_shape), np.float32))  # type: ignore[arg-type]
+            sizes = [size for size in engine.input_shape if size is not None]
+            if len(sizes) == 3:  # not free
+                engine.predict(np.zeros((engine.fixed_batch or 1, *sizes), np.float32))
         except CheckpointError as error:
             refused[name] = first_reason(error.__cause__ or error)
         else:

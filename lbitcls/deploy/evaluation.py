@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lbitcls.deploy.shipped import active
 from lbitcls.quant.layers import HOOKS, QuantLayer
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import ConfigError, LbitclsError
 
 Outputs = tuple[Tensor, ...]
 Evaluation = Callable[[Tensor], Outputs]
@@ -53,13 +53,16 @@ def as_tuple(outputs: Any) -> tuple[Any, ...]:
     return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
-def check_weights_in_use(model: nn.Module, plain: nn.Module, input_shape: tuple[int, int, int]) -> None:
+def check_weights_in_use(
+    model: nn.Module, plain: nn.Module, input_shape: tuple[int, int, int], part: str = "model"
+) -> None:
     """Raise where a quantized layer computes with another weight than the one that would be exported.
 
     Args:
         model: runs on two batches of two images.
         plain: its `plain_copy`, whose layers are exported.
         input_shape: (C, H, W) of an image.
+        part: `model` or `backbone`: what runs.
 
     Raises:
         ConfigError: a layer does; or the model does not take such images.
@@ -74,7 +77,9 @@ def check_weights_in_use(model: nn.Module, plain: nn.Module, input_shape: tuple[
             stack.callback(hook.remove)
         for images in (torch.zeros(2, *input_shape), torch.randn(2, *input_shape, generator=generator)):
             try:
-                evaluation(model)(images)
+                evaluation(model, part)(images)
+            except LbitclsError:
+                raise
             except Exception as error:  # whatever the model's code raises
                 raise ConfigError(
                     f"{type(model).__name__} does not run on images {tuple(images.shape)}: {reason_of(error)}"

@@ -23,12 +23,11 @@ from lbitcls.deploy.graph import (
     absorb_norms,
     drop_repeated,
     name_nodes,
-    pool_integers,
     separate_weights,
     settle_signs,
-    split_maxima,
     to_opset_17,
 )
+from lbitcls.deploy.maxima import pool_integers, split_maxima
 from lbitcls.deploy.metadata import ModelInfo, require, write_info
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
@@ -130,9 +129,10 @@ def export_onnx(
     check_options(opset, part, pack, target)
     names = _class_names(model, classes) if part == "model" else None
     plain = plain_copy(model)
-    check_expressible(plain)
-    check_weights_in_use(model, plain, input_shape)
-    model = plain if part == "model" else _Backbone(plain)
+    exported = plain if part == "model" else _Backbone(plain)
+    check_expressible(exported)
+    check_weights_in_use(model, plain, input_shape, part)
+    model = exported
     targets.check_layers(model, target, opset)
     graph = Graph(trace(ship(model, "int8" if target == "tensorrt" else None), input_shape, opset, part))
     norms_left = to_integer_layers(graph)

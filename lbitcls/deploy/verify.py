@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.deploy.engine import Engine, load, load_usable
-from lbitcls.deploy.evaluation import Evaluation, Outputs, as_tuple, evaluating, evaluation
+from lbitcls.deploy.evaluation import Evaluation, Outputs, as_tuple, evaluating, evaluation, reason_of
 from lbitcls.deploy.integer import integer_model, largest_accumulator, layers_in_float
 from lbitcls.deploy.metadata import read_info
 from lbitcls.deploy.reference import reference_model
 from lbitcls.deploy.report import TIED_DEVIATIONS, Comparison, Verification
 from lbitcls.deploy.targets import JUDGES
 from lbitcls.quant.calibration import images_of
-from lbitcls.utils.errors import CheckpointError, DataError
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError
 
 
 def verify(
@@ -57,7 +57,7 @@ def verify(
     Raises:
         CheckpointError: the file gives other outputs than the model (their number or shape), no engine can run it, or
             the model's own outputs are not finite.
-        ConfigError: the model cannot be copied.
+        ConfigError: the model cannot be copied, or its copy does not run in float64.
         DataError: there are no images.
         DependencyError: an engine's package is missing.
         NotInitializedError: a quantizer of the model has no first values.
@@ -66,9 +66,9 @@ def verify(
     part = loaded[0].info.part if loaded and loaded[0].info is not None else "model"
     integer = integer_model(model)
     bound = largest_accumulator(integer)
-    others = {"float64": evaluation(reference_model(model, torch.float64), part, torch.float64)}
+    others = {"float64": _in_float64(reference_model(model, torch.float64), part)}
     if bound is not None:
-        others["integer"] = evaluation(integer, part, torch.float64)
+        others["integer"] = _in_float64(integer, part)
     others |= {engine.name: _engine_evaluation(engine) for engine in loaded}
     study = _Study(part)
     with evaluating(model):
@@ -91,6 +91,25 @@ def _judges(
     if not loaded:
         raise CheckpointError(f"no engine runs {path}: {'; '.join(f'{n}: {why}' for n, why in cannot_run.items())}")
     return loaded, cannot_run
+
+
+def _in_float64(copied: nn.Module, part: str) -> Evaluation:
+    """Images to the outputs of a copy of the model."""
+    run = evaluation(copied, part, torch.float64)
+
+    def guarded(images: Tensor) -> Outputs:
+        try:
+            return run(images)
+        except LbitclsError:
+            raise
+        except Exception as error:  # whatever the model's code raises
+            raise ConfigError(
+                f"verification needs the model in float64, which does not run: {reason_of(error)} Something in it "
+                "keeps to float32, or a hook uses a module from outside of the copy: let it use the module and the tensors "
+                "that it is given."
+            ) from error
+
+    return guarded
 
 
 def _engine_evaluation(engine: Engine) -> Evaluation:

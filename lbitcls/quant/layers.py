@@ -137,7 +137,8 @@ def _quantize(quantizer: Quantizer | None, x: Tensor) -> Quantized:
 def _recast(layer: nn.Module, target: type[nn.Module]) -> Any:
     """A module of another class with the state of `layer`: the same tensors in containers of its own."""
     if parametrize.is_parametrized(layer):  # what computes its tensors is in its class
-        names = (*layer.parametrizations, "__deepcopy__", "__getstate__")  # type: ignore[misc]
+        parametrizations: Any = layer.parametrizations
+        names = (*parametrizations, "__deepcopy__", "__getstate__")
         computing = {name: value for name, value in vars(type(layer)).items() if name in names}
         target = type(f"Parametrized{target.__name__}", (target,), computing)
     new = target.__new__(target)

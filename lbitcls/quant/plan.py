@@ -83,8 +83,9 @@ class Plan:
 def own_parameters(module: nn.Module) -> int:
     """Number of parameters that a module holds itself, not through its children."""
     if isinstance(module, parametrize.ParametrizationList):
-        return 0  # they belong to the layer
-    owners = [module, *module.parametrizations.values()] if parametrize.is_parametrized(module) else [module]  # type: ignore[operator, union-attr]
+        return 0  # they count for the layer whose tensor is computed from them
+    computed: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    owners = (module, *computed.values())
     return sum(p.numel() for owner in owners for p in owner.parameters(recurse=False))
 
 

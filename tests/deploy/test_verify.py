@@ -23,7 +23,7 @@ from lbitcls.quant import calibrate
 from lbitcls.quant.methods import METHODS
 from lbitcls.quant.quantizer import NotInitializedError
 from lbitcls.registry import QUANT_LAYERS
-from lbitcls.utils.errors import CheckpointError, DataError, DependencyError
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, DependencyError
 from lbitcls.utils.logging import print_table
 
 QUANT_LAYERS.names()  # imports every method
@@ -314,14 +314,23 @@ def test_a_model_that_is_random_excuses_no_file(verify_with: Any, make_resnet: A
 
 
 def test_the_anchor_is_the_very_module_with_its_hooks(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
-    """A hook that uses the module from outside of the copies does what it does in a test, and every mode comes back."""
-    model, calls = make_resnet("LSQ"), []
-    model.backbone.register_forward_hook(lambda module, args, output: calls.append(module))
-    model.train()
+    """A hook finds the module that it was made for, which no copy is; and every module has its mode again."""
+    model = make_resnet("LSQ").train()
     model.backbone.eval()
-    verification = verify_with(model.backbone, digits[:100], part="model")
-    assert verification.passed and any(module is model.backbone for module in calls)
+    own = model.head
+    own.register_forward_pre_hook(lambda module, args: args if module is own else (args[0] * 1.5,))
+    verification = verify_with(model, digits[:100])
+    assert verification.rows[-1].name == "twin" and verification.rows[-1].identical == 100
+    assert not verification.passed and verification.reasons[0].startswith("float64: ")
     assert model.training and not model.backbone.training and model.head.training
+
+
+def test_a_model_that_keeps_to_float32_is_named(verify_with: Any, digits: Tensor) -> None:
+    inner = nn.Linear(64, 64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model[0].register_forward_hook(lambda module, args, output: inner(output))
+    with pytest.raises(ConfigError, match="the model in float64, which does not run: .*outside of the copy"):
+        verify_with(model, digits)
 
 
 @pytest.mark.parametrize("kind", ["tensor", "dict", "pair", "list"])
