@@ -105,8 +105,8 @@ def _in_float64(copied: nn.Module, part: str) -> Evaluation:
         except Exception as error:  # whatever the model's code raises
             raise ConfigError(
                 f"verification needs the model in float64, which does not run: {reason_of(error)} Something in it "
-                "keeps to float32, or a hook uses a module from outside of the copy: let it use the module and the tensors "
-                "that it is given."
+                "keeps to float32, or a hook uses a module from outside of the copy: let it use the module and the "
+                "tensors that it is given."
             ) from error
 
     return guarded
