@@ -165,7 +165,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     add("config", help="config file: .py, .yaml or .json")
     add("checkpoint", help="checkpoint of the config's model")
     add("--out", required=True, metavar="FILE", help="ONNX file to write")
-    add("--verify", action="store_true", help="compare the file with the model in all engines, on real images")
+    add("--verify", action="store_true", help="compare the file with the model in the engines for its target")
     add("--num-images", type=int, default=200, metavar="N", help="images to compare on (default: 200)")
     add("--opset", type=int, default=21, metavar="N", help="version of ONNX's operators, 17 to 21 (default)")
     add("--part", default="model", metavar="NAME", help="model (default), or backbone for its features")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +85,7 @@ def compare_models(
 def check_same_architecture(model: nn.Module, float_model: nn.Module) -> None:
     """Raise `ConfigError` unless `model` has every layer of `float_model` in the same shape, and no other."""
     ours, theirs = (
-        {name: tuple(layer.get_parameter("weight").shape) for name, layer in layers_of(one).items()}
-        for one in (model, float_model)
+        {name: tuple(layer.weight.shape) for name, layer in layers_of(one).items()} for one in (model, float_model)
     )
     for name in dict.fromkeys([*theirs, *ours]):
         if ours.get(name) != theirs.get(name):
@@ -233,5 +233,5 @@ def _layer(
 
 def _quantized_from(layer: nn.Module) -> Tensor:
     """The weight as its quantizer sees it, or as it is."""
-    weight = layer.weight_to_quantize() if isinstance(layer, QuantLayer) else layer.get_parameter("weight")
+    weight: Any = layer.weight_to_quantize() if isinstance(layer, QuantLayer) else layer.weight
     return weight.detach()

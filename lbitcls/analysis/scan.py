@@ -11,7 +11,6 @@ weights have grown together with their grids, and without them it may predict no
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from lbitcls.analysis.measures import OutputError, Similarity, output_error
 from lbitcls.analysis.passes import predict, quantizers_of, weight_quantizer
 from lbitcls.quant.calibration import quantizing
+from lbitcls.quant.computed_weights import copy_model
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.utils.logging import track
@@ -68,7 +68,7 @@ class Scan:
 
 def graft(quantized: nn.Module, float_model: nn.Module) -> nn.Module:
     """A copy of `quantized` with the weights, biases and statistics of `float_model`, on the same grids."""
-    both = copy.deepcopy(quantized)
+    both = copy_model(quantized)
     own = both.state_dict()
     fits = {name: value for name, value in float_model.state_dict().items() if name in own}
     both.load_state_dict({**own, **fits})
@@ -80,7 +80,7 @@ def weight_similarity(quantized: nn.Module, float_model: nn.Module) -> float:
     similarity = Similarity()
     for name, layer in quantized.named_modules():
         if isinstance(layer, QuantLayer) and weight_quantizer(layer) is not None:
-            similarity.add(float_model.get_parameter(f"{name}.weight"), layer.weight)
+            similarity.add(float_model.get_submodule(name).weight, layer.weight)
     return similarity.cosine or 0.0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lbitcls.analysis.passes import in_eval, input_quantizer, layers_of, looking, predict, weight_quantizer
 from lbitcls.analysis.tensors import Extent, TensorReport, TensorWatch, watch_weight
+from lbitcls.quant.computed_weights import settle
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 
@@ -55,6 +57,7 @@ def take_snapshot(
         if images is not None:
             with looking(model, look):
                 logits = predict(model, [images])
+        settle(model)
         layers = {name: layer for name, layer in layers_of(model).items() if name in names}
         weights = {name: watch_weight(weight_quantizer(layer), _weight(layer), None) for name, layer in layers.items()}
     return {name: LayerSnapshot(weight, inputs.get(name)) for name, weight in weights.items()}, logits
@@ -72,5 +75,5 @@ def _report(x: Tensor, quantizer: Quantizer | None) -> TensorReport:
 @torch.no_grad()
 def _weight(layer: nn.Module) -> Tensor:
     """The weight as its quantizer sees it, or as it is."""
-    weight = layer.weight_to_quantize() if isinstance(layer, QuantLayer) else layer.get_parameter("weight")
+    weight: Any = layer.weight_to_quantize() if isinstance(layer, QuantLayer) else layer.weight
     return weight.detach()

@@ -17,10 +17,11 @@ from torch import nn
 from lbitcls.apis.calibrate import calibration_images, first_images
 from lbitcls.apis.plan import image_shape
 from lbitcls.apis.session import Session, load_data, make_model, open_session
+from lbitcls.deploy.engine import first_reason
 from lbitcls.deploy.metadata import require
 from lbitcls.deploy.onnx import ExportReport, check_options, export_onnx
 from lbitcls.deploy.residual import RESIDUAL_BITS, carry_residuals
-from lbitcls.deploy.targets import integer_layers
+from lbitcls.deploy.targets import JUDGES, integer_layers
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_dict
@@ -58,8 +59,8 @@ def export_checkpoint(
         cfg: the config that the checkpoint was trained with.
         checkpoint: of this model, quantized or float.
         out: file to write, `.onnx`; where it is a symbolic link, the file that it points to.
-        verify: compare the file with the model in all engines, on images of `data.val` (`data.test` where that is
-            missing).
+        verify: compare the file with the model in the engines for its target, on images of `data.val` (`data.test`
+            where that is missing).
         num_images: images of the comparison; a verdict needs at least 100.
         opset: version of ONNX's operators, 17 to 21.
         part: `model` (logits) or `backbone` (features).
@@ -105,7 +106,7 @@ def export_checkpoint(
             pipeline=json.loads(json.dumps(_pipeline(cfg))),
             config=cfg.pretty_text,
         )
-        layers = integer_layers(draft) if find_spec("openvino") is not None else None
+        report, layers = _in_integers(report)
         _print(replace(report, path=out), layers)
         result = _verify(model, draft, batches) if verify else None
         rejected = result is not None and not result["passed"]
@@ -159,7 +160,7 @@ def check_arguments(
     if residual_bits not in (None, RESIDUAL_BITS):
         raise ConfigError(f"--residual-bits is {RESIDUAL_BITS}, or left out (float); got {residual_bits!r}.")
     check_options(opset, part, pack, target)
-    for package in ("openvino", "onnxruntime") if verify else ():
+    for package in JUDGES[target] if verify else ():
         require(package)
 
 
@@ -177,6 +178,16 @@ def _check_target(out: str | Path) -> Path:
 
 def _report_path(model: Path) -> Path:
     return model.with_suffix(".report.json")
+
+
+def _in_integers(report: ExportReport) -> tuple[ExportReport, dict[str, Any] | None]:
+    """The layers that OpenVINO runs in integers, and the report, which says so where it cannot run the file."""
+    if find_spec("openvino") is None or "openvino" in report.cannot_run:
+        return report, None
+    try:
+        return report, integer_layers(report.path)
+    except RuntimeError as error:  # OpenVINO's: it has no kernel for an operation
+        return replace(report, cannot_run={**report.cannot_run, "openvino": first_reason(error)}), None
 
 
 def _pipeline(cfg: Config) -> list[Any]:
@@ -222,6 +233,8 @@ def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor]) -> di
     found = verify(model, path, batches)
     verdict = "REJECTED" if not found.passed else "passed" if found.judged else "not judged"
     print_table(f"Verification on {found.images} images: {verdict}", COLUMNS, found.table())
+    for engine, reason in found.cannot_run.items():
+        print(f"{engine} does not judge the file, since it cannot run it: {reason}")
     if found.warning is not None:
         print(found.warning)
     return found.to_json()
@@ -241,6 +254,7 @@ def _print(report: ExportReport, layers: dict[str, Any] | None) -> None:
     if report.container_ms:
         measured = ", ".join(f"{name} {ms} ms" for name, ms in report.container_ms.items())
         rows.append(("signed inputs measured", measured))
+    rows += [(f"not for {engine}", reason) for engine, reason in report.cannot_run.items()]
     for kind, counts in (layers or {}).items():
         rows.append((f"{kind} in integers", f"{counts['integer']} of {counts['total']}"))
         rows += [(f"  float: {name}", reason) for name, reason in _shown(counts["float"], info.is_float).items()]

@@ -6,7 +6,6 @@ that a short run is not held back by its first weights. Buffers are copied, not 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from lbitcls.core.schedule import as_number
+from lbitcls.quant.computed_weights import copy_model
 from lbitcls.utils.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ class ModelEMA:
             raise ConfigError(f"ema.decay is in [0, 1); got {decay}.")
         self.decay = decay
         self.steps = 0
-        self.module = copy.deepcopy(model).eval()
+        self.module = copy_model(model).eval()
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
 

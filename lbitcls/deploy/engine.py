@@ -9,8 +9,9 @@ bfloat16 OpenVINO would choose that by itself, and no longer agree with the trai
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -24,6 +25,7 @@ from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, Lbitcl
 if TYPE_CHECKING:
     import onnx
 
+logger = logging.getLogger("lbitcls")
 PRECISIONS = ("f32", "bf16")
 MOST_THREADS = 1024
 _FIXED_BATCH_SIZES = 4
@@ -211,11 +213,49 @@ def load(path: str | Path, engine: str = "openvino", threads: int | None = None,
             f"threads is a number from 1 to {MOST_THREADS}, or None for the engine's choice; got {threads!r}."
         )
     try:
-        return ENGINES[engine](existing_file(path), threads, precision)
+        opened = ENGINES[engine](existing_file(path), threads, precision)
     except LbitclsError:
         raise
     except Exception as error:  # each engine has its own kinds for a graph that it does not take
         raise CheckpointError(f"{engine} cannot run {path}: {str(error).strip()}") from error
+    if engine == OpenVINOEngine.name and opened.info is not None and opened.info.target == "tensorrt":
+        logger.warning("%s was exported for TensorRT, and OpenVINO may compute it wrongly: use onnxruntime.", path)
+    return opened
+
+
+def load_usable(
+    path: str | Path, engines: Iterable[str], threads: int | None = None
+) -> tuple[list[Engine], dict[str, str]]:
+    """Those of `engines` that run a file (tried on one black image), and why the others cannot.
+
+    Raises:
+        CheckpointError: the file is missing, or no ONNX file.
+        DependencyError: the package of an engine is missing.
+    """
+    read_onnx(existing_file(path))
+    usable, refused = [], {}
+    for name in engines:
+        try:
+            engine = load(path, name, threads)
+            sizes = [size for size in engine.input_shape if size is not None]
+            if len(sizes) == 3:  # not free
+                engine.predict(np.zeros((engine.fixed_batch or 1, *sizes), np.float32))
+        except CheckpointError as error:
+            refused[name] = first_reason(error.__cause__ or error)
+        else:
+            usable.append(engine)
+    return usable, refused
+
+
+_TELLING = ("No conversion rule", "Unsupported ", "Conversion is failed")
+
+
+def first_reason(error: BaseException) -> str:
+    """What an engine says of a file, in one line: OpenVINO begins with places in its own source."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+    telling = [line for sign in _TELLING for line in lines if line.startswith(sign)]
+    rest = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or rest or lines or [type(error).__name__])[0][:300]
 
 
 def can_bf16(engine: str) -> bool:

@@ -236,36 +236,6 @@ def _for_each_user(graph: Graph, node: NodeProto) -> None:
         user.input[:] = [output if name == node.output[0] else name for name in user.input]
 
 
-def pool_integers(graph: Graph) -> None:
-    """Quantize before a maximum or minimum (`POOLS`), where that is done to its result alone.
-
-    The values are the same, since quantization keeps the order; and engines write, and pool, integers. OpenVINO 2026.4
-    quantizes wrongly right after a ReduceMax, GlobalMaxPool or ReduceMin of floats: it joins the two in one operation,
-    whose integers are off by some steps.
-    """
-    for pool in reversed([node for node in graph.nodes if node.op_type in POOLS and len(node.output) == 1]):
-        chain = _quantization_of(graph, pool.output[0])
-        if not chain:
-            continue
-        first, last = chain[0], chain[-1]
-        source, pooled, result = pool.input[0], pool.output[0], last.output[0]
-        first.input[0], last.output[0], pool.input[0], pool.output[0] = source, pooled, pooled, result
-        graph.nodes.remove(pool)
-        graph.nodes.insert(graph.nodes.index(last) + 1, pool)
-
-
-def _quantization_of(graph: Graph, tensor: str) -> list[NodeProto]:
-    """The Relu and Clip, if there are any, QuantizeLinear and DequantizeLinear that alone take a tensor; or nothing."""
-    chain: list[NodeProto] = []
-    for kind in ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear"):
-        node = graph.only_consumer(chain[-1].output[0] if chain else tensor)
-        if node is not None and node.op_type == kind:
-            chain.append(node)
-        elif kind not in ("Relu", "Clip"):
-            return []
-    return chain
-
-
 def drop_repeated(graph: Graph) -> None:
     """Take out each quantization of a tensor that lies on the very same grid already."""
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:

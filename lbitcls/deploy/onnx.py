@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.deploy import targets
+from lbitcls.deploy.evaluation import check_weights_in_use, reason_of
 from lbitcls.deploy.graph import (
     Graph,
     check_flat,
     drop_repeated,
     name_nodes,
-    pool_integers,
     separate_weights,
     settle_signs,
     to_opset_17,
 )
+from lbitcls.deploy.maxima import pool_integers, split_maxima
 from lbitcls.deploy.metadata import ModelInfo, require, write_info
 from lbitcls.deploy.norms import absorb_norms
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
-from lbitcls.deploy.shipped import LayerFacts, layer_facts, ship
+from lbitcls.deploy.shipped import LayerFacts, check_expressible, layer_facts, ship
+from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.files import write_whole
 from lbitcls.version import __version__
@@ -38,6 +41,7 @@ from lbitcls.version import __version__
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+logger = logging.getLogger("lbitcls")
 PARTS = ("model", "backbone")
 OPSETS = (17, 21)
 """Lowest and highest version of ONNX's operators that is written."""
@@ -61,6 +65,7 @@ class ExportReport:
         norms_left: BatchNormalization nodes that stay, since no integer layer stands before them.
         not_packed: layers of 4 bits or fewer that stay in int8 with `pack`, with the reason.
         container_ms: latency in ms by container, where that of signed inputs was chosen by measuring.
+        cannot_run: engines for the target that cannot run the file, with the reason.
     """
 
     path: Path
@@ -73,6 +78,7 @@ class ExportReport:
     norms_left: list[str]
     not_packed: dict[str, str]
     container_ms: dict[str, float]
+    cannot_run: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data, but the config's text."""
@@ -123,7 +129,11 @@ def export_onnx(
     start = time.perf_counter()
     check_options(opset, part, pack, target)
     names = _class_names(model, classes) if part == "model" else None
-    model = model if part == "model" else _Backbone(model)
+    plain = plain_copy(model)
+    exported = plain if part == "model" else _Backbone(plain)
+    check_expressible(exported)
+    check_weights_in_use(model, plain, input_shape, part)
+    model = exported
     targets.check_layers(model, target, opset)
     graph = Graph(trace(ship(model, "int8" if target == "tensorrt" else None), input_shape, opset, part))
     norms_left = to_integer_layers(graph)
@@ -131,6 +141,7 @@ def export_onnx(
         to_opset_17(graph)
     if target == "cpu":
         targets.guard_scales(graph)
+        split_maxima(graph)
     choice = targets.choose_container(graph, target, input_shape)
     facts = [targets.with_container(fact, choice, target) for fact in layer_facts(model)]
     unpacked = graph.save().ByteSize()
@@ -153,6 +164,9 @@ def export_onnx(
     )
     content = _finished(proto, info, target)
     write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
+    refused = targets.cannot_run(path, target)
+    for engine, reason in refused.items():
+        logger.warning("%s cannot run %s: %s", engine, path, reason)
     size, seconds = len(content), time.perf_counter() - start
     return ExportReport(
         Path(path),
@@ -165,6 +179,7 @@ def export_onnx(
         norms_left,
         not_packed,
         choice.milliseconds,
+        refused,
     )
 
 
@@ -230,9 +245,8 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], opset: int, part:
                 verbose=False,
             )
     except Exception as error:  # torch's own kinds, and whatever the model's code raises on traced tensors
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ConfigError(
-            f"{type(model).__name__} cannot be traced for ONNX with a free batch size: {reason}"
+            f"{type(model).__name__} cannot be traced for ONNX with a free batch size: {reason_of(error)}"
         ) from error
     proto = program.model_proto
     if part == "backbone":

@@ -8,13 +8,12 @@ float32 grids; which level a value of an input falls to is decided in float64.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from lbitcls.quant import functional
 from lbitcls.quant.calibration import named_quantizers
+from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams, along
@@ -77,6 +76,7 @@ def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         dtype: `torch.float32`: the model as it is; `torch.float64`.
 
     Raises:
+        ConfigError: something in the model cannot be copied.
         NotInitializedError: a quantizer that is on has no first values.
     """
     waiting = [name for name, q in named_quantizers(model) if q.is_enabled and not q.is_initialized]
@@ -86,7 +86,7 @@ def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             f"{waiting[0]}{others} never saw data, so they have no scale: call lbitcls.quant.calibrate(model, "
             "batches), or load the checkpoint of a quantized model."
         )
-    reference = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    reference = plain_copy(model).requires_grad_(False)
     if dtype is not torch.float32:
         for layer in (m for m in reference.modules() if isinstance(m, QuantLayer)):
             _fix_grids(layer)

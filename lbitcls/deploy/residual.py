@@ -9,7 +9,6 @@ PyTorch too, and is therefore what the exported file is verified against.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lbitcls.quant.computed_weights import copy_model
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.quantizers.lsq import LSQ
@@ -85,7 +85,7 @@ def carry_residuals(
     """
     if bits != RESIDUAL_BITS:
         raise ConfigError(f"skip connections are carried in {RESIDUAL_BITS} bits, or float; got {bits!r}.")
-    model = copy.deepcopy(model).cpu().eval()
+    model = copy_model(model).cpu().eval()
     batches = list(batches)
     if not batches:
         raise DataError("skip connections in 8 bits: the ranges need at least one batch of images.")

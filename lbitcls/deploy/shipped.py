@@ -8,7 +8,6 @@ The bias is an Add of its own: as the layer's bias, engines round it to whole st
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbitcls.deploy.residual import carried_outputs
-from lbitcls.quant.layers import QuantConv2d, QuantLayer
+from lbitcls.quant.computed_weights import plain_copy
+from lbitcls.quant.layers import HOOKS, LAYER_KINDS, QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams
 from lbitcls.utils.errors import CheckpointError, ConfigError
 
 CONTAINERS = {"uint8": (0, 255), "int8": (-128, 127)}
+_COMPUTING = ("forward", "apply_quantized", "_quantized_weight", "_make_quantized_weight", "_conv_forward")
 _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
@@ -79,7 +80,31 @@ class ShippedInput(nn.Module):
         return emit("DequantizeLinear", (integers, *grid), dtype=torch.float32, shape=x.shape)
 
 
-class ShippedLayer(nn.Module):
+class _InItsPlace(nn.Module):
+    """What takes a quantized layer's place, with what is done around its forward pass.
+
+    Attributes:
+        layer: its float form, of which hooks may ask what the quantized layer has.
+    """
+
+    layer: Any
+
+    def take_hooks(self, layer: nn.Module) -> bool:
+        """Take over the hooks of `layer`; whether there are any."""
+        for name in HOOKS:
+            setattr(self, name, getattr(layer, name))
+        return any(getattr(layer, name) for name in HOOKS)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer" or "layer" not in self._modules:
+                raise
+            return getattr(self.layer, name)
+
+
+class ShippedLayer(_InItsPlace):
     """A layer on integer weights, with its bias added afterwards.
 
     A folded BatchNorm's factor is in the scales, which may be negative here: `graph.settle_signs` moves the signs into
@@ -90,7 +115,6 @@ class ShippedLayer(nn.Module):
     scale: Tensor
     zero_point: Tensor
     bias: Tensor | None
-    layer: Any
 
     def __init__(self, layer: QuantLayer, container: str | None = None) -> None:
         super().__init__()
@@ -108,8 +132,8 @@ class ShippedLayer(nn.Module):
         self.register_buffer("zero_point", torch.zeros(len(scale), dtype=self.codes.dtype))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.layer = layer.to_float()
-        self.layer.weight = self.layer.bias = None
-        self._forward_hooks = layer._forward_hooks
+        if not self.take_hooks(layer):
+            self.layer.weight = self.layer.bias = None
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """What the quantized layer does."""
@@ -141,14 +165,14 @@ class ShippedLayer(nn.Module):
         return F.conv_transpose2d(x, weight, None, stride, padding, extra, layer.groups, dilation)
 
 
-class QuantizedInput(nn.Module):
+class QuantizedInput(_InItsPlace):
     """A layer with float weights whose input alone is quantized."""
 
     def __init__(self, layer: QuantLayer, container: str | None = None) -> None:
         super().__init__()
         self.input = shipped_input(layer, container)
         self.layer = layer.to_float()
-        self._forward_hooks = layer._forward_hooks
+        self.take_hooks(layer)
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """What the quantized layer does."""
@@ -168,7 +192,7 @@ def ship(model: nn.Module, container: str | None = None) -> nn.Module:
     """
     check_expressible(model)
     with torch.no_grad():
-        shipped = copy.deepcopy(model).cpu().float().eval()
+        shipped = plain_copy(model)
         for _, hook in carried_outputs(shipped):
             if isinstance(hook.quantizer, Quantizer):
                 hook.quantizer = ShippedInput(hook.quantizer.qparams(), container)
@@ -227,6 +251,12 @@ def _facts(name: str, layer: QuantLayer) -> LayerFacts:
     )
 
 
+def _own_computation(layer: QuantLayer) -> list[str]:
+    """What a layer has in the place of the methods that ship."""
+    kind = next((cls for cls in type(layer).__mro__ if cls in LAYER_KINDS.values()), QuantLayer)
+    return [n for n in _COMPUTING if n in vars(layer) or getattr(type(layer), n, None) is not getattr(kind, n, None)]
+
+
 def container_of(qparams: QParams) -> str:
     """The type that holds an input's integers: `uint8` where none is negative, else `int8`."""
     return "int8" if qparams.quant_min < 0 else "uint8"
@@ -246,6 +276,17 @@ def check_expressible(model: nn.Module) -> None:
         raise CheckpointError(
             f"these values are not all finite, and no integer stands for them: {', '.join(broken)}. The training "
             "diverged; export a checkpoint from before."
+        )
+    own = [
+        f"{name} ({type(layer).__name__}: {', '.join(found)})"
+        for name, layer in quantized_layers(model)
+        if (found := _own_computation(layer))
+    ]
+    if own:
+        raise ConfigError(
+            f"these layers compute in a way of their own, which the file would not have: {'; '.join(own)}. Say what "
+            "the weight is in weight_to_quantize, or use torch.nn.utils.parametrize; what is done to inputs or outputs "
+            "belongs into a module or a hook."
         )
     uneven = []
     for name, layer in quantized_layers(model):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from lbitcls.deploy.engine import openvino_core
+from lbitcls.deploy.engine import first_reason, load_usable, openvino_core
 from lbitcls.deploy.graph import OPERATIONS, POOLS, Graph, attributes, operation_of, through_pools, weights_of
 from lbitcls.deploy.metadata import require
 from lbitcls.deploy.shipped import LayerFacts, active, quantized_layers, weight_dtype
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 TARGETS = ("cpu", "tensorrt")
+JUDGES = {"cpu": ("openvino", "onnxruntime"), "tensorrt": ("onnxruntime",)}
+"""Engines that verify a target's files. OpenVINO needs `guard_scales`, which TensorRT's files do not have."""
 INT16_OPSET = 21  # of DequantizeLinear on 16-bit integers
 _ROUNDS, _SECONDS = 60, 3.0  # of the measurement of containers: whichever comes first
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": "1"}
@@ -79,7 +81,8 @@ def choose_container(graph: Graph, target: str, input_shape: tuple[int, int, int
     """Choose the container of all signed inputs, and bring the graph to it.
 
     Both are timed on OpenVINO, in turns; `int8` is taken where it is at least 5 % faster, since `uint8` is rounded
-    more exactly (see `to_uint8`). Without OpenVINO it is `uint8`, for TensorRT `int8`.
+    more exactly (see `to_uint8`). Without OpenVINO, or where it cannot run the graph, it is `uint8`, for TensorRT
+    `int8`.
     """
     signed = [node for node in graph.nodes if node.op_type == "QuantizeLinear" and _is_signed(graph, node)]
     if not signed or target != "cpu":
@@ -89,11 +92,30 @@ def choose_container(graph: Graph, target: str, input_shape: tuple[int, int, int
         int8 = graph.save().SerializeToString()
         other = Graph(require("onnx").load_model_from_string(int8))
         to_uint8(other)
-        times = _latencies({"int8": int8, "uint8": other.save().SerializeToString()}, input_shape)
-        if times["int8"] < _GAIN * times["uint8"]:
+        try:
+            times = _latencies({"int8": int8, "uint8": other.save().SerializeToString()}, input_shape)
+        except Exception:  # an operation that OpenVINO lacks: it will not run the file, which the export reports
+            times = {}
+        if times and times["int8"] < _GAIN * times["uint8"]:
             return Choice("int8", times)
     to_uint8(graph)
     return Choice("uint8", times)
+
+
+def cannot_run(path: str | Path, target: str) -> dict[str, str]:
+    """The installed engines for a target's files that cannot run this one, with the reason.
+
+    As long as OpenVINO, which lacks some operations, can convert the file, no engine is tried.
+    """
+    installed = [name for name in JUDGES[target] if find_spec(name) is not None]
+    if "openvino" not in installed:
+        return {}
+    try:
+        openvino_core().read_model(str(path))
+    except Exception as error:  # OpenVINO has its own kinds
+        others = [name for name in installed if name != "openvino"]
+        return {"openvino": first_reason(error), **load_usable(path, others, threads=1)[1]}
+    return {}
 
 
 def _is_signed(graph: Graph, node: NodeProto) -> bool:

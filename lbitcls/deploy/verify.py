@@ -1,95 +1,123 @@
 """Whether an exported file computes what was trained: its outputs on real images, beside those of the model.
 
-All are compared with the fake-quantized model in float32 (PyTorch), which is what was trained and validated:
+All are compared with float32, the fake-quantized model as `test` and `infer` run it: the very module that is given, not
+a copy (`lbitcls.deploy.evaluation`).
 
-    float64       the same model in float64; how far it is from float32 is the yardstick: rounding alone does that
+    float64       a copy in float64; how far it is from float32 is the yardstick: rounding alone does that
     integer       the integer reference (`lbitcls.deploy.integer`)
-    openvino, …   each engine that runs the file, in float32 precision
+    openvino, …   each engine that judges the file, in float32 precision
 
 A value within a rounding error of the middle between two levels falls on either side, by the order in which floats
-are added, and a level of difference grows in the layers that follow; so nothing is exactly equal, and an engine is
-judged against the yardstick (`lbitcls.deploy.report`).
+are added, and a level of difference grows in the layers that follow; so nothing is exactly equal. An engine is judged
+by bounds that nothing moves, and against the yardstick (`lbitcls.deploy.report`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.engine import Engine, load
+from lbitcls.deploy.engine import Engine, load, load_usable
+from lbitcls.deploy.evaluation import Evaluation, Outputs, as_tuple, evaluating, evaluation, reason_of
 from lbitcls.deploy.integer import integer_model, largest_accumulator, layers_in_float
+from lbitcls.deploy.metadata import read_info
 from lbitcls.deploy.reference import reference_model
-from lbitcls.deploy.report import Comparison, Verification
-from lbitcls.utils.errors import CheckpointError, DataError
-
-Outputs = tuple[Tensor, ...]
-Evaluation = Callable[[Tensor], Outputs]
+from lbitcls.deploy.report import TIED_DEVIATIONS, Comparison, Verification
+from lbitcls.deploy.targets import JUDGES
+from lbitcls.quant.calibration import images_of
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError
 
 
 def verify(
     model: nn.Module,
     onnx_path: str | Path,
-    batches: Iterable[Tensor],
+    batches: Iterable[Any],
     *,
-    engines: Sequence[str] = ("openvino", "onnxruntime"),
+    engines: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> Verification:
     """Compare an exported file with the model it was made from.
 
     Args:
-        model: what was exported, with its weights; neither its mode nor its device is changed.
+        model: what was exported, with its weights; it is run in eval, on its device, and has its mode again afterwards.
         onnx_path: the file.
-        batches: float32 images (N, C, H, W), as the test pipeline leaves them; at least 100 to confirm the file.
-        engines: names of the engines that run the file.
+        batches: float32 images (N, C, H, W), as the test pipeline leaves them, or what else
+            `lbitcls.quant.calibration.images_of` takes; at least 100 images to confirm the file.
+        engines: names of the engines that run the file; None: those that judge files of its target, without those that
+            cannot run it (`Verification.cannot_run`).
         threads: of each engine; None: its own choice.
 
     Returns:
         All comparisons, whether the file passed, and why not.
 
     Raises:
-        CheckpointError: the file gives other outputs than the model (their number or shape), or the model's own are
-            not finite.
+        CheckpointError: the file gives other outputs than the model (their number or shape), no engine can run it, or
+            the model's own outputs are not finite.
+        ConfigError: the model cannot be copied, or its copy does not run in float64.
         DataError: there are no images.
         DependencyError: an engine's package is missing.
         NotInitializedError: a quantizer of the model has no first values.
     """
-    loaded = [load(onnx_path, engine, threads=threads) for engine in engines]
+    loaded, cannot_run = _judges(onnx_path, engines, threads)
     part = loaded[0].info.part if loaded and loaded[0].info is not None else "model"
-    float32, float64 = (reference_model(model, dtype) for dtype in (torch.float32, torch.float64))
     integer = integer_model(model)
     bound = largest_accumulator(integer)
-    others = {"float64": _evaluation(float64, part, torch.float64)}
+    others = {"float64": _in_float64(reference_model(model, torch.float64), part)}
     if bound is not None:
-        others["integer"] = _evaluation(integer, part, torch.float64)
+        others["integer"] = _in_float64(integer, part)
     others |= {engine.name: _engine_evaluation(engine) for engine in loaded}
     study = _Study(part)
-    with torch.no_grad():
-        for images in batches:
-            study.add(_evaluation(float32, part, torch.float32)(images), {n: run(images) for n, run in others.items()})
+    with evaluating(model):
+        anchor = evaluation(model, part)
+        for images in map(images_of, batches):
+            study.add(anchor(images), {name: run(images) for name, run in others.items()})
     if not study.images:
         raise DataError("verification: there are no images; give at least one batch.")
-    return study.result(bound, layers_in_float(integer))
+    return study.result(bound, layers_in_float(integer), cannot_run)
 
 
-def _evaluation(model: nn.Module, part: str, dtype: torch.dtype) -> Evaluation:
-    """Images to the outputs of the part of a PyTorch model that was exported."""
-    run = getattr(model, "backbone", model) if part == "backbone" else getattr(model, "predict", model)
-    return lambda images: _as_tuple(run(images.cpu().to(dtype)))
+def _judges(
+    path: str | Path, engines: Sequence[str] | None, threads: int | None
+) -> tuple[list[Engine], dict[str, str]]:
+    """The engines that judge a file, and the others of its target, that cannot run it, with the reason."""
+    if engines is not None:
+        return [load(path, engine, threads=threads) for engine in engines], {}
+    info = read_info(path)
+    loaded, cannot_run = load_usable(path, JUDGES["cpu" if info is None else info.target], threads)
+    if not loaded:
+        raise CheckpointError(f"no engine runs {path}: {'; '.join(f'{n}: {why}' for n, why in cannot_run.items())}")
+    return loaded, cannot_run
+
+
+def _in_float64(copied: nn.Module, part: str) -> Evaluation:
+    """Images to the outputs of a copy of the model."""
+    run = evaluation(copied, part, torch.float64)
+
+    def guarded(images: Tensor) -> Outputs:
+        try:
+            return run(images)
+        except LbitclsError:
+            raise
+        except Exception as error:  # whatever the model's code raises
+            raise ConfigError(
+                f"verification needs the model in float64, which does not run: {reason_of(error)} Something in it "
+                "keeps to float32, or a hook uses a module from outside of the copy: let it use the module and the "
+                "tensors that it is given."
+            ) from error
+
+    return guarded
 
 
 def _engine_evaluation(engine: Engine) -> Evaluation:
     def run(images: Tensor) -> Outputs:
         outputs = engine.predict(images.float().cpu().numpy())
-        return tuple(torch.from_numpy(array) for array in _as_tuple(outputs))
+        return tuple(torch.from_numpy(array) for array in as_tuple(outputs))
 
     return run
-
-
-def _as_tuple(outputs: object) -> tuple:
-    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 class _Study:
@@ -121,22 +149,28 @@ class _Study:
                 key = (name, against, self._output(index))
                 self._tallies.setdefault(key, _Tally(self._ranked)).add(mine, other)
 
-    def result(self, bound: tuple[str, int] | None, float_layers: dict[str, str]) -> Verification:
+    def result(
+        self, bound: tuple[str, int] | None, float_layers: dict[str, str], cannot_run: dict[str, str]
+    ) -> Verification:
         """What was found."""
-        untied = None
+        untied = clear = None
+        deviation = {output: spread.deviation() for output, spread in self._spreads.items()}
         if self._ranked:
-            noise = self._tallies["float64", "float32", "logits"].largest
-            untied = torch.cat(self._spreads["logits"].margins) >= noise
-        found = [tally.result(*key, untied) for key, tally in self._tallies.items()]
+            margins = torch.cat(self._spreads["logits"].margins)
+            untied = margins >= self._tallies["float64", "float32", "logits"].largest
+            clear = margins >= TIED_DEVIATIONS * deviation["logits"]
+        found = [tally.result(*key, untied, clear) for key, tally in self._tallies.items()]
         return Verification(
             images=self.images,
             untied=None if untied is None else int(untied.sum()),
-            deviation={output: spread.deviation() for output, spread in self._spreads.items()},
+            deviation=deviation,
             yardstick=tuple(row for row in found if row.name == "float64"),
             rows=tuple(row for row in found if row.name != "float64" and row.reference == "float32"),
             exactness=tuple(row for row in found if row.reference == "float64"),
             largest_accumulator=bound,
             float_layers=float_layers,
+            clear=None if clear is None else int(clear.sum()),
+            cannot_run=cannot_run,
         )
 
     def _output(self, index: int) -> str:
@@ -171,14 +205,15 @@ class _Tally:
         if self._ranked:
             self._same_class.append(given.argmax(1) == expected.argmax(1))
 
-    def result(self, name: str, reference: str, output: str, untied: Tensor | None) -> Comparison:
-        """The means; `untied` marks the images whose class should not change."""
-        agreement = changed = None
-        if untied is not None:
+    def result(self, name: str, reference: str, output: str, untied: Tensor | None, clear: Tensor | None) -> Comparison:
+        """The means; `untied` and `clear` mark the images whose class should not change."""
+        agreement = changed = flipped = None
+        if untied is not None and clear is not None:
             same = torch.cat(self._same_class)
-            agreement, changed = 100 * int(same.sum()) / self._images, int((~same & untied).sum())
+            agreement = 100 * int(same.sum()) / self._images
+            changed, flipped = int((~same & untied).sum()), int((~same & clear).sum())
         mean, identical = self._total / self._elements, 100 * self._equal / self._images
-        return Comparison(name, reference, output, mean, self.largest, identical, agreement, changed)
+        return Comparison(name, reference, output, mean, self.largest, identical, agreement, changed, flipped)
 
 
 class _Spread:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lbitcls.quant.computed_weights import settle
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.ranges import find_rule
@@ -61,7 +62,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: str | None = Non
 
     Args:
         model: a transformed model.
-        batches: tensors (N, C, H, W), or dicts with such an `img`, on any device.
+        batches: what `images_of` takes, on any device: tensors (N, C, H, W), dicts with such an `img`, or pairs
+            (images, labels).
         method: `minmax`, `percentile` or `mse`: the rule that finds ranges; None: each method's own.
 
     Returns:
@@ -72,6 +74,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: str | None = Non
     """
     rule = find_rule(method)
     pending = uninitialized(model)
+    settle(model)
     for layer in (module for module in model.modules() if isinstance(module, QuantLayer)):
         if layer.weight_quantizer is not None and not layer.weight_quantizer.is_initialized:
             layer.weight_quantizer.initialize(layer.weight_to_quantize(), rule)
@@ -96,8 +99,7 @@ def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[
     try:
         with torch.no_grad(), torch.random.fork_rng(), quantizing(model), _running_statistics_kept(model):
             for batch in batches:
-                images = batch["img"] if isinstance(batch, dict) else batch
-                getattr(model, "predict", model)(images.to(device))
+                getattr(model, "predict", model)(images_of(batch).to(device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -108,6 +110,29 @@ def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[
             "give at least one batch, and leave layers that the forward pass does not use out of the transformer."
         )
     return samples
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of a batch as loaders give it.
+
+    Args:
+        batch: a tensor, a dict with `img`, or a tuple or list whose first item they are, such as (images, labels).
+
+    Raises:
+        DataError: it is something else.
+    """
+    images = batch
+    if isinstance(batch, Mapping):
+        images = batch.get("img")
+    elif isinstance(batch, (tuple, list)) and batch:
+        images = batch[0]
+    if not isinstance(images, Tensor):
+        held = f" with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        raise DataError(
+            "a batch is a tensor (N, C, H, W), a dict with such an 'img', or a pair (images, labels); got a "
+            f"{type(batch).__name__}{held}."
+        )
+    return images
 
 
 def _sample(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ def count_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
     def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # A transposed convolution multiplies each input with a slice of the weight, the others make each output so.
         made = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        macs[name] = macs.get(name, 0) + made.numel() * layer.get_parameter("weight")[0].numel()
+        weight: Any = layer.weight
+        macs[name] = macs.get(name, 0) + made.numel() * weight[0].numel()
 
     for name, module in model.named_modules():
         if kind_of(module) is not None or isinstance(module, QuantLayer):

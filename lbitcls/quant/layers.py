@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lbitcls.quant.kernels.recompute import recomputing, worthwhile
 from lbitcls.quant.quantizer import Quantizer
@@ -22,6 +23,14 @@ from lbitcls.utils.errors import ConfigError
 
 Quantized = tuple[Tensor, Callable[[], Tensor] | None]
 SMALLEST_FACTOR = 1e-8
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Where PyTorch keeps what happens around a module's forward pass; what takes a layer's place takes all of it over."""
 SMALLEST_RECOMPUTED = 2**16  # elements; below this the call costs more than the memory is worth
 
 
@@ -127,6 +136,11 @@ def _quantize(quantizer: Quantizer | None, x: Tensor) -> Quantized:
 
 def _recast(layer: nn.Module, target: type[nn.Module]) -> Any:
     """A module of another class with the state of `layer`: the same tensors in containers of its own."""
+    if parametrize.is_parametrized(layer):  # what computes its tensors is in its class
+        parametrizations: Any = layer.parametrizations
+        names = (*parametrizations, "__deepcopy__", "__getstate__")
+        computing = {name: value for name, value in vars(type(layer)).items() if name in names}
+        target = type(f"Parametrized{target.__name__}", (target,), computing)
     new = target.__new__(target)
     new.__dict__ = {k: copy.copy(v) if k.startswith("_") else v for k, v in layer.__dict__.items()}
     return new
@@ -238,13 +252,15 @@ def num_channels(layer: nn.Module, kind: type[QuantLayer]) -> int:
     """Number of output channels of a float layer's weight."""
     if kind.weight_channel_axis == 1 and layer.groups != 1:
         raise ConfigError(f"per_channel needs groups=1 in a {type(layer).__name__}; it has {layer.groups}.")
-    return layer.get_parameter("weight").shape[kind.weight_channel_axis]
+    weight: Any = layer.weight  # no parameter where a hook computes it
+    return weight.shape[kind.weight_channel_axis]
 
 
 def kind_of(layer: nn.Module) -> str | None:
-    """Name of the layer kind of a float layer, by its exact type; None when there is none."""
-    name = type(layer).__name__
-    return name if name in LAYER_KINDS and LAYER_KINDS[name].float_type is type(layer) else None
+    """Name of the layer kind of a float layer, by its exact type (parametrized or not); None when there is none."""
+    float_type = parametrize.type_before_parametrizations(layer)
+    name = float_type.__name__
+    return name if name in LAYER_KINDS and LAYER_KINDS[name].float_type is float_type else None
 
 
 def quantized_kind(name: str) -> type[QuantLayer]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from lbitcls.quant.aliases import current_entry, current_options
-from lbitcls.quant.layers import ENTRY_SUFFIXES, LAYER_KINDS, QuantLayer, num_channels
+from lbitcls.quant.layers import ENTRY_SUFFIXES, HOOKS, LAYER_KINDS, QuantLayer, kind_of, num_channels
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.spec import FLOAT_BITS, check_num_bits
 from lbitcls.registry import QUANT_LAYERS
@@ -61,7 +61,7 @@ class LayerEntry:
         Raises:
             ConfigError: another kind of layer, an unknown option, or bits that the method does not have.
         """
-        if type(layer) is not LAYER_KINDS[self.kind].float_type:
+        if kind_of(layer) != self.kind:
             raise ConfigError(f"{self.name} replaces a {self.kind}; got a {type(layer).__name__}.")
         settings = self.settings(options)
         if not settings.weight_bits and not settings.input_bits:
@@ -193,7 +193,15 @@ def build_own_layer(cls: type[nn.Module], layer: nn.Module, options: dict[str, A
     check_names(cls, arguments)
     check_values(cls.__name__, cls, options)
     own = cls(**arguments)
-    own.load_state_dict(layer.state_dict(), strict=False)
+    missing = {"weight", "bias"} & set(own.load_state_dict(layer.state_dict(), strict=False).missing_keys)
+    if missing:
+        raise ConfigError(
+            f"{cls.__name__} gets the parameters of the layer that it replaces, a {type(layer).__name__} whose "
+            f"{' and '.join(sorted(missing))} something computes (a hook or a parametrization): replace the layer "
+            "first, and let the new one's be computed."
+        )
+    for hooks in HOOKS:
+        getattr(own, hooks).update(getattr(layer, hooks))
     return own.to(next(layer.parameters()).device).train(layer.training)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,11 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
 
 def own_parameters(module: nn.Module) -> int:
     """Number of parameters that a module holds itself, not through its children."""
-    return sum(p.numel() for p in module.parameters(recurse=False))
+    if isinstance(module, parametrize.ParametrizationList):
+        return 0  # they count for the layer whose tensor is computed from them
+    computed: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    owners = (module, *computed.values())
+    return sum(p.numel() for owner in owners for p in owner.parameters(recurse=False))
 
 
 def _bits(num_bits: int | None) -> str:

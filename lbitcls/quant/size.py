@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lbitcls.quant.computed_weights import has_computed_weights, plain_copy
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.spec import FLOAT_BITS
@@ -16,6 +17,8 @@ def model_size(model: nn.Module) -> dict[str, float]:
         `float_kib`: all of it in 32 bits, without quantizers. `quantized_kib`: weights with an enabled quantizer at
         its bits, its scale and zero point in 32 bits each, the rest in 32 bits.
     """
+    if has_computed_weights(model):  # what a weight is computed from does not ship
+        model = plain_copy(model)
     float_bits = quantized_bits = 0
     for module in model.modules():
         if isinstance(module, Quantizer):

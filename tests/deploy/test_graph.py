@@ -281,6 +281,52 @@ def test_integers_are_pooled(quantized: Quantized, ships: Ships, bits: int) -> N
     assert [node.name for node in taken] == ["conv"]
 
 
+class Attended(nn.Module):
+    """Attention over places or channels, whose maximum reaches a quantized layer by way of something else."""
+
+    def __init__(self, kind: str, reduce: str, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kind, self.reduce, self.axes = kind, reduce, axes
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        width = (1 if 1 in axes else 8) * (2 if kind in ("joined", "joined with itself") else 1)
+        self.attention, self.fc = nn.Conv2d(width, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        if self.reduce == "pool":
+            y = nn.functional.adaptive_max_pool2d(x, 1)
+        else:
+            y = getattr(x, self.reduce)(self.axes, keepdim=True)
+        mean = x.mean(self.axes, keepdim=True)
+        changed = {
+            "joined": lambda: torch.cat([y, mean], 1),
+            "joined with itself": lambda: torch.cat([y, y * 0.7], 1),
+            "shifted": lambda: y + 0.37,
+            "scaled": lambda: y * 1.3,
+            "added": lambda: y + mean,
+            "squashed": lambda: y.sigmoid(),
+            "turned": lambda: (y.transpose(2, 3) * 1.3).relu(),
+            "used twice": lambda: y * 1.1,
+        }[self.kind]()
+        weights = self.attention(changed).sigmoid()
+        return self.fc((x * weights + (y if self.kind == "used twice" else 0)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_what_a_maximum_is_joined_with(quantized: Quantized, ships: Ships, number: int) -> None:
+    """OpenVINO joins a maximum of floats with what follows, up to a quantization, whose integers are then wrong."""
+    kinds = ("joined", "joined with itself", "shifted", "scaled", "added", "squashed", "turned", "used twice")
+    reduce, axes = [("amax", (1,)), ("amax", (2, 3)), ("pool", (2, 3)), ("amin", (1,))][(number + number // 8) % 4]
+    torch.manual_seed(number)
+    x = torch.randn(16, 3, 8, 8)
+    model: Any = quantized(Attended(kinds[number % 8], reduce, axes), "LSQ", 8, 8, x)
+    with torch.no_grad():
+        model.attention.weight.mul_(20)
+        model.attention.weight_quantizer.scale.mul_(20)
+    graph = graph_of(ships(model, x))
+    assert any(node.op_type == "Max" and node.input[0] == node.input[1] for node in graph.nodes)
+
+
 class Extreme(nn.Module):
     """A maximum or minimum over each channel, then a quantized layer."""
 

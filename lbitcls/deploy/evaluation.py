@@ -1,0 +1,122 @@
+"""A model as the commands `test` and `infer` run it: the very module, in eval, without gradients, on its own device.
+
+A copy may be another model (a hook in it may still use the modules that it was copied from), and what reads a layer's
+weight without a forward pass may read one that is not used. So whatever is exported is held against this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.deploy.shipped import active
+from lbitcls.quant.layers import HOOKS, QuantLayer
+from lbitcls.utils.errors import ConfigError, LbitclsError
+
+Outputs = tuple[Tensor, ...]
+Evaluation = Callable[[Tensor], Outputs]
+_CLOSE = 1e-5  # of the largest weight: devices add in another order
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In eval and without gradients for the time being; every module has its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def evaluation(model: nn.Module, part: str = "model", dtype: torch.dtype = torch.float32) -> Evaluation:
+    """Images to the outputs of a part of a model, on the CPU; to be called inside `evaluating`, or on one in eval.
+
+    Args:
+        model: a classifier, or any module that takes an image.
+        part: `model` or `backbone`.
+        dtype: of the images that it takes.
+    """
+    run: Any = getattr(model, "backbone", model) if part == "backbone" else getattr(model, "predict", model)
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    return lambda images: tuple(output.cpu() for output in as_tuple(run(images.to(device, dtype))))
+
+
+def as_tuple(outputs: Any) -> tuple[Any, ...]:
+    """One output or several, as a tuple."""
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def check_weights_in_use(
+    model: nn.Module, plain: nn.Module, input_shape: tuple[int, int, int], part: str = "model"
+) -> None:
+    """Raise where a quantized layer computes with another weight than the one that would be exported.
+
+    Args:
+        model: runs on two batches of two images.
+        plain: its `plain_copy`, whose layers are exported.
+        input_shape: (C, H, W) of an image.
+        part: `model` or `backbone`: what runs.
+
+    Raises:
+        ConfigError: a layer does; or the model does not take such images.
+    """
+    seen: dict[str, list[Tensor]] = {}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLayer)}
+    generator = torch.Generator().manual_seed(0)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(lambda m, _, n=name: seen.setdefault(n, []).append(_weight(m)))
+            stack.callback(hook.remove)
+        for images in (torch.zeros(2, *input_shape), torch.randn(2, *input_shape, generator=generator)):
+            try:
+                evaluation(model, part)(images)
+            except LbitclsError:
+                raise
+            except Exception as error:  # whatever the model's code raises
+                raise ConfigError(
+                    f"{type(model).__name__} does not run on images {tuple(images.shape)}: {reason_of(error)}"
+                ) from error
+    for name, weights in seen.items():
+        exported = _weight(plain.get_submodule(name))
+        limit = _CLOSE * float(exported.abs().max())
+        if not all(torch.allclose(weight, exported, rtol=0, atol=limit) for weight in weights):
+            raise ConfigError(
+                f"'{name}' computes with another weight than it holds: {_suspects(layers[name])} it during the forward "
+                "pass, and the file would have the old one. Let torch.nn.utils.parametrize compute it "
+                "(register_parametrization(layer, 'weight', …)), or write the result into the layer before the export."
+            )
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what the cause of an error says, or it itself; its kind and place where that is empty."""
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else f"{type(cause).__name__} without a message{_place(cause)}"
+
+
+def _place(error: BaseException) -> str:
+    """Where in the code an error was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"
+
+
+def _weight(layer: Any) -> Tensor:
+    weight = layer.weight_to_quantize() if active(layer.weight_quantizer) else layer.weight
+    return weight.detach().float().cpu().clone()
+
+
+def _suspects(layer: nn.Module) -> str:
+    """What may change a layer's weight, as the subject of a sentence."""
+    hooks = [hook for name in HOOKS if name.endswith("_hooks") for hook in getattr(layer, name).values()]
+    names = [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks]
+    return f"a hook ({', '.join(names)}) changes" if names else "a module around it, or its hook, changes"

@@ -1,0 +1,137 @@
+"""Which engines run a file, and which of them judge it; models that cannot be traced, with the reason."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from lbitcls.deploy import targets
+from lbitcls.deploy.engine import load, load_usable
+from lbitcls.deploy.onnx import export_onnx
+from lbitcls.deploy.verify import verify
+from lbitcls.quant import build_mtransformer, calibrate
+from lbitcls.utils.errors import CheckpointError, ConfigError
+
+SHAPE = (3, 12, 12)
+
+
+def images(number: int) -> Tensor:
+    return torch.randn(number, *SHAPE, generator=torch.Generator().manual_seed(4))
+
+
+class Deformed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset, self.conv = nn.Conv2d(3, 18, 3, padding=1), torchvision.ops.DeformConv2d(3, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x, self.offset(x)).relu().mean((2, 3)))
+
+
+class Ring(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.fc = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(self.norm(x)).relu().mean((2, 3)))
+
+
+def quantized(model: nn.Module, bits: int = 7) -> nn.Module:
+    torch.manual_seed(0)
+    entry = dict(num_bit_w=bits, num_bit_a=bits)
+    policy = dict(Conv2d=dict(type="LSQConv", **entry), Linear=dict(type="LSQLinear", **entry))
+    model = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(model).eval()
+    calibrate(model, [images(16)])
+    return model
+
+
+@pytest.mark.parametrize("kind, operation", [(Ring, "wrap"), (Deformed, "DeformConv")])
+def test_an_operation_that_openvino_lacks(
+    kind: type[nn.Module], operation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, path = quantized(kind()), tmp_path / "model.onnx"
+    with caplog.at_level(logging.WARNING, "lbitcls"):
+        report = export_onnx(model, path, input_shape=SHAPE)
+    assert list(report.cannot_run) == ["openvino"] and operation in report.cannot_run["openvino"]
+    assert "openvino cannot run" in caplog.text and report.to_json()["cannot_run"] == report.cannot_run
+    found = verify(model, path, images(120).split(60), threads=1)
+    assert found.passed and [row.name for row in found.rows if row.name != "integer"] == ["onnxruntime"]
+    assert operation in found.cannot_run["openvino"] and found.to_json()["cannot_run"] == found.cannot_run
+    with pytest.raises(CheckpointError, match="openvino cannot run"):  # asked for by its name
+        verify(model, path, [images(4)], engines=["openvino"])
+
+
+def test_a_file_that_no_engine_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = quantized(Ring()), tmp_path / "model.onnx"
+    export_onnx(model, path, input_shape=SHAPE)
+    monkeypatch.setitem(targets.JUDGES, "cpu", ("openvino",))
+    with pytest.raises(CheckpointError, match=r"no engine runs .*model\.onnx: openvino: Unsupported padding mode"):
+        verify(model, path, [images(4)])
+
+
+def test_the_judge_of_a_file_for_tensorrt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, path = quantized(Plain(), 4), tmp_path / "model.onnx"
+    for target, judges in (("cpu", ["openvino", "onnxruntime"]), ("tensorrt", ["onnxruntime"])):
+        export_onnx(model, path, input_shape=SHAPE, target=target)
+        found = verify(model, path, images(120).split(60), threads=1)
+        assert found.passed and found.cannot_run == {}
+        assert [row.name for row in found.rows] == ["integer", *judges]
+        assert "exported for TensorRT" not in caplog.text
+    load(path, "onnxruntime", threads=1)
+    assert "exported for TensorRT" not in caplog.text
+    load(path, threads=1)
+    assert "exported for TensorRT, and OpenVINO may compute it wrongly" in caplog.text
+
+
+def test_usable_engines_of_what_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    for name in ("model.onnx", "missing.onnx"):
+        with pytest.raises(CheckpointError):
+            load_usable(tmp_path / name, ["onnxruntime"])
+
+
+class Raising(nn.Module):
+    """Says nothing of what it does not like."""
+
+    def __init__(self, error: Any, traced_only: bool) -> None:
+        super().__init__()
+        self.conv, self.error, self.traced_only = nn.Conv2d(3, 4, 12), error, traced_only
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.traced_only or torch.compiler.is_exporting():
+            raise self.error
+        return self.conv(x).flatten(1)
+
+
+@pytest.mark.parametrize("error", [AssertionError(), ValueError(""), RuntimeError("\n"), KeyError()])
+@pytest.mark.parametrize("traced_only, what", [(True, "cannot be traced"), (False, "does not run on images")])
+def test_errors_without_words(error: Exception, traced_only: bool, what: str, tmp_path: Path) -> None:
+    model = quantized_raising(error, traced_only)
+    with pytest.raises(
+        ConfigError, match=rf"Raising {what}.*: {type(error).__name__} without a message \(.*, line \d+"
+    ):
+        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+    assert not list(tmp_path.iterdir())
+
+
+def quantized_raising(error: Exception, traced_only: bool) -> nn.Module:
+    model: Any = quantized(Raising(error, True))
+    model.traced_only = traced_only
+    return model
