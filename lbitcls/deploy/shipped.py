@@ -111,7 +111,7 @@ class ShippedLayer(nn.Module):
         self.layer.weight = self.layer.bias = None
         self._forward_hooks = layer._forward_hooks
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """What the quantized layer does."""
         weight = torch.onnx.ops.symbolic(
             "DequantizeLinear",
@@ -120,7 +120,7 @@ class ShippedLayer(nn.Module):
             dtype=torch.float32,
             shape=self.codes.shape,
         )
-        y = self._operation(self.input(x), weight, *args)
+        y = self._operation(self.input(input), weight, output_size)
         return y if self.bias is None else y + self.bias.view(-1, *[1] * self._trailing_axes)
 
     @property
@@ -128,7 +128,7 @@ class ShippedLayer(nn.Module):
         """Axes of the output after its channels."""
         return 0 if isinstance(self.layer, nn.Linear) else self.codes.dim() - 2
 
-    def _operation(self, x: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    def _operation(self, x: Tensor, weight: Tensor, output_size: list[int] | None) -> Tensor:
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight)
@@ -137,7 +137,7 @@ class ShippedLayer(nn.Module):
         stride, padding, dilation, kernel = (
             [int(v) for v in values] for values in (layer.stride, layer.padding, layer.dilation, layer.kernel_size)
         )
-        extra = layer._output_padding(x, args[0] if args else None, stride, padding, kernel, 2, dilation)
+        extra = layer._output_padding(x, output_size, stride, padding, kernel, 2, dilation)
         return F.conv_transpose2d(x, weight, None, stride, padding, extra, layer.groups, dilation)
 
 
@@ -150,9 +150,11 @@ class QuantizedInput(nn.Module):
         self.layer = layer.to_float()
         self._forward_hooks = layer._forward_hooks
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the quantized layer does."""
-        return self.layer.forward(self.input(x), *args)  # no call: in the graph the layer has this module's name
+        return self.layer.forward(
+            self.input(input), *args, **kwargs
+        )  # no call: in the graph the layer has this module's name
 
 
 def ship(model: nn.Module, container: str | None = None) -> nn.Module:
@@ -179,6 +181,20 @@ def ship(model: nn.Module, container: str | None = None) -> nn.Module:
             if id(module) in layers:
                 shipped.set_submodule(name, layers[id(module)])
     return shipped.eval()
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise `CheckpointError` where a parameter, a running statistic or a quantizer's state is not finite."""
+    for name, module in model.named_modules():
+        stateful = isinstance(module, (Quantizer, nn.modules.batchnorm._NormBase))
+        buffers = module._buffers if stateful else {}  # others may hold infinities on purpose: an attention's mask
+        for key, tensor in (*module._parameters.items(), *buffers.items()):
+            if tensor is not None and not tensor.detach().isfinite().all():
+                raise CheckpointError(
+                    f"{f'{name}.{key}'.lstrip('.')} holds values that are NaN or infinite, so the file would not work: "
+                    "the weights come from a run that diverged, or the calibration saw such data. Give another "
+                    "checkpoint."
+                )
 
 
 def shipped_layer(layer: QuantLayer, container: str | None = None) -> nn.Module:

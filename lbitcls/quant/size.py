@@ -14,7 +14,8 @@ def model_size(model: nn.Module) -> dict[str, float]:
 
     Returns:
         `float_kib`: all of it in 32 bits, without quantizers. `quantized_kib`: weights with an enabled quantizer at
-        its bits, its scale and zero point in 32 bits each, the rest in 32 bits.
+        its bits, its scale and zero point in 32 bits each, the rest in 32 bits: also the layers that forward passes
+        were seen to go round (`QuantLayer.bypassed`).
     """
     float_bits = quantized_bits = 0
     for module in model.modules():
@@ -31,5 +32,6 @@ def model_size(model: nn.Module) -> dict[str, float]:
 
 def _bits(module: nn.Module, name: str) -> int:
     if name == "weight" and isinstance(module, QuantLayer) and module.weight_quantizer is not None:
-        return module.weight_quantizer.num_bits if module.weight_quantizer.is_enabled else FLOAT_BITS
+        used = module.weight_quantizer.is_enabled and not module.bypassed
+        return module.weight_quantizer.num_bits if used else FLOAT_BITS
     return FLOAT_BITS

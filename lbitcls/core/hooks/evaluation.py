@@ -91,7 +91,8 @@ class EvaluationHook(Hook):
         model = runner.eval_model
         broadcast_module(model, parameters=False)
         batches = self._batches(runner)
-        results = evaluate(model, batches, runner.step.device, metrics=self.metrics, topk=self.topk)
+        describe = getattr(getattr(self.loader, "dataset", None), "describe", str)
+        results = evaluate(model, batches, runner.step.device, metrics=self.metrics, topk=self.topk, describe=describe)
         position = {"mode": "val", "epoch": epoch, "iter": len(runner.loader)}
         runner.publish({**position, **results})
         dropped = [f"top-{k}" for k in self.topk if "accuracy" in self.metrics and f"top-{k}" not in results]

@@ -23,6 +23,7 @@ from lbitcls.registry import HOOKS
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
 from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.files import write_whole
+from lbitcls.utils.jsontext import json_text, with_nulls
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -151,6 +152,8 @@ def _text(value: Any) -> str:
 class JsonLoggerHook(Writer):
     """Appends each record to `log.jsonl`, with `images`, the number of images that were learned from so far.
 
+    What is not finite (the norm of gradients that overflowed in float16) is `null`.
+
     A run that goes on drops, with its first record, what came after its start.
     """
 
@@ -167,7 +170,7 @@ class JsonLoggerHook(Writer):
             write_whole(_path(runner), lambda temporary: temporary.write_text(text, encoding="utf-8"))
             self._start = None
         with _path(runner).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "images": runner.images}) + "\n")
+            file.write(json_text(with_nulls({**record, "images": runner.images})) + "\n")
 
 
 def _path(runner: EpochRunner) -> Path:
