@@ -29,8 +29,7 @@ from lbitcls.deploy.graph import (
 from lbitcls.deploy.metadata import ModelInfo, require, write_info
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
-from lbitcls.deploy.shipped import LayerFacts, check_finite, layer_facts, ship
-from lbitcls.quant.bypass import check_calls
+from lbitcls.deploy.shipped import LayerFacts, check_called, check_finite, layer_facts, ship
 from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.files import write_whole
 from lbitcls.version import __version__
@@ -126,7 +125,7 @@ def export_onnx(
     names = _class_names(model, classes) if part == "model" else None
     model = model if part == "model" else _Backbone(model)
     check_finite(model)
-    check_calls(model, _blank(model, input_shape), "export")
+    check_called(model, input_shape)
     targets.check_layers(model, target, opset)
     graph = Graph(trace(ship(model, "int8" if target == "tensorrt" else None), input_shape, opset, part))
     norms_left = to_integer_layers(graph)
@@ -169,12 +168,6 @@ def export_onnx(
         not_packed,
         choice.milliseconds,
     )
-
-
-def _blank(model: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
-    """Two images of zeros, where the model's parameters are and in their type."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return like.new_zeros((2, *input_shape))
 
 
 def to_integer_layers(graph: Graph) -> list[str]:

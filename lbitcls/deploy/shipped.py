@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbitcls.deploy.residual import carried_outputs
+from lbitcls.quant.bypass import refuse_read, watching
+from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.layers import QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams
@@ -181,6 +183,25 @@ def ship(model: nn.Module, container: str | None = None) -> nn.Module:
             if id(module) in layers:
                 shipped.set_submodule(name, layers[id(module)])
     return shipped.eval()
+
+
+def check_called(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    """Raise `ConfigError` for quantized layers whose weight the model reads in eval without calling the layer.
+
+    Args:
+        model: it is not changed.
+        input_shape: (C, H, W) of an image.
+    """
+    modes = {module: module.training for module in model.modules()}
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    run: Any = getattr(model.eval(), "predict", model)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), quantizing(model), watching(model) as watch:
+            run(like.new_zeros((2, *input_shape)))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    refuse_read(watch.result(), "export")
 
 
 def check_finite(model: nn.Module) -> None:

@@ -220,24 +220,6 @@ def refuse_read(found: Bypassed, what: str) -> None:
         )
 
 
-def check_calls(model: nn.Module, images: Tensor, what: str) -> Bypassed:
-    """What a forward pass of `images` goes round, in eval without gradients.
-
-    Raises:
-        ConfigError: a layer's weight is read, and the layer not called.
-    """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(), watching(model) as watch:
-            run: Any = getattr(model.eval(), "predict", model)
-            run(images)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    refuse_read(watch.result(), what)
-    return watch.result()
-
-
 def leave_fast_path(model: nn.Module) -> list[str]:
     """Have PyTorch's transformer layers call the quantized layers in them without gradients, too.
 

@@ -155,8 +155,8 @@ def _require_finite_images(images: Tensor, number: int) -> None:
     if not finite.all():
         raise DataError(
             f"calibration: {int((~finite).sum())} of {len(images)} images of batch {number} (counted from 0), the "
-            f"first at place {int(finite.int().argmin())}, hold values that are NaN or infinite. Look at that image and "
-            "at what the pipeline makes of it (a standard deviation of 0 divides by it)."
+            f"first at place {int(finite.int().argmin())}, hold NaN or infinite values. Look at it and at what "
+            "the pipeline makes of it (a standard deviation of 0 divides by it)."
         )
 
 

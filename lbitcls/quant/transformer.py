@@ -75,9 +75,7 @@ class ModelTransformer:
             quantizer.place = name
         off = leave_fast_path(model)
         if off:
-            text = (
-                "PyTorch's fused kernel for transformer layers is not used in %s: it would go round quantized layers."
-            )
+            text = "PyTorch's fused kernel of transformer layers, which goes round quantized layers, is off in %s."
             (logger or logging.getLogger("lbitcls")).info(text, ", ".join(off))
         if self.fold_bn:
             pairs = fold_norms(model)

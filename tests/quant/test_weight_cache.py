@@ -274,15 +274,6 @@ def test_random_edits_are_seen_and_undoing_them_as_well() -> None:
 
 
 @torch.no_grad()
-def test_within_transforms_nothing_is_compared() -> None:
-    net = network()
-    expected = net(X)
-    stacked = {name: torch.stack([value, value]) for name, value in net.named_parameters()}
-    result = torch.func.vmap(lambda state: torch.func.functional_call(net, state, (X,)))(stacked)
-    torch.testing.assert_close(result, torch.stack([expected, expected]))
-
-
-@torch.no_grad()
 def test_who_watches_a_quantizer_sees_every_call() -> None:
     net, seen = network(), []
     net(X)
