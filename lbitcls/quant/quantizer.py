@@ -203,7 +203,7 @@ class Quantizer(nn.Module):
             DataError: a value in `x` is not finite, or so large that the grid would not be.
         """
         self._require_finite(x, "what it quantizes holds")
-        x = self.normalize(x.detach().to(compute_dtype(x)))
+        given, x = x, self.normalize(x.detach().to(compute_dtype(x)))
         if self._signed_by_config is None:
             self.negative.fill_(bool((x < 0).any()))
             self.refresh()
@@ -211,8 +211,8 @@ class Quantizer(nn.Module):
             self.first_values(x)
         else:
             self.set_range(*rule(per_grid(x, self.channel_axis), self))
-        for parameter in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
-            self._require_finite(parameter, "the first values of its grid hold")
+        for tensor in (*self.parameters(recurse=False), *self.grid(given)):
+            self._require_finite(tensor, "the first values of its grid hold")
         self.initialized.fill_(True)
         self.refresh()
 

@@ -27,11 +27,11 @@ def json_text(value: Any, **options: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError as error:
-        found = next(_not_finite(value, ""), None)
-        if found is None:
+        if "not JSON compliant" not in str(error):
             raise
+        place, number = next(_not_finite(value, ""))
         raise DataError(
-            f"{found[0] or 'a result'} is {found[1]}, which JSON has no word for; nothing is written."
+            f"{place or 'a result'} is {number}, which JSON has no word for; nothing is written."
         ) from error
 
 
