@@ -53,7 +53,7 @@ def test_a_checkpoint_that_is_quantized_already_says_so(
     assert main([*arguments, str(once), "--out", str(twice), "--num-images", "60"]) == 0
     printed = capsys.readouterr()
     said = printed.out + printed.err
-    assert f"{once} is quantized already: 8 of its 8 quantizers have values, and keep them; nothing was calib" in said
+    assert f"{once} is quantized already: 16 of its 16 quantizers have values, and keep them; nothing was" in said
     assert "calibrate the float checkpoint that it was made from" in said and "took their first" not in said
     first, second = read_checkpoint(once), read_checkpoint(twice)
     assert first["meta"]["calibrated_on"] == second["meta"]["calibrated_on"] == 50
