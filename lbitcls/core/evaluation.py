@@ -170,7 +170,7 @@ def evaluate(
             with noticing(model, "validation") if first else contextlib.nullcontext():
                 logits = _logits(model, batch, device)
             tally = tally or Tally(logits.shape[1], topk, device, needs_confusion)
-            tally.note("the images", batch.get("features", batch.get("img")), batch.get("index"))
+            tally.note("the images", batch["features" if "features" in batch else "img"], batch.get("index"))
             tally.note("the logits", logits, batch.get("index"))
             tally.add(logits.float(), labels, _loss(model, logits, labels))
             if watch is not None:

@@ -136,7 +136,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     """The first and the last byte of a tensor's elements within its memory."""
     first = tensor.storage_offset()
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return first * tensor.itemsize, (last + 1) * tensor.itemsize - 1
+    return int(first * tensor.itemsize), int((last + 1) * tensor.itemsize - 1)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
