@@ -91,7 +91,9 @@ def _record(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return record if isinstance(record, dict) and {"mode", "epoch", "iter"} <= record.keys() else None
+    if not isinstance(record, dict) or not {"mode", "epoch", "iter"} <= record.keys():
+        return None
+    return {name: value for name, value in record.items() if value is not None}  # what was not finite
 
 
 @dataclass(frozen=True)

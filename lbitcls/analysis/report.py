@@ -6,7 +6,6 @@ when the page has been painted and can be used, before the first plot.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from lbitcls.analysis.findings import Analysis
 from lbitcls.analysis.summary import describe
 from lbitcls.utils.errors import ConfigError, DependencyError
 from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.jsontext import json_text
 from lbitcls.version import __version__
 
 _PAGE = Path(__file__).parent / "page"
@@ -76,7 +76,7 @@ def render(data: dict[str, Any]) -> str:
     template = _environment().get_template("report.html")
     return template.render(
         data=data,
-        payload=_for_script(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
+        payload=_for_script(json_text(data, ensure_ascii=False, separators=(",", ":"))),
         plotly=_plotly_js(),
         style=(_PAGE / "report.css").read_text(encoding="utf-8"),
         script=(_PAGE / "report.js").read_text(encoding="utf-8"),
@@ -95,10 +95,10 @@ def _rounded(value: Any) -> Any:
 
 def _lines(data: Mapping[str, Any]) -> str:
     """JSON with a line for each key and for each layer."""
-    parts = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in data.items()}
-    layers = [json.dumps(layer, ensure_ascii=False, allow_nan=False) for layer in data["layers"]]
+    parts = {key: json_text(value, ensure_ascii=False) for key, value in data.items()}
+    layers = [json_text(layer, ensure_ascii=False) for layer in data["layers"]]
     parts["layers"] = "[\n" + ",\n".join(layers) + "\n]"
-    return "{\n" + ",\n".join(f"{json.dumps(key)}: {text}" for key, text in parts.items()) + "\n}\n"
+    return "{\n" + ",\n".join(f"{json_text(key)}: {text}" for key, text in parts.items()) + "\n}\n"
 
 
 def _for_script(text: str) -> str:

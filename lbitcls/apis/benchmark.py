@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from lbitcls.deploy.benchmark import Comparison, Timing, time_models
 from lbitcls.quant.plan import aligned
 from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.jsontext import json_text
 
 HEADER = ("batch", "bits", "precision", "median ms", "90 % ms", "images/s", "ratio", "KiB", "file")
 
@@ -52,7 +52,7 @@ def benchmark_models(
     if bf16 and not any(timing.precision == "bf16" for timing in seen.timings):
         print("bf16 was not timed: there is no float file, or the engine or the CPU does not have it.")
     if target is not None:
-        text = json.dumps(asdict(seen), indent=2) + "\n"
+        text = json_text(asdict(seen), indent=2) + "\n"
         write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
     return seen
 

@@ -55,7 +55,7 @@ def calibrate_checkpoint(
     if num_images < 1:
         raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
     out = check_writable(out, "--out", checkpoint)
-    from lbitcls.quant import calibrate, set_quantization
+    from lbitcls.quant import calibrate, named_quantizers, set_quantization
 
     with open_session(cfg) as session:
         images = calibration_images(cfg, split, session, data_root)
@@ -71,15 +71,31 @@ def calibrate_checkpoint(
             set_quantization(model, False)
             results["float"] = _test(model, loader, session)
         set_quantization(model, True)  # the weights may come from a run's float phase
+        total = sum(1 for _ in named_quantizers(model))
         number = calibrate(model, first_images(images, num_images), method)
-        used = min(num_images, len(images.dataset) - len(images.skipped))
-        session.logger.info("%d quantizers took their first values from %d images.", number, used)
+        used = min(num_images, len(images.dataset) - len(images.skipped)) if number else 0
+        _say(number, total, used, checkpoint, session)
         if test:
             results["quantized"] = _test(model, loader, session)
         classes = meta.get("CLASSES") or getattr(model, "CLASSES", None)
-        save_checkpoint(model, out, meta={"config": cfg.pretty_text, "CLASSES": classes, "calibrated_on": used})
+        about = {"config": cfg.pretty_text, "CLASSES": classes}
+        known = meta.get("calibrated_on")
+        about |= {"calibrated_on": used} if number else {} if known is None else {"calibrated_on": known}
+        save_checkpoint(model, out, meta=about)
     _report(results, out)
     return results
+
+
+def _say(number: int, total: int, images: int, checkpoint: str | Path, session: Session) -> None:
+    """What happened to the quantizers: they keep what a checkpoint brings."""
+    if number:
+        session.logger.info("%d quantizers took their first values from %d images.", number, images)
+    if number < total:
+        session.logger.warning(
+            "%s is quantized already: %d of its %d quantizers have values, and keep them%s. To take values anew, "
+            "calibrate the float checkpoint that it was made from.",
+            *(checkpoint, total - number, total, "" if number else "; nothing was calibrated, and --out is a copy"),
+        )
 
 
 def calibration_images(cfg: Config, split: str | None, session: Session, data_root: str | None) -> Any:

@@ -26,6 +26,7 @@ from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_dict
 from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table
 
 RANGE_IMAGES = 64
@@ -103,7 +104,7 @@ def export_checkpoint(
             pack=pack,
             target=target,
             classes=meta.get("CLASSES") or getattr(model, "CLASSES", None),
-            pipeline=json.loads(json.dumps(_pipeline(cfg))),
+            pipeline=json.loads(json_text(_pipeline(cfg))),
             config=cfg.pretty_text,
         )
         report, layers = _in_integers(report)
@@ -268,4 +269,4 @@ def _shown(layers: dict[str, str], is_float: bool) -> dict[str, str]:
 
 
 def _text(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    return json_text(record, indent=2, ensure_ascii=False) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from lbitcls.datasets.listing import images_of
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import DataError
 from lbitcls.utils.files import check_writable, is_standard_output, write_out
+from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import track
 
 
@@ -58,7 +58,7 @@ def infer_files(
     with contextlib.redirect_stdout(sys.stderr) if piped else contextlib.nullcontext():
         model = init_model(cfg, checkpoint, device, engine=engine, threads=threads)
         records = _predicted(model, paths, topk, batch_size)
-    content = _encoded(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
+    content = _encoded(json_text(records, indent=2, ensure_ascii=False) + "\n")
     if piped:
         print(content.decode(), end="", flush=True)
     elif target is not None:

@@ -29,6 +29,10 @@ Result = dict[str, Any]
 _IMAGENET = 1000
 _MOST_READERS = 8
 _LINES = 5
+_NO_SCORES = (
+    "the model's scores for this picture are NaN or infinite: its weights come from a run that diverged, or a layer "
+    "overflows. Give another checkpoint."
+)
 
 
 class Predictor(Protocol):
@@ -107,7 +111,7 @@ def inference_model(model: Any, img: Any, topk: int | None = None, batch_size: i
         `'topk'`, a list of such dicts. For a list: a list of results.
 
     Raises:
-        DataError: a picture is missing, damaged, none, or too large.
+        DataError: a picture is missing, damaged, none, or too large; or scores are not finite.
         ConfigError: `topk` or `batch_size` is below 1.
 
     Example:
@@ -244,9 +248,15 @@ def _prepared(prepare: Prepare, pictures: Sequence[Any], size: int) -> Iterator[
 
     def read(picture: Any) -> np.ndarray | DataError:
         try:
-            return prepare(picture)
+            image = prepare(picture)
         except DataError as error:
             return error
+        if np.isfinite(image).all():
+            return image
+        return DataError(
+            "the test pipeline makes values of this picture that are NaN or infinite; look at its steps (a standard "
+            "deviation of 0 divides by it)."
+        )
 
     if len(pictures) < 2:
         yield [read(picture) for picture in pictures]
@@ -269,7 +279,7 @@ def _scores(predictor: Predictor, batch: Sequence[np.ndarray | DataError]) -> li
         images = np.stack([image for _, image in group]) if len(group) > 1 else group[0][1][None]
         scores = predictor.scores(images)
         for (position, _), row in zip(group, scores, strict=True):
-            rows[position] = row
+            rows[position] = row if np.isfinite(row).all() else DataError(_NO_SCORES)
     return rows
 
 

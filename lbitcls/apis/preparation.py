@@ -10,7 +10,6 @@ For exported files PyTorch is imported only where a pipeline has a step that `li
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from lbitcls.datasets.pipelines.light import light_pipeline
 from lbitcls.datasets.pipelines.pillow import not_an_image
+from lbitcls.utils.jsontext import json_text
 
 Prepare = Callable[[Any], np.ndarray]
 Shape = tuple[int | None, int | None, int | None]
@@ -62,7 +62,7 @@ def test_steps(cfg: Mapping[str, Any] | None) -> Steps | None:
 
 def same_steps(left: Steps | None, right: Steps | None) -> bool:
     """Whether two pipelines are equal as plain data (a tuple is a list)."""
-    return json.dumps(left, sort_keys=True, default=str) == json.dumps(right, sort_keys=True, default=str)
+    return json_text(left, sort_keys=True, default=str) == json_text(right, sort_keys=True, default=str)
 
 
 def _chosen(steps: Steps, shape: Shape, natural: tuple[int, int] | None, light: bool) -> tuple[Steps, Prepare]:

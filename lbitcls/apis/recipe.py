@@ -8,7 +8,6 @@ in `configs/transfer/…_lsq_4w4f.py`.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import ConfigError, suggest
+from lbitcls.utils.jsontext import json_text
 
 WIDTH = 120
 QUANTIZED = {"lsq-4w4f": "LSQ at 4 bits", "qat-8w8f": "PyTorch's QAT at 8 bits"}
@@ -251,7 +251,7 @@ def _value(value: Any) -> str:
     """A text, number, truth value or section as Python with double quotes."""
     if isinstance(value, dict):
         return f"dict({', '.join(f'{key}={_value(inner)}' for key, inner in value.items())})"
-    return _no_template(json.dumps(value, ensure_ascii=False)) if isinstance(value, str) else repr(value)
+    return _no_template(json_text(value, ensure_ascii=False)) if isinstance(value, str) else repr(value)
 
 
 def _no_template(text: str) -> str:

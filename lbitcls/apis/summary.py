@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lbitcls.core.hooks.evaluation import EvaluationHook
 from lbitcls.core.runner import EpochRunner
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.files import write_whole
+from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table
 
 
@@ -30,7 +30,7 @@ def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any
 
 def write_summary(summary: dict[str, Any], work_dir: Path) -> None:
     """Write `summary.json`."""
-    text = json.dumps(summary, indent=2) + "\n"
+    text = json_text(summary, indent=2) + "\n"
     write_whole(work_dir / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import gather_objects, is_main, sum_over_ranks
 from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table, track
 
 
@@ -59,7 +59,7 @@ def test_classifier(
         CheckpointError: the checkpoint cannot be read, or is another model's, has other quantizers, or is a file of a
             backbone.
         ConfigError: an unknown metric or engine, an engine for a checkpoint, or a file that cannot be written.
-        DataError: the test set numbers its classes otherwise than the checkpoint.
+        DataError: the test set numbers its classes otherwise than the checkpoint; or images or logits are not finite.
     """
     require_sections(cfg, ("model", "data"), "testing")
     chosen = tuple(dict.fromkeys(("accuracy", *check_metrics(metrics))))
@@ -84,13 +84,21 @@ def test_classifier(
             rows.extend(zip(batch["index"].tolist(), batch["gt_label"].tolist(), scores.tolist(), strict=True))
 
         batches = track(loader, len(loader), "testing", shown=is_main())
-        results = evaluate(model, batches, session.device, metrics=chosen, topk=topk, watch=watch)
+        results = evaluate(
+            model,
+            batches,
+            session.device,
+            metrics=chosen,
+            topk=topk,
+            watch=watch,
+            describe=getattr(dataset, "describe", str),
+        )
         results["correct"], results["total"] = sum_over_ranks(counts.to(session.device)).tolist()
         gathered = gather_objects(rows) if writer else []
         if is_main():
             _print(results)
             if results_file is not None:
-                text = json.dumps(results, indent=2) + "\n"
+                text = json_text(results, indent=2) + "\n"
                 write_whole(results_file, lambda path: path.write_text(text, encoding="utf-8"))
             if rows_file is not None:
                 rows = sorted(row for part in gathered for row in part)
@@ -235,14 +243,14 @@ def _write_csv(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]
         writer = csv.writer(file)
         writer.writerow(["path", "label", "prediction", "scores"])
         for index, label, scores in rows:
-            writer.writerow([dataset.describe(index), label, _best(scores), json.dumps(scores)])
+            writer.writerow([dataset.describe(index), label, _best(scores), json_text(scores)])
 
 
 def _write_jsonl(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for index, label, scores in rows:
             row = {"path": dataset.describe(index), "label": label, "prediction": _best(scores), "scores": scores}
-            file.write(json.dumps(row) + "\n")
+            file.write(json_text(row) + "\n")
 
 
 def _best(scores: list[float]) -> int:

@@ -13,6 +13,7 @@ from torch import nn
 from lbitcls.apis.preparation import Prepare, Steps, preparation, test_steps
 from lbitcls.apis.session import Session, make_model
 from lbitcls.apis.sizes import natural_size
+from lbitcls.quant.bypass import noticing_once
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.custom import import_custom
@@ -78,7 +79,8 @@ class TrainedModel:
         was_training = self._model.training
         self._model.eval()
         try:
-            return self._model(torch.from_numpy(images).to(device), return_loss=False)
+            with noticing_once(self._model, "inference"):
+                return self._model(torch.from_numpy(images).to(device), return_loss=False)
         finally:
             self._model.train(was_training)
 

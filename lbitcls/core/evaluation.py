@@ -6,15 +6,22 @@ recall and F1 are means over the classes that occur (in the labels or in the pre
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from lbitcls.quant.bypass import noticing
 from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
 from lbitcls.utils.errors import ConfigError, DataError, reject_unknown_keys, require_dict, require_list, suggest
 
+_REMEDIES = {
+    "the images": "Look at them and at what the test pipeline makes of them (a standard deviation of 0 divides by it).",
+    "the logits": "The images are finite: the weights come from a run that diverged, or a layer overflows.",
+}
 METRICS = ("accuracy", "precision", "recall", "f1_score", "confusion")
 Watcher = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
 
@@ -54,11 +61,13 @@ class Tally:
         self.num_classes = num_classes
         self.topk = usable_topk(topk, num_classes)
         self._samples = 0
+        self._finite: list[tuple[str, torch.Tensor, torch.Tensor | None]] = []
         self._sums = torch.zeros(1 + len(self.topk), dtype=torch.float64, device=device)
         self._confusion = torch.zeros(num_classes**2 if confusion else 0, dtype=torch.int64, device=device)
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
         """Count a batch: logits (N, K), labels (N,), the batch's mean loss."""
+        logits = torch.nan_to_num(logits)  # `require_finite` tells of what is not; the counts have to go on
         best = logits.topk(max(self.topk), dim=1).indices
         hits = best.eq(labels[:, None])
         counts = [hits[:, :k].sum().double() for k in self.topk]
@@ -68,11 +77,38 @@ class Tally:
             pairs = labels * self.num_classes + best[:, 0]
             self._confusion += torch.bincount(pairs, minlength=self.num_classes**2)
 
+    def note(self, what: str, values: torch.Tensor, index: torch.Tensor | None) -> None:
+        """Keep which of a batch's `values` (N, …), whose samples have the numbers `index`, are finite."""
+        self._finite.append((what, values.isfinite().flatten(1).all(1), index))
+
+    def require_finite(self, describe: Callable[[int], str] = str) -> None:
+        """Raise, on all ranks, where a value that was noted on any of them is not finite.
+
+        Raises:
+            DataError: says how many samples, of what, and which was the first.
+        """
+        found: dict[str, list[str]] = {}
+        for what, finite, index in self._finite:
+            for i in (~finite).nonzero().flatten().tolist():
+                found.setdefault(what, []).append("?" if index is None else describe(int(index[i])))
+        everywhere = [found for found in gather_objects(found) if found]
+        everywhere = broadcast_object(everywhere)
+        for what, remedy in _REMEDIES.items():
+            names = [name for found in everywhere for name in found.get(what, ())]
+            if names:
+                which = "" if names[0] == "?" else f", the first of them {names[0]}"
+                raise DataError(
+                    f"validation: {what} of {len(names)} samples{which}, hold NaN or infinite values, so no metric "
+                    f"means anything. {remedy}"
+                )
+
     def results(self, metrics: Sequence[str]) -> dict[str, Any]:
         """The metrics over all ranks' samples."""
         samples = self._sums.new_tensor([self._samples])
         number, loss, *hits = sum_over_ranks(torch.cat([samples, self._sums])).tolist()
         results: dict[str, Any] = {"loss": loss / number}
+        if not math.isfinite(loss):
+            raise DataError(f"validation: the loss is {loss}, though all logits are finite; look at the head's loss.")
         if "accuracy" in metrics:
             results |= {f"top-{k}": 100 * count / number for k, count in zip(self.topk, hits, strict=True)}
         if self._confusion.numel():
@@ -103,6 +139,7 @@ def evaluate(
     metrics: Sequence[str] = ("accuracy",),
     topk: Sequence[int] = (1, 5),
     watch: Watcher | None = None,
+    describe: Callable[[int], str] = str,
 ) -> dict[str, Any]:
     """Validate `model` (in eval mode, in float32) on this rank's batches.
 
@@ -114,12 +151,13 @@ def evaluate(
         metrics: names out of `METRICS`.
         topk: the k of each `top-k`; one above the number of classes is left out.
         watch: called with each batch and its logits.
+        describe: a sample's name, for messages, by its number (a batch's `index`).
 
     Returns:
         `loss` (mean over the samples), `top-1`, `top-5`, … as asked for; the same on all ranks.
 
     Raises:
-        DataError: there are no samples.
+        DataError: there are no samples, or images, logits or the loss are not finite.
     """
     was_training = model.training
     model.eval()
@@ -128,8 +166,13 @@ def evaluate(
     try:
         for batch in batches:
             labels = batch["gt_label"].to(device)
-            logits = _logits(model, batch, device)
+            # Features are of frozen layers, which are not called then.
+            first = tally is None and "features" not in batch
+            with noticing(model, "validation") if first else contextlib.nullcontext():
+                logits = _logits(model, batch, device)
             tally = tally or Tally(logits.shape[1], topk, device, needs_confusion)
+            tally.note("the images", batch["features" if "features" in batch else "img"], batch.get("index"))
+            tally.note("the logits", logits, batch.get("index"))
             tally.add(logits.float(), labels, _loss(model, logits, labels))
             if watch is not None:
                 watch(batch, logits)
@@ -140,6 +183,7 @@ def evaluate(
     if classes == 0:
         raise DataError("validation: the data set is empty.")
     tally = tally or Tally(classes, topk, device, needs_confusion)  # a rank without samples adds zeros
+    tally.require_finite(describe)
     return tally.results(metrics)
 
 

@@ -15,7 +15,6 @@ or, quantized and exported on first use and kept in `~/.cache/lbitcls/backbones`
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from lbitcls.registry import BACKBONES, DATASETS
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, reject_unknown_keys, require_dict
+from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.version import __version__
 
@@ -185,7 +185,7 @@ def _made(
         "images": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
         "versions": [__version__, *(version(name) for name in ("torch", "onnx", "onnxscript"))],
     }
-    text = json.dumps(recipe, sort_keys=True, default=str, indent=2)
+    text = json_text(recipe, sort_keys=True, default=str, indent=2)
     path = cache_folder("backbones") / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.onnx"
     with exclusive(path):
         if not path.is_file():

@@ -13,6 +13,7 @@ from types import ModuleType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from lbitcls.utils.errors import CheckpointError, DependencyError, suggest
+from lbitcls.utils.jsontext import json_text
 
 if TYPE_CHECKING:
     import onnx
@@ -75,7 +76,7 @@ class ModelInfo:
 
 def write_info(model: onnx.ModelProto, info: ModelInfo) -> None:
     """Put `info` into the metadata of `model`, in the place of what was there."""
-    text = json.dumps(asdict(info), ensure_ascii=False)
+    text = json_text(asdict(info), ensure_ascii=False)
     for entry in model.metadata_props:
         if entry.key == KEY:
             entry.value = text

@@ -32,7 +32,7 @@ from lbitcls.deploy.metadata import ModelInfo, require, write_info
 from lbitcls.deploy.norms import absorb_norms
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
-from lbitcls.deploy.shipped import LayerFacts, check_expressible, layer_facts, ship
+from lbitcls.deploy.shipped import LayerFacts, check_called, check_expressible, check_finite, layer_facts, ship
 from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.files import write_whole
@@ -116,8 +116,9 @@ def export_onnx(
         config: text of the config, likewise.
 
     Raises:
-        ConfigError: a layer that cannot be expressed, or that the target cannot take; an unknown option; a model that
-            cannot be traced.
+        ConfigError: a layer that cannot be expressed, or that the target cannot take, or whose weight the model reads
+            without calling it; an unknown option; a model that cannot be traced.
+        CheckpointError: weights, statistics or scales are not finite.
         NotInitializedError: quantizers without first values.
         DependencyError: a package is missing.
 
@@ -132,6 +133,8 @@ def export_onnx(
     plain = plain_copy(model)
     exported = plain if part == "model" else _Backbone(plain)
     check_expressible(exported)
+    check_finite(exported)
+    check_called(exported, input_shape)
     check_weights_in_use(model, plain, input_shape, part)
     model = exported
     targets.check_layers(model, target, opset)

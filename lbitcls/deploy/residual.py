@@ -136,7 +136,8 @@ class _Watch(TorchFunctionMode):
         return list(self.added)
 
     def _watch(self, name: str, module: nn.Module) -> tuple[Any, Any]:
-        def take(module: nn.Module, inputs: Any) -> None:
+        def take(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            inputs = (*args, *kwargs.values())
             self.calls[name] += 1
             self.used.update(id(value) for value in inputs)
             if isinstance(module, QuantLayer) and inputs and id(inputs[0]) in self.makers:
@@ -148,7 +149,7 @@ class _Watch(TorchFunctionMode):
                 self.kept.append(output)
                 self.used.discard(id(output))
 
-        return module.register_forward_pre_hook(take), module.register_forward_hook(make)
+        return module.register_forward_pre_hook(take, with_kwargs=True), module.register_forward_hook(make)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in _ADDS and len(args) == 2 and _is_skip(*args):

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbitcls.deploy.residual import carried_outputs
+from lbitcls.quant.bypass import refuse_read, watching
+from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.quant.layers import HOOKS, LAYER_KINDS, QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
@@ -135,7 +137,7 @@ class ShippedLayer(_InItsPlace):
         if not self.take_hooks(layer):
             self.layer.weight = self.layer.bias = None
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """What the quantized layer does."""
         weight = torch.onnx.ops.symbolic(
             "DequantizeLinear",
@@ -144,7 +146,7 @@ class ShippedLayer(_InItsPlace):
             dtype=torch.float32,
             shape=self.codes.shape,
         )
-        y = self._operation(self.input(x), weight, *args)
+        y = self._operation(self.input(input), weight, output_size)
         return y if self.bias is None else y + self.bias.view(-1, *[1] * self._trailing_axes)
 
     @property
@@ -152,7 +154,7 @@ class ShippedLayer(_InItsPlace):
         """Axes of the output after its channels."""
         return 0 if isinstance(self.layer, nn.Linear) else self.codes.dim() - 2
 
-    def _operation(self, x: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    def _operation(self, x: Tensor, weight: Tensor, output_size: list[int] | None) -> Tensor:
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight)
@@ -161,7 +163,7 @@ class ShippedLayer(_InItsPlace):
         stride, padding, dilation, kernel = (
             [int(v) for v in values] for values in (layer.stride, layer.padding, layer.dilation, layer.kernel_size)
         )
-        extra = layer._output_padding(x, args[0] if args else None, stride, padding, kernel, 2, dilation)
+        extra = layer._output_padding(x, output_size, stride, padding, kernel, 2, dilation)
         return F.conv_transpose2d(x, weight, None, stride, padding, extra, layer.groups, dilation)
 
 
@@ -174,9 +176,11 @@ class QuantizedInput(_InItsPlace):
         self.layer = layer.to_float()
         self.take_hooks(layer)
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the quantized layer does."""
-        return self.layer.forward(self.input(x), *args)  # no call: in the graph the layer has this module's name
+        return self.layer.forward(
+            self.input(input), *args, **kwargs
+        )  # no call: in the graph the layer has this module's name
 
 
 def ship(model: nn.Module, container: str | None = None) -> nn.Module:
@@ -203,6 +207,39 @@ def ship(model: nn.Module, container: str | None = None) -> nn.Module:
             if id(module) in layers:
                 shipped.set_submodule(name, layers[id(module)])
     return shipped.eval()
+
+
+def check_called(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    """Raise `ConfigError` for quantized layers whose weight the model reads in eval without calling the layer.
+
+    Args:
+        model: it is not changed.
+        input_shape: (C, H, W) of an image.
+    """
+    modes = {module: module.training for module in model.modules()}
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    run: Any = getattr(model.eval(), "predict", model)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), quantizing(model), watching(model) as watch:
+            run(like.new_zeros((2, *input_shape)))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    refuse_read(watch.result(), "export")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise `CheckpointError` where a parameter, a running statistic or a quantizer's state is not finite."""
+    for name, module in model.named_modules():
+        stateful = isinstance(module, (Quantizer, nn.modules.batchnorm._NormBase))
+        buffers = module._buffers if stateful else {}  # others may hold infinities on purpose: an attention's mask
+        for key, tensor in (*module._parameters.items(), *buffers.items()):
+            if tensor is not None and not tensor.detach().isfinite().all():
+                raise CheckpointError(
+                    f"{f'{name}.{key}'.lstrip('.')} holds values that are NaN or infinite, so the file would not work: "
+                    "the weights come from a run that diverged, or the calibration saw such data. Give another "
+                    "checkpoint."
+                )
 
 
 def shipped_layer(layer: QuantLayer, container: str | None = None) -> nn.Module:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lbitcls.quant.bypass import mark, refuse_read, watching
 from lbitcls.quant.computed_weights import settle
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
@@ -70,39 +72,78 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: str | None = Non
         How many quantizers took their first values.
 
     Raises:
-        DataError: an input quantizer saw no data: `batches` is empty, or the forward pass does not reach its layer.
+        DataError: an input quantizer saw no data: `batches` is empty, or the forward pass does not reach its layer; or
+            a weight, an image or what is made of it holds values that are not finite.
+        ConfigError: the model reads a layer's weight itself and does not call the layer, which would stay float.
     """
     rule = find_rule(method)
     pending = uninitialized(model)
     settle(model)
-    for layer in (module for module in model.modules() if isinstance(module, QuantLayer)):
+    if not pending:
+        return 0
+    _require_finite_weights(model)
+    layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
+    of_weights = {id(layer.weight_quantizer) for layer in layers}
+    inputs = {n: q for n, q in named_quantizers(model) if not q.is_initialized and id(q) not in of_weights}
+    samples = _observe(model, inputs, batches if inputs else islice(batches, 1))
+    for layer in layers:
         if layer.weight_quantizer is not None and not layer.weight_quantizer.is_initialized:
             layer.weight_quantizer.initialize(layer.weight_to_quantize(), rule)
-    waiting = {name: q for name, q in named_quantizers(model) if not q.is_initialized}
-    if waiting:
-        samples = _observe(model, waiting, batches)
-        for name, quantizer in waiting.items():
-            quantizer.initialize(torch.cat(samples[name]), rule)
-        signed = [name for name, quantizer in waiting.items() if quantizer.signed]
-        logger.info("%d of %d inputs are signed: %s", len(signed), len(waiting), ", ".join(signed) or "none")
+    for name, quantizer in inputs.items():
+        quantizer.initialize(torch.cat(samples[name]), rule)
+    if inputs:
+        signed = [name for name, quantizer in inputs.items() if quantizer.signed]
+        logger.info("%d of %d inputs are signed: %s", len(signed), len(inputs), ", ".join(signed) or "none")
     return len(pending)
+
+
+def _require_finite_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.detach().isfinite().all():
+            raise DataError(
+                f"calibration: {name} holds values that are NaN or infinite; the weights come from a run that "
+                "diverged, or from a damaged file. Give other weights."
+            )
 
 
 def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[Any]) -> dict[str, list[Tensor]]:
     """Samples of what reaches each quantizer, in float; every quantizer must see some."""
     samples: dict[str, list[Tensor]] = {name: [] for name in waiting}
+    number = 0
+
+    def take(name: str, x: Tensor) -> None:
+        samples[name].append(sample := _sample(x))
+        if not sample.isfinite().all():
+            raise DataError(
+                f"calibration: what reaches {name} for batch {number} (counted from 0) holds values that are NaN or "
+                "infinite, though the images are finite: a layer before it overflows. Look at the range of the images "
+                "and at the weights."
+            )
+
     hooks = [
-        quantizer.register_forward_pre_hook(lambda _, inputs, name=name: samples[name].append(_sample(inputs[0])))
+        quantizer.register_forward_pre_hook(lambda _, inputs, name=name: take(name, inputs[0]))
         for name, quantizer in waiting.items()
     ]
     device = next(model.parameters()).device
     try:
-        with torch.no_grad(), torch.random.fork_rng(), quantizing(model), _running_statistics_kept(model):
-            for batch in batches:
-                getattr(model, "predict", model)(images_of(batch).to(device))
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(),
+            quantizing(model),
+            _running_statistics_kept(model),
+            watching(model) as watch,
+        ):
+            for number, batch in enumerate(batches):
+                images = images_of(batch)
+                _require_finite_images(images, number)
+                getattr(model, "predict", model)(images.to(device))
+                watch.passes += 1
     finally:
         for hook in hooks:
             hook.remove()
+    if watch.passes:
+        refuse_read(watch.result(), "calibration")
+        mark(model, watch.result(), "calibration")
     unseen = [name for name, seen in samples.items() if not seen]
     if unseen:
         raise DataError(
@@ -133,6 +174,16 @@ def images_of(batch: Any) -> Tensor:
             f"{type(batch).__name__}{held}."
         )
     return images
+
+
+def _require_finite_images(images: Tensor, number: int) -> None:
+    finite = images.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise DataError(
+            f"calibration: {int((~finite).sum())} of {len(images)} images of batch {number} (counted from 0), the "
+            f"first at place {int(finite.int().argmin())}, hold NaN or infinite values. Look at it and at what "
+            "the pipeline makes of it (a standard deviation of 0 divides by it)."
+        )
 
 
 def _sample(x: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lbitcls.quant.layers import QuantLayer, kind_of
+from lbitcls.quant.bypass import Bypassed, planned_layers, watching
 from lbitcls.quant.plan import Plan, PlanRow
 from lbitcls.quant.spec import FLOAT_BITS
 
@@ -43,38 +43,53 @@ class LayerCost:
 def plan_cost(plan: Plan, model: nn.Module, images: Tensor) -> list[LayerCost]:
     """Cost of each row of a plan.
 
+    A layer that the forward pass goes round is a row that stays float, and says so.
+
     Args:
         plan: a transformer's plan for `model`.
         model: the model that the plan is for, before or after.
         images: (1, C, H, W), an image as the model takes it.
     """
-    macs = count_macs(model, images)
-    return [_cost(row, macs.get(row.name, 0)) for row in plan]
+    macs, bypassed = _forward(model, images)
+    return [_cost(_as_found(row, bypassed), macs.get(row.name, 0)) for row in plan]
+
+
+def _as_found(row: PlanRow, bypassed: Bypassed) -> PlanRow:
+    """The row as a forward pass bears it out."""
+    if not row.quantized or row.name not in (*bypassed.read, *bypassed.unused):
+        return row
+    found = "the model reads its weight itself" if row.name in bypassed.read else "the forward pass does not use it"
+    return replace(row, entry=None, num_bit_w=None, num_bit_a=None, rule=f"{row.rule}, but {found}")
 
 
 def count_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
     """Multiply-accumulates of every Conv and Linear, quantized or not, by full name, for the images given."""
+    return _forward(model, images)[0]
+
+
+def _forward(model: nn.Module, images: Tensor) -> tuple[dict[str, int], Bypassed]:
     macs: dict[str, int] = {}
     hooks = []
 
-    def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(name: str, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
         # A transposed convolution multiplies each input with a slice of the weight, the others make each output so.
-        made = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
+        made = (*args, kwargs.get("input"))[0] if isinstance(layer, nn.ConvTranspose2d) else output
         weight: Any = layer.weight
         macs[name] = macs.get(name, 0) + made.numel() * weight[0].numel()
 
-    for name, module in model.named_modules():
-        if kind_of(module) is not None or isinstance(module, QuantLayer):
-            hooks.append(module.register_forward_hook(lambda m, x, y, name=name: count(name, m, x, y)))
+    layers = planned_layers(model)
+    for name, module in layers.items():
+        hook = module.register_forward_hook(lambda m, x, kw, y, name=name: count(name, m, x, kw, y), with_kwargs=True)
+        hooks.append(hook)
     training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watching(model, layers) as watch:
             getattr(model.eval(), "predict", model)(images)
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return macs
+    return macs, watch.result()
 
 
 def _cost(row: PlanRow, macs: int) -> LayerCost:

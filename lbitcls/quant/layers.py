@@ -7,7 +7,7 @@ be quantized.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from lbitcls.quant.kernels.recompute import recomputing, worthwhile
 from lbitcls.quant.quantizer import Quantizer
-from lbitcls.quant.weight_cache import WeightCache, keeping_pays, tensors_of
+from lbitcls.quant.weight_cache import WeightCache, keeping_pays, settings_of, tensors_of
 from lbitcls.utils.errors import ConfigError
 
 Quantized = tuple[Tensor, Callable[[], Tensor] | None]
@@ -37,12 +37,14 @@ SMALLEST_RECOMPUTED = 2**16  # elements; below this the call costs more than the
 class QuantLayer(nn.Module):
     """What quantized layers share; each also is a subclass of its float layer.
 
-    In eval without gradients the weight is quantized once, and again when something changed it (`weight_cache`).
+    In eval without gradients on the CPU the weight is quantized once, and again when its values are others
+    (`weight_cache`).
 
     Attributes:
         weight_quantizer: quantizes the weight; None: float.
         input_quantizer: quantizes the layer's input; None: float.
         method: name of the method, as plans and exporters report it.
+        bypassed: a forward pass that was watched went round the layer, so it computes nothing, or in float (`bypass`).
         weight_channel_axis: the axis of the weight that holds the output channels.
     """
 
@@ -52,6 +54,7 @@ class QuantLayer(nn.Module):
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
     method: str
+    bypassed: bool = False
     _weight_cache: WeightCache
 
     @classmethod
@@ -79,6 +82,7 @@ class QuantLayer(nn.Module):
         layer = _recast(self, self.float_type)
         del layer._modules["weight_quantizer"], layer._modules["input_quantizer"], layer.__dict__["method"]
         del layer.__dict__["_weight_cache"]
+        layer.__dict__.pop("bypassed", None)
         return layer
 
     def train(self, mode: bool = True) -> Any:
@@ -94,12 +98,6 @@ class QuantLayer(nn.Module):
         """The float tensor that the weight quantizer sees."""
         return self.weight
 
-    def weight_sources(self) -> Iterator[Tensor]:
-        """Every tensor that the quantized weight depends on."""
-        yield self.weight
-        if self.weight_quantizer is not None:
-            yield from tensors_of(self.weight_quantizer)
-
     def apply_quantized(self, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`operation(input, weight)` on the quantized input and weight."""
         quantized = [_quantize(self.input_quantizer, x), self._quantized_weight()]
@@ -111,14 +109,17 @@ class QuantLayer(nn.Module):
     def _quantized_weight(self) -> Quantized:
         quantizer = self.weight_quantizer
         if not torch.compiler.is_compiling() and quantizer is not None:
-            if keeping_pays(self, self.weight) and quantizer.is_enabled and not _watched(quantizer):
-                make = partial(self._make_quantized_weight, quantizer)
-                return self._weight_cache.get(self.weight_sources(), make), None
+            weight = self.weight_to_quantize()
+            if keeping_pays(self, weight) and quantizer.is_enabled and not _watched(quantizer):
+                make = partial(self._make_quantized_weight, quantizer, weight)
+                sources = (weight, *tensors_of(quantizer))
+                return self._weight_cache.get(settings_of(quantizer), sources, make), None
             self._weight_cache.clear()
+            return _quantize(quantizer, weight)
         return _quantize(quantizer, self.weight_to_quantize())
 
-    def _make_quantized_weight(self, quantizer: Quantizer) -> Tensor:
-        return quantizer(self.weight_to_quantize())
+    def _make_quantized_weight(self, quantizer: Quantizer, weight: Tensor) -> Tensor:
+        return quantizer(weight)
 
 
 def _watched(module: nn.Module) -> bool:
@@ -151,9 +152,9 @@ class QuantConv1d(QuantLayer, nn.Conv1d):
 
     float_type = nn.Conv1d
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Input (N, C, L) to (N, O, L')."""
-        return self.apply_quantized(x, lambda xq, wq: self._conv_forward(xq, wq, self.bias))
+        return self.apply_quantized(input, lambda xq, wq: self._conv_forward(xq, wq, self.bias))
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
@@ -188,18 +189,12 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         factor = self.fold_factor()
         return self.weight if factor is None else self.weight * factor.view(-1, 1, 1, 1)
 
-    def weight_sources(self) -> Iterator[Tensor]:
-        """Every tensor that the quantized weight depends on, those of the folded BatchNorm included."""
-        yield from super().weight_sources()
-        for norm in self.folded_norm:
-            yield from tensors_of(norm)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Input (N, C, H, W) to (N, O, H', W')."""
         factor = self.fold_factor()
         if factor is None:
-            return self.apply_quantized(x, lambda xq, wq: self._conv_forward(xq, wq, self.bias))
-        y = self.apply_quantized(x, lambda xq, wq: self._conv_forward(xq, wq, None)) / factor.view(1, -1, 1, 1)
+            return self.apply_quantized(input, lambda xq, wq: self._conv_forward(xq, wq, self.bias))
+        y = self.apply_quantized(input, lambda xq, wq: self._conv_forward(xq, wq, None)) / factor.view(1, -1, 1, 1)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
 
@@ -209,16 +204,16 @@ class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
     float_type = nn.ConvTranspose2d
     weight_channel_axis = 1
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Input (N, C, H, W) to (N, O, H', W')."""
         stride, padding, dilation = list(self.stride), [int(p) for p in self.padding], list(self.dilation)
         kernel_size = list(self.kernel_size)
-        extra = self._output_padding(x, output_size, stride, padding, kernel_size, 2, dilation)
+        extra = self._output_padding(input, output_size, stride, padding, kernel_size, 2, dilation)
 
         def operation(xq: Tensor, wq: Tensor) -> Tensor:
             return F.conv_transpose2d(xq, wq, self.bias, stride, padding, extra, self.groups, dilation)
 
-        return self.apply_quantized(x, operation)
+        return self.apply_quantized(input, operation)
 
 
 class QuantLinear(QuantLayer, nn.Linear):
@@ -226,9 +221,9 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     float_type = nn.Linear
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Input (..., C) to (..., O)."""
-        return self.apply_quantized(x, lambda xq, wq: F.linear(xq, wq, self.bias))
+        return self.apply_quantized(input, lambda xq, wq: F.linear(xq, wq, self.bias))
 
 
 LAYER_KINDS: dict[str, type[QuantLayer]] = {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range
-from lbitcls.utils.errors import ConfigError, LbitclsError
+from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
 
 RangeRule = Callable[[Tensor, "Quantizer"], tuple[Tensor, Tensor]]
 
@@ -42,6 +42,7 @@ class Quantizer(nn.Module):
         narrow_range: leave out the most negative integer; None: for 8-bit weights, whose signs an exporter flips.
 
     Attributes:
+        place: full name in the model, for messages; empty where no transformer put the quantizer there.
         initialized: buffer; whether the parameters took their first values.
         enabled: buffer; when False the quantizer hands its input on unchanged.
     """
@@ -75,6 +76,7 @@ class Quantizer(nn.Module):
             raise ConfigError(f"a quantizer's role is 'weight' or 'input'; got '{role}'.")
         self.num_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
         self.role = role
+        self.place = ""
         self.num_channels = num_channels
         self.channel_axis = None if num_channels is None else channel_axis
         self.narrow_range = (role == "weight" and num_bits == 8) if narrow_range is None else narrow_range
@@ -196,8 +198,12 @@ class Quantizer(nn.Module):
         Args:
             x: a weight, or a sample of the inputs.
             rule: finds each grid's range in a matrix (grids, values); None: the method's own rule.
+
+        Raises:
+            DataError: a value in `x` is not finite, or so large that the grid would not be.
         """
-        x = self.normalize(x.detach().to(compute_dtype(x)))
+        self._require_finite(x, "what it quantizes holds")
+        given, x = x, self.normalize(x.detach().to(compute_dtype(x)))
         if self._signed_by_config is None:
             self.negative.fill_(bool((x < 0).any()))
             self.refresh()
@@ -205,8 +211,20 @@ class Quantizer(nn.Module):
             self.first_values(x)
         else:
             self.set_range(*rule(per_grid(x, self.channel_axis), self))
+        for tensor in (*self.parameters(recurse=False), *self.grid(given)):
+            self._require_finite(tensor, "the first values of its grid hold")
         self.initialized.fill_(True)
         self.refresh()
+
+    def _require_finite(self, x: Tensor, what: str) -> None:
+        finite = x.detach().isfinite()
+        if not finite.all():
+            cause = "weights of a run that diverged" if self.role == "weight" else "an image, or weights that diverged"
+            raise DataError(
+                f"{self.place or f'a {self.num_bits}-bit {self.role} quantizer ({type(self).__name__})'} cannot take "
+                f"first values: {what} {int((~finite).sum())} of {x.numel()} values that are NaN or infinite. Look for "
+                f"{cause}."
+            )
 
     def enable(self, enabled: bool = True) -> None:
         """Switch the quantizer on or off; while off, its parameters need no gradient."""
@@ -227,7 +245,8 @@ class Quantizer(nn.Module):
     def _take_first_values(self, x: Tensor) -> None:
         if not self.training:
             raise NotInitializedError(
-                f"this {self.num_bits}-bit {self.role} quantizer ({type(self).__name__}) never saw data, so it has no "
+                f"{f'{self.place}: ' if self.place else ''}this {self.num_bits}-bit {self.role} quantizer "
+                f"({type(self).__name__}) never saw data, so it has no "
                 "scale: call lbitcls.quant.calibrate(model, batches), or load the checkpoint of a quantized model."
             )
         self.initialize(x)

@@ -15,7 +15,8 @@ def model_size(model: nn.Module) -> dict[str, float]:
 
     Returns:
         `float_kib`: all of it in 32 bits, without quantizers. `quantized_kib`: weights with an enabled quantizer at
-        its bits, its scale and zero point in 32 bits each, the rest in 32 bits.
+        its bits, its scale and zero point in 32 bits each, the rest in 32 bits: also the layers that forward passes
+        were seen to go round (`QuantLayer.bypassed`).
     """
     if has_computed_weights(model):  # what a weight is computed from does not ship
         model = plain_copy(model)
@@ -34,5 +35,6 @@ def model_size(model: nn.Module) -> dict[str, float]:
 
 def _bits(module: nn.Module, name: str) -> int:
     if name == "weight" and isinstance(module, QuantLayer) and module.weight_quantizer is not None:
-        return module.weight_quantizer.num_bits if module.weight_quantizer.is_enabled else FLOAT_BITS
+        used = module.weight_quantizer.is_enabled and not module.bypassed
+        return module.weight_quantizer.num_bits if used else FLOAT_BITS
     return FLOAT_BITS

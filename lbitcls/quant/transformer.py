@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from lbitcls.quant.bypass import leave_fast_path
+from lbitcls.quant.calibration import named_quantizers
 from lbitcls.quant.layers import QuantConv2d, kind_of, quantized_kind
 from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
 from lbitcls.quant.plan import Plan, PlanRow, own_parameters
@@ -20,6 +22,10 @@ from lbitcls.registry import TRANSFORMERS
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_list, suggest
 
 Rules = dict[str, tuple[str, Any]]  # full layer name -> (the rule's place in the config, the entry)
+
+_SWIN = "torchvision.models.swin_transformer.ShiftedWindowAttention"
+READ_INSIDE = {_SWIN: ("qkv", "proj"), f"{_SWIN}V2": ("qkv", "proj")}
+"""Modules that read the weights of layers in them and do not call the layers, by full type."""
 
 
 @TRANSFORMERS.register_module(name=["ModelTransformer", "mTransformerV2", "QuanTransformer"])
@@ -65,6 +71,12 @@ class ModelTransformer:
             if id(module) in new_layers:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, new_layers[id(module)])
+        for name, quantizer in named_quantizers(model):
+            quantizer.place = name
+        off = leave_fast_path(model)
+        if off:
+            text = "PyTorch's fused kernel of transformer layers, which goes round quantized layers, is off in %s."
+            (logger or logging.getLogger("lbitcls")).info(text, ", ".join(off))
         if self.fold_bn:
             pairs = fold_norms(model)
             text = "\n".join(f"  {norm} into {conv}" for conv, norm in pairs)
@@ -84,7 +96,7 @@ class ModelTransformer:
         both = sorted(set(special) & set(excluded))
         if both:
             raise ConfigError(f"'{both[0]}' is both in special_layers and in exclude_layers; name it in one.")
-        rows = [self._row(n, m, special, excluded) for n, m in modules.items() if own_parameters(m)]
+        rows = [self._row(n, modules, special, excluded) for n, m in modules.items() if own_parameters(m)]
         if not any(row.quantized or row.cfg is not None for row in rows):
             raise ConfigError(
                 f"quan_policy ({', '.join(self.quan_policy) or 'empty'}) and special_layers match no layer of "
@@ -106,6 +118,11 @@ class ModelTransformer:
         for i, (name, entry) in enumerate(zip(self.special_names, self.special_entries)):
             place = f"special_layers.layers_name[{i}]"
             full = resolve_name(name, model, modules, place)
+            if (owner := _reader(full, modules)) is not None:
+                raise ConfigError(
+                    f"{place} = '{name}' is not called: {owner} reads its weight itself, so it stays float; leave it "
+                    "out."
+                )
             if kind_of(modules[full]) is None:
                 raise ConfigError(f"{place} = '{name}' is a {type(modules[full]).__name__}, which is not quantized.")
             if full in rules:
@@ -123,11 +140,14 @@ class ModelTransformer:
             excluded.update({n: place for n in modules if n == full or n.startswith(f"{full}.")})
         return excluded
 
-    def _row(self, name: str, module: nn.Module, special: Rules, excluded: Mapping[str, str]) -> PlanRow:
-        kind = kind_of(module)
+    def _row(self, name: str, modules: Mapping[str, nn.Module], special: Rules, excluded: Mapping[str, str]) -> PlanRow:
+        module = modules[name]
+        kind, reader = kind_of(module), _reader(name, modules)
         rule, cfg = "", None
         if kind is None:
             rule = _why_float(module)
+        elif reader is not None:
+            rule = f"{reader} reads its weight itself"
         elif name in excluded:
             rule = excluded[name]
         elif name in special:
@@ -223,6 +243,15 @@ def _settings(cfg: Any) -> tuple[str | None, int | None, int | None]:
     settings = entry.settings(options)
     name = entry.name if settings.weight_bits or settings.input_bits else None
     return name, settings.weight_bits, settings.input_bits
+
+
+def _reader(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The type of the module around a layer that reads the layer's weight; None where there is none (`READ_INSIDE`)."""
+    parent, _, child = name.rpartition(".")
+    for base in type(modules[parent]).__mro__ if parent in modules else ():
+        if child in READ_INSIDE.get(f"{base.__module__}.{base.__qualname__}", ()):
+            return type(modules[parent]).__name__
+    return None
 
 
 def _why_float(module: nn.Module) -> str:

@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from calls import ROOT, Delivered, command, on_terminal
 from PIL import Image
 
-from lbitcls.apis import inference_model, init_model
+from lbitcls.apis import inference, inference_model, init_model
 from lbitcls.cli import main
+from lbitcls.utils.errors import DataError
 
 
 @pytest.fixture
@@ -165,3 +168,37 @@ def test_progress_on_a_terminal(delivered: Delivered, photos: Path) -> None:
     assert "images" in shown and "100%" in shown and "deep/c.png: digit " in shown
     assert "none.jpg: there is no such file" in errors + shown
     assert "Traceback" not in errors
+
+
+def test_a_model_that_diverged(delivered: Delivered, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    """No score is "nan %", no exit code 0, and nothing in JSON is NaN."""
+    bad, out = tmp_path / "bad.pth", tmp_path / "found.json"
+    content = torch.load(delivered.checkpoint, weights_only=True)
+    content["state_dict"]["head.fc.weight"][1, 2] = float("nan")
+    torch.save(content, bad)
+    assert main(["infer", str(delivered.config), str(bad), str(photos / "a.png"), "--json", str(out)]) == 1
+    [record] = json.loads(out.read_text())
+    assert "the model's scores for this picture are NaN or infinite" in record["error"]
+    assert "nan %" not in capsys.readouterr().out
+    metrics = tmp_path / "metrics.json"
+    assert main(["test", str(delivered.config), str(bad), "--out", str(metrics)]) == 1
+    assert "the logits of" in capsys.readouterr().err and not metrics.exists()
+
+
+def test_a_picture_that_the_pipeline_makes_infinite_is_singled_out(monkeypatch: Any) -> None:
+    class Predictor:
+        num_classes = 2
+
+        @staticmethod
+        def prepare(picture: Any) -> np.ndarray:
+            return np.full((1, 2, 2), np.inf if picture == "bad" else 1.0, np.float32)
+
+        @staticmethod
+        def scores(images: np.ndarray) -> np.ndarray:
+            assert np.isfinite(images).all()
+            return np.tile(np.float32([0.25, 0.75]), (len(images), 1))
+
+    monkeypatch.setattr(inference, "_predictor", lambda model: Predictor)
+    found = list(inference.predict_pictures(SimpleNamespace(CLASSES=None), ["good", "bad", "good"]))
+    assert [isinstance(result, DataError) for result in found] == [False, True, False]
+    assert "the test pipeline makes values of this picture that are NaN or infinite" in str(found[1])

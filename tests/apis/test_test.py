@@ -133,7 +133,7 @@ def test_an_interrupted_write_leaves_the_older_files(make_config: Any, tmp_path:
     for name in ("rows.csv", "rows.jsonl"):
         with pytest.raises(KeyboardInterrupt):
             classify(cfg, f"{cfg.work_dir}/latest.pth", predictions=files[name])
-    monkeypatch.setattr("lbitcls.apis.test.json.dumps", lambda results, indent: "x" * 10_000 + "\ud800")  # no UTF-8
+    monkeypatch.setattr("lbitcls.apis.test.json_text", lambda results, indent: "x" * 10_000 + "\ud800")  # no UTF-8
     with pytest.raises(UnicodeEncodeError):
         classify(cfg, f"{cfg.work_dir}/latest.pth", out=files["results.json"])
     assert [file.read_text() for file in files.values()] == ["of before"] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,38 @@ def test_two_ranks_count_each_sample_once(tmp_path: Path) -> None:
             found = torch.load(tmp_path / f"{count}_{rank}.pt")
             assert found.pop("confusion") == expected["confusion"]
             assert found == pytest.approx({k: v for k, v in expected.items() if k != "confusion"}, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_images_that_are_not_finite_are_counted_and_named(bad: float) -> None:
+    """Also where a grid's end hides them, so that the logits are finite."""
+    model, draw = Lookup(), random.Random(1)
+    model.predict = lambda img: torch.nan_to_num(img).clamp(-1, 1)  # type: ignore[method-assign]
+    for _ in range(5):
+        logits, labels = samples()
+        places = sorted(draw.sample(range(57), draw.randint(1, 4)))
+        logits[places, draw.randrange(7)] = bad
+        batches = in_batches(logits, labels)
+        for number, batch in enumerate(batches):
+            batch["index"] = torch.arange(len(batch["img"])) + 10 * number
+        found = rf"the images of {len(places)} samples, the first of them picture {places[0]}, hold NaN or infinite"
+        with pytest.raises(DataError, match=found):
+            evaluate(model, batches, CPU, describe=lambda index: f"picture {index}")
+        with pytest.raises(DataError, match=rf"the images of {len(places)} samples, hold"):
+            evaluate(model, in_batches(logits, labels), CPU)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("metrics", [("accuracy",), METRICS])
+def test_logits_that_are_not_finite_are_an_error(bad: float, metrics: tuple[str, ...]) -> None:
+    model = Lookup()
+    model.predict = lambda img: torch.where(img == img.max(), bad, img)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=r"the logits of 6 samples, .* The images are finite"):
+        evaluate(model, in_batches(*samples()), CPU, metrics=metrics)
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    model = Lookup()
+    model.loss = lambda logits, gt_label: {"loss": logits.sum() * float("inf")}  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="validation: the loss is"):
+        evaluate(model, in_batches(*samples()), CPU)

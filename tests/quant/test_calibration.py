@@ -1,4 +1,6 @@
-"""Calibration, and the size of a quantized model."""
+"""Calibration, values that are not finite, and the size of a quantized model."""
+
+import random
 
 import pytest
 import torch
@@ -6,7 +8,13 @@ from torch import Tensor, nn
 
 from lbitcls.quant import build_mtransformer, model_size
 from lbitcls.quant.calibration import calibrate, quantizer_parameters, set_quantization, uninitialized
+from lbitcls.quant.methods import METHODS
+from lbitcls.quant.ranges import RULES
+from lbitcls.registry import QUANT_LAYERS
 from lbitcls.utils.errors import DataError
+
+QUANT_LAYERS.names()  # imports every method
+BAD = [float("nan"), float("inf"), float("-inf")]
 
 
 def model(**options: object) -> nn.Module:
@@ -63,3 +71,69 @@ def test_size_counts_weights_at_their_bits_while_quantization_is_on() -> None:
     set_quantization(net, False)
     assert model_size(net)["quantized_kib"] == model_size(net)["float_kib"]
     assert len(quantizer_parameters(net)) == 4
+
+
+def of_method(method: str) -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    policy = {k: dict(type=f"{method}{s}", num_bit_w=4, num_bit_a=4) for k, s in (("Conv2d", "Conv"), ("Linear",) * 2)}
+    return build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(net)
+
+
+@pytest.mark.parametrize("rule", [None, *RULES])
+@pytest.mark.parametrize("method", METHODS)
+def test_images_that_are_not_finite_are_an_error_that_names_the_batch(method: str, rule: str | None) -> None:
+    draw = random.Random(f"{method} {rule}")
+    for bad in BAD:
+        batches = [torch.randn(4, 3, 6, 6) for _ in range(3)]
+        number, place = draw.randrange(3), draw.randrange(4)
+        batches[number][place].view(-1)[draw.randrange(108)] = bad
+        net = of_method(method)
+        message = (
+            rf"1 of 4 images of batch {number} \(counted from 0\), the first at place {place}, hold NaN or infinite"
+        )
+        with pytest.raises(DataError, match=message):
+            calibrate(net, batches, rule)
+        assert all(p.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_are_not_finite_are_an_error_that_names_the_layer(method: str, bad: float) -> None:
+    net = of_method(method)
+    net[3].weight.data[1, 2] = bad
+    with pytest.raises(DataError, match=r"calibration: 3\.weight holds values that are NaN or infinite"):
+        calibrate(net, [torch.randn(2, 3, 6, 6)])
+    if net[3].weight_quantizer.needs_data:
+        with pytest.raises(DataError, match=r"3\.weight_quantizer cannot take first values: .* 1 of 320 values"):
+            net.train()(torch.randn(2, 3, 6, 6))
+
+
+def test_a_layer_that_overflows_is_named() -> None:
+    net = of_method("LSQ")
+    net[0].weight.data.fill_(1e38)
+    with pytest.raises(DataError, match=r"what reaches 3\.input_quantizer for batch 1 .* a layer before it overflows"):
+        calibrate(net, [torch.zeros(2, 3, 6, 6), torch.full((2, 3, 6, 6), 9.0)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_batch_of_training_is_looked_at_too(method: str) -> None:
+    net, x = of_method(method), torch.randn(2, 3, 6, 6)
+    x[0, 0, 0, 0] = float("nan")
+    if net[0].input_quantizer.needs_data:
+        with pytest.raises(DataError, match=r"0\.input_quantizer cannot take first values: .* 1 of 216 values"):
+            net.train()(x)
+    assert not net[0].input_quantizer.initialized
+
+
+@pytest.mark.parametrize("rule", [None, *RULES])
+@pytest.mark.parametrize("method", METHODS)
+def test_values_so_large_that_a_grid_would_not_be_finite(method: str, rule: str | None) -> None:
+    """Whatever a method makes of the largest floats: finite parameters, or an error."""
+    quantizer = of_method(method)[0].input_quantizer
+    try:
+        quantizer.initialize(torch.tensor([-3.4e38, 0.0, 3.4e38]), RULES.get(str(rule)))
+    except DataError as error:
+        assert "the first values of its grid hold" in str(error) and not quantizer.initialized
+    else:
+        assert all(p.isfinite().all() for p in quantizer.parameters())
+        assert quantizer.qparams().scale.isfinite().all()

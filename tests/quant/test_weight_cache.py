@@ -108,6 +108,19 @@ def swap_memory(net: nn.Module) -> None:
         parameter.data = parameter.data * 2 + 0.1
 
 
+def exchange(net: nn.Module) -> None:
+    """No sum over the weights changes."""
+    flat = net[0].weight.data.view(-1)
+    flat[:2] = flat[[1, 0]].clone()
+
+
+def step_on_gradients_at_hand(net: nn.Module) -> None:
+    """No pass with gradients makes the layers forget, and the fused optimizer counts no change."""
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.Adam(net.parameters(), 0.1, fused=True).step()
+
+
 def another_weight(net: nn.Module) -> None:
     """At the same address, if the allocator gives it again, and with the same count of changes."""
     shape = net[0].weight.shape
@@ -147,6 +160,14 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
     "moving average": average,
     "weights swapped in place": swap,
     "memory of the parameters swapped": swap_memory,
+    "written through .data": lambda net: net[0].weight.data.mul_(-1),
+    "one weight through .data": lambda net: net[4].weight.data[0, 0].add_(1),
+    "two weights exchanged through .data": exchange,
+    "written by NumPy": lambda net: net[0].weight.detach().numpy().__imul__(-1),
+    "scale written by NumPy": lambda net: net[0].weight_quantizer.scale.detach().numpy().__imul__(2),
+    "written through DLPack": lambda net: torch.from_dlpack(net[0].weight.detach()).mul_(-1),
+    "written through its storage": lambda net: net[0].weight.untyped_storage().fill_(0),
+    "Adam, fused, on gradients at hand": step_on_gradients_at_hand,
     "another parameter": another_weight,
     "another parameter in the same memory": another_parameter_in_the_same_memory,
     "other layout": other_layout,
@@ -158,7 +179,6 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
     "set_range": lambda net: net[0].weight_quantizer.set_range(torch.full((4,), -3.0), torch.full((4,), 3.0)),
     "calibrated again": calibrate_again,
     "another quantizer": lambda net: setattr(net[0], "weight_quantizer", network("UQ")[0].weight_quantizer),
-    "written through .data, then eval()": lambda net: (net[0].weight.data.mul_(-1), net.eval()),
     "trained and back": lambda net: (net.train()(X), net[0].weight.data.mul_(-1), net.eval()),
     "double": lambda net: net.double().float().double(),
 }
@@ -220,18 +240,37 @@ def test_the_memory_is_freed(forget: Callable[[nn.Module], Any]) -> None:
     assert net[0]._weight_cache._kept is None and net[4]._weight_cache._kept is None
 
 
-def test_weights_that_count_no_changes_are_not_kept() -> None:
+def test_weights_that_count_no_changes_are_compared_too() -> None:
     with torch.inference_mode():
         layer = build_quant_layer(dict(type="LSQConv", num_bit_w=4, num_bit_a=32), nn.Conv2d(3, 4, 3)).eval()
         calibrate(layer, [X])
         before = layer(X)
         layer.weight.mul_(-1)
-        assert not torch.equal(layer(X), before) and layer._weight_cache._kept is None
+        assert not torch.equal(layer(X), before)
     shared = network()
     shared.share_memory()
     with torch.no_grad():
-        shared(X)
-    assert shared[0]._weight_cache._kept is None
+        before = shared(X)
+        torch.from_numpy(shared[0].weight.detach().numpy()).mul_(-1)
+        assert not torch.equal(shared(X), before) and torch.equal(shared(X), afresh(shared))
+
+
+@torch.no_grad()
+def test_random_edits_are_seen_and_undoing_them_as_well() -> None:
+    generator = torch.Generator().manual_seed(3)
+    net = network()
+    for _ in range(60):
+        layer = (net[0], net[4])[int(torch.randint(2, (), generator=generator))]
+        tensors = [layer.weight, *layer.weight_quantizer.parameters()]
+        tensor = tensors[int(torch.randint(len(tensors), (), generator=generator))]
+        memory = tensor.detach().numpy().reshape(-1)
+        place = int(torch.randint(memory.size, (), generator=generator))
+        kept = memory[place].copy()
+        memory[place] = kept * 1.7 + 0.05
+        assert torch.equal(net(X), afresh(net))
+        if torch.rand((), generator=generator) < 0.5:
+            memory[place] = kept
+            assert torch.equal(net(X), afresh(net))
 
 
 @torch.no_grad()
@@ -266,14 +305,18 @@ def test_stateless_calls_use_the_tensors_given() -> None:
 
 
 def test_a_cache_alone() -> None:
-    cache, source, made = WeightCache(), torch.ones(2), []
+    cache, source, made, key = WeightCache(), torch.ones(2), [], ("4 bits",)
 
     def make() -> Tensor:
         made.append(1)
         return source * 2
 
-    assert cache.get([source], make) is cache.get([source], make) and len(made) == 1
+    assert cache.get(key, [source], make) is cache.get(key, [source], make) and len(made) == 1
     source.add_(1)
-    assert torch.equal(cache.get([source], make), torch.full((2,), 4.0)) and len(made) == 2
-    cache.get([source.clone()], make)
-    assert len(made) == 3
+    assert torch.equal(cache.get(key, [source], make), torch.full((2,), 4.0)) and len(made) == 2
+    cache.get(key, [source.clone()], make)
+    assert len(made) == 2
+    for changed in ([source.double()], [source.view(1, 2)], [source, source], [source * float("nan")]):
+        cache.get(key, changed, make)
+    cache.get(("3 bits",), [source], make)
+    assert len(made) == 7

@@ -105,7 +105,10 @@ class EvaluationHook(Hook):
     ) -> dict[str, Any]:
         """Evaluate on the batches of `loader`, and publish the results as a record of `mode`."""
         batches = self._batches(runner, loader)
-        results = evaluate(runner.eval_model, batches, runner.step.device, metrics=metrics, topk=self.topk)
+        describe = getattr(getattr(loader, "dataset", None), "describe", str)
+        results = evaluate(
+            runner.eval_model, batches, runner.step.device, metrics=metrics, topk=self.topk, describe=describe
+        )
         runner.publish({"mode": mode, "epoch": runner.epoch, "iter": len(runner.loader), **results})
         return results
 

@@ -23,6 +23,7 @@ from lbitcls.registry import HOOKS
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
 from lbitcls.utils.errors import require_count
 from lbitcls.utils.files import write_whole
+from lbitcls.utils.jsontext import json_text, with_nulls
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -167,6 +168,8 @@ def _text(value: Any) -> str:
 class JsonLoggerHook(Writer):
     """Appends each record to `log.jsonl`, with `images`, the number of images that were learned from so far.
 
+    What is not finite (the norm of gradients that overflowed in float16) is `null`.
+
     A run that goes on drops, with its first record, what came after its start.
     """
 
@@ -183,7 +186,7 @@ class JsonLoggerHook(Writer):
         path = _path(runner)
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**record, "images": runner.images}) + "\n")
+                file.write(json_text(with_nulls({**record, "images": runner.images})) + "\n")
         except OSError as error:
             error.filename = str(path)
             raise
