@@ -26,7 +26,7 @@ from lbitcls.deploy.graph import (
     settle_signs,
     to_opset_17,
 )
-from lbitcls.deploy.metadata import ModelInfo, require, write_info
+from lbitcls.deploy.metadata import ModelInfo, require, sealed, write_info
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
 from lbitcls.deploy.shipped import LayerFacts, layer_facts, ship
@@ -281,7 +281,7 @@ def _finished(proto: ModelProto, info: ModelInfo, target: str) -> bytes:
     write_info(proto, info)
     onnx.checker.check_model(proto, full_check=True)
     targets.check_structure(proto, target)
-    return proto.SerializeToString(deterministic=True)
+    return sealed(proto)
 
 
 def _record(fact: LayerFacts, packed: Sequence[str]) -> dict[str, Any]:
