@@ -55,7 +55,7 @@ class Engine(ABC):
         self.info: ModelInfo | None = info_of(model, path)
         self.input_shape, self.fixed_batch = _image_input(model, path)
         if self.info is None:
-            get_logger().info("%s has no record of lbitcls: nothing says whether it is as it was written.", path)
+            get_logger().warning("%s has no record of lbitcls: nothing says whether it is as it was written.", path)
         self.output_names = tuple(value.name for value in model.graph.output)
 
     def predict(self, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:

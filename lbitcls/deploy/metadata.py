@@ -200,10 +200,10 @@ def _check_plain(name: str, value: Any, most: int, longest: int, depth: int = 0)
         if not math.isfinite(value) or (abs(value) > LARGEST_SIDE and name not in _COUNTED):
             raise ValueError(f"{name} has the number {str(value)[:20]}, which is beyond {LARGEST_SIDE}")
     elif isinstance(value, (list, tuple, dict)):
-        if depth == _DEEPEST or len(value) > most:
-            raise ValueError(
-                f"{name} has a list of {len(value)} entries" if depth < _DEEPEST else f"{name} is too deep"
-            )
+        if depth == _DEEPEST:
+            raise ValueError(f"{name} has lists within each other, over {_DEEPEST} deep")
+        if len(value) > most:
+            raise ValueError(f"{name} has a list of {len(value)} entries")
         items = [*value, *value.values()] if isinstance(value, dict) else value
         for item in items:
             _check_plain(name, item, most, longest, depth + 1)

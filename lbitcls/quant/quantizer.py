@@ -272,7 +272,7 @@ class Quantizer(nn.Module):
         facts = self.grid_facts(bool(given["negative"]))
         theirs = _read_facts(given[GRID]) if GRID in given else facts
         if theirs != facts:
-            return f"{_describe(theirs)} there, {_describe(facts)} here"
+            return f"{_describe(theirs)} there; {_describe(facts)} here"
         other = [name for name, value in own.items() if given[name].shape != value.shape]
         return f"{', '.join(other)} of another shape" if other else None
 
