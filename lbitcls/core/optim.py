@@ -224,8 +224,9 @@ def _first_state(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], M
             twin.grad = torch.empty_like(twin)
             twins[id(parameter)] = twin
         group["params"] = [twins[id(parameter)] for parameter in group["params"]]
+    kind: Any = type(optimizer)
     try:
-        double = type(optimizer)(groups)
+        double = kind(groups)
         double.step()
     except Exception:  # one that looks at values
         return None

@@ -311,6 +311,8 @@ class EpochRunner:
             self.ema.module.load_state_dict(checkpoint["state_dict"], strict=False)
             self.ema.load_state_dict(checkpoint.get("ema", {"steps": 0}))
         states = checkpoint.get("hooks", {})
+        if not isinstance(states, Mapping):
+            raise StateError(f"'hooks' should be a dict, and is a {type(states).__name__}")
         for hook in self.hooks:
             if hook.name in states:
                 hook.load_state_dict(states[hook.name])
