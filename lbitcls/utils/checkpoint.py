@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbitcls.utils.checkpoint_content import check_sums, checked, shown
+from lbitcls.utils.checkpoint_content import check_sums, checked, listed, shown
 from lbitcls.utils.errors import CheckpointError, suggest
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.logging import get_logger
@@ -24,7 +24,6 @@ from lbitcls.version import __version__
 _GRID = "_quantizer.grid"  # ends the name of what tells a quantizer's grid: of any length, and not in older files
 _QUANTIZER = "_quantizer."  # in the name of every tensor that a quantized layer has beside the float layer's
 _HEAD = "head."  # begins the name of every tensor of a classifier's head
-_SHOWN = 8  # keys that a message lists before it counts the rest
 
 
 def save_checkpoint(
@@ -73,7 +72,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     path = fetch_weights(str(path)) if is_published(path) else Path(path).expanduser()
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.pth"))
-        hint = f"it holds {_listed(inside)}" if inside else "it holds no .pth file"
+        hint = f"it holds {listed(inside)}" if inside else "it holds no .pth file"
         raise CheckpointError(f"{path} is a folder, not a checkpoint; {hint}.")
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -248,15 +247,15 @@ class Fit:
     def text(self) -> str:
         """One line for each kind of misfit, or nothing."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "other shape or type": self.mismatched}
-        lines = "".join(f"\n  {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+        lines = "".join(f"\n  {kind}: {listed(names)}" for kind, names in kinds.items() if names)
         lines += "".join(
             f"\n  quantizers that take first values anew ({reason}): "
-            + _listed([name for name, why in self.anew.items() if why == reason])
+            + listed([name for name, why in self.anew.items() if why == reason])
             for reason in dict.fromkeys(self.anew.values())
         )
         lost = [name for name in self.missing if _QUANTIZER in name] if self._quantized else []
         if lost:
-            lines += f"\n  it is of a quantized model that lacks {len(lost)} tensors of quantizers: {_listed(lost)}"
+            lines += f"\n  it is of a quantized model that lacks {len(lost)} tensors of quantizers: {listed(lost)}"
         return lines
 
 
@@ -274,8 +273,3 @@ def _misfit(own: torch.Tensor, given: torch.Tensor) -> str:
     if own.is_floating_point() and not given.is_floating_point():
         return f"{str(given.dtype).removeprefix('torch.')} for {str(own.dtype).removeprefix('torch.')}"
     return ""
-
-
-def _listed(names: list[str]) -> str:
-    rest = f", … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(shown(name) for name in names[:_SHOWN]) + rest

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ WEIGHTS = ("state_dict", "model")
 
 _ZIP = b"PK\x03\x04"
 _PIECE = 2**20  # bytes that are read at a time
+_FIRST = 8  # names that a message lists before it counts the rest
 _DEEPEST = 32  # containers within each other
 _SHOWN = 100  # characters of a name that a message shows
 _LONGEST = 1000  # characters of the name of a tensor or a class
@@ -38,6 +40,12 @@ def shown(name: Any) -> str:
     half = _SHOWN // 2
     text = name if len(name) <= _SHOWN else f"{name[:half]}…{name[-half:]}"
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def listed(names: Collection[Any]) -> str:
+    """The first names of many, and the number of the others."""
+    rest = f", … and {len(names) - _FIRST} more" if len(names) > _FIRST else ""
+    return ", ".join(shown(name) for name in islice(names, _FIRST)) + rest
 
 
 def check_sums(path: Path, tensors: bool = True) -> None:
@@ -118,8 +126,7 @@ def _inner(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def _held(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
-    rest = f", … and {len(content) - 8} more" if len(content) > 8 else ""
-    return f"the keys {', '.join(shown(key) for key in list(content)[:8])}{rest}"
+    return f"the keys {listed(content)}"
 
 
 def checked_tensors(content: Mapping[str, Any], path: Path, name: str = "state_dict") -> dict[str, torch.Tensor]:
