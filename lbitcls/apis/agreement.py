@@ -6,18 +6,24 @@ checkpoint holds its own config.
 
 from __future__ import annotations
 
+import copy
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from lbitcls.models import build_classifier
+from lbitcls.quant.calibration import named_quantizers
 from lbitcls.quant.methods import LayerEntry, find_entry
 from lbitcls.quant.plan import PlanRow
+from lbitcls.quant.quantizer import GRID
 from lbitcls.quant.transformer import ModelTransformer, build_mtransformer
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config
-from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
 from lbitcls.utils.published import is_published
 
 _SHOWN = 4  # layers that a message lists before it counts the rest
@@ -57,6 +63,36 @@ def check_quantizers(transformer: ModelTransformer, model: nn.Module, path: str 
             "config that it was made with; other quantizers need training (load_from may name this checkpoint), or "
             "float weights and lbitcls calibrate."
         )
+
+
+def with_grids(content: dict[str, Any], cfg: Config) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint that says of each quantizer which grid its values belong to.
+
+    One of an older version does not say it; its config does, if it has one and it is for the model of `cfg`.
+
+    Args:
+        content: the checkpoint.
+        cfg: the config whose model takes the weights.
+    """
+    state = content["state_dict"]
+    quantized = any(name.endswith("_quantizer.enabled") for name in state)
+    if not quantized or any(name.endswith(f"_quantizer.{GRID}") for name in state):
+        return state
+    made_with = _own_transformer(content["meta"].get("config"))
+    if made_with is None:
+        return state
+    quiet = logging.getLogger("lbitcls.agreement")
+    quiet.setLevel("WARNING")
+    try:
+        with torch.random.fork_rng():
+            model = made_with(build_classifier(copy.deepcopy(dict(cfg.model)), False), logger=quiet)
+    except LbitclsError:
+        return state
+    for name, quantizer in named_quantizers(model):
+        quantizer.negative.fill_(bool(state.get(f"{name}.negative", quantizer.negative)))
+        quantizer.refresh()
+    grids = {name: text for name, text in model.state_dict().items() if name.endswith(f"_quantizer.{GRID}")}
+    return {**state, **{name: text for name, text in grids.items() if f"{name.removesuffix(GRID)}enabled" in state}}
 
 
 def _quantized(path: str | Path) -> dict[str, Any] | None:

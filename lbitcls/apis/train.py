@@ -30,7 +30,7 @@ from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, read_precision
-from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
+from lbitcls.utils.checkpoint import load_weights, read_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import broadcast_module, broadcast_object, check_equal, is_main
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
@@ -192,7 +192,7 @@ def build_runner(
     going_on = start[0] if start else None
     model = make_model(cfg, session, dataset, pretrained=not start, data_root=data_root, checkpoint=going_on)
     if start is None and cfg.get("load_from"):
-        load_checkpoint(model, cfg.load_from, logger=session.logger)
+        _start_from(cfg.load_from, model, cfg, session)
     kernels = _choose_kernels(cfg, start, device)
     memory_format = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
     model = _synchronize_norms(model, cfg, session).to(device).to(memory_format=memory_format)
@@ -219,6 +219,17 @@ def build_runner(
         meta=meta,
         logger=session.logger,
     )
+
+
+def _start_from(path: str, model: nn.Module, cfg: Config, session: Session) -> None:
+    """Take up the weights of `load_from`, and the quantizers' values where their grids are the same."""
+    content = read_checkpoint(path)
+    state_dict = content["state_dict"]
+    if cfg.get("quant_transformer"):
+        from lbitcls.apis.agreement import with_grids
+
+        state_dict = with_grids(content, cfg)
+    load_weights(model, state_dict, path, logger=session.logger)
 
 
 def _name_run(start: Start, resumed: Path | None) -> str:

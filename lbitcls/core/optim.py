@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 
 from lbitcls.core.schedule import as_number
 from lbitcls.utils.arguments import check_names
+from lbitcls.utils.checkpoint_content import shown_name
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, suggest
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -190,3 +191,59 @@ def _new_group(multipliers: tuple[float, float], lr: Any, decay: Any) -> dict[st
     if decay_mult != 1.0 and decay:
         group["weight_decay"] = decay * decay_mult
     return group
+
+
+class StateError(ValueError):
+    """The state of an optimizer is another optimizer's, or damaged."""
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take up a saved state, after checking that `optimizer` can step with it.
+
+    Raises:
+        StateError: it is of another optimizer or of other parameters, or holds what no optimizer saves.
+    """
+    kind = type(optimizer).__name__
+    own = [dict(group) for group in optimizer.param_groups]
+    expected = _first_state(optimizer)
+    try:
+        optimizer.load_state_dict(dict(state))
+    except Exception as error:  # of what is damaged, any kind
+        raise StateError(f"{kind} does not take its state: {shown_name(str(error))}") from error
+    for group, before in zip(optimizer.param_groups, own, strict=True):
+        if lacking := sorted(before.keys() - group.keys()):
+            raise StateError(f"its optimizer's settings lack {', '.join(lacking)}, which {kind} has")
+    for parameter, saved in optimizer.state.items():
+        _check_saved(kind, saved, {} if expected is None else expected(parameter))
+
+
+def _check_saved(kind: str, saved: Any, expected: Mapping[str, Any]) -> None:
+    """Compare what is saved of a parameter with what the optimizer keeps of one."""
+    if not isinstance(saved, Mapping):
+        raise StateError(f"what it has of a parameter is no state of {kind}")
+    for name, value in expected.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        found = saved.get(name)
+        counts = value.dim() == 0 and type(found) in (int, float)
+        if not counts and getattr(found, "shape", None) != value.shape:
+            raise StateError(f"{kind} needs '{name}' of shape {tuple(value.shape)} of a parameter, and it has none")
+
+
+def _first_state(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], Mapping[str, Any]] | None:
+    """What `optimizer` keeps of a parameter, from a step of its twin without values; None: it cannot do without."""
+    groups = [{k: v for k, v in group.items() if k not in ("fused", "foreach")} for group in optimizer.param_groups]
+    twins: dict[int, torch.Tensor] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            twin = torch.empty_like(parameter, device="meta", requires_grad=True)
+            twin.grad = torch.empty_like(twin)
+            twins[id(parameter)] = twin
+        group["params"] = [twins[id(parameter)] for parameter in group["params"]]
+    kind: Any = type(optimizer)
+    try:
+        double = kind(groups)
+        double.step()
+    except Exception:  # one that looks at values
+        return None
+    return lambda parameter: double.state.get(twins[id(parameter)], {})

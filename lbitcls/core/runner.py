@@ -22,15 +22,19 @@ from lbitcls.core.features import FeatureCache
 from lbitcls.core.guard import Guard, Interrupted
 from lbitcls.core.hooks.checkpoint import INTERRUPTED, LATEST
 from lbitcls.core.hooks.hook import Hook
+from lbitcls.core.optim import StateError
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
-from lbitcls.utils.checkpoint import compare, save_checkpoint
+from lbitcls.utils.checkpoint import compare, other_grids, save_checkpoint
+from lbitcls.utils.checkpoint_content import checked_tensors, shown_name
 from lbitcls.utils.dist import is_main, rank, world_size
 from lbitcls.utils.env import mix_seed
 from lbitcls.utils.errors import CheckpointError, ResourceError, TrainingError
 from lbitcls.utils.failures import explain
 from lbitcls.utils.files import link_whole
 from lbitcls.utils.logging import get_logger
+
+_POSITION = ("epoch", "iter", "inner_iter", "epoch_len")
 
 
 class Loader(Protocol):
@@ -269,6 +273,7 @@ class EpochRunner:
             "epoch_len": len(self.loader),
             "seed": self.seed,
             "phase": self.phase,
+            "optimizer": type(self.step.optimizer).__name__,
         }
 
     def _states(self) -> dict[str, Any]:
@@ -284,27 +289,47 @@ class EpochRunner:
         Raises:
             CheckpointError: it is another model's, or has weights only.
         """
-        if "optimizer" not in checkpoint or "inner_iter" not in checkpoint["meta"]:
+        missing = [name for name in _POSITION if checkpoint["meta"].get(name) is None]
+        if missing or not isinstance(checkpoint.get("optimizer"), Mapping):
             raise CheckpointError(f"{path} holds weights, but no run to go on with; use --load-from for it.")
-        weights = checkpoint.get("train_state_dict", checkpoint["state_dict"])
-        fit = compare(self.module.state_dict(), weights)
+        averaged = "train_state_dict" in checkpoint
+        weights = checked_tensors(checkpoint, path, "train_state_dict" if averaged else "state_dict")
+        fit = compare(self.module.state_dict(), weights, other_grids(self.module, weights))
         if not fit.complete:
             raise CheckpointError(
                 f"{path} is a run of another model; to start from its weights use --load-from:{fit.cause()}{fit.text()}"
             )
         self.module.load_state_dict(weights, strict=False)  # BatchNorm's counters may be missing
         try:
-            self.step.load_state_dict(dict(checkpoint))
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} is a run with another optimizer: {error}") from error
+            self._restore_states(checkpoint, averaged)
+        except Exception as error:  # what each part's state may hold is the part's own affair, and so are its errors
+            why = str(error) if isinstance(error, StateError) else f"{type(error).__name__}: {shown_name(str(error))}"
+            raise CheckpointError(
+                f"{path} is a run with another optimizer or other hooks than the config has, or is damaged ({why}). Go "
+                "on with the config that it was started with; to start a new run from its weights use --load-from."
+            ) from error
+        self._take_position(checkpoint["meta"])
+        self._saved = True
+
+    def _restore_states(self, checkpoint: Mapping[str, Any], averaged: bool) -> None:
+        name, own = checkpoint["meta"].get("optimizer"), type(self.step.optimizer).__name__
+        if name not in (None, own):
+            raise StateError(f"it was trained by {shown_name(name)}, and the config has {own}")
+        self.step.load_state_dict(dict(checkpoint))
+        if averaged != (self.ema is not None):
+            self.logger.warning(
+                "The run was %s ema and goes on %s: not as it would have.",
+                *(("with", "without") if averaged else ("without", "with")),
+            )
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint["state_dict"], strict=False)
             self.ema.load_state_dict(checkpoint.get("ema", {"steps": 0}))
+        states = checkpoint.get("hooks", {})
+        if not isinstance(states, Mapping):
+            raise StateError(f"'hooks' should be a dict, and is a {type(states).__name__}")
         for hook in self.hooks:
-            if hook.name in checkpoint.get("hooks", {}):
-                hook.load_state_dict(checkpoint["hooks"][hook.name])
-        self._take_position(checkpoint["meta"])
-        self._saved = True
+            if hook.name in states:
+                hook.load_state_dict(states[hook.name])
 
     def _take_position(self, meta: Mapping[str, Any]) -> None:
         self.epoch, self.iter, self.inner_iter = meta["epoch"], meta["iter"], meta["inner_iter"]

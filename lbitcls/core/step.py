@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lbitcls.core.optim import load_optimizer
 from lbitcls.core.schedule import as_number
+from lbitcls.utils.checkpoint_content import shown_name
 from lbitcls.utils.dist import sum_over_ranks, world_size
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_count, require_dict, suggest
 from lbitcls.utils.logging import get_logger
@@ -189,13 +191,14 @@ class OptimizerStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint keeps under `optimizer` and `scaler`; the config's own settings win."""
         own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         changed = set()
         for group, settings in zip(self.optimizer.param_groups, own):
             changed |= {f"{k} {group[k]} -> {v}" for k, v in settings.items() if k != "lr" and group.get(k) != v}
             group.update(settings)
         if changed:
-            get_logger().warning("The optimizer goes on with other settings: %s", ", ".join(sorted(changed)))
+            names = shown_name(", ".join(sorted(changed)))
+            get_logger().warning("The optimizer goes on with other settings: %s", names)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lbitcls.deploy.metadata import ModelInfo, existing_file, info_of, read_onnx, require
+from lbitcls.deploy.metadata import LARGEST_SIDE, ModelInfo, existing_file, info_of, read_onnx, require
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError, suggest
+from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
     import onnx
@@ -55,6 +56,8 @@ class Engine(ABC):
         self.precision = precision
         self.info: ModelInfo | None = info_of(model, path)
         self.input_shape, self.fixed_batch = _image_input(model, path)
+        if self.info is None:
+            get_logger().warning("%s has no record of lbitcls: nothing says whether it is as it was written.", path)
         self.output_names = tuple(value.name for value in model.graph.output)
 
     def predict(self, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
@@ -278,4 +281,8 @@ def _image_input(model: onnx.ModelProto, path: Path) -> tuple[Shape, int | None]
         kind = types.DataType.Name(given).lower()
         raise CheckpointError(f"{path} takes {kind} images; it should take float32 ones, as the pipeline leaves them.")
     batch, channels, height, width = sizes[0]
+    if any(size is not None and size > LARGEST_SIDE for size in (channels, height, width)):
+        raise CheckpointError(
+            f"{path} takes images (C, H, W) of {channels}, {height}, {width}; sizes go up to {LARGEST_SIDE}."
+        )
     return (channels, height, width), batch

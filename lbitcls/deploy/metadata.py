@@ -5,7 +5,11 @@ Reading it needs the package `onnx`, not PyTorch.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +24,19 @@ if TYPE_CHECKING:
 
 KEY = "lbitcls"
 """The metadata property of the ONNX file that holds the JSON text."""
+SEAL = "lbitcls_sha256"
+"""The metadata property that holds the SHA-256 of the file's bytes, computed with zeros in its place."""
 FORMAT = 1
+MOST_CLASSES = 2**20
+LARGEST_SIDE = 2**13  # of images, in pixels
+_MOST_ENTRIES = 2**16  # of a list that is not of classes
+_DEEPEST = 16  # lists and dicts within each other
+_LONGEST = {"config": 2**24}  # characters of a text, else:
+_LONG = 1000
+_COUNTED = ("num_classes", "out_channels", "feature_shapes")  # which have bounds of their own
 _SHOWN = 200  # characters of a field that is wrong
+_BLANK = "0" * 64
+_SEALED = re.compile(SEAL.encode() + rb"\x12\x40([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +91,43 @@ class ModelInfo:
 
 def write_info(model: onnx.ModelProto, info: ModelInfo) -> None:
     """Put `info` into the metadata of `model`, in the place of what was there."""
+    for place in reversed([i for i, entry in enumerate(model.metadata_props) if entry.key == SEAL]):
+        del model.metadata_props[place]  # of what the file was before
     text = json_text(asdict(info), ensure_ascii=False)
     for entry in model.metadata_props:
         if entry.key == KEY:
             entry.value = text
             return
     model.metadata_props.add(key=KEY, value=text)
+
+
+def sealed(model: onnx.ModelProto) -> bytes:
+    """The bytes of the file of `model`, with the digest by which `read_onnx` sees whether they have changed."""
+    model.metadata_props.add(key=SEAL, value=_BLANK)
+    content = model.SerializeToString(deterministic=True)
+    place = _seal_in(content)
+    assert place is not None
+    return content[: place[0]] + hashlib.sha256(content).hexdigest().encode() + content[place[1] :]
+
+
+def _seal_in(content: bytes) -> tuple[int, int] | None:
+    """Where the digest stands in a file: the last place that looks like it, as metadata comes last."""
+    places = [found.span(1) for found in _SEALED.finditer(content)]
+    return places[-1] if places else None
+
+
+def _check_seal(path: Path) -> None:
+    content = path.read_bytes()
+    place = _seal_in(content)
+    if place is None:
+        return  # of another tool, or of an lbitcls before there were digests
+    given = content[place[0] : place[1]].decode()
+    blank = content[: place[0]] + _BLANK.encode() + content[place[1] :]
+    if given != hashlib.sha256(blank).hexdigest():
+        raise CheckpointError(
+            f"{path} has changed since lbitcls wrote it: it is damaged, or another tool has changed it. Copy it again, "
+            f"or export the model again; a file that was changed on purpose is read without its metadata entry {SEAL}."
+        )
 
 
 def read_info(path: str | Path) -> ModelInfo | None:
@@ -100,18 +146,68 @@ def info_of(model: onnx.ModelProto, path: str | Path) -> ModelInfo | None:
     if text is None:
         return None
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_constant=_no_number)
         if record["format"] > FORMAT:
             raise CheckpointError(
-                f"{path} was written by lbitcls {record.get('version')}, which is newer than this one: upgrade lbitcls."
+                f"{path} was written by lbitcls {str(record.get('version'))[:_SHOWN]}, which is newer than this one: "
+                "upgrade lbitcls."
             )
         types = get_type_hints(ModelInfo)
         known = {name: _as_type(name, value, types[name]) for name, value in record.items() if name in types}
-        return ModelInfo(**known)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        info = ModelInfo(**known)
+        _check_bounds(info)
+        return info
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"the record of lbitcls in {path} is damaged ({error}); export the model again."
+            f"the record of lbitcls in {path} is damaged ({str(error)[:_SHOWN]}); export the model again."
         ) from error
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"it has the number {text}")
+
+
+def _check_bounds(info: ModelInfo) -> None:
+    """Raise ValueError where a number, a length or a depth is none that a model of images has."""
+    channels, *sides = info.input_shape
+    _check_counts("input_shape", (channels, *sides), LARGEST_SIDE)
+    if info.num_classes is not None:
+        _check_counts("num_classes", (info.num_classes,), MOST_CLASSES)
+    if None not in (info.classes, info.num_classes) and len(info.classes or ()) != info.num_classes:
+        raise ValueError(f"it has {len(info.classes or ())} classes' names for {info.num_classes} classes")
+    if info.residual_bits is not None:
+        _check_counts("residual_bits", (info.residual_bits,), 32)
+    _check_counts("out_channels", info.out_channels or (), MOST_CLASSES)
+    for shape in info.feature_shapes or ():
+        _check_counts("feature_shapes", shape, MOST_CLASSES)
+    for name, value in vars(info).items():
+        most = MOST_CLASSES if name == "classes" else _MOST_ENTRIES
+        _check_plain(name, value, most, _LONGEST.get(name, _LONG))
+
+
+def _check_counts(name: str, values: Iterable[int], most: int) -> None:
+    for value in values:
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} should be from 1 to {most}, and is {str(value)[:20]}")
+
+
+def _check_plain(name: str, value: Any, most: int, longest: int, depth: int = 0) -> None:
+    """Raise ValueError for plain data that no record has: numbers beyond images' sizes, long texts and lists, depth."""
+    if isinstance(value, str):
+        value.encode()  # half a character raises
+        if len(value) > longest:
+            raise ValueError(f"{name} has a text of {len(value)} characters")
+    elif isinstance(value, (int, float)):
+        if not math.isfinite(value) or (abs(value) > LARGEST_SIDE and name not in _COUNTED):
+            raise ValueError(f"{name} has the number {str(value)[:20]}, which is beyond {LARGEST_SIDE}")
+    elif isinstance(value, (list, tuple, dict)):
+        if depth == _DEEPEST:
+            raise ValueError(f"{name} has lists within each other, over {_DEEPEST} deep")
+        if len(value) > most:
+            raise ValueError(f"{name} has a list of {len(value)} entries")
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        for item in items:
+            _check_plain(name, item, most, longest, depth + 1)
 
 
 def _as_type(name: str, value: Any, expected: Any) -> Any:
@@ -147,15 +243,16 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     """The model in the ONNX file `path`.
 
     Raises:
-        CheckpointError: it is missing, or no ONNX file.
+        CheckpointError: it is missing, no ONNX file, or has changed since lbitcls wrote it.
         DependencyError: the package `onnx` is missing.
     """
     path = existing_file(path)
     onnx = require("onnx")
+    _check_seal(path)
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf's own kinds, and OSError of missing external data
-        raise CheckpointError(f"{path} cannot be read as an ONNX file: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as an ONNX file: {str(error)[:_SHOWN]}") from error
     if not model.ir_version or not model.graph.output:
         raise CheckpointError(f"{path} is no ONNX file: it holds no graph.")
     return model

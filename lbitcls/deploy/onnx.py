@@ -28,7 +28,7 @@ from lbitcls.deploy.graph import (
     to_opset_17,
 )
 from lbitcls.deploy.maxima import pool_integers, split_maxima
-from lbitcls.deploy.metadata import ModelInfo, require, write_info
+from lbitcls.deploy.metadata import ModelInfo, require, sealed, write_info
 from lbitcls.deploy.norms import absorb_norms
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
@@ -300,7 +300,7 @@ def _finished(proto: ModelProto, info: ModelInfo, target: str) -> bytes:
     write_info(proto, info)
     onnx.checker.check_model(proto, full_check=True)
     targets.check_structure(proto, target)
-    return proto.SerializeToString(deterministic=True)
+    return sealed(proto)
 
 
 def _record(fact: LayerFacts, packed: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lbitcls.models.builder import build_classifier
 from lbitcls.models.state_dict import plain_state_dict
 from lbitcls.utils import save_checkpoint
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
+from lbitcls.utils.checkpoint_content import listed
 from lbitcls.utils.errors import CheckpointError
 
 CIFAR10_CLASSES = (
@@ -60,10 +61,12 @@ def convert_cifar_resnet(source: str | Path, target: str | Path) -> dict:
 def cifar_resnet_config(state: Mapping[str, Tensor], source: str) -> dict:
     """The config of the classifier whose published weights are `state`; messages call the file `source`."""
     blocks = {key.split(".")[1] for key in state if key.startswith("layer1.")}
-    if not {"conv1.weight", "linear.weight"} <= set(state) or not blocks:
+    dims = [state[name].dim() for name in ("conv1.weight", "linear.weight") if name in state]
+    if dims != [4, 2] or not blocks:
+        found = sorted({key.split(".")[0] for key in state})
         raise CheckpointError(
-            f"{source} is no CIFAR ResNet with option-A shortcuts: expected conv1, layer1 … layer3 and "
-            f"linear, found {', '.join(sorted({key.split('.')[0] for key in state}))}."
+            f"{source} is no CIFAR ResNet with option-A shortcuts: expected conv1 (4 axes), layer1 … layer3 and linear "
+            f"(2 axes), found {listed(found)}."
         )
     base_channels, in_channels = state["conv1.weight"].shape[:2]
     num_classes, features = state["linear.weight"].shape

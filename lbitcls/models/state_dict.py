@@ -27,13 +27,20 @@ def plain_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
         >>> plain_state_dict({"state_dict": {"module.fc.bias": 0}, "epoch": 3})
         {'fc.bias': 0}
     """
+    while (inner := _unwrapped(checkpoint)) is not None:
+        checkpoint = inner
+    return checkpoint
+
+
+def _unwrapped(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What one container or prefix holds; None: there is neither."""
     for key in _CONTAINERS:
         if isinstance(checkpoint.get(key), Mapping):
-            return plain_state_dict(checkpoint[key])
+            return checkpoint[key]
     for wrapper in _WRAPPERS:
         if checkpoint and all(key.startswith(wrapper) for key in checkpoint):
-            return plain_state_dict({key[len(wrapper) :]: value for key, value in checkpoint.items()})
-    return checkpoint
+            return {key[len(wrapper) :]: value for key, value in checkpoint.items()}
+    return None
 
 
 def to_classifier_names(state_dict: Mapping[str, Any], backbone: nn.Module, head: nn.Module) -> Mapping[str, Any]:

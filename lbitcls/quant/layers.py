@@ -173,6 +173,8 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def fold(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         """Quantize the weight as folded with the BatchNorm that takes this layer's output."""
         self.folded_norm = (norm,)
+        if self.weight_quantizer is not None:
+            self.weight_quantizer.folded = True
 
     def fold_factor(self) -> Tensor | None:
         """γ/σ (O,) of the folded BatchNorm, 1 where γ is 0; None: nothing is folded."""

@@ -11,7 +11,8 @@ optimizer, EMA and DDP keep seeing the same tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -24,6 +25,8 @@ from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, in
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
 
 RangeRule = Callable[[Tensor, "Quantizer"], tuple[Tensor, Tensor]]
+GRID = "grid"
+"""The entry of a quantizer's state dict that says which grid the others belong to: JSON text, as bytes."""
 
 
 class NotInitializedError(LbitclsError):
@@ -45,6 +48,7 @@ class Quantizer(nn.Module):
         place: full name in the model, for messages; empty where no transformer put the quantizer there.
         initialized: buffer; whether the parameters took their first values.
         enabled: buffer; when False the quantizer hands its input on unchanged.
+        folded: whether the tensor is a weight times the factors of a BatchNorm that is folded into it.
     """
 
     formula: Elementwise
@@ -80,6 +84,7 @@ class Quantizer(nn.Module):
         self.num_channels = num_channels
         self.channel_axis = None if num_channels is None else channel_axis
         self.narrow_range = (role == "weight" and num_bits == 8) if narrow_range is None else narrow_range
+        self.folded = False
         self._recipe: Callable[[], Tensor] | None = None
         self._signed_by_config = True if role == "weight" and signed is None else signed
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
@@ -251,12 +256,72 @@ class Quantizer(nn.Module):
             )
         self.initialize(x)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def grid_facts(self, signed: bool | None = None) -> dict[str, Any]:
+        """What decides the meaning of the parameters' values; `signed`: as if the sign were so."""
+        before = self._negative
+        self._negative = before if signed is None else signed
+        try:
+            integers = list(self.integer_range())
+        finally:
+            self._negative = before
+        return {
+            "method": type(self).__name__,
+            "bits": self.num_bits,
+            "integers": integers,
+            "channels": self.num_channels,
+            "axis": self.channel_axis,
+            "folded": self.folded,
+        }
+
+    def misfit(self, state: Mapping[str, Tensor], prefix: str) -> str | None:
+        """Why the values that a state dict has under `prefix` are not for this quantizer; None: they are.
+
+        One that has none there does not misfit. Where the state dict, of an older version, does not say which grid
+        they belong to, names and shapes decide.
+        """
+        own = {name: value for name, value in self.state_dict().items() if name != GRID}
+        given = {name: state[prefix + name] for name in (*own, GRID) if prefix + name in state}
+        lacking = [name for name in own if name not in given]
+        if not given:
+            return None
+        if lacking:
+            return f"it lacks {', '.join(lacking)}"
+        if self._signed_by_config not in (None, bool(given["negative"])):
+            return f"{_sign(not self._signed_by_config)} there, {_sign(bool(self._signed_by_config))} here"
+        facts = self.grid_facts(bool(given["negative"]))
+        theirs = _read_facts(given[GRID]) if GRID in given else facts
+        if theirs != facts:
+            return f"{_describe(theirs)} there; {_describe(facts)} here"
+        other = [name for name, value in own.items() if given[name].shape != value.shape]
+        return f"{', '.join(other)} of another shape" if other else None
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        text = json.dumps(self.grid_facts())
+        destination[prefix + GRID] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         # A float checkpoint has none of a quantizer's keys: the weights are new, so first values are taken anew.
-        if not any(key.startswith(prefix) for key in state_dict):
+        given = any(key.startswith(prefix) for key in state_dict)
+        reason = self.misfit(state_dict, prefix)
+        state_dict.pop(prefix + GRID, None)
+        lacks = reason is not None and reason.startswith("it lacks")
+        if reason is not None and not lacks:
+            error_msgs.append(f"{prefix.removesuffix('.')} is for another grid: {reason}.")
+        elif given:
+            arguments = (strict, missing_keys, unexpected_keys, error_msgs)
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
+        if lacks or not given:
             self.initialized.fill_(False)
-        else:
-            super()._load_from_state_dict(state_dict, prefix, *args)
         self.refresh()
 
     def extra_repr(self) -> str:
@@ -265,6 +330,30 @@ class Quantizer(nn.Module):
         channels = "per tensor" if self.channel_axis is None else f"per channel ({self.num_channels})"
         sign = "signed" if self.signed else "unsigned"
         return f"{self.num_bits} bits, {self.role}, {sign}, {channels}{state}{'' if self._active else ', off'}"
+
+
+def _read_facts(text: Tensor) -> dict[str, Any]:
+    """The facts in an entry `GRID`; none where it is damaged."""
+    try:
+        facts = json.loads(bytes(text.flatten().tolist()))
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _describe(facts: Mapping[str, Any]) -> str:
+    """A grid in words."""
+    if not facts:
+        return "a grid that is not told"
+    channels, integers = facts.get("channels"), facts.get("integers")
+    span = f", integers {integers[0]} to {integers[-1]}" if isinstance(integers, list) and integers else ""
+    per = "" if channels is None else f", {channels} channels"
+    folded = ", BatchNorm folded" if facts.get("folded") else ""
+    return f"{facts.get('method')}, {facts.get('bits')} bits{span}{per}{folded}"
+
+
+def _sign(signed: bool) -> str:
+    return "signed" if signed else "unsigned"
 
 
 def per_grid(x: Tensor, channel_axis: int | None) -> Tensor:

@@ -14,15 +14,16 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
+from lbitcls.utils.checkpoint_content import check_sums, checked, listed, shown_name
 from lbitcls.utils.errors import CheckpointError, suggest
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.logging import get_logger
 from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.version import __version__
 
+_GRID = "_quantizer.grid"  # ends the name of what tells a quantizer's grid: of any length, and not in older files
 _QUANTIZER = "_quantizer."  # in the name of every tensor that a quantized layer has beside the float layer's
 _HEAD = "head."  # begins the name of every tensor of a classifier's head
-_SHOWN = 8  # keys that a message lists before it counts the rest
 
 
 def save_checkpoint(
@@ -101,7 +102,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     path = fetch_weights(str(path)) if is_published(path) else Path(path).expanduser()
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.pth"))
-        hint = f"it holds {_listed(inside)}" if inside else "it holds no .pth file"
+        hint = f"it holds {listed(inside)}" if inside else "it holds no .pth file"
         raise CheckpointError(f"{path} is a folder, not a checkpoint; {hint}.")
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -111,6 +112,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
             f"{path} is an exported file, whose weights cannot be loaded into a model; give the checkpoint (.pth) that "
             "it was exported from. Exported files are for test, benchmark and visualize."
         )
+    check_sums(path, tensors=not mmap)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises what the damage leads to: RuntimeError, EOFError, KeyError, pickle's …
@@ -118,27 +120,14 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
             f"checkpoint {path} cannot be read as plain weights ({_reason(error)}). The file is damaged, or no "
             "checkpoint, or holds code or objects; save its state_dict alone with torch.save."
         ) from error
-    return _with_state_dict(content, path)
+    return checked(content, path)
 
 
 def _reason(error: Exception) -> str:
     """What torch found, in a sentence, without its advice to trust the file; a bare number or name says nothing."""
     text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
     sentence = text.partition("\n")[0].partition(". ")[0].rstrip(".: ")
-    return f"{type(error).__name__}: {sentence}" if " " in sentence else type(error).__name__
-
-
-def _with_state_dict(content: Any, path: Path) -> dict[str, Any]:
-    if isinstance(content, Mapping):
-        for name in ("state_dict", "model"):
-            if isinstance(content.get(name), Mapping):
-                return {"meta": {}, **content, "state_dict": dict(content[name])}
-        if content and all(isinstance(value, torch.Tensor) for value in content.values()):
-            return {"meta": {}, "state_dict": dict(content)}
-    keys = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-    raise CheckpointError(
-        f"{path} holds no weights: a state dict, or one under 'state_dict' or 'model'; it has {keys}."
-    )
+    return f"{type(error).__name__}: {shown_name(sentence)}" if " " in sentence else type(error).__name__
 
 
 def load_checkpoint(
@@ -150,24 +139,37 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load the weights in `path` into `model` and report what did not fit; the checkpoint is returned.
 
-    A published state dict fits when the model has `adapt_state_dict(state_dict)`, which gives it our names.
+    A published state dict fits when the model has `adapt_state_dict(state_dict)`, which gives it our names. The values
+    of quantizers with another grid (method, bits, sign, channels) are left out, unless `strict`: those of the model
+    take first values anew.
 
     Args:
         model: takes the weights.
         path: a checkpoint of ours, or a state dict, bare or under `'state_dict'` or `'model'`.
         map_location: device to read to.
-        strict: raise unless every key is there with its shape, and no other.
+        strict: raise unless every key is there with its shape and its grid, and no other.
         logger: told what fitted and, as a warning, what did not; None: the package's.
 
     Raises:
         CheckpointError: the file cannot be read, nothing in it fits the model, or (`strict`) not everything does.
     """
     checkpoint = read_checkpoint(path, map_location)
-    state_dict = checkpoint["state_dict"]
+    load_weights(model, checkpoint["state_dict"], path, strict, logger)
+    return checkpoint
+
+
+def load_weights(
+    model: nn.Module,
+    state_dict: Mapping[str, torch.Tensor],
+    path: str | Path,
+    strict: bool = False,
+    logger: logging.Logger | None = None,
+) -> None:
+    """Load `state_dict`, which was read from `path`, as `load_checkpoint` does."""
     adapt: Any = getattr(model, "adapt_state_dict", None)
     if adapt is not None:
         state_dict = adapt(state_dict)
-    fit = compare(model.state_dict(), state_dict)
+    fit = compare(model.state_dict(), state_dict, other_grids(model, state_dict))
     if not fit.matched:
         raise CheckpointError(f"nothing in {path} fits {type(model).__name__}:{fit.text()}")
     if strict and not fit.complete:
@@ -178,38 +180,68 @@ def load_checkpoint(
     logger = logger or get_logger()
     # Weights before quantization have no quantizers, those of other classes another head; all else should be seen.
     expected = fit.complete or fit.lacks_quantizers or fit.other_classes or fit.float_phase
-    level = logging.INFO if expected else logging.WARNING
+    unforeseen = any(not name.startswith(_HEAD) for name in fit.anew) or (fit.untold and not strict)
+    level = logging.INFO if expected and not unforeseen else logging.WARNING
     text = ("\n  the head starts anew: it has other classes" if fit.other_classes else "") + fit.text()
     if fit.float_phase:
         text = "\n  its quantizers, which are off, are left out"
-    logger.log(level, "Loaded %d of %d tensors from %s%s", len(fit.matched), len(model.state_dict()), path, text)
-    return checkpoint
+    if fit.untold and not strict:
+        text += (
+            f"\n  the file does not say which method and bits its {fit.untold} quantizers have: their values are kept; "
+            "where the config has others, load the weights alone"
+        )
+    counts = len(fit.matched), len(model.state_dict())
+    logger.log(level, "load checkpoint from %s: %d of %d tensors%s", path, *counts, text)
+
+
+def other_grids(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The quantizers of `model` for whose grids the values in `state_dict` are not, by name, with the reason."""
+    found = {}
+    for name, module in model.named_modules():
+        misfit: Any = getattr(module, "misfit", None)
+        if name.endswith(_QUANTIZER[:-1]) and misfit is not None and (reason := misfit(state_dict, f"{name}.")):
+            found[name] = reason
+    return found
 
 
 class Fit:
-    """How a state dict fits a model's: the names `matched`, `missing`, `unexpected`, and `mismatched` (of shape)."""
+    """How a state dict fits a model's: the names `matched`, `missing`, `unexpected`, and `mismatched` (of shape).
 
-    def __init__(self, own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
-        self.matched = [name for name in own if name in given and own[name].shape == given[name].shape]
-        self.missing = [name for name in own if name not in given]
-        self.unexpected = [name for name in given if name not in own]
-        self.mismatched = [
-            f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in given and own[name].shape != given[name].shape
-        ]
-        switches = [bool(value) for name, value in given.items() if name.endswith(f"{_QUANTIZER}enabled")]
-        self._off = bool(switches) and not any(switches)
+    Those of the quantizers in `anew`, whose grids are others in the state dict, are in none of these. `untold` is the
+    number of quantizers of which it does not say the grid.
+    """
+
+    def __init__(
+        self,
+        own: Mapping[str, torch.Tensor],
+        given: Mapping[str, torch.Tensor],
+        anew: Mapping[str, str] | None = None,
+    ) -> None:
+        self.anew = dict(anew or {})
+        held = {name: _misfit(own[name], given[name]) for name in own if name in given and not self._is_anew(name)}
+        self.matched = [name for name, misfit in held.items() if not misfit or name.endswith(_GRID)]
+        self.missing = [n for n in own if n not in given and not n.endswith(_GRID) and not self._is_anew(n)]
+        self.unexpected = [name for name in given if name not in own and not self._is_anew(name)]
+        self.mismatched = [f"{n} {misfit}" for n, misfit in held.items() if misfit and not n.endswith(_GRID)]
+        switches = {name: bool(value) for name, value in given.items() if name.endswith(f"{_QUANTIZER}enabled")}
+        self._off = bool(switches) and not any(switches.values())
+        self._quantized = any(_QUANTIZER in name for name in given)
+        told = (f"{name.rpartition('.')[0]}.grid" in given for name, on in switches.items() if on and name in own)
+        self.untold = sum(not one for one in told)
+
+    def _is_anew(self, name: str) -> bool:
+        return name.rpartition(".")[0] in self.anew
 
     @property
     def complete(self) -> bool:
         """Nothing is missing, left over or of another shape (BatchNorm's counters, which old files lack, aside)."""
-        return not (self._lacking() or self.unexpected or self.mismatched)
+        return not (self._lacking() or self.unexpected or self.mismatched or self.anew)
 
     @property
     def lacks_quantizers(self) -> bool:
-        """The quantizers' tensors are missing, and no others."""
-        return bool(self._lacking()) and not self.unexpected and all(_QUANTIZER in name for name in self._lacking())
+        """The quantizers' tensors are missing, all of them, and no others."""
+        lacking = self._lacking()
+        return bool(lacking) and not (self._quantized or self.unexpected) and all(_QUANTIZER in n for n in lacking)
 
     @property
     def other_classes(self) -> bool:
@@ -221,16 +253,16 @@ class Fit:
     def float_phase(self) -> bool:
         """Nothing but quantizers is left over, and those are off: the weights were trained as float ones."""
         over = bool(self.unexpected) and all(_QUANTIZER in name for name in self.unexpected)
-        return over and self._off and not (self._lacking() or self.mismatched)
+        return over and self._off and not (self._lacking() or self.mismatched or self.anew)
 
     def cause(self) -> str:
         """A line that says so where the two differ in what is quantized, and how, or nothing."""
         if self.lacks_quantizers:
             return "\n  it has float weights, and the config's quant_transformer quantizes the model"
-        misfits = [*self.unexpected, *self._lacking(), *self.mismatched]
+        misfits = [*self.unexpected, *self._lacking(), *self.mismatched, *(f"{name}." for name in self.anew)]
         if not misfits or not all(_QUANTIZER in name for name in misfits):
             return ""
-        if self._lacking() or self.mismatched:
+        if self._lacking() or self.mismatched or self.anew:
             return "\n  it is of a quantized model, and the config quantizes other layers, or in another way"
         return "\n  it is of a quantized model, and the config has no quant_transformer, or one for fewer layers"
 
@@ -245,15 +277,30 @@ class Fit:
 
     def text(self) -> str:
         """One line for each kind of misfit, or nothing."""
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "other shape": self.mismatched}
-        return "".join(f"\n  {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "other shape or type": self.mismatched}
+        lines = "".join(f"\n  {kind}: {listed(names)}" for kind, names in kinds.items() if names)
+        lines += "".join(
+            f"\n  quantizers that take first values anew ({reason}): "
+            + listed([name for name, why in self.anew.items() if why == reason])
+            for reason in dict.fromkeys(self.anew.values())
+        )
+        lost = [name for name in self.missing if _QUANTIZER in name] if self._quantized else []
+        if lost:
+            lines += f"\n  it is of a quantized model that lacks {len(lost)} tensors of quantizers: {listed(lost)}"
+        return lines
 
 
-def compare(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> Fit:
-    """Compare the state dict `given` with the model's `own`."""
-    return Fit(own, given)
+def compare(
+    own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], anew: Mapping[str, str] | None = None
+) -> Fit:
+    """Compare the state dict `given` with the model's `own`; `anew`: as `other_grids` finds them."""
+    return Fit(own, given, anew)
 
 
-def _listed(names: list[str]) -> str:
-    rest = f", … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest
+def _misfit(own: torch.Tensor, given: torch.Tensor) -> str:
+    """In what a tensor is not of the kind that is wanted, or nothing."""
+    if own.shape != given.shape:
+        return f"{tuple(given.shape)} for {tuple(own.shape)}"
+    if own.is_floating_point() and not given.is_floating_point():
+        return f"{str(given.dtype).removeprefix('torch.')} for {str(own.dtype).removeprefix('torch.')}"
+    return ""

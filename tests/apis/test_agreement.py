@@ -9,12 +9,13 @@ import pytest
 import torch
 from calls import Delivered
 
-from lbitcls.apis.agreement import check_quantizers
+from lbitcls.apis.agreement import check_quantizers, with_grids
 from lbitcls.cli import main
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer
+from lbitcls.quant.calibration import uninitialized
 from lbitcls.utils import Config
-from lbitcls.utils.checkpoint import read_checkpoint
+from lbitcls.utils.checkpoint import load_weights, read_checkpoint
 from lbitcls.utils.errors import CheckpointError
 
 CONV = "quant_transformer.quan_policy.Conv2d"
@@ -130,6 +131,26 @@ def test_training_may_start_from_other_bits(delivered: Delivered, tmp_path: Path
     flags = ["--load-from", str(delivered.checkpoint), "--work-dir", str(tmp_path), "--no-validate"]
     assert main(["train", str(delivered.config), *flags, "--options", *options]) == 0
     assert (tmp_path / "latest.pth").exists()
+
+
+def test_a_checkpoint_of_before_is_told_its_grids_by_its_config(delivered: Delivered, caplog: Any) -> None:
+    """Its tensors do not say them; of the layers that the config quantizes otherwise first values are taken anew."""
+    content = read_checkpoint(delivered.checkpoint)
+    told = content["state_dict"]
+    content["state_dict"] = {name: value for name, value in told.items() if not name.endswith(".grid")}
+    cfg = Config.fromfile(delivered.config)
+    before = torch.random.get_rng_state()
+    completed = with_grids(content, cfg)
+    assert torch.equal(torch.random.get_rng_state(), before), "a run draws what it would have drawn"
+    assert completed.keys() == told.keys() and all(torch.equal(told[name], completed[name]) for name in told)
+    cfg.merge_from_dict({f"{CONV}.num_bit_w": 2})
+    model = build_mtransformer(cfg.quant_transformer)(build_classifier(cfg.model))
+    load_weights(model, completed, delivered.checkpoint)
+    anew = uninitialized(model)
+    assert len(anew) == 6 and all(name.startswith("backbone.layer") and "weight_q" in name for name in anew)
+    assert "anew (LSQ, 4 bits, integers -8 to 7 there; LSQ, 2 bits, integers -2 to 1 here): backbone.la" in caplog.text
+    for unknown in ({**content, "meta": {}}, {**content, "state_dict": told}):
+        assert with_grids(unknown, cfg) is unknown["state_dict"]
 
 
 def test_a_run_does_not_go_on_with_other_bits(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:

@@ -1,0 +1,264 @@
+"""Checkpoints with flipped bits and odd content: every command says what is wrong, or does what it would have done."""
+
+from __future__ import annotations
+
+import copy
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calls import Delivered
+from PIL import Image
+
+from lbitcls.cli import main
+from lbitcls.utils.checkpoint import read_checkpoint
+from lbitcls.utils.errors import CheckpointError
+
+VERBS = ("resume", "load", "test", "infer", "export", "calibrate", "compare", "convert")
+OPTIONS = ["calibration.epoch=0", "export=none", "log_config.hooks=[]"]
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(delivered: Delivered, tmp_path: Path) -> None:
+    draw, path = random.Random(12), tmp_path / "x.pth"
+    content, intact = delivered.checkpoint.read_bytes(), read_checkpoint(delivered.checkpoint)
+    refused = 0
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            found = read_checkpoint(path)
+        except CheckpointError as error:
+            refused += 1
+            assert len(str(error)) < 500 + len(str(path))
+        else:
+            assert same(found, intact)
+    assert refused > 80, "most of a checkpoint is values and what names them"
+
+
+def test_a_changed_weight_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"fc.weight": torch.full((4, 4), 3.0)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(torch.tensor(3.0).numpy().tobytes(), torch.tensor(5.0).numpy().tobytes(), 1))
+    with pytest.raises(CheckpointError, match="damaged .*has changed since"):
+        read_checkpoint(path)
+    read_checkpoint(path, mmap=True)  # the values are not looked at
+
+
+def nested(levels: int) -> list[Any]:
+    outer: list[Any] = []
+    for _ in range(levels):
+        outer = [outer]
+    return outer
+
+
+def looped() -> dict[str, Any]:
+    loop: dict[str, Any] = {}
+    loop["state_dict"] = loop
+    return loop
+
+
+def test_nesting_without_end(tmp_path: Path) -> None:
+    """Deeper than Python can write it: a list in a list in a list …, and a dict in itself."""
+    path = tmp_path / "x.pth"
+    for pickled in (
+        b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+        b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s.",
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, part in (("data.pkl", pickled), ("version", b"3"), ("byteorder", b"little")):
+                archive.writestr(f"x/{name}", part)
+        with pytest.raises(CheckpointError, match="within each other"):
+            read_checkpoint(path)
+
+
+WEIGHT = "head.fc.weight"
+ODD: dict[str, Any] = {
+    "text": "x",
+    "none": None,
+    "number": 3,
+    "list": [1, 2],
+    "sparse": torch.eye(3).to_sparse(),
+    "meta": torch.empty(3, 3, device="meta"),
+    "complex": torch.zeros(10, 32, dtype=torch.complex64),
+    "integers": torch.zeros(10, 32, dtype=torch.int64),
+    "wide": torch.zeros(1).expand(2**40),
+    "empty": torch.zeros(0),
+}
+META: dict[str, list[Any]] = {
+    "epoch": [None, "three", -1, 2.5, True, 2**70, [1], 10**5000],
+    "iter": ["x", -3, None],
+    "inner_iter": ["x", 2**64],
+    "epoch_len": [None, "x", {}],
+    "seed": ["x", -1, 2**64, {"a": 1}],
+    "CLASSES": [7, "abc", [["a"]], [1.5], {"a": 1}, ["\ud800"], ["x" * 10**6]],
+    "config": [7, b"x", "\ud800", "model = dict(", {"a": 1}],
+    "run": [7, ["x"]],
+    "kernels": [7, "nonsense"],
+    "phase": [7],
+    "optimizer": [7, "Adam", "y" * 10**6],
+    "x" * 10**6: [1],
+}
+STATES: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
+    ("no optimizer", lambda c: c.pop("optimizer")),
+    ("optimizer a list", lambda c: c.update(optimizer=[1])),
+    ("no groups", lambda c: c["optimizer"].pop("param_groups")),
+    ("groups a number", lambda c: c["optimizer"].update(param_groups=3)),
+    ("a group less", lambda c: c["optimizer"]["param_groups"].pop()),
+    ("no parameters", lambda c: c["optimizer"]["param_groups"][0].update(params=[])),
+    ("no momentum", lambda c: c["optimizer"]["param_groups"][0].pop("momentum")),
+    ("state a number", lambda c: c["optimizer"].update(state=3)),
+    ("state of a parameter", lambda c: c["optimizer"]["state"].update({0: 3})),
+    ("buffer a text", lambda c: c["optimizer"]["state"][0].update(momentum_buffer="x")),
+    ("buffer's shape", lambda c: c["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(2, 2))),
+    ("buffer lost", lambda c: c["optimizer"]["state"][0].clear()),
+    ("hooks a list", lambda c: c.update(hooks=[1])),
+    ("a hook's state", lambda c: c["hooks"].update(dict.fromkeys(c["hooks"], 3))),
+    ("a hook's key", lambda c: c["hooks"].update({name: {} for name in c["hooks"]})),
+]
+
+
+def mutations() -> dict[str, Callable[[dict[str, Any]], Any]]:
+    """Ways to spoil the content of a checkpoint, by name."""
+
+    def put(*place: Any) -> Callable[[dict[str, Any]], Any]:
+        *path, key, value = place
+
+        def change(content: dict[str, Any]) -> None:
+            for name in path:
+                content = content[name]
+            content[key] = value
+
+        return change
+
+    found = {f"a weight {name}": put("state_dict", WEIGHT, value) for name, value in ODD.items()}
+    found |= {f"more, {name}": put("state_dict", "more", value) for name, value in ODD.items()}
+    found |= {f"meta {name}": put("meta", value) for name, value in ODD.items()}
+    found |= {f"state_dict {name}": put("state_dict", value) for name, value in ODD.items()}
+    for key, values in META.items():
+        found |= {f"{key[:20]} {number}": put("meta", key, value) for number, value in enumerate(values)}
+    for number, key in enumerate([7, None, (1, 2), "k" * 20_000_000, "a\nb\x1b[2J", "\ud800", "module." * 150]):
+        found[f"key {number}"] = put("state_dict", key, torch.zeros(1))
+        found[f"meta's key {number}"] = put("meta", key, 1)
+        found[f"top key {number}"] = put(key, 1)
+    found["flags"] = put("state_dict", "head.fc.input_quantizer.enabled", torch.ones(3))
+    found["nested"] = put("meta", "more", nested(40))
+    found["deeply nested"] = put("more", nested(200))
+    found["looped"] = put("more", looped())
+    found["looped weights"] = put("state_dict", looped())
+    return found | dict(STATES)
+
+
+@pytest.fixture(scope="module")
+def trained(delivered: Delivered, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The content of a run's checkpoint after one of two epochs."""
+    work = tmp_path_factory.mktemp("run")
+    options = [*OPTIONS, "total_epochs=1"]
+    command = ["train", str(delivered.config), "--work-dir", str(work), "--no-validate", "--options", *options]
+    assert main(command) == 0
+    return torch.load(work / "latest.pth", weights_only=True)
+
+
+def call(verb: str, config: Path, path: Path, folder: Path) -> list[str]:
+    """The command that reads the checkpoint `path`."""
+    files, image = [str(config), str(path)], folder / "a.png"
+    Image.new("L", (8, 8), 99).save(image)
+    train = ["train", str(config), "--no-validate", "--work-dir", str(folder / "work")]
+    return {
+        "resume": [*train, "--resume-from", str(path), "--options", *OPTIONS, "total_epochs=2"],
+        "load": [*train, "--load-from", str(path), "--options", *OPTIONS, "total_epochs=1"],
+        "test": ["test", *files],
+        "infer": ["infer", *files, str(image)],
+        "export": ["export", *files, "--out", str(folder / "out.onnx")],
+        "calibrate": ["calibrate", *files, "--out", str(folder / "out.pth"), "--no-test"],
+        "compare": ["compare", str(image), *files, "--save-path", str(folder / "out.html")],
+        "convert": ["convert", str(path), str(folder / "converted.pth")],
+    }[verb]
+
+
+def spoil(content: dict[str, Any], name: str, path: Path) -> None:
+    spoiled = copy.deepcopy(content)
+    mutations()[name](spoiled)
+    torch.save(spoiled, path)
+
+
+def run(verb: str, name: str, content: dict[str, Any], config: Path, folder: Path, capsys: Any) -> None:
+    path = folder / "x.pth"
+    spoil(content, name, path)
+    code = main(call(verb, config, path, folder))
+    said = capsys.readouterr().err
+    assert code in (0, 1, 2), said
+    assert len(said) < 5000 and "Traceback" not in said and "\x1b[2J" not in said
+    assert code == 0 or "Error: " in said
+
+
+# Reading is where content is checked; what comes later is tried where it is the likeliest to break.
+@pytest.mark.parametrize("name", sorted(mutations()))
+def test_odd_content_is_named_when_it_is_read(name: str, trained: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    spoil(trained, name, path)
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        assert len(str(error)) < 600 + len(str(path)) and str(error).isprintable()
+    else:
+        assert all(type(value) is torch.Tensor and type(name) is str for name, value in content["state_dict"].items())
+
+
+@pytest.mark.parametrize("name", [name for name, _ in STATES])
+def test_a_run_does_not_go_on_with_odd_states(
+    name: str, trained: dict[str, Any], delivered: Delivered, tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "x.pth"
+    spoil(trained, name, path)
+    assert main(call("resume", delivered.config, path, tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("CheckpointError: ") and "--load-from" in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(mutations()))
+def test_every_command_says_what_is_odd(
+    name: str, trained: dict[str, Any], delivered: Delivered, tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "read.pth"
+    spoil(trained, name, path)
+    try:
+        read_checkpoint(path)
+        verbs = VERBS[:2] if name in dict(STATES) else VERBS
+    except CheckpointError:  # all commands read by this function
+        verbs = (VERBS[len(name) % len(VERBS)],)
+    for verb in verbs:
+        run(verb, name, trained, delivered.config, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("other", ["Adam", "AdamW", "RMSprop"])
+def test_another_optimizer_is_named_with_the_remedy(
+    other: str, trained: dict[str, Any], delivered: Delivered, tmp_path: Path, capsys: Any
+) -> None:
+    """By its name, and in checkpoints of before by what it keeps."""
+    for number, change in enumerate((lambda meta: None, lambda meta: meta.pop("optimizer"))):
+        content = copy.deepcopy(trained)
+        change(content["meta"])
+        path = tmp_path / f"{number}.pth"
+        torch.save(content, path)
+        command = call("resume", delivered.config, path, tmp_path)
+        assert main([*command, f"optimizer={{'_delete_': True, 'type': '{other}', 'lr': 0.001}}"]) == 1
+        said = capsys.readouterr().err
+        assert "another optimizer" in said and "--load-from" in said and other in said
+    assert not list(tmp_path.glob("work/*.pth"))
