@@ -1,0 +1,14 @@
+"""SqueezeNet 1.1, frozen, with a new head for ants and bees, as in PyTorch's transfer learning tutorial.
+
+    python tools/train.py configs/transfer/tutorial/squeezenet1_1_tutorial_features.py --data-root FOLDER
+
+`FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
+
+The head alone is trained, on images cut out at random, so features are computed in every epoch.
+
+MEASURED
+"""
+
+_base_ = ["../_base_/squeezenet1_1.py", "_base_/crops.py", "_base_/sgd.py"]
+
+model = dict(backbone=dict(frozen=True))
