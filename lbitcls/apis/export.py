@@ -17,6 +17,7 @@ from torch import nn
 from lbitcls.apis.calibrate import calibration_images, first_images
 from lbitcls.apis.plan import image_shape
 from lbitcls.apis.session import Session, load_data, make_model, open_session
+from lbitcls.deploy.composed import refuse_residuals
 from lbitcls.deploy.metadata import require
 from lbitcls.deploy.onnx import ExportReport, check_options, export_onnx
 from lbitcls.deploy.residual import RESIDUAL_BITS, carry_residuals
@@ -211,6 +212,7 @@ def _with_residuals(
     """The model as it ships, and what became of its skip connections."""
     if bits is None:
         return model, {}
+    refuse_residuals(model)
     images = first_images(calibration_images(cfg, None, session, data_root), RANGE_IMAGES)
     return carry_residuals(model, images, bits, signed=True if target == "tensorrt" else None)
 

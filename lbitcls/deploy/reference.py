@@ -9,6 +9,7 @@ float32 grids; which level a value of an input falls to is decided in float64.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,9 @@ def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         )
     reference = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     if dtype is not torch.float32:
+        backbone: Any = getattr(reference, "backbone", None)
+        if hasattr(backbone, "in_float64"):  # integer already: an engine, or PyTorch's own kernels, run it otherwise
+            reference.backbone = backbone.in_float64()
         for layer in (m for m in reference.modules() if isinstance(m, QuantLayer)):
             _fix_grids(layer)
     return reference.to(dtype)
