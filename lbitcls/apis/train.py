@@ -17,7 +17,7 @@ from lbitcls.apis.delivery import deliver, read_export
 from lbitcls.apis.hooks import build_hooks
 from lbitcls.apis.pictures import draw_run
 from lbitcls.apis.session import Session, load_data, make_model, open_session
-from lbitcls.apis.summary import finish, show_summary, write_summary
+from lbitcls.apis.summary import finish, say_backbone, show_summary, write_summary
 from lbitcls.apis.tensorboard import boards_of
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache, build_feature_cache
@@ -75,6 +75,7 @@ def train_classifier(
         if start is not None:
             runner.restore(start[1], start[0])
             _say_where(runner, start[0])
+        say_backbone(runner)
         began = time.monotonic()
         runner.run()
         summary = finish(runner, time.monotonic() - began, log_file)

@@ -127,7 +127,7 @@ class IntegerBackbone(nn.Module):
         """Bits that its weights and biases take in float32, and as they are, with scales and zero points."""
         return stored_bits(read_onnx(self.path), {layer["name"]: layer["weight_bits"] for layer in self.info.layers})
 
-    def in_float64(self) -> IntegerBackbone:
+    def computed_otherwise(self) -> IntegerBackbone:
         """The same file in the other engine, its features as float64: the yardstick of an exported file.
 
         What two engines make of the same graph differs by the order in which they add, and by nothing else.

@@ -90,8 +90,8 @@ def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     reference = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     if dtype is not torch.float32:
         backbone: Any = getattr(reference, "backbone", None)
-        if hasattr(backbone, "in_float64"):  # integer already: an engine, or PyTorch's own kernels, run it otherwise
-            reference.backbone = backbone.in_float64()
+        if hasattr(backbone, "computed_otherwise"):  # integer already, so that another precision means nothing
+            reference.backbone = backbone.computed_otherwise()
         for layer in (m for m in reference.modules() if isinstance(m, QuantLayer)):
             _fix_grids(layer)
     return reference.to(dtype)

@@ -3,8 +3,7 @@
     quint8 tensor, scale s, zero point z     OnGrid: clip(round(x / s) + z, 0, 255), and (q - z) · s again
     qint8 weight, a scale for each channel   FromIntegers: the same integers times their scales, the bias added after
 
-Values are float numbers that lie on those grids, so any precision may compute it, and ONNX's QuantizeLinear and
-DequantizeLinear say the same.
+Values are floats that lie on those grids. ONNX's QuantizeLinear and DequantizeLinear say the same.
 """
 
 from __future__ import annotations

@@ -32,6 +32,17 @@ class _Network:
         return self
 
 
+class _Widened(nn.Module):
+    """A backbone that computes in float32, for a model that computes in float64."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        return tuple(feature.double() for feature in self.backbone.float()(img.float()))
+
+
 class _Reached(Exception):
     """Carries the output of the layer at which the network is cut."""
 
@@ -104,9 +115,12 @@ class TorchvisionQuantizedBackbone(nn.Module):
         """Name (in the backbone) and kind of each layer with integer weights."""
         return [{"name": name, "kind": layer.kind} for name, layer in layers_of(self.spelled_out())]
 
-    def in_float64(self) -> nn.Module:
-        """The same backbone, computed in float64: the yardstick of an exported file."""
-        return self.spelled_out().double()
+    def computed_otherwise(self) -> nn.Module:
+        """The same integers computed on floats, features as float64: the yardstick of an exported file.
+
+        PyTorch's kernels add integers; engines add floats in one layer or another, and round a little differently.
+        """
+        return _Widened(self.spelled_out())
 
     @torch.compiler.disable
     @torch.no_grad()
