@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,9 +155,13 @@ def _insert(graph: Graph, inner: Graph) -> None:
     node = next(node for node in graph.nodes if (node.domain, node.op_type) == (_DOMAIN, _KIND))
     names = dict(zip((value.name for value in inner.model.graph.output), node.output, strict=True))
     names[inner.model.graph.input[0].name] = node.input[0]
-    for name in (*inner.constants, *(output for inside in inner.nodes for output in inside.output)):
-        if name and name not in names:
-            names[name] = graph.free_name(name)
+    own = [*inner.constants, *(output for inside in inner.nodes for output in inside.output)]
+    outer = {*graph.constants, *(name for outside in graph.nodes for name in (*outside.input, *outside.output))}
+    taken = {*own, *outer}
+    for name in (name for name in own if name and name not in names):
+        free = (f"{name}_{number}" for number in count(2))
+        names[name] = name if name not in outer else next(new for new in free if new not in taken)
+        taken.add(names[name])
     for name, tensor in inner.constants.items():
         tensor.name = names[name]
         graph.constants[tensor.name] = tensor
