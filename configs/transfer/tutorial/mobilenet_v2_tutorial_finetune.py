@@ -7,7 +7,7 @@
 SGD at 0.001 for everything, momentum 0.9, batches of 4, a tenth of the rate after every 7 of 25 epochs. BatchNorm
 learns, statistics and weights.
 
-MEASURED
+Not measured yet.
 """
 
 _base_ = ["../_base_/mobilenet_v2.py", "_base_/crops.py", "_base_/sgd.py"]

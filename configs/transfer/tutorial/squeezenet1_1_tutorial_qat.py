@@ -9,7 +9,7 @@
 torch's default QAT configuration, the head float; SGD at 0.001 with weight decay 0.1, 0.3 of the rate after every 5 of
 25 epochs. `export` writes what the tutorial's `convert` makes.
 
-MEASURED
+Not measured yet.
 """
 
 _base_ = ["../_base_/squeezenet1_1.py", "_base_/short_side_224.py", "_base_/qat.py"]
