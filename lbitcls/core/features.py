@@ -126,7 +126,7 @@ class FeatureCache:
         condition = f", which needs images that stay the same: data.train has {reason}" if reason else ""
         runner.logger.info(
             "The backbone is frozen, and its features are computed in every epoch. feature_cache=True would save most "
-            "of the %.1f s that each of the %d epochs to come takes%s.",
+            "of the %.1f s that an epoch takes, in the %d to come%s.",
             *(seconds, left, condition),
         )
 
