@@ -90,7 +90,7 @@ def export_checkpoint(
         target=target,
     )
     with open_session(cfg) as session, _draft(out) as draft:
-        model = make_model(cfg, session, pretrained=False, checkpoint=checkpoint)
+        model = make_model(cfg, session, pretrained=False, data_root=data_root, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)["meta"]
         batches = _verification_images(cfg, session, num_images, data_root) if verify else []
         model, residuals = _with_residuals(model.eval(), cfg, session, residual_bits, target, data_root)

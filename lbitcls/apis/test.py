@@ -69,7 +69,7 @@ def test_classifier(
     with open_session(cfg, launcher) as session:
         split = "test" if cfg.data.get("test") is not None else "val"
         dataset, loader = load_data(cfg, split, "testing", session, data_root=data_root)
-        model = open_model(cfg, checkpoint, split, dataset, session, engine, threads)
+        model = open_model(cfg, checkpoint, split, dataset, session, engine, threads, data_root)
         rows: list[tuple[int, int, list[float]]] = []
 
         def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
@@ -98,6 +98,7 @@ def open_model(
     session: Session,
     engine: str | None = None,
     threads: int | None = None,
+    data_root: str | None = None,
 ) -> nn.Module:
     """The classifier of `cfg` with the weights of a checkpoint, on its device, or the `.onnx` file in its place.
 
@@ -112,7 +113,7 @@ def open_model(
     if shipped:
         model, classes = _shipped(cfg, path, session, dataset, split, engine, threads)
     else:
-        model = make_model(cfg, session, dataset, split, pretrained=False, checkpoint=path)
+        model = make_model(cfg, session, dataset, split, pretrained=False, data_root=data_root, checkpoint=path)
         classes = load_checkpoint(model, path, strict=True, logger=session.logger)["meta"].get("CLASSES")
         model.to(session.device)
     check_names(classes, f"the {'file' if shipped else 'checkpoint'} {path}", dataset, split, session.logger)
