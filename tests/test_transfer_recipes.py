@@ -212,7 +212,7 @@ def test_the_tutorials_settings(backbone: str, recipe: str) -> None:
 @pytest.mark.parametrize("recipe", ["finetune", "features", "int8_features", "qat"])
 def test_a_tutorials_recipe_runs(recipe: str, run: Recipe, data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"squeezenet1_1_tutorial_{recipe}"
-    work_dir = run(f"tutorial/{name}", "total_epochs=2").parent / name
+    work_dir = run(f"tutorial/{name}", "total_epochs=2").parent.parent / name
     if recipe == "features":
         assert "images that stay the same: data.train has RandomResizedCrop" in capsys.readouterr().out
     if recipe in ("qat", "int8_features"):
