@@ -40,7 +40,8 @@ def say_backbone(runner: EpochRunner) -> None:
     """Log what the model is where its backbone is integer already."""
     integer = integer_backbone(runner.module)
     if integer is not None:
-        as_float, as_it_is = (bits / 8192 for bits in runner.module.backbone.size_bits())
+        backbone: Any = runner.module.backbone
+        as_float, as_it_is = (bits / 8192 for bits in backbone.size_bits())
         runner.logger.info(
             "The backbone is integer (%s), %.1f KiB instead of %.1f KiB in float, and stays as it is; the head trains.",
             *(integer, as_it_is, as_float),
