@@ -30,5 +30,4 @@ evaluation = dict(interval=1, metric="accuracy")
 optimizer = dict(type="Adam", lr=0.001)
 total_epochs = 5
 channels_last = True
-log_config = dict(interval=100)
 seed = 0
