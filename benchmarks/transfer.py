@@ -6,9 +6,10 @@
     python benchmarks/transfer.py --data-root FOLDER --search mobilenet_v2_finetune --options optimizer.lr=0.003
 
 `FOLDER` holds `hymenoptera_256.tar.gz` (or the folder) and `weights`. MobileNetV2 trains with seeds 0, 1 and 2,
-SqueezeNet with seed 0. A quantized row starts from the fine-tuned float row of its seed and is exported, and its
-integer file is tested on `val`. A row that is done (it has its line in the `.jsonl` file beside the table) is not
-trained again, and one that was interrupted goes on, so the command may be stopped and started at any time.
+SqueezeNet with seed 0; a tutorial's own recipe (`…_tutorial_…`) with seed 0. A quantized row starts from the fine-tuned
+float row of its seed, a tutorial's from ImageNet weights; it is exported, and its integer file is tested on `val`. A
+row that is done (it has its line in the `.jsonl` file beside the table) is not trained again, and one that was
+interrupted goes on, so the command may be stopped and started at any time.
 
 `--search` trains a recipe, with options of its own, on four fifths of the training images and tests it on the rest:
 that is how settings were compared (a quantized one starts from its float recipe, trained likewise). Its results go to
@@ -37,8 +38,10 @@ SEEDS = {"mobilenet_v2": (0, 1, 2), "squeezenet1_1": (0,)}
 NAMES = {"mobilenet_v2": "MobileNetV2", "squeezenet1_1": "SqueezeNet 1.1"}
 TIMED, QUANTIZED = ("features", "int8_features"), ("qat", "lsq_4w4f")
 RECIPES = ("features", "int8_features", "finetune", *QUANTIZED)
-ROWS = {f"{backbone}_{recipe}": (backbone, recipe) for recipe in RECIPES for backbone in SEEDS}
-VAL_IMAGES = 153
+TUTORIAL = tuple(f"tutorial_{recipe}" for recipe in ("features", "int8_features", "finetune", "qat", "cifar10"))
+EXPORTED = (*QUANTIZED, "tutorial_qat")
+ROWS = {f"{backbone}_{recipe}": (backbone, recipe) for recipe in (*RECIPES, *TUTORIAL) for backbone in SEEDS}
+VAL_IMAGES, TEST_IMAGES = 153, 10_000
 TRAIN_IMAGES, EVERY = 244, 5
 HELD_OUT = range(EVERY - 1, TRAIN_IMAGES, EVERY)
 Entry = dict[str, Any]
@@ -70,6 +73,17 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def config_of(row: str) -> Path:
+    """The config of a row; the tutorials' own lie in a folder of their own."""
+    return CONFIGS / ("tutorial" if ROWS[row][1] in TUTORIAL else "") / f"{row}.py"
+
+
+def seeds_of(row: str) -> tuple[int, ...]:
+    """The seeds that a row is trained with."""
+    backbone, recipe = ROWS[row]
+    return (0,) if recipe in TUTORIAL else SEEDS[backbone]
+
+
 def spent(folder: Path) -> float:
     """Processor seconds that a run took so far."""
     clock = folder / "seconds"
@@ -97,7 +111,7 @@ def search(recipe: str, options: list[str], seed: int, data_root: Path) -> Entry
     config = folder / "config.py"
     learned = [i for i in range(TRAIN_IMAGES) if i not in HELD_OUT]
     config.write_text(
-        f"_base_ = {str(CONFIGS / recipe) + '.py'!r}\n"
+        f"_base_ = {str(config_of(recipe))!r}\n"
         f"data = dict(train=dict(indices={learned!r}), val=dict(split='train', indices={list(HELD_OUT)!r}))\n"
     )
     if not (folder / "summary.json").exists():
@@ -114,7 +128,7 @@ def search_folder(recipe: str, options: Sequence[str], seed: int) -> Path:
 def measure(row: str, seed: int, data_root: Path) -> Entry:
     """Train a row with a seed, export it where it is quantized; what it reached after its last epoch."""
     backbone, recipe = ROWS[row]
-    config, folder = CONFIGS / f"{row}.py", WORK / f"{row}-{seed}"
+    config, folder = config_of(row), WORK / f"{row}-{seed}"
     start: tuple[Any, ...] = ()
     if recipe in QUANTIZED:
         start = ("--load-from", WORK / f"{backbone}_finetune-{seed}/latest.pth")
@@ -122,7 +136,7 @@ def measure(row: str, seed: int, data_root: Path) -> Entry:
         train(config, folder, data_root, "--seed", seed, *start)
     last = validations(folder)[-1]
     found = {"row": row, "seed": seed, "top-1": last["top-1"], "epochs": last["epoch"]}
-    if recipe in QUANTIZED:
+    if recipe in EXPORTED:
         found["integer"] = test_exported(config, folder, data_root)
     return {**found, "minutes": round(spent(folder) / 60, 1)}
 
@@ -174,9 +188,8 @@ def document(results: list[Entry], searches: list[Entry], compared: list[Entry])
         "other work: minutes are processor time of a run. The integer file is what `tools/export.py` writes, tested by",
         "`tools/test.py` in OpenVINO.",
         "",
-        "| row | backbone | seeds | top-1 | mean | integer file | mean | epochs | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_line(row, found) for row in ROWS if (found := [e for e in results if e["row"] == row and "seed" in e])),
+        *_table(results, RECIPES),
+        *_tutorials(results),
         *_timing(results),
         *transfer_features.section(compared, NAMES),
         *_searches(searches),
@@ -184,20 +197,48 @@ def document(results: list[Entry], searches: list[Entry], compared: list[Entry])
     return "\n".join([*lines, ""])
 
 
+def _table(results: list[Entry], recipes: Sequence[str]) -> list[str]:
+    """The rows of these recipes that are done."""
+    rows = [row for row, (_, recipe) in ROWS.items() if recipe in recipes]
+    return [
+        "| row | backbone | seeds | top-1 | mean | integer file | mean | epochs | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_line(row, found) for row in rows if (found := [e for e in results if e["row"] == row and "seed" in e])),
+    ]
+
+
+def _tutorials(results: list[Entry]) -> list[str]:
+    """The section of the tutorials' recipes, where any is done."""
+    if not any(ROWS[entry["row"]][1] in TUTORIAL for entry in results):
+        return []
+    return [
+        "",
+        "## The tutorials' own recipes",
+        "",
+        "`configs/transfer/tutorial/ROW.py`: what PyTorch's tutorials on transfer learning do, with these backbones",
+        "and seed 0, for comparison with the recipes above. `cifar10` trains on 50,000 images for 5 epochs and tests",
+        "on 10,000; it compares with `configs/cifar10/mobilenet_v2_transfer_features.py`.",
+        "",
+        *_table(results, TUTORIAL),
+    ]
+
+
 def _line(row: str, found: list[Entry]) -> str:
     found = sorted(found, key=lambda entry: entry["seed"])
     integer = [entry["integer"] for entry in found if "integer" in entry]
     seeds = ", ".join(str(entry["seed"]) for entry in found)
     minutes = _mean([entry["minutes"] for entry in found])
-    cells = [f"`{row}`", NAMES[ROWS[row][0]], seeds, *_cells([e["top-1"] for e in found]), *_cells(integer)]
+    images = TEST_IMAGES if row.endswith("cifar10") else VAL_IMAGES
+    top_1 = [entry["top-1"] for entry in found]
+    cells = [f"`{row}`", NAMES[ROWS[row][0]], seeds, *_cells(top_1, images), *_cells(integer, images)]
     return f"| {' | '.join([*cells, str(found[0]['epochs']), f'{minutes:.1f}'])} |"
 
 
-def _cells(values: list[float]) -> list[str]:
+def _cells(values: list[float], images: int) -> list[str]:
     """The values, and their mean with the number of images that are wrong."""
     if not values:
         return ["", ""]
-    wrong = VAL_IMAGES * (1 - _mean(values) / 100)
+    wrong = images * (1 - _mean(values) / 100)
     return [", ".join(f"{value:.1f}" for value in values), f"**{_mean(values):.1f}** ({wrong:.1f} wrong)"]
 
 
@@ -276,7 +317,7 @@ def main() -> None:
         for row in (row for row, (_, recipe) in ROWS.items() if recipe in TIMED and row not in known):
             record(results, epoch_seconds(row, args.data_root))
     else:
-        wanted = [(row, seed) for row in args.rows for seed in SEEDS[ROWS[row][0]]]
+        wanted = [(row, seed) for row in args.rows for seed in seeds_of(row)]
         for row, seed in sorted(wanted, key=lambda pair: pair[1]):
             done = any((entry["row"], entry.get("seed")) == (row, seed) for entry in recorded(results))
             if not done and (args.seeds is None or seed in args.seeds):

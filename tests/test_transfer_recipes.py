@@ -35,6 +35,7 @@ MATRIX = [
 SIZES = {  # of the images, by the steps of a pipeline that set it
     "Resize": ("size", "(72,-1)"),
     "CenterCrop": ("crop_size", "64"),
+    "RandomCrop": ("size", "64"),
     "RandomResizedCrop": ("size", "64"),
 }
 Recipe = Callable[..., Path]
@@ -164,3 +165,55 @@ def test_what_is_quantized(backbone: str, recipe: str) -> None:
     build_mtransformer(cfg.quant_transformer)(model)
     folded = [layer for layer in model.modules() if isinstance(layer, QuantLayer) and getattr(layer, "folded_norm", ())]
     assert bool(folded) == (recipe == "qat" and backbone != "squeezenet1_1")
+
+
+TUTORIAL = FOLDER / "tutorial"
+STEPS = {  # of the training images, and the settings of each tutorial
+    "finetune": ("RandomResizedCrop", dict(type="SGD", lr=0.001, momentum=0.9), dict(step=7, gamma=0.1), 4, 25),
+    "features": ("RandomResizedCrop", dict(type="SGD", lr=0.001, momentum=0.9), dict(step=7, gamma=0.1), 4, 25),
+    "int8_features": ("RandomCrop", dict(type="SGD", lr=0.01, momentum=0.9), dict(step=7, gamma=0.1), 16, 25),
+    "qat": (
+        "RandomCrop",
+        dict(type="SGD", lr=0.001, momentum=0.9, weight_decay=0.1),
+        dict(step=5, gamma=0.3),
+        16,
+        25,
+    ),
+    "cifar10": ("Pad", dict(type="Adam", lr=0.001), None, 100, 5),
+}
+
+
+@pytest.mark.parametrize("recipe", list(STEPS))
+@pytest.mark.parametrize("backbone", list(WEIGHTS))
+def test_the_tutorials_settings(backbone: str, recipe: str) -> None:
+    """What the tutorials say, in the configs that follow them; with features that random crops keep from the cache."""
+    from lbitcls.models import build_classifier
+    from lbitcls.quant import build_mtransformer
+
+    cfg = Config.fromfile(TUTORIAL / f"{backbone}_tutorial_{recipe}.py")
+    step, optimizer, schedule, images, epochs = STEPS[recipe]
+    assert step in [entry.type for entry in cfg.data.train.pipeline]
+    assert dict(cfg.optimizer) == optimizer and cfg.total_epochs == epochs and cfg.data.samples_per_gpu == images
+    assert cfg.get("lr_config") == (None if schedule is None else dict(policy="step", **schedule))
+    assert not cfg.get("feature_cache") and not cfg.get("load_from")
+    if recipe == "int8_features":
+        kind = "TorchvisionQuantizedBackbone" if backbone == "resnet18" else "IntegerBackbone"
+        assert cfg.model.head.dropout == 0.5 and cfg.model.backbone.type == kind
+        return
+    assert bool(cfg.model.backbone.get("frozen")) == (recipe in ("features", "cifar10"))
+    if recipe == "qat":
+        model = build_classifier(cfg.model, pretrained=False)
+        rows = [row for row in build_mtransformer(cfg.quant_transformer).plan(model) if row.num_bit_w]
+        layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+        assert len(rows) == len(layers) - 1 and not any(row.name.startswith("head") for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["finetune", "features", "int8_features", "qat"])
+def test_a_tutorials_recipe_runs(recipe: str, run: Recipe, data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"squeezenet1_1_tutorial_{recipe}"
+    work_dir = run(f"tutorial/{name}", "total_epochs=2").parent.parent / name
+    if recipe == "features":
+        assert "images that stay the same: data.train has RandomResizedCrop" in capsys.readouterr().out
+    if recipe in ("qat", "int8_features"):
+        quantized(f"tutorial/{name}", work_dir, data_root)

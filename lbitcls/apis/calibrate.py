@@ -61,7 +61,7 @@ def calibrate_checkpoint(
         images = calibration_images(cfg, split, session, data_root)
         tested = "test" if cfg.data.get("test") is not None else "val"
         test_set, loader = load_data(cfg, tested, "testing", session, data_root=data_root) if test else (None, None)
-        model = make_model(cfg, session, test_set, tested, pretrained=False, checkpoint=checkpoint)
+        model = make_model(cfg, session, test_set, tested, pretrained=False, data_root=data_root, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, logger=session.logger)["meta"]
         if test:
             check_names(meta.get("CLASSES"), f"the checkpoint {checkpoint}", test_set, tested, session.logger)

@@ -17,6 +17,7 @@ from torch import nn
 from lbitcls.apis.calibrate import calibration_images, first_images
 from lbitcls.apis.plan import image_shape
 from lbitcls.apis.session import Session, load_data, make_model, open_session
+from lbitcls.deploy.composed import refuse_residuals
 from lbitcls.deploy.engine import first_reason
 from lbitcls.deploy.metadata import require
 from lbitcls.deploy.onnx import ExportReport, check_options, export_onnx
@@ -91,7 +92,7 @@ def export_checkpoint(
         target=target,
     )
     with open_session(cfg) as session, _draft(out) as draft:
-        model = make_model(cfg, session, pretrained=False, checkpoint=checkpoint)
+        model = make_model(cfg, session, pretrained=False, data_root=data_root, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)["meta"]
         batches = _verification_images(cfg, session, num_images, data_root) if verify else []
         model, residuals = _with_residuals(model.eval(), cfg, session, residual_bits, target, data_root)
@@ -223,6 +224,7 @@ def _with_residuals(
     """The model as it ships, and what became of its skip connections."""
     if bits is None:
         return model, {}
+    refuse_residuals(model)
     images = first_images(calibration_images(cfg, None, session, data_root), RANGE_IMAGES)
     return carry_residuals(model, images, bits, signed=True if target == "tensorrt" else None)
 

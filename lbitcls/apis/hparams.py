@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lbitcls.apis.summary import integer_backbone
 from lbitcls.core.runner import EpochRunner
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.spec import FLOAT_BITS
@@ -62,6 +63,10 @@ def quantization(model: nn.Module) -> dict[str, Value]:
     (weight, inputs), _ = (pairs.most_common(1) or [((FLOAT_BITS, FLOAT_BITS), 0)])[0]
     named = [f"W{w}A{a}" + (f" ({count})" if len(pairs) > 1 else "") for (w, a), count in pairs.most_common()]
     methods = sorted({layer.method for layer in layers if layer.method})
+    integer = integer_backbone(model)
+    if integer is not None and not layers:
+        method, _, bits = integer.partition(" ")
+        return {"method": method, "bits": f"{bits} (backbone)", "weight_bits": weight, "input_bits": inputs}
     return {
         "method": ", ".join(methods) or "float",
         "bits": ", ".join(named) or "float",

@@ -18,14 +18,34 @@ def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any
     """The log's last lines, and `summary.json`; returns what is in it."""
     best = next((hook.best for hook in runner.hooks if isinstance(hook, EvaluationHook)), {})
     runner.logger.info("Training time: %s", timedelta(seconds=int(seconds)))
+    integer = integer_backbone(runner.module)
     for phase, entry in best.items():
+        kind = phase if integer is None else f"integer backbone, {phase} head"
         runner.logger.info(
-            "Best validation %s (%s): %.4f in epoch %d", entry["key"], phase, entry["value"], entry["epoch"]
+            "Best validation %s (%s): %.4f in epoch %d", entry["key"], kind, entry["value"], entry["epoch"]
         )
     summary = _summary(runner, best, log_file)
     if is_main():
         write_summary(summary, runner.work_dir)
     return summary
+
+
+def integer_backbone(model: Any) -> str | None:
+    """Method and bits of a backbone that is integer already, `'LSQ W8A8'`; None for any other."""
+    found = getattr(getattr(model, "backbone", None), "quantization", None)
+    return None if found == "float" else found
+
+
+def say_backbone(runner: EpochRunner) -> None:
+    """Log what the model is where its backbone is integer already."""
+    integer = integer_backbone(runner.module)
+    if integer is not None:
+        backbone: Any = runner.module.backbone
+        as_float, as_it_is = (bits / 8192 for bits in backbone.size_bits())
+        runner.logger.info(
+            "The backbone is integer (%s), %.1f KiB instead of %.1f KiB in float, and stays as it is; the head trains.",
+            *(integer, as_it_is, as_float),
+        )
 
 
 def write_summary(summary: dict[str, Any], work_dir: Path) -> None:
@@ -43,7 +63,11 @@ def _summary(runner: EpochRunner, best: dict[str, Any], log_file: Path) -> dict[
     from lbitcls.quant import model_size
 
     summary: dict[str, Any] = {}
+    integer = integer_backbone(runner.module)
+    if integer is not None:
+        summary["integer_backbone"] = integer
     for phase, entry in best.items():
+        phase = "quantized" if integer is not None and "quantized" not in best else phase
         name = entry["key"].replace("-", "") if entry["key"].startswith("top-") else entry["key"]
         summary[phase] = {name: entry["value"], "epoch": entry["epoch"], "file": str(runner.work_dir / entry["file"])}
     summary["model_size"] = model_size(runner.module)
@@ -54,7 +78,8 @@ def _summary(runner: EpochRunner, best: dict[str, Any], log_file: Path) -> dict[
 
 
 def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
+    integer = summary.get("integer_backbone")
+    rows = [] if integer is None else [("backbone", f"integer, {integer}")]
     for phase in ("float", "quantized"):
         for key, value in summary.get(phase, {}).items():
             if key not in ("epoch", "file"):

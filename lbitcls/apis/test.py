@@ -133,7 +133,7 @@ def open_model(
     if shipped:
         model, classes = _shipped(cfg, path, session, dataset, split, engine, threads)
     else:
-        model = make_model(cfg, session, dataset, split, pretrained=False, checkpoint=path)
+        model = make_model(cfg, session, dataset, split, pretrained=False, data_root=data_root, checkpoint=path)
         classes = load_checkpoint(model, path, strict=True, logger=session.logger)["meta"].get("CLASSES")
         model.to(session.device)
     check_names(classes, f"the {'file' if shipped else 'checkpoint'} {path}", dataset, split, session.logger)

@@ -17,7 +17,7 @@ from lbitcls.apis.hooks import build_hooks
 from lbitcls.apis.opening import describe_run
 from lbitcls.apis.pictures import draw_run
 from lbitcls.apis.session import Session, check_data, load_data, make_model, open_session
-from lbitcls.apis.summary import finish, show_summary, write_summary
+from lbitcls.apis.summary import finish, say_backbone, show_summary, write_summary
 from lbitcls.apis.tensorboard import boards_of
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache, build_feature_cache
@@ -88,6 +88,7 @@ def _train(
             runner.restore(start[1], start[0])
             _say_where(runner, start[0])
         describe_run(runner)
+        say_backbone(runner)
         began = time.monotonic()
         runner.run()
         summary = finish(runner, time.monotonic() - began, log_file)

@@ -8,6 +8,7 @@ that is tried on the first batch, and a difference is a warning.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,8 @@ class FeatureCache:
     Args:
         enabled: False: batches are handed through as they are.
         max_mib: what the features of all data sets may take, in MiB; where it is more, they are computed each time.
+        unused_for: where it is not enabled though no part before the head changes: the random steps that forbid it,
+            `''` for none; None: it could not save anything. What it would save is logged once.
 
     Raises:
         ConfigError: `max_mib` is no number above 0.
@@ -63,6 +66,7 @@ class FeatureCache:
 
     enabled: bool = False
     max_mib: float = 1024.0
+    unused_for: str | None = None
     _stores: dict[int, _Store] = field(default_factory=dict)  # by the loader's id
 
     def __post_init__(self) -> None:
@@ -81,7 +85,10 @@ class FeatureCache:
         """
         epoch = runner.epoch if training else 0
         if not self._usable(runner):
+            began = time.monotonic()
             yield from loader.iterate(epoch, start)
+            if training and start == 0:
+                self._advise(runner, time.monotonic() - began)
             return
         store = self._store(loader, runner.phase)
         indices = loader.indices(epoch)
@@ -109,6 +116,19 @@ class FeatureCache:
             runner.logger.info("feature_cache: the backbone trains from now on; the features are dropped.")
             self._drop()
         return self.enabled
+
+    def _advise(self, runner: EpochRunner, seconds: float) -> None:
+        """Say once, after an epoch that took `seconds`, what the cache would save in those to come."""
+        reason, self.unused_for = self.unused_for, None
+        left = runner.max_epochs - runner.epoch - 1
+        if reason is None or left < 1:
+            return
+        condition = f", which needs images that stay the same: data.train has {reason}" if reason else ""
+        runner.logger.info(
+            "The backbone is frozen, and its features are computed in every epoch. feature_cache=True would save most "
+            "of the %.1f s that an epoch takes, in the %d to come%s.",
+            *(seconds, left, condition),
+        )
 
     def _drop(self) -> None:
         self.enabled = False
@@ -178,7 +198,7 @@ def build_feature_cache(
             batches are mixed; or the model is compiled.
     """
     if section is None or section is False:
-        return FeatureCache()
+        return FeatureCache(unused_for=_unused_for(model, datasets, compiled, later))
     given = {} if section is True else require_dict("feature_cache, where it is not True,", section)
     reject_unknown_keys("feature_cache", given, ("max_mib",))
     moving = model.moving_parts if hasattr(model, "moving_parts") else ["the model"]
@@ -198,3 +218,11 @@ def build_feature_cache(
                 f"{steps}. Put Resize and CenterCrop in their place, or leave feature_cache out."
             )
     return FeatureCache(enabled=True, **given)
+
+
+def _unused_for(model: Any, datasets: Mapping[str, Any], compiled: bool, later: Sequence[str]) -> str | None:
+    """The random steps of the training images where the features could be kept but for them; None: they could not."""
+    frozen = hasattr(model, "moving_parts") and not model.moving_parts and hasattr(model, "fixed_features")
+    if not frozen or later or compiled or getattr(model, "augments", None) is not None:
+        return None
+    return ", ".join(repr(step) for step in datasets["data.train"].pipeline.random_steps)

@@ -14,8 +14,10 @@ or, quantized and exported on first use and kept in `~/.cache/lbitcls/backbones`
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -26,8 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.engine import Engine, load
-from lbitcls.deploy.metadata import ModelInfo, existing_file, read_info
+from lbitcls.deploy.engine import ENGINES, Engine, load
+from lbitcls.deploy.graph import Graph, operation_of, weights_of
+from lbitcls.deploy.metadata import ModelInfo, existing_file, read_info, read_onnx
 from lbitcls.registry import BACKBONES, DATASETS
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.checkpoint import load_checkpoint
@@ -98,6 +101,7 @@ class IntegerBackbone(nn.Module):
         self.threads = threads
         self.digest = hashlib.sha256(self.path.read_bytes()).digest()
         self.info = _backbone_info(self.path)
+        self._dtype = torch.float32
         self.in_channels = self.info.input_shape[0]
         self.out_channels = tuple(self.info.out_channels or ())
 
@@ -112,7 +116,26 @@ class IntegerBackbone(nn.Module):
         engine = _opened(self.path, self.digest, self.engine, self.threads or torch.get_num_threads())
         features = engine.predict(img.float().cpu().contiguous().numpy())
         arrays = features if isinstance(features, tuple) else (features,)
-        return tuple(torch.from_numpy(array).to(img.device) for array in arrays)
+        return tuple(torch.from_numpy(array).to(img.device, self._dtype) for array in arrays)
+
+    @property
+    def quantization(self) -> str:
+        """Method and bits of its file, `'LSQ W8A8'`, or `'float'`."""
+        return self.info.quantization
+
+    def size_bits(self) -> tuple[int, int]:
+        """Bits that its weights and biases take in float32, and as they are, with scales and zero points."""
+        return stored_bits(read_onnx(self.path), {layer["name"]: layer["weight_bits"] for layer in self.info.layers})
+
+    def computed_otherwise(self) -> IntegerBackbone:
+        """The same file in the other engine, its features as float64: the yardstick of an exported file.
+
+        What two engines make of the same graph differs by the order in which they add, and by nothing else.
+        """
+        other = copy.copy(self)
+        other.engine = next(name for name in ENGINES if name != self.engine)
+        other._dtype = torch.float64
+        return other
 
     def get_extra_state(self) -> Tensor:
         """Which file it is: its SHA-256, uint8 (32,)."""
@@ -131,6 +154,28 @@ class IntegerBackbone(nn.Module):
 def _opened(path: Path, digest: bytes, engine: str, threads: int) -> Engine:
     """The engine of a file as it was when it had this digest."""
     return load(path, engine, threads)
+
+
+def stored_bits(model: Any, weight_bits: Mapping[str, int | None]) -> tuple[int, int]:
+    """Bits of an ONNX file's constants in float32, and as they are: integers, each at its layer's bits, and floats.
+
+    Args:
+        model: the file's content.
+        weight_bits: of its quantized layers, by their names.
+    """
+    graph = Graph(model)
+    weights = weights_of(graph)
+    grids = {name for node in graph.nodes if "quantize" in node.op_type.lower() for name in node.input[1:]}
+    sizes = {name: math.prod(tensor.dims) for name, tensor in graph.constants.items()}
+    floats = integers = 0
+    for weight in weights:
+        operation = operation_of(graph, weight)
+        bits = weight_bits.get(operation.name if operation is not None else "") or 8
+        floats += 32 * sizes[weight.input[0]]
+        integers += bits * sizes[weight.input[0]]
+    others = sizes.keys() - grids - {weight.input[0] for weight in weights}
+    plain = 32 * sum(sizes[name] for name in others)
+    return floats + plain, integers + plain + 32 * sum(sizes[name] for name in grids & sizes.keys())
 
 
 def _refuse_beside_model(others: Mapping[str, Any]) -> None:

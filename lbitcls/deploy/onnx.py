@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.deploy import targets
+from lbitcls.deploy.composed import carry_backbone
 from lbitcls.deploy.evaluation import check_weights_in_use, reason_of
 from lbitcls.deploy.graph import (
     Graph,
@@ -107,7 +108,7 @@ def export_onnx(
             connections in 8 bits it comes from `residual.carry_residuals`.
         path: the file; it is written whole or not at all.
         input_shape: (C, H, W) of an image.
-        opset: version of ONNX's operators, 17 to 21.
+        opset: version of ONNX's operators, 17 to 21; lower where the file of an integer backbone has a lower one.
         part: `'model'`, or `'backbone'` for its features.
         pack: store weights of 4 bits or fewer in 4 bits.
         target: `'cpu'` or `'tensorrt'`.
@@ -138,31 +139,34 @@ def export_onnx(
     check_weights_in_use(model, plain, input_shape, part)
     model = exported
     targets.check_layers(model, target, opset)
-    graph = Graph(trace(ship(model, "int8" if target == "tensorrt" else None), input_shape, opset, part))
+    carried = carry_backbone(model, input_shape, opset, target)
+    opset, shipped = carried.opset, carried.traceable(ship(model, "int8" if target == "tensorrt" else None))
+    graph = Graph(trace(shipped, input_shape, opset, part))
     norms_left = to_integer_layers(graph)
     if opset < _TRACED:
         to_opset_17(graph)
     if target == "cpu":
         targets.guard_scales(graph)
         split_maxima(graph)
-    choice = targets.choose_container(graph, target, input_shape)
+    choice = carried.choose_container(graph, target, input_shape)
     facts = [targets.with_container(fact, choice, target) for fact in layer_facts(model)]
     unpacked = graph.save().ByteSize()
     low_bit = {fact.name for fact in facts if (fact.weight_bits or 8) <= 4}
     packed, not_packed = pack_weights(graph, low_bit) if pack else ([], {})
+    saved = unpacked - graph.save().ByteSize()
+    carried.insert(graph)
     proto = graph.save()
-    saved = unpacked - proto.ByteSize()
     info = ModelInfo(
         version=__version__,
         part=part,
         input_shape=input_shape,
         classes=names,
         pipeline=[dict(step) for step in pipeline],
-        layers=[_record(fact, packed) for fact in facts],
-        residual_bits=residual_bits(model),
+        layers=[*carried.layers, *(_record(fact, packed) for fact in facts)],
+        residual_bits=carried.residual_bits or residual_bits(model),
         target=target,
         config=config,
-        **_summary(facts),
+        **carried.summary(_summary(facts)),
         **_outputs(proto, part),
     )
     content = _finished(proto, info, target)

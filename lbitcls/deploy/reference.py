@@ -8,6 +8,8 @@ float32 grids; which level a value of an input falls to is decided in float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -88,6 +90,9 @@ def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         )
     reference = plain_copy(model).requires_grad_(False)
     if dtype is not torch.float32:
+        backbone: Any = getattr(reference, "backbone", None)
+        if hasattr(backbone, "computed_otherwise"):  # integer already, so that another precision means nothing
+            reference.backbone = backbone.computed_otherwise()
         for layer in (m for m in reference.modules() if isinstance(m, QuantLayer)):
             _fix_grids(layer)
     return reference.to(dtype)

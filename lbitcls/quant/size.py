@@ -22,6 +22,10 @@ def model_size(model: nn.Module) -> dict[str, float]:
         model = plain_copy(model)
     float_bits = quantized_bits = 0
     for module in model.modules():
+        if hasattr(module, "size_bits"):  # an integer backbone, whose weights are no tensors of the model
+            of_float, as_it_is = module.size_bits()
+            float_bits, quantized_bits = float_bits + of_float, quantized_bits + as_it_is
+            continue
         if isinstance(module, Quantizer):
             quantized_bits += 2 * FLOAT_BITS * (module.num_channels or 1) * int(module.is_enabled)
             continue

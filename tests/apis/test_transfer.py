@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,34 @@ def test_where_the_cache_is_refused(make_config: MakeConfig, options: dict[str, 
     cfg = frozen(make_config, "refused", options={"feature_cache": True, **options})
     with pytest.raises(ConfigError, match=message):
         train_classifier(cfg)
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "said"),
+    [
+        (
+            {},
+            2,
+            [r"feature_cache=True would save most of the [\d.]+ s that an epoch takes, in the 1 to come\."],
+        ),
+        (
+            {"data.train.pipeline": [dict(type="RandomFlip"), dict(type="v2.Resize", size=8)]},
+            2,
+            [r"would save .*, which needs images that stay the same: data.train has RandomFlip\(flip_prob=0.5"],
+        ),
+        ({}, 1, []),
+        ({"model.backbone.frozen": False}, 2, []),
+        ({"feature_cache": True}, 2, []),
+    ],
+    ids=["fixed images", "random images", "one epoch", "nothing frozen", "cache on"],
+)
+def test_what_the_cache_would_save_is_said(
+    make_config: MakeConfig, options: dict[str, Any], epochs: int, said: list[str]
+) -> None:
+    cfg = frozen(make_config, "told", options=options, total_epochs=epochs)
+    train_classifier(cfg)
+    text = log_text(cfg)
+    assert text.count("would save") == len(said) and all(re.search(pattern, text) for pattern in said)
 
 
 def unfreezing(make_config: MakeConfig, work: str, **keys: Any) -> Config:

@@ -207,12 +207,12 @@ def test_only_the_head_trains(recipe: dict[str, Any], tmp_path: Path, caplog: An
     cfg.dump(tmp_path / "head.py")
     assert main(["train", str(tmp_path / "head.py")]) == 0
     summary = json.loads((tmp_path / "work" / "summary.json").read_text())
-    assert summary["float"]["top1"] > 92
+    assert summary["quantized"]["top1"] > 92
     state = torch.load(summary["checkpoint"], weights_only=True)["state_dict"]
     assert sorted(state) == ["backbone._extra_state", "head.fc.bias", "head.fc.weight"]
     out = tmp_path / "test.json"
     assert main(["test", str(tmp_path / "head.py"), summary["checkpoint"], "--out", str(out)]) == 0
-    assert json.loads(out.read_text())["top-1"] == summary["float"]["top1"]
+    assert json.loads(out.read_text())["top-1"] == summary["quantized"]["top1"]
     assert main(["train", str(tmp_path / "head.py"), "--resume", "--options", "total_epochs=5"]) == 0
 
 

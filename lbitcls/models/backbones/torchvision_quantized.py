@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from lbitcls.models.backbones.torchvision_integers import layers_of, spelled_out
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import CheckpointError, ConfigError, DependencyError, suggest
 from lbitcls.utils.published import SCHEME, fetch_weights
@@ -29,6 +30,17 @@ class _Network:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Network:
         return self
+
+
+class _Widened(nn.Module):
+    """A backbone that computes in float32, for a model that computes in float64."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        return tuple(feature.double() for feature in self.backbone.float()(img.float()))
 
 
 class _Reached(Exception):
@@ -79,6 +91,36 @@ class TorchvisionQuantizedBackbone(nn.Module):
     def num_features(self) -> int:
         """Channels of the feature: the head's `in_channels`."""
         return self.out_channels[-1]
+
+    @property
+    def quantization(self) -> str:
+        """What it is, for logs and tables."""
+        return "torchvision W8A8"
+
+    def size_bits(self) -> tuple[int, int]:
+        """Bits that its weights and biases take in float32, and as they are, with scales and zero points."""
+        floats = integers = 0
+        for _, layer in layers_of(self.spelled_out()):
+            biases = 0 if layer.bias is None else layer.bias.numel()
+            floats += 32 * (layer.codes.numel() + biases)
+            integers += 8 * layer.codes.numel() + 32 * (biases + layer.scale.numel()) + 8 * layer.scale.numel()
+        return floats, integers
+
+    def spelled_out(self) -> nn.Module:
+        """Its integers in plain operations on floats: what is exported, and what float64 is computed with."""
+        with _undisturbed():
+            return spelled_out(self._network.module, self.out_layer, torch.zeros(1, self.in_channels, _SIZE, _SIZE))
+
+    def integer_layers(self) -> list[dict[str, str]]:
+        """Name (in the backbone) and kind of each layer with integer weights."""
+        return [{"name": name, "kind": layer.kind} for name, layer in layers_of(self.spelled_out())]
+
+    def computed_otherwise(self) -> nn.Module:
+        """The same integers computed on floats, features as float64: the yardstick of an exported file.
+
+        PyTorch's kernels add integers; engines add floats in one layer or another, and round a little differently.
+        """
+        return _Widened(self.spelled_out())
 
     @torch.compiler.disable
     @torch.no_grad()
