@@ -84,9 +84,8 @@ def compare_models(
 
 def check_same_architecture(model: nn.Module, float_model: nn.Module) -> None:
     """Raise `ConfigError` unless `model` has every layer of `float_model` in the same shape, and no other."""
-    ours, theirs = (
-        {name: tuple(layer.weight.shape) for name, layer in layers_of(one).items()} for one in (model, float_model)
-    )
+    both: list[dict[str, Any]] = [dict(layers_of(one)) for one in (model, float_model)]
+    ours, theirs = ({name: tuple(layer.weight.shape) for name, layer in layers.items()} for layers in both)
     for name in dict.fromkeys([*theirs, *ours]):
         if ours.get(name) != theirs.get(name):
             said = [f"{shapes[name]}" if name in shapes else "missing" for shapes in (theirs, ours)]

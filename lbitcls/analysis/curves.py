@@ -271,7 +271,8 @@ def _images_per_epoch(run: Run) -> float | None:
 
 def _epochs_axis(panel: Axes, scale: float) -> None:
     """A second axis along the top, `scale` images to an epoch."""
-    top = panel.secondary_xaxis("top", functions=(lambda images: images / scale, lambda epoch: epoch * scale))
+    functions: Any = (lambda images: images / scale, lambda epoch: epoch * scale)  # of arrays
+    top = panel.secondary_xaxis("top", functions=functions)
     top.set_xlabel("epoch", fontsize=8)
     top.tick_params(labelsize=7.5)
     top.xaxis.set_major_formatter(_count)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -80,7 +81,8 @@ def weight_similarity(quantized: nn.Module, float_model: nn.Module) -> float:
     similarity = Similarity()
     for name, layer in quantized.named_modules():
         if isinstance(layer, QuantLayer) and weight_quantizer(layer) is not None:
-            similarity.add(float_model.get_submodule(name).weight, layer.weight)
+            other: Any = float_model.get_submodule(name)  # its weight may be a parametrization's
+            similarity.add(other.weight, layer.weight)
     return similarity.cosine or 0.0
 
 

@@ -204,12 +204,16 @@ def test_model(
         360
     """
     counts = torch.zeros(2, dtype=torch.int64)
+
+    def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
+        counts.add_(_counts(batch["gt_label"], logits))
+
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     results = evaluate(
         *(model, map(_as_batch, loader), device),
         metrics=tuple(dict.fromkeys(("accuracy", *check_metrics(metrics)))),
         topk=topk,
-        watch=lambda batch, logits: counts.add_(_counts(batch["gt_label"], logits)),
+        watch=watch,
     )
     results["correct"], results["total"] = counts.tolist()
     return results

@@ -6,6 +6,7 @@ The policies and warm-ups are mmcv's, formula by formula (`lr_config` of the tut
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import sys
 from collections.abc import Sequence
@@ -193,7 +194,8 @@ def build_schedule(cfg: dict[str, Any] | None, *, epoch_len: int, max_epochs: in
 def _numbers(given: dict[str, Any], kind: type) -> dict[str, Any]:
     """`given` with every value that is to be a number as one; those that `kind` does not take as they are."""
     own = ("step", "warmup", "by_epoch", "warmup_by_epoch")  # no numbers; None of the others: as if not given
-    plain = {key for key, v in given.items() if key in own or v is None or key not in kind.__dataclass_fields__}
+    known = inspect.signature(kind).parameters
+    plain = {key for key, v in given.items() if key in own or v is None or key not in known}
     return {key: v if key in plain else as_number(f"lr_config.{key}", v) for key, v in given.items()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from lbitcls.quant.computed_weights import has_computed_weights, plain_copy
@@ -23,7 +25,8 @@ def model_size(model: nn.Module) -> dict[str, float]:
     float_bits = quantized_bits = 0
     for module in model.modules():
         if hasattr(module, "size_bits"):  # an integer backbone, whose weights are no tensors of the model
-            of_float, as_it_is = module.size_bits()
+            backbone: Any = module
+            of_float, as_it_is = backbone.size_bits()
             float_bits, quantized_bits = float_bits + of_float, quantized_bits + as_it_is
             continue
         if isinstance(module, Quantizer):

@@ -92,7 +92,7 @@ class ResNet(StagedBackbone):
         self.out_indices = checked_indices(owner, out_indices, num_stages)
         block, counts = _BLOCKS[depth]
         norm = norm_layer(owner, norm_cfg)
-        self._add_stem(base_channels, norm)
+        self._add_stem(in_channels, base_channels, norm)
         channels = base_channels
         for index in range(self.out_indices[-1] + 1):
             width = base_channels * 2**index
@@ -107,8 +107,8 @@ class ResNet(StagedBackbone):
             _zero_residuals(self)
         self.freeze()
 
-    def _add_stem(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
-        self.conv1 = nn.Conv2d(self.in_channels, channels, 7, stride=2, padding=3, bias=False)
+    def _add_stem(self, images: int, channels: int, norm: Callable[[int], nn.Module]) -> None:
+        self.conv1 = nn.Conv2d(images, channels, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -130,8 +130,8 @@ class ResNet_CIFAR(ResNet):
         torch.Size([1, 512, 4, 4])
     """
 
-    def _add_stem(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
-        self.conv1 = nn.Conv2d(self.in_channels, channels, 3, padding=1, bias=False)
+    def _add_stem(self, images: int, channels: int, norm: Callable[[int], nn.Module]) -> None:
+        self.conv1 = nn.Conv2d(images, channels, 3, padding=1, bias=False)
         self.bn1 = norm(channels)
         self.relu = nn.ReLU(inplace=True)
 
