@@ -8,7 +8,7 @@ from typing import Any
 
 from lbitcls.utils.errors import ConfigError, shown
 
-_DICTS = (  # or None, or False for one that is not wanted
+DICTS = (  # or None, or False for one that is not wanted
     *("model", "data", "evaluation", "quant_transformer", "calibration", "optimizer", "optimizer_config", "lr_config"),
     *("checkpoint_config", "log_config", "dist_params", "custom_imports", "export"),
 )
@@ -28,7 +28,7 @@ def check_shapes(sections: Mapping[str, Any], meanings: Mapping[str, str]) -> No
     """
     _check_texts("", sections)
     for names, kinds, form, sample in (
-        (_DICTS, (Mapping,), "written", "dict(…)"),
+        (DICTS, (Mapping,), "written", "dict(…)"),
         (_LISTS, (list, tuple), "a list,", "[…]"),
         (_TEXTS, (str, Path), "a text,", "'…'"),
         (_SWITCHES, (bool,), "a switch,", "True or False"),
