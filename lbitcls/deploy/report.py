@@ -3,7 +3,8 @@
 All is compared with float32: the model as it is tested. Over at least 100 images, an engine that runs the file fails
 where it is beyond a bound that nothing moves,
 
-    its mean difference exceeds 2 % of the outputs' standard deviation
+    its mean difference exceeds 2 % of the outputs' standard deviation (or, where the yardstick below is more than
+        that, 1.25 times the yardstick, and 5 % in any case)
     more than 0.5 % of the images without a tie, and more than one image, change their best class
         (tied: the two best logits are closer than a tenth of the standard deviation)
 
@@ -13,8 +14,9 @@ or beyond what rounding does to this model, measured by float64, the yardstick:
     more than 0.1 % of the images without a tie, and more than one image, change their best class
         (tied: the two best logits are closer than the yardstick's largest difference)
 
-The yardstick is held to the first two as well: beyond them the model's own result hangs on how it is rounded, and no
-file can be confirmed. Features of a backbone have no classes; the means alone count for each of them.
+The yardstick itself is held to 5 % and to the 0.5 % of classes: beyond them the model's own result hangs on how it is
+rounded, and no file can be confirmed. Between 2 and 5 % lie right files of models with many layers: MobileNetV2 in 8
+bits has 3.1 %, in float64 as in every engine, and no class of a clear image changes. Features of a backbone have no classes; the means alone count for each of them.
 
 Fewer images cannot confirm a file: a value that rounds to the other side moves one image by far more than the mean of
 many. They reject it, or the yardstick, where
@@ -43,7 +45,11 @@ GROSS_DEVIATIONS = 0.05
 IMAGES_PER_CHANGE = 1000
 """One in so many images without a tie may change its class; one image always may."""
 MOST_DEVIATIONS = 0.02
-"""No mean difference may be more than this part of the standard deviation, the yardstick's included."""
+"""No mean difference may be more than this part of the standard deviation, unless the yardstick is more."""
+STEADY_YARDSTICKS = 1.25
+"""Then it may be this many times the yardstick."""
+CAP_DEVIATIONS = 0.05
+"""No mean difference may ever be more than this part of the standard deviation, the yardstick's included."""
 GROSS_MOST_DEVIATIONS = 0.1
 """On fewer images: or this part, or one part in the number of images, if that is more."""
 TIED_DEVIATIONS = 0.1
@@ -143,7 +149,7 @@ class Verification:
         found = [reason for row in self.yardstick if (reason := self._unsteady(row)) is not None]
         means = {row.output: row.mean for row in self.yardstick}
         for row in self.rows:
-            beyond = self._beyond(row)
+            beyond = self._beyond(row, self._bound(row.output, means[row.output]))
             relative = (self._too_far(row, means[row.output]), self._too_many(row))
             found += beyond or [reason for reason in relative if reason is not None]
         return tuple(found)
@@ -178,10 +184,16 @@ class Verification:
             return YARDSTICKS, DEVIATIONS
         return GROSS_YARDSTICKS, max(GROSS_DEVIATIONS, 1 / self.images)
 
-    def _beyond(self, row: Comparison) -> list[str]:
-        """Why `row` is beyond the bounds that nothing moves."""
+    def _bound(self, output: str, yardstick: float) -> float:
+        """What part of the standard deviation the mean difference of an engine may be at most."""
+        if not self.judged:
+            return max(GROSS_MOST_DEVIATIONS, 1 / self.images)
+        steady = STEADY_YARDSTICKS * yardstick / self.deviation[output] if self.deviation[output] > 0 else 0.0
+        return min(CAP_DEVIATIONS, max(MOST_DEVIATIONS, steady)) if steady == steady else MOST_DEVIATIONS
+
+    def _beyond(self, row: Comparison, part: float) -> list[str]:
+        """Why `row` is beyond the bounds that nothing moves, `part` of the standard deviation and 0.5 % of classes."""
         reasons, deviation = [], self.deviation[row.output]
-        part = MOST_DEVIATIONS if self.judged else max(GROSS_MOST_DEVIATIONS, 1 / self.images)
         if not row.mean <= part * deviation:  # also what is not a number
             reasons.append(
                 f"{row.name}: {row.output} differ by {row.mean:.3g} in the mean, {_of(row.mean, deviation)} of their "
@@ -198,7 +210,7 @@ class Verification:
 
     def _unsteady(self, row: Comparison) -> str | None:
         """Why the yardstick is none."""
-        reasons = self._beyond(row)
+        reasons = self._beyond(row, CAP_DEVIATIONS if self.judged else max(GROSS_MOST_DEVIATIONS, 1 / self.images))
         if not reasons:
             return None
         return (

@@ -36,8 +36,12 @@ def found(
         (0.001, 0.0101, False),
         (0.0, 0.0, True),
         (0.1, float("nan"), False),
-        (0.15, 0.2, True),  # a fiftieth of the standard deviation: no yardstick allows more
+        (0.15, 0.2, True),  # a fiftieth of the standard deviation
         (0.15, 0.2001, False),
+        (0.3, 0.375, True),  # 1.25 times a yardstick that is more than that
+        (0.3, 0.3751, False),
+        (0.45, 0.5, True),  # a twentieth: no yardstick allows more
+        (0.45, 0.5001, False),
     ],
 )
 def test_the_mean_difference_may_be_twice_the_yardstick_or_a_thousandth_of_the_deviation(
@@ -61,8 +65,8 @@ def test_one_image_or_one_in_a_thousand_may_change_its_class(untied: int, change
 @pytest.mark.parametrize(
     "images, clear, yardstick, flipped, passes",
     [
-        (100, 90, 0.2, 1, True),
-        (100, 90, 0.2001, 0, False),  # more than 2 % of the standard deviation
+        (100, 90, 0.5, 1, True),
+        (100, 90, 0.5001, 0, False),  # more than 5 % of the standard deviation
         (100, 90, float("nan"), 0, False),
         (100, 90, 0.0, 2, False),
         (2000, 1200, 0.0, 6, True),  # 0.5 %
