@@ -39,7 +39,7 @@ weights = {weights!r}
 neck = None
 head = dict(type="ConvClsHead", num_classes={classes}, in_channels=512)
 num_epochs = {epochs}
-train_images = dict(indices=range(0, 50_000, 10))
+train_images = dict(indices=range(0, 50_000, 20))
 float_layers = ["head.conv"]
 kernels = "auto"
 """
@@ -300,28 +300,28 @@ ANTS_AND_BEES = {"train": 244, "val": 153}
 
 @pytest.mark.slow
 def test_transfer_learning_on_real_photos(real: Callable[..., Path], capsys: Any) -> None:
-    folder = real("hymenoptera_256.tar.gz", 2, 2)
+    folder = real("hymenoptera_256.tar.gz", 2, 1)
     names = typed("transfer.py")
-    check_transfer(folder, names, capsys.readouterr().out, 2)
+    check_transfer(folder, names, capsys.readouterr().out, 1)
     assert names["dataset_sizes"] == ANTS_AND_BEES
-    assert names["fixed"]["float"]["top1"] > 70
+    assert names["fixed"]["float"]["top1"] > 65
 
 
 @pytest.mark.slow
 def test_cifar10_on_real_images(real: Callable[..., Path], capsys: Any) -> None:
     folder = real("cifar10_jpg.tar.gz", 10, 1)
     names = typed("cifar10.py")
-    check_cifar10(folder, names, capsys.readouterr().out, 5_000, 10_000)
+    check_cifar10(folder, names, capsys.readouterr().out, 2_500, 10_000)
     assert names["results"]["top-1"] > 15
 
 
 @pytest.mark.slow
 def test_quantized_transfer_learning_on_real_photos(real: Callable[..., Path], capsys: Any) -> None:
     pytest.importorskip("openvino")
-    folder = real("hymenoptera_256.tar.gz", 2, 2)
+    folder = real("hymenoptera_256.tar.gz", 2, 1)
     names = typed("quantized.py")
-    check_quantized(folder, names, capsys.readouterr().out, 2, ANTS_AND_BEES)
-    assert names["trained_head"]["float"]["top1"] > 70
+    check_quantized(folder, names, capsys.readouterr().out, 1, ANTS_AND_BEES)
+    assert names["trained_head"]["float"]["top1"] > 60
 
 
 REAL_DSQ = """
