@@ -299,6 +299,7 @@ ANTS_AND_BEES = {"train": 244, "val": 153}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_transfer_learning_on_real_photos(real: Callable[..., Path], capsys: Any) -> None:
     folder = real("hymenoptera_256.tar.gz", 2, 1)
     names = typed("transfer.py")
@@ -308,6 +309,7 @@ def test_transfer_learning_on_real_photos(real: Callable[..., Path], capsys: Any
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_cifar10_on_real_images(real: Callable[..., Path], capsys: Any) -> None:
     folder = real("cifar10_jpg.tar.gz", 10, 1)
     names = typed("cifar10.py")
@@ -316,6 +318,7 @@ def test_cifar10_on_real_images(real: Callable[..., Path], capsys: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_quantized_transfer_learning_on_real_photos(real: Callable[..., Path], capsys: Any) -> None:
     pytest.importorskip("openvino")
     folder = real("hymenoptera_256.tar.gz", 2, 1)
@@ -353,6 +356,7 @@ quant_transformer = dict(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_classification_of_a_real_photo(real: Callable[..., Path], shared_data: Path, capsys: Any) -> None:
     """SqueezeNet with DSQ at 8 bits knows the cat, after the tutorial's training on a few images."""
     folder = real("imagenet1000_256.tar.gz", 1000, 1)
