@@ -34,6 +34,8 @@ def section_channels(section: Mapping[str, Any]) -> int | None:
     """Channels of images of a part of `data`: by its last step that says so, else by the data set; None: unknown."""
     for step in reversed(section.get("pipeline") or []):
         kind = step.get("type") if isinstance(step, Mapping) else None
+        if kind == "PretrainedPreprocessing":
+            return 3
         if kind == "Normalize" and isinstance(step.get("mean"), (list, tuple)):
             return len(step["mean"])
         if kind == "LoadImageFromFile" and not str(step.get("color_type", "color")).startswith("unchanged"):

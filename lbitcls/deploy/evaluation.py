@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lbitcls.deploy.shipped import active
 from lbitcls.quant.layers import HOOKS, QuantLayer
-from lbitcls.utils.errors import ConfigError, LbitclsError
+from lbitcls.utils.errors import ConfigError, LbitclsError, reason_of
 
 Outputs = tuple[Tensor, ...]
 Evaluation = Callable[[Tensor], Outputs]
@@ -93,21 +93,6 @@ def check_weights_in_use(
                 "pass, and the file would have the old one. Let torch.nn.utils.parametrize compute it "
                 "(register_parametrization(layer, 'weight', …)), or write the result into the layer before the export."
             )
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what the cause of an error says, or it itself; its kind and place where that is empty."""
-    cause = error.__cause__ or error
-    lines = str(cause).strip().splitlines()
-    return lines[0] if lines else f"{type(cause).__name__} without a message{_place(cause)}"
-
-
-def _place(error: BaseException) -> str:
-    """Where in the code an error was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"
 
 
 def _weight(layer: Any) -> Tensor:

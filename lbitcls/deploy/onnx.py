@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lbitcls.deploy import targets
 from lbitcls.deploy.composed import carry_backbone
-from lbitcls.deploy.evaluation import check_weights_in_use, reason_of
+from lbitcls.deploy.evaluation import check_weights_in_use
 from lbitcls.deploy.graph import (
     Graph,
     check_flat,
@@ -35,7 +35,7 @@ from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
 from lbitcls.deploy.shipped import LayerFacts, check_called, check_expressible, check_finite, layer_facts, ship
 from lbitcls.quant.computed_weights import plain_copy
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import ConfigError, reason_of
 from lbitcls.utils.files import write_whole
 from lbitcls.version import __version__
 
@@ -133,13 +133,13 @@ def export_onnx(
     names = _class_names(model, classes) if part == "model" else None
     plain = plain_copy(model)
     exported = plain if part == "model" else _Backbone(plain)
+    carried = carry_backbone(exported, input_shape, opset, target)
+    check_called(model if part == "model" else _Backbone(model), input_shape)
     check_expressible(exported)
     check_finite(exported)
-    check_called(exported, input_shape)
     check_weights_in_use(model, plain, input_shape, part)
     model = exported
     targets.check_layers(model, target, opset)
-    carried = carry_backbone(model, input_shape, opset, target)
     opset, shipped = carried.opset, carried.traceable(ship(model, "int8" if target == "tensorrt" else None))
     graph = Graph(trace(shipped, input_shape, opset, part))
     norms_left = to_integer_layers(graph)

@@ -16,7 +16,8 @@ or beyond what rounding does to this model, measured by float64, the yardstick:
 
 The yardstick itself is held to 5 % and to the 0.5 % of classes: beyond them the model's own result hangs on how it is
 rounded, and no file can be confirmed. Between 2 and 5 % lie right files of models with many layers: MobileNetV2 in 8
-bits has 3.1 %, in float64 as in every engine, and no class of a clear image changes. Features of a backbone have no classes; the means alone count for each of them.
+bits has 3.1 %, in float64 as in every engine, and no class of a clear image changes. Features of a backbone have no
+classes; the means alone count for each of them.
 
 Fewer images cannot confirm a file: a value that rounds to the other side moves one image by far more than the mean of
 many. They reject it, or the yardstick, where

@@ -23,7 +23,7 @@ from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.quant.layers import HOOKS, LAYER_KINDS, QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams
-from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError, reason_of
 
 CONTAINERS = {"uint8": (0, 255), "int8": (-128, 127)}
 _COMPUTING = ("forward", "apply_quantized", "_quantized_weight", "_make_quantized_weight", "_conv_forward")
@@ -222,6 +222,12 @@ def check_called(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(), quantizing(model), watching(model) as watch:
             run(like.new_zeros((2, *input_shape)))
+    except LbitclsError:
+        raise
+    except Exception as error:  # whatever the model's code raises
+        raise ConfigError(
+            f"{type(model).__name__} does not run on images (2, {', '.join(map(str, input_shape))}): {reason_of(error)}"
+        ) from error
     finally:
         for module, training in modes.items():
             module.training = training

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.deploy.engine import Engine, load, load_usable
-from lbitcls.deploy.evaluation import Evaluation, Outputs, as_tuple, evaluating, evaluation, reason_of
+from lbitcls.deploy.evaluation import Evaluation, Outputs, as_tuple, evaluating, evaluation
 from lbitcls.deploy.integer import integer_model, largest_accumulator, layers_in_float
 from lbitcls.deploy.metadata import read_info
 from lbitcls.deploy.reference import reference_model
 from lbitcls.deploy.report import TIED_DEVIATIONS, Comparison, Verification
 from lbitcls.deploy.targets import JUDGES
 from lbitcls.quant.calibration import images_of
-from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError, reason_of
 
 
 def verify(

@@ -23,6 +23,7 @@ from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
+from lbitcls.utils.jsontext import json_text
 
 RangeRule = Callable[[Tensor, "Quantizer"], tuple[Tensor, Tensor]]
 GRID = "grid"
@@ -297,7 +298,7 @@ class Quantizer(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        text = json.dumps(self.grid_facts())
+        text = json_text(self.grid_facts())
         destination[prefix + GRID] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def _load_from_state_dict(

@@ -131,7 +131,7 @@ def _held(content: Any) -> str:
 
 
 def checked_tensors(content: Mapping[str, Any], path: Path, name: str = "state_dict") -> dict[str, torch.Tensor]:
-    """The state dict under `name`: plain tensors by their names (a module's extra state, which we have not, aside).
+    """The state dict under `name`: plain tensors by their names; a module's extra state that is no tensor is left out.
 
     Raises:
         CheckpointError: it has something else.
@@ -139,7 +139,11 @@ def checked_tensors(content: Mapping[str, Any], path: Path, name: str = "state_d
     given = content.get(name)
     if not isinstance(given, Mapping):
         raise CheckpointError(f"{path}: '{name}' should be a state dict, and is a {type(given).__name__}.")
-    state = {key: value for key, value in given.items() if not str(key)[-64:].endswith("_extra_state")}
+    state = {
+        key: value
+        for key, value in given.items()
+        if isinstance(value, torch.Tensor) or not str(key)[-64:].endswith("_extra_state")
+    }
     for key, value in state.items():
         fault = _fault(key, value)
         if fault:

@@ -214,7 +214,8 @@ def check_sections(cfg: Config) -> None:
 
 def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
     """Raise `ConfigError` when the config lacks one of `names`, which `purpose` ("training") needs, or is not plain."""
-    missing = [f"{name} ({SECTIONS[name]})" for name in names if cfg.get(name) in (None, False, "")]
+    values = {name: cfg.get(name) for name in names}
+    missing = [f"{name} ({SECTIONS[name]})" for name, v in values.items() if v is None or v is False or v == ""]
     if missing:
         raise ConfigError(f"{purpose} needs {', '.join(missing)}; the config {cfg.filename or ''} has none.")
     format_config(cfg.to_dict())

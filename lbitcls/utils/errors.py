@@ -109,3 +109,18 @@ def shown(value: Any) -> str:
     except ValueError:
         return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what the cause of an error says, or it itself; its kind and place where that is empty."""
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else f"{type(cause).__name__} without a message{_place(cause)}"
+
+
+def _place(error: BaseException) -> str:
+    """Where in the code an error was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from lbitcls.utils.errors import TrainingError
 from lbitcls.utils.files import write_whole
+from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import get_logger
 
 LOCK, NOTE = ".run.lock", ".run.json"
@@ -65,7 +66,7 @@ class RunLock:
         self._held = True
         self._take_over()
         note = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-        write_whole(self.folder / NOTE, lambda path: path.write_text(json.dumps(note) + "\n", encoding="utf-8"))
+        write_whole(self.folder / NOTE, lambda path: path.write_text(json_text(note) + "\n", encoding="utf-8"))
         return None
 
     def tell(self) -> None:

@@ -229,7 +229,11 @@ def test_a_weight_that_changes_in_the_forward_pass_is_refused(change: Change, tm
 def test_a_weight_that_the_parent_sets_is_refused(tmp_path: Path) -> None:
     model = make(lambda layer: None)
     calibrate(model, [data(64, 1)[0]])
-    model.register_forward_pre_hook(lambda module, args: module.fc.weight.data.mul_(1.01))
+
+    def grow(module: Any, args: tuple[Tensor, ...]) -> None:
+        module.fc.weight.data.mul_(1.01)
+
+    model.register_forward_pre_hook(grow)
     with pytest.raises(ConfigError, match="'fc' computes with another weight.*a module around it"):
         export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
 

@@ -68,7 +68,7 @@ def test_plain_yaml_is_read(here: Path) -> None:
     assert cfg.a == cfg.b == [1e-3, 2] and cfg.model.topk == (1, 5)
     assert Config.fromstring("lr: 1e-3", ".yaml").lr == 1e-3 and Config.fromstring('{"x": "1e-3"}', ".json").x == 1e-3
     cfg.dump(here / "b.yaml")
-    assert Config.fromfile("b.yaml").to_dict() == cfg.to_dict()
+    assert Config.fromfile("b.yaml").to_dict() == {**cfg.to_dict(), "model": {"topk": [1, 5]}}  # YAML has no tuples
 
 
 def test_aliases_that_make_much_of_little() -> None:
