@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lbitcls.deploy import targets
 from lbitcls.deploy.composed import carry_backbone
-from lbitcls.deploy.evaluation import check_weights_in_use
+from lbitcls.deploy.evaluation import check_called, check_weights_in_use
 from lbitcls.deploy.graph import (
     Graph,
     check_flat,
@@ -33,8 +33,8 @@ from lbitcls.deploy.metadata import ModelInfo, require, sealed, write_info
 from lbitcls.deploy.norms import absorb_norms
 from lbitcls.deploy.pack import pack_weights
 from lbitcls.deploy.residual import residual_bits
-from lbitcls.deploy.shipped import LayerFacts, check_called, check_expressible, check_finite, layer_facts, ship
-from lbitcls.quant.computed_weights import plain_copy
+from lbitcls.deploy.shipped import LayerFacts, check_expressible, check_finite, layer_facts, ship
+from lbitcls.quant.computed_weights import copy_model, plain_copy
 from lbitcls.utils.errors import ConfigError, reason_of
 from lbitcls.utils.files import write_whole
 from lbitcls.version import __version__
@@ -134,7 +134,7 @@ def export_onnx(
     plain = plain_copy(model)
     exported = plain if part == "model" else _Backbone(plain)
     carried = carry_backbone(exported, input_shape, opset, target)
-    check_called(model if part == "model" else _Backbone(model), input_shape)
+    check_called(copy_model(plain), input_shape, part)  # hooks may change what they run on
     check_expressible(exported)
     check_finite(exported)
     check_weights_in_use(model, plain, input_shape, part)
@@ -256,6 +256,13 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], opset: int, part:
             f"{type(model).__name__} cannot be traced for ONNX with a free batch size: {reason_of(error)}"
         ) from error
     proto = program.model_proto
+    batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    if batch.HasField("dim_value"):
+        raise ConfigError(
+            f"{type(model).__name__} cannot be traced for ONNX with a free batch size: it takes the batch size as a "
+            f"number of Python's (len(x), int(x.shape[0])), so the file would take {batch.dim_value} images and no "
+            "other number. Use x.shape[0] itself."
+        )
     if part == "backbone":
         _rename_outputs(proto)
     return proto

@@ -6,9 +6,12 @@ where it is beyond a bound that nothing moves,
     its mean difference exceeds 2 % of the outputs' standard deviation (or, where the yardstick below is more than
         that, 1.25 times the yardstick, and 5 % in any case)
     more than 0.5 % of the images without a tie, and more than one image, change their best class
-        (tied: the two best logits are closer than a tenth of the standard deviation)
+        (tied: the two best logits are closer than a tenth of the standard deviation).
 
-or beyond what rounding does to this model, measured by float64, the yardstick:
+The standard deviation counts as at most three times that of one logit over the images: one that is the same for all of
+them, and far from the others, tells nothing of how they vary. Four images are given one at a time besides, and judged
+as few images are (below); or a file fails that is beyond what rounding does to this model, measured by float64, the
+yardstick:
 
     its mean difference exceeds both twice the yardstick's and 1e-3 of the standard deviation
     more than 0.1 % of the images without a tie, and more than one image, change their best class
@@ -111,7 +114,8 @@ class Verification:
         images: number of images.
         untied: images whose two best logits (of the float32 model) are not closer than the largest difference between
             float32 and float64; None for features.
-        deviation: standard deviation of each output of the float32 model, by its name.
+        deviation: standard deviation of each output of the float32 model, by its name; at most three times that of an
+            element over the images.
         yardstick: float64 beside float32, for each output.
         rows: the integer reference (where the model has integer layers) and the engines beside float32, for each
             output.
@@ -121,6 +125,7 @@ class Verification:
         clear: images whose two best logits (of the float32 model) are at least a tenth of the deviation apart; None
             for features.
         cannot_run: engines that cannot run the file and so do not judge it, with the reason.
+        alone: why the file is rejected when it is given some of the images one at a time.
     """
 
     images: int
@@ -133,6 +138,7 @@ class Verification:
     float_layers: dict[str, str]
     clear: int | None = None
     cannot_run: dict[str, str] = field(default_factory=dict)
+    alone: tuple[str, ...] = ()
 
     @property
     def judged(self) -> bool:
@@ -153,7 +159,7 @@ class Verification:
             beyond = self._beyond(row, self._bound(row.output, means[row.output]))
             relative = (self._too_far(row, means[row.output]), self._too_many(row))
             found += beyond or [reason for reason in relative if reason is not None]
-        return tuple(found)
+        return (*found, *(f"images one at a time: {reason}" for reason in self.alone))
 
     @property
     def warning(self) -> str | None:

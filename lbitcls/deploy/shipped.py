@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbitcls.deploy.residual import carried_outputs
-from lbitcls.quant.bypass import refuse_read, watching
-from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.quant.layers import HOOKS, LAYER_KINDS, QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams
-from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError, reason_of
+from lbitcls.utils.errors import CheckpointError, ConfigError
 
 CONTAINERS = {"uint8": (0, 255), "int8": (-128, 127)}
 _COMPUTING = ("forward", "apply_quantized", "_quantized_weight", "_make_quantized_weight", "_conv_forward")
@@ -91,11 +89,10 @@ class _InItsPlace(nn.Module):
 
     layer: Any
 
-    def take_hooks(self, layer: nn.Module) -> bool:
-        """Take over the hooks of `layer`; whether there are any."""
+    def take_hooks(self, layer: nn.Module) -> None:
+        """Take over the hooks of `layer`."""
         for name in HOOKS:
             setattr(self, name, getattr(layer, name))
-        return any(getattr(layer, name) for name in HOOKS)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -133,9 +130,8 @@ class ShippedLayer(_InItsPlace):
         self.register_buffer("scale", scale.float())
         self.register_buffer("zero_point", torch.zeros(len(scale), dtype=self.codes.dtype))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.layer = layer.to_float()
-        if not self.take_hooks(layer):
-            self.layer.weight = self.layer.bias = None
+        self.layer = layer.to_float()  # with its weight, for hooks, and for a model that also reads it
+        self.take_hooks(layer)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """What the quantized layer does."""
@@ -207,31 +203,6 @@ def ship(model: nn.Module, container: str | None = None) -> nn.Module:
             if id(module) in layers:
                 shipped.set_submodule(name, layers[id(module)])
     return shipped.eval()
-
-
-def check_called(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
-    """Raise `ConfigError` for quantized layers whose weight the model reads in eval without calling the layer.
-
-    Args:
-        model: it is not changed.
-        input_shape: (C, H, W) of an image.
-    """
-    modes = {module: module.training for module in model.modules()}
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    run: Any = getattr(model.eval(), "predict", model)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(), quantizing(model), watching(model) as watch:
-            run(like.new_zeros((2, *input_shape)))
-    except LbitclsError:
-        raise
-    except Exception as error:  # whatever the model's code raises
-        raise ConfigError(
-            f"{type(model).__name__} does not run on images (2, {', '.join(map(str, input_shape))}): {reason_of(error)}"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    refuse_read(watch.result(), "export")
 
 
 def check_finite(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ by bounds that nothing moves, and against the yardstick (`lbitcls.deploy.report`
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,18 @@ from lbitcls.deploy.evaluation import Evaluation, Outputs, as_tuple, evaluating,
 from lbitcls.deploy.integer import integer_model, largest_accumulator, layers_in_float
 from lbitcls.deploy.metadata import read_info
 from lbitcls.deploy.reference import reference_model
-from lbitcls.deploy.report import TIED_DEVIATIONS, Comparison, Verification
+from lbitcls.deploy.report import FEWEST_IMAGES, TIED_DEVIATIONS, Comparison, Verification
 from lbitcls.deploy.targets import JUDGES
 from lbitcls.quant.calibration import images_of
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError, reason_of
+
+_FLOAT64 = (
+    "in float64, which does not run: {} Something in it keeps to float32, or a hook uses a module from outside of the "
+    "copy: let it use the module and the tensors that it is given."
+)
+_ONE = "to take one image alone, which it does not: {}"
+_ALONE = 4  # images that are also given one at a time
+_OFFSETS = 3.0  # no more of what an output's elements differ by in the mean counts as their deviation
 
 
 def verify(
@@ -57,7 +66,7 @@ def verify(
     Raises:
         CheckpointError: the file gives other outputs than the model (their number or shape), no engine can run it, or
             the model's own outputs are not finite.
-        ConfigError: the model cannot be copied, or its copy does not run in float64.
+        ConfigError: the model cannot be copied, or its copy does not run in float64; `engines` is empty.
         DataError: there are no images.
         DependencyError: an engine's package is missing.
         NotInitializedError: a quantizer of the model has no first values.
@@ -70,14 +79,18 @@ def verify(
     if bound is not None:
         others["integer"] = _in_float64(integer, part)
     others |= {engine.name: _engine_evaluation(engine) for engine in loaded}
-    study = _Study(part)
+    study, alone = _Study(part), _Study(part)
     with evaluating(model):
         anchor = evaluation(model, part)
-        for images in map(images_of, batches):
+        for number, images in enumerate(map(images_of, batches)):
             study.add(anchor(images), {name: run(images) for name, run in others.items()})
+            # A tracer takes the batch for more than one image, so what the model does with one is not in the file.
+            for single in images[:_ALONE].split(1) if number == 0 else ():
+                alone.add(_guarded(anchor, single, _ONE), {name: run(single) for name, run in others.items()})
     if not study.images:
         raise DataError("verification: there are no images; give at least one batch.")
-    return study.result(bound, layers_in_float(integer), cannot_run)
+    reasons = alone.result(bound, {}, {}).reasons
+    return replace(study.result(bound, layers_in_float(integer), cannot_run), alone=reasons)
 
 
 def _judges(
@@ -85,6 +98,8 @@ def _judges(
 ) -> tuple[list[Engine], dict[str, str]]:
     """The engines that judge a file, and the others of its target, that cannot run it, with the reason."""
     if engines is not None:
+        if not engines:
+            raise ConfigError("engines names at least one engine: without one nothing runs the file.")
         return [load(path, engine, threads=threads) for engine in engines], {}
     info = read_info(path)
     loaded, cannot_run = load_usable(path, JUDGES["cpu" if info is None else info.target], threads)
@@ -97,19 +112,17 @@ def _in_float64(copied: nn.Module, part: str) -> Evaluation:
     """Images to the outputs of a copy of the model."""
     run = evaluation(copied, part, torch.float64)
 
-    def guarded(images: Tensor) -> Outputs:
-        try:
-            return run(images)
-        except LbitclsError:
-            raise
-        except Exception as error:  # whatever the model's code raises
-            raise ConfigError(
-                f"verification needs the model in float64, which does not run: {reason_of(error)} Something in it "
-                "keeps to float32, or a hook uses a module from outside of the copy: let it use the module and the "
-                "tensors that it is given."
-            ) from error
+    return lambda images: _guarded(run, images, _FLOAT64)
 
-    return guarded
+
+def _guarded(run: Evaluation, images: Tensor, complaint: str) -> Outputs:
+    """`run(images)`; `ConfigError` with the reason in `complaint` for whatever the model's code raises."""
+    try:
+        return run(images)
+    except LbitclsError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"verification needs the model {complaint.format(reason_of(error))}") from error
 
 
 def _engine_evaluation(engine: Engine) -> Evaluation:
@@ -217,24 +230,34 @@ class _Tally:
 
 
 class _Spread:
-    """Standard deviation of an output of the float32 model, and how far apart each image's two best logits are."""
+    """Deviation of an output of the float32 model, and how far apart each image's two best logits are.
+
+    It is the standard deviation over all images and elements, but at most three times that of an element over the
+    images: one logit that is always -1e4, of a class that is masked, would make all others' differences look small.
+    """
 
     def __init__(self, ranked: bool) -> None:
         self.margins: list[Tensor] = []
         self._ranked = ranked
-        self._count, self._total, self._squares = 0, 0.0, 0.0
+        self._images, self._total, self._squares = 0, torch.zeros(()), torch.zeros(())
+        self._first: Tensor | None = None  # subtracted, since the squares of large values leave no digits
 
     def add(self, values: Tensor) -> None:
         """Count a batch."""
         values = values.double()
-        self._count += values.numel()
-        self._total += float(values.sum())
-        self._squares += float(values.square().sum())
+        self._images += len(values)
+        self._first = values[0] if self._first is None else self._first
+        self._total = self._total + (values - self._first).sum(0)
+        self._squares = self._squares + (values - self._first).square().sum(0)
         if self._ranked:
             padded = torch.nn.functional.pad(values, (0, 1), value=-torch.inf)  # a single class has no rival
             best = padded.topk(2, dim=1).values
             self.margins.append(best[:, 0] - best[:, 1])
 
     def deviation(self) -> float:
-        """The standard deviation over all images and elements."""
-        return max(self._squares / self._count - (self._total / self._count) ** 2, 0.0) ** 0.5
+        """The deviation; few images, or ones that are all the same, do not tell how an element varies."""
+        assert self._first is not None
+        means, squares = self._total / self._images, self._squares / self._images
+        variance = (squares - means**2).clamp(min=0).mean()
+        overall, varying = float((variance + (means + self._first).var(correction=0)).sqrt()), float(variance.sqrt())
+        return min(overall, _OFFSETS * varying) if self._images >= FEWEST_IMAGES and varying > 0 else overall

@@ -12,11 +12,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -107,10 +108,9 @@ class _Readers(TorchDispatchMode):
         super().__init__()
         self._read = read
         self._owners: dict[int, list[tuple[str, int, int]]] = {}
-        for name, layer in layers.items():
-            weight = layer._parameters.get("weight")
-            if weight is not None:
-                self._owners.setdefault(_memory(weight), []).append((name, *_extent(weight)))
+        self._weights = [(name, weight) for name, layer in layers.items() for weight in _weights(layer)]
+        for name, weight in self._weights:  # kept alive, so that nothing else takes their memory
+            self._owners.setdefault(_memory(weight), []).append((name, *_extent(weight)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -126,6 +126,14 @@ class _Readers(TorchDispatchMode):
         if owners and tensor.numel():
             first, last = _extent(tensor)
             yield from (name for name, start, end in owners if start <= last and first <= end)
+
+
+def _weights(layer: nn.Module) -> Iterator[Tensor]:
+    """The weight of a layer, as it holds it, or what parametrizations compute it from."""
+    found = [layer._parameters.get("weight"), vars(layer).get("weight")]  # what a hook has computed is no parameter
+    if parametrize.is_parametrized(layer, "weight"):
+        found += cast(Any, layer).parametrizations.weight.parameters()
+    yield from (tensor for tensor in found if isinstance(tensor, Tensor))
 
 
 def _memory(tensor: Tensor) -> int:

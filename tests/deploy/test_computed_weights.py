@@ -226,14 +226,14 @@ def test_a_weight_that_changes_in_the_forward_pass_is_refused(change: Change, tm
     assert not list(tmp_path.iterdir())
 
 
+def set_by_parent(module: Any, args: Any) -> None:
+    module.fc.weight.data.mul_(1.01)
+
+
 def test_a_weight_that_the_parent_sets_is_refused(tmp_path: Path) -> None:
     model = make(lambda layer: None)
     calibrate(model, [data(64, 1)[0]])
-
-    def grow(module: Any, args: tuple[Tensor, ...]) -> None:
-        module.fc.weight.data.mul_(1.01)
-
-    model.register_forward_pre_hook(grow)
+    model.register_forward_pre_hook(set_by_parent)
     with pytest.raises(ConfigError, match="'fc' computes with another weight.*a module around it"):
         export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
 
@@ -273,3 +273,47 @@ def test_what_cannot_be_copied_is_named() -> None:
     for copied in (copy_model, ModelEMA):
         with pytest.raises(ConfigError, match="Net cannot be copied: .*generator.*__deepcopy__"):
             copied(model)
+
+
+# What a copy would compute otherwise is refused, since a copy is what is exported
+
+
+def only_on_the_original(layer: Any) -> None:
+    layer.register_forward_hook(lambda module, args, y: y.flip(1) * -3 if module is layer else None)
+
+
+def bias_of_the_original(layer: Any) -> None:
+    def set_bias(module: Any, args: Any) -> None:
+        if module is layer:
+            module.bias.data = torch.full_like(module.bias, 2)
+
+    layer.register_forward_pre_hook(set_bias)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize("change", [only_on_the_original, bias_of_the_original])
+def test_a_hook_that_keeps_to_the_original_is_refused(change: Change, quantized: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make(lambda layer: None)
+    calibrate(model, [data(64, 1)[0]])
+    change(model.conv if quantized else model.norm)
+    with pytest.raises(ConfigError, match="a copy of Net, which is what is exported, gives other outputs"):
+        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+    assert not list(tmp_path.iterdir())
+
+
+class AlsoReads(Net):
+    """Calls its classifier, and reads its weight besides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.linear(x.flatten(1)[:, :32], F.normalize(self.fc.weight))
+
+
+@pytest.mark.parametrize("change", [lambda layer: None, parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_is_read_besides_ships_in_float_there(change: Change, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make(change)
+    model.__class__ = AlsoReads
+    calibrate(model, [data(64, 1)[0]])
+    export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+    assert verify(model, tmp_path / "model.onnx", data(100, 2)[0].split(50), threads=1).passed

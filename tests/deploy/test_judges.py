@@ -135,3 +135,46 @@ def quantized_raising(error: Exception, traced_only: bool) -> nn.Module:
     model: Any = quantized(Raising(error, True))
     model.traced_only = traced_only
     return model
+
+
+# One image alone, and no judge at all
+
+
+class Alone(nn.Module):
+    """Computes something else for a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+    def forward(self, image: Tensor) -> Tensor:
+        y = self.net(image)
+        return y.flip(1) if image.shape[0] == 1 else y
+
+
+def test_one_image_alone_is_judged_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Alone(), torch.randn(2000, 1, 8, 8)
+    export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    found = verify(model, tmp_path / "model.onnx", images.split(500), threads=1)
+    assert found.reasons and all(reason.startswith("images one at a time: ") for reason in found.reasons)
+    assert verify(model.net, tmp_path / "model.onnx", images.split(500), threads=1).passed
+
+
+class Several(Alone):
+    """Takes no image alone."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image if image.shape[0] > 1 else image[0, 0, 0])
+
+
+def test_a_model_that_takes_no_image_alone(tmp_path: Path) -> None:
+    model = Several()
+    export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    with pytest.raises(ConfigError, match="verification needs the model to take one image alone, which it does not: "):
+        verify(model, tmp_path / "model.onnx", [torch.randn(8, 1, 8, 8)], threads=1)
+
+
+def test_no_engine_is_no_verification() -> None:
+    with pytest.raises(ConfigError, match="at least one engine"):
+        verify(nn.Flatten(), "model.onnx", [torch.zeros(2, 1, 8, 8)], engines=[])

@@ -282,3 +282,13 @@ def test_families(tmp_path: Path, backbone: dict[str, Any], channels: int, side:
     for row in found.rows:
         assert row.mean < max(3 * yardstick.mean, 5e-3 * found.deviation["logits"]), found.table()
         assert row.agreement is not None and row.agreement > min(97, yardstick.agreement - 3), found.table()
+
+
+def test_a_batch_size_that_the_model_fixes_is_refused(tmp_path: Path) -> None:
+    class Fixing(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.mean((2, 3)) / len(image)
+
+    with pytest.raises(ConfigError, match="Fixing cannot be traced .* would take 2 images and no other number"):
+        export_onnx(Fixing(), tmp_path / "model.onnx", input_shape=(3, 8, 8))
+    assert not list(tmp_path.iterdir())

@@ -340,3 +340,34 @@ def test_every_method_passes_in_both_engines(
     export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
     verification = verify(model, tmp_path / "model.onnx", digits.split(120), threads=1)
     assert verification.passed, verification.reasons
+
+
+# What a yardstick, or the outputs' own size, must not hide
+
+
+class Masked(nn.Module):
+    """A network with one more logit, the same for every image: a class that is left out.
+
+    Its hook acts on the original alone, so that every copy, and the file, computes something else.
+    """
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.net, self.offset = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), offset
+        layer = self.net[1]
+        layer.register_forward_hook(lambda module, args, y: y.flip(1) if module is layer else None)
+
+    def forward(self, image: Tensor) -> Tensor:
+        y = self.net(image)
+        return torch.cat([y, torch.full_like(y[:, :1], self.offset)], 1)
+
+
+@pytest.mark.parametrize("offset", [-1e4, 1e9, -1e30])
+def test_a_constant_logit_does_not_make_the_others_small(verify_with: Any, offset: float) -> None:
+    torch.manual_seed(0)
+    model, images = Masked(offset), torch.randn(128, 1, 8, 8)
+    wrong = verify_with(model, images, lambda y: np.concatenate([y[:, 3::-1], y[:, 4:]], 1))
+    varying = model(images)[:, :4].std(0).square().sum().div(5).sqrt()
+    assert wrong.deviation["logits"] == pytest.approx(3 * varying.item(), rel=0.1)
+    assert {reason.split(":")[0] for reason in wrong.reasons} == {"float64", "twin"}
+    assert verify_with(Masked(0.0).net, images).deviation["logits"] < 3

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from lbitcls.core.evaluation import evaluate
 from lbitcls.deploy import export_onnx
@@ -283,3 +284,22 @@ def test_every_attention_of_torchvision_is_calibrated() -> None:
     attention = blocks[0].RelativePositionalMultiHeadAttention(8, 4, 4)
     for model, x in ((nn.Sequential(encoder), torch.randn(2, 4, 8)), (attention, torch.randn(1, 2, 4, 8))):
         calibrate(transformer(**BOTH)(model), [x])
+
+
+def pruned(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, nn.utils.spectral_norm, pruned], ids=str)
+def test_a_computed_weight_that_is_read_is_refused_by_name(change: Any) -> None:
+    net, x = One(READS["F.linear"]), torch.randn(2, 3, 6, 6)
+    change(net.fc)
+    with pytest.raises(ConfigError, match=r"reads the weight of fc itself.*exclude_layers=\['fc'\]"):
+        calibrate(transformer(**WEIGHTS)(net), [x])
+    called = One(MENTIONS["keyword"])
+    change(called.fc)
+    model = transformer(**WEIGHTS)(called)
+    calibrate(model, [x])
+    with torch.no_grad(), watching(model.eval()) as watch:
+        model(x)
+    assert watch.result() == Bypassed()
