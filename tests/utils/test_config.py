@@ -222,3 +222,9 @@ def test_a_byte_order_mark_is_no_syntax(tmp_path: Path, name: str) -> None:
 def test_a_text_that_no_file_can_hold_is_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match="is no text that a file can hold"):
         Config.fromfile(write(tmp_path, "a.py", f"{BASE}helper = {value}\n"))
+
+
+@pytest.mark.parametrize("name", [".mine", "..mine", ".", "", 3])
+def test_modules_are_named_in_full(tmp_path: Path, name: object) -> None:
+    with pytest.raises(ConfigError, match="custom_imports.imports is a list of modules' names"):
+        Config.fromfile(write(tmp_path, "a.py", f"custom_imports = dict(imports=[{name!r}])\n"))
