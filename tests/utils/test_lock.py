@@ -77,7 +77,10 @@ def test_a_note_of_another_host_is_a_warning(tmp_path: Path, caplog: Any) -> Non
     assert "process 1 on elsewhere, started 2026-01-01 00:00:00, did not end by itself" in caplog.text
 
 
-@pytest.mark.parametrize("note", ["", "null", "[]", '{"pid": "x"}', "\x00", '{"host": "h", "pid": 1e999}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "note",
+    ["", "null", "[]", '{"pid": "x"}', "\x00", '{"host": "h", "pid": 1e999}', pytest.param("[" * 100_000, id="nested")],
+)
 def test_a_damaged_note_is_none(tmp_path: Path, note: str, caplog: Any) -> None:
     (tmp_path / NOTE).write_text(note)
     first, second = RunLock(tmp_path), RunLock(tmp_path)
