@@ -97,7 +97,10 @@ def with_grids(content: dict[str, Any], cfg: Config) -> dict[str, torch.Tensor]:
 
 def _quantized(path: str | Path) -> dict[str, Any] | None:
     """The content of a checkpoint whose quantizers are on; None: they are off, or there are none."""
-    if is_published(str(path)) or not zipfile.is_zipfile(Path(path).expanduser()):
+    if is_published(str(path)):
+        return None
+    file = Path(path).expanduser()
+    if file.is_file() and not zipfile.is_zipfile(file):  # a pipe or a device is for `read_checkpoint` to refuse
         return None  # not written by `save_checkpoint`
     content = read_checkpoint(path, mmap=True)
     flags = [bool(value) for name, value in content["state_dict"].items() if name.endswith("_quantizer.enabled")]

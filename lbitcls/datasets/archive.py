@@ -172,6 +172,8 @@ def _extract_tar(file: BinaryIO, target: _Target) -> None:
     with tarfile.open(fileobj=cast(BinaryIO, plain), mode="r:") as tar:
         while member := tar.next():
             tar.members = []  # type: ignore[attr-defined]  # which tarfile would collect
+            if tar.offset <= member.offset:  # of a size below 0: it would come for ever
+                raise ArchiveError(f"{member.name!r:.200} is corrupt: the member after it would begin before it")
             if not (member.isreg() or member.isdir()):
                 raise ArchiveError(
                     f"{member.name!r:.200} is neither a file nor a folder; links and devices are refused"

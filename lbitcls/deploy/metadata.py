@@ -277,6 +277,8 @@ def existing_file(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not an ONNX file.")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no regular file; name an ONNX file.")
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
         raise CheckpointError(f"there is no ONNX file {path}{suggest(path.name, names)}")

@@ -7,6 +7,7 @@ a run needs to go on (`'optimizer'`, …) beside it. `state_dict` holds the weig
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,6 +105,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
         inside = sorted(p.name for p in path.glob("*.pth"))
         hint = f"it holds {listed(inside)}" if inside else "it holds no .pth file"
         raise CheckpointError(f"{path} is a folder, not a checkpoint; {hint}.")
+    if os.path.lexists(path) and not path.is_file():
+        raise CheckpointError(f"{path} is no regular file, or a link to none; name a checkpoint.")
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"there is no checkpoint {path}{suggest(path.name, names)}")

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config as _MMEngineConfig
-from mmengine.fileio import YamlHandler
+from mmengine.fileio import JsonHandler, YamlHandler
 from mmengine.fileio.handlers.registry_utils import file_handlers
 
-from lbitcls.utils.errors import ConfigError, nearest, suggest
+from lbitcls.utils.errors import ConfigError, nearest, shown, suggest
 from lbitcls.utils.failures import explain
 from lbitcls.utils.library import find_shipped, nearest_config
 from lbitcls.utils.safe import read_yaml, refuse_code
@@ -84,7 +84,7 @@ def check_syntax(path: Path, children: tuple[Path, ...]) -> None:
     except (SyntaxError, UnicodeDecodeError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise ConfigError(f"config {path} is not Python: {error}" + (f" (line {line})." if line else ".")) from error
-    for base in _bases(tree):
+    for base in _bases(tree, path):
         base_path = path.parent / base
         if not base.startswith(("http:", "https:")) and "::" not in base:
             if not base_path.is_file():
@@ -92,14 +92,17 @@ def check_syntax(path: Path, children: tuple[Path, ...]) -> None:
             check_syntax(base_path.resolve(), (*children, path.resolve()))
 
 
-def _bases(tree: ast.Module) -> list[str]:
+def _bases(tree: ast.Module, path: Path) -> list[str]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "_base_":
             try:
                 value = ast.literal_eval(node.value)
             except ValueError:
                 return []
-            return [value] if isinstance(value, str) else list(value)
+            bases = [value] if isinstance(value, str) else value
+            if not isinstance(bases, (list, tuple)) or not all(isinstance(base, str) for base in bases):
+                raise ConfigError(f"config {path} has _base_ = {shown(value)}; it is a path, or a list of paths.")
+            return list(bases)
     return []
 
 
@@ -107,7 +110,20 @@ class _PlainYaml(YamlHandler):
     """mmengine's reader of YAML makes any object of Python that the file names, which runs code; this one does not."""
 
     def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
-        return read_yaml(file)
+        return _sections(read_yaml(file), "YAML")
+
+
+class _PlainJson(JsonHandler):
+    """mmengine's reader of JSON, for configs alone."""
+
+    def load_from_fileobj(self, file: Any) -> Any:
+        return _sections(super().load_from_fileobj(file), "JSON")
+
+
+def _sections(value: Any, kind: str) -> Any:
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"a config in {kind} has sections at its top, 'name: value'; it has {shown(value)}.")
+    return value
 
 
 _READING = threading.RLock()
@@ -134,8 +150,8 @@ def _guarded() -> Iterator[None]:
             Path(copied).write_text(text[1:], encoding="utf-8")
 
     with _READING:
-        handlers = {suffix: file_handlers[suffix] for suffix in ("yaml", "yml")}
-        file_handlers.update(dict.fromkeys(handlers, _PlainYaml()))
+        handlers = {suffix: file_handlers[suffix] for suffix in ("yaml", "yml", "json")}
+        file_handlers.update(yaml=_PlainYaml(), yml=_PlainYaml(), json=_PlainJson())
         _MMEngineConfig._file2dict = staticmethod(read)
         _MMEngineConfig._substitute_predefined_vars = staticmethod(without_mark)
         try:

@@ -42,7 +42,9 @@ def _assignable(name: Any) -> bool:
 
 
 def _is_name(key: Any) -> bool:
-    return isinstance(key, str) and key.isidentifier() and key.isascii() and not keyword.iskeyword(key)
+    if not isinstance(key, str) or not key.isascii() or key == "__debug__":  # that one is a constant
+        return False
+    return key.isidentifier() and not keyword.iskeyword(key)
 
 
 def _text(value: Any, where: str, column: int, indent: int) -> str:
@@ -110,7 +112,7 @@ def with_lists(value: Any) -> Any:
 
 
 def _scalar(value: Any, where: str) -> str:
-    if value is None or isinstance(value, (bool, range, bytes)):
+    if value is None or isinstance(value, (bool, range)):
         return repr(value)
     for kind, write in _SCALARS.items():
         if isinstance(value, kind):
@@ -133,11 +135,16 @@ def _float(value: float) -> str:
     return float.__repr__(value) if math.isfinite(value) else f"float('{float(value)}')"
 
 
-def _quoted(value: str) -> str:
-    return str.__repr__(value).replace("{{", "{\\x7b")  # else a reader would take it for a placeholder
+def _quoted(literal: str) -> str:
+    return literal.replace("{{", "{\\x7b")  # else a reader would take it for a placeholder
 
 
-_SCALARS: dict[type, Callable[[Any], str]] = {int: int.__repr__, float: _float, str: _quoted}
+_SCALARS: dict[type, Callable[[Any], str]] = {
+    int: int.__repr__,
+    float: _float,
+    str: lambda value: _quoted(str.__repr__(value)),
+    bytes: lambda value: _quoted(bytes.__repr__(value)),
+}
 
 
 def read_sections(text: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lbitcls.utils.errors import TrainingError
-from lbitcls.utils.files import write_whole
+from lbitcls.utils.files import read_lines, write_whole
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import get_logger
 
@@ -125,9 +125,9 @@ class RunLock:
     def _note(self) -> dict[str, Any] | None:
         """Who holds the lock, or did when it was killed; None where that is not noted."""
         try:
-            note = json.loads((self.folder / NOTE).read_text(encoding="utf-8"))
+            note = json.loads("\n".join(read_lines(self.folder / NOTE)))
             return {"host": str(note["host"]), "pid": int(note["pid"]), "started": str(note["started"])}
-        except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
 
 

@@ -45,7 +45,22 @@ def refuse_code(what: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with tuples as a dumped config may have them."""
+    """PyYAML's safe loader, with tuples as a dumped config may have them, and a bound on what `<<` merges."""
+
+    _merged = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Copy what `<<` names into a mapping; nested merges would multiply it before there is a value to count."""
+        for key, value in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                continue
+            for inner in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if isinstance(inner, yaml.MappingNode) and inner is not node:
+                    self.flatten_mapping(inner)
+                    self._merged += len(inner.value)
+                    if self._merged > _MOST_VALUES:
+                        raise ValueError(f"its merges (<<) make more than {_MOST_VALUES:,} values")
+        super().flatten_mapping(node)
 
 
 _Loader.add_constructor(

@@ -71,7 +71,7 @@ def _broken(text: str) -> bool:
 def _check_imports(section: Mapping[str, Any]) -> None:
     names = section.get("imports") or []
     given = [names] if isinstance(names, str) else names
-    if not isinstance(given, Sequence) or not all(isinstance(name, str) and name.strip(".") for name in given):
+    if not isinstance(given, Sequence) or not all(isinstance(name, str) and name and name[0] != "." for name in given):
         raise ConfigError(f"custom_imports.imports is a list of modules' names; got {shown(names)}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import zipfile
 from collections.abc import Callable
@@ -245,6 +246,14 @@ def test_every_command_says_what_is_odd(
         verbs = (VERBS[len(name) % len(VERBS)],)
     for verb in verbs:
         run(verb, name, trained, delivered.config, tmp_path, capsys)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_command_waits_at_a_pipe(verb: str, delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert main(call(verb, delivered.config, tmp_path / "pipe.pth", tmp_path)) == 1
+    assert "pipe.pth is no regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("other", ["Adam", "AdamW", "RMSprop"])

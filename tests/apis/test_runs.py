@@ -214,6 +214,21 @@ def test_a_damaged_note_of_the_run_leaves_it_to_the_checkpoints(make_config: Any
     same_run(whole, cfg)
 
 
+@pytest.mark.timeout(120)
+def test_no_run_waits_at_a_pipe(make_config: Any, capsys: Any) -> None:
+    cfg = make_config()
+    end(cfg, "after_epoch", 2)
+    folder = Path(cfg.work_dir)
+    for name in ("run.txt", "log.jsonl"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    with pytest.raises(OSError, match="no regular file but a named pipe"):
+        train_classifier(cfg, resume=True)
+    assert "names no run" in capsys.readouterr().out and (folder / "run.txt").is_file()
+    (folder / "log.jsonl").unlink()
+    assert "checkpoint" in train_classifier(cfg, resume=True)
+
+
 def test_a_missing_note_does_not_hand_a_run_to_another(make_config: Any) -> None:
     """A new run puts the files of the one before aside, note or not, and that one can go on there."""
     cfg = make_config(total_epochs=1)

@@ -197,6 +197,20 @@ def test_a_header_that_would_be_read_into_memory(folder: Path) -> None:
     _refused(folder / "header.tar", "a header of 1,099,511,627,776 bytes")
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, tarfile.DIRTYPE, b"Z"])
+def test_a_size_below_0_does_not_come_for_ever(kind: bytes, folder: Path) -> None:
+    header = bytearray(_member("b", kind).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = tarfile.itn(-512, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (folder / "size.tar").write_bytes(_member("a").tobuf() + header + bytes(1024))
+    if kind == tarfile.DIRTYPE:  # of which no size counts
+        assert (unpacked(folder / "size.tar") / "b").is_dir()
+    else:
+        _refused(folder / "size.tar", "cut off|corrupt|neither a file")
+
+
 def test_more_than_is_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     member = _member("a")
     member.size = 2**40

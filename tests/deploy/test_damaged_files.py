@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnx
 import pytest
 
 from lbitcls.deploy.engine import ENGINES, load
-from lbitcls.deploy.metadata import KEY, SEAL, ModelInfo, read_info, sealed, write_info
+from lbitcls.deploy.metadata import KEY, SEAL, ModelInfo, existing_file, read_info, sealed, write_info
 from lbitcls.utils.errors import CheckpointError
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 6, 5), dtype=np.float32)
@@ -138,3 +139,10 @@ def test_a_record_that_json_does_not_read(write_onnx: Any, info: ModelInfo, text
 def test_a_graph_of_giant_images(write_onnx: Any) -> None:
     with pytest.raises(CheckpointError, match="sizes go up to 8192"):
         load(write_onnx(shape=["N", 3, 60_000, 60_000]))
+
+
+@pytest.mark.timeout(30)
+def test_no_reader_waits_at_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(CheckpointError, match=r"pipe\.onnx is no regular file"):
+        existing_file(tmp_path / "pipe.onnx")

@@ -133,6 +133,21 @@ def test_a_base_that_leads_back_is_an_error(tmp_path: Path) -> None:
         Config.fromfile(path)
 
 
+@pytest.mark.parametrize("base", ["5", "None", "[5]", "{'a': 1}", "[['a.py']]", "('a.py', None)"])
+def test_a_base_that_is_no_path(tmp_path: Path, base: str) -> None:
+    with pytest.raises(ConfigError, match=r"a\.py has _base_ = .*; it is a path"):
+        Config.fromfile(write(tmp_path, "a.py", f"_base_ = {base}\n"))
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "5", "null", "1: 2", "null: 2", "[1]"])
+def test_a_file_without_sections(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="has sections at its top, 'name: value'; it has "):
+        Config.fromfile(write(tmp_path, "a.yaml", text))
+    if text in ("5", "null", "[1]"):
+        with pytest.raises(ConfigError, match="a config in JSON has sections at its top"):
+            Config.fromfile(write(tmp_path, "a.json", text))
+
+
 def test_broken_yaml_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.yaml cannot be read"):
         Config.fromfile(write(tmp_path, "a.yaml", "model: [1,\n"))
@@ -207,3 +222,9 @@ def test_a_byte_order_mark_is_no_syntax(tmp_path: Path, name: str) -> None:
 def test_a_text_that_no_file_can_hold_is_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match="is no text that a file can hold"):
         Config.fromfile(write(tmp_path, "a.py", f"{BASE}helper = {value}\n"))
+
+
+@pytest.mark.parametrize("name", [".mine", "..mine", ".", "", 3])
+def test_modules_are_named_in_full(tmp_path: Path, name: object) -> None:
+    with pytest.raises(ConfigError, match="custom_imports.imports is a list of modules' names"):
+        Config.fromfile(write(tmp_path, "a.py", f"custom_imports = dict(imports=[{name!r}])\n"))

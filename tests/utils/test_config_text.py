@@ -20,13 +20,14 @@ from lbitcls.utils.errors import ConfigError
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     ["{{ fileDirname }}", "{{_base_.x}}", "{{{", "\\{{", "'\"", "\r"]
 )
+BYTES = st.binary(max_size=5) | st.just(b"{{ fileDirname }}")
 SCALARS = (
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False)
     | TEXTS
-    | st.binary(max_size=5)
+    | BYTES
     | st.builds(range, st.integers(-9, 9), st.integers(-9, 9), st.integers(1, 3))
 )
 KEYS = st.recursive(
@@ -34,7 +35,7 @@ KEYS = st.recursive(
     lambda inner: st.tuples(inner, inner),
     max_leaves=3,
 )
-NAMES = st.sampled_from(["a", "type", "lr_mult", "self", "class", "None", "b-c", "dict", "é", "float", ""])
+NAMES = st.sampled_from(["a", "type", "lr_mult", "self", "class", "None", "b-c", "dict", "é", "float", "", "__debug__"])
 VALUES = st.recursive(
     SCALARS | st.sets(KEYS, max_size=3),
     lambda inner: (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -76,7 +77,10 @@ def test_a_note_of_another_host_is_a_warning(tmp_path: Path, caplog: Any) -> Non
     assert "process 1 on elsewhere, started 2026-01-01 00:00:00, did not end by itself" in caplog.text
 
 
-@pytest.mark.parametrize("note", ["", "null", "[]", '{"pid": "x"}', "\x00", '{"host": "h", "pid": 1e999}'])
+@pytest.mark.parametrize(
+    "note",
+    ["", "null", "[]", '{"pid": "x"}', "\x00", '{"host": "h", "pid": 1e999}', pytest.param("[" * 100_000, id="nested")],
+)
 def test_a_damaged_note_is_none(tmp_path: Path, note: str, caplog: Any) -> None:
     (tmp_path / NOTE).write_text(note)
     first, second = RunLock(tmp_path), RunLock(tmp_path)
@@ -84,6 +88,14 @@ def test_a_damaged_note_is_none(tmp_path: Path, note: str, caplog: Any) -> None:
     (tmp_path / NOTE).write_text(note)
     assert "its process is not noted" in str(second.take())
     first.release()
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_in_the_place_of_the_note_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / NOTE)
+    with RunLock(tmp_path) as lock:
+        assert lock.take() is None
+        assert (tmp_path / NOTE).is_file()
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -15,6 +15,7 @@ from lbitcls.registry import HOOKS
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import MOST, CheckpointError, ConfigError, shown
+from lbitcls.utils.files import read_lines
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -90,7 +91,7 @@ def _numbered(folder: Path, kind: str) -> Iterable[tuple[int, Path]]:
 def noted_run(folder: Path) -> str | None:
     """The name of the run that `folder` belongs to, or None where none is noted, or what is noted is no such name."""
     try:
-        name = (folder / RUN_FILE).read_text(encoding="utf-8").strip()
+        name = "\n".join(read_lines(folder / RUN_FILE)).strip()
     except (OSError, UnicodeDecodeError):
         return None
     return name if _RUN.fullmatch(name) else None

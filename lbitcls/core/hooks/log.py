@@ -22,7 +22,7 @@ from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
 from lbitcls.utils.errors import require_count
-from lbitcls.utils.files import write_whole
+from lbitcls.utils.files import open_regular, write_whole
 from lbitcls.utils.jsontext import json_text, with_nulls
 
 if TYPE_CHECKING:
@@ -194,7 +194,10 @@ class JsonLoggerHook(Writer):
     def _go_on(self, runner: EpochRunner, epoch: int, inner_iter: int) -> None:
         """Keep the records from before the start; put what is no record aside, but for a line that was cut off."""
         path = _path(runner)
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        lines: list[bytes] = []
+        if path.exists():
+            with open_regular(path) as file:  # a pipe of that name would wait for ever
+                lines = file.readall().splitlines(keepends=True)
         foreign, kept = [], []
         for line in lines:
             record = read_record(line)

@@ -109,6 +109,8 @@ def jpeg_size(data: Any) -> tuple[int, int] | None:
             at += 1
         elif marker in _BARE:
             at += 2
+        elif not marker:  # decoders skip these two bytes alone, and would find another size than a segment's length
+            return None
         else:
             at += 2 + (data[at + 2] << 8 | data[at + 3])
     return None

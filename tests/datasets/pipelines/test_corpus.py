@@ -162,6 +162,20 @@ def test_the_size_in_the_head_of_a_jpeg(options: dict[str, object]) -> None:
         assert jpeg_size(content[:end]) in (None, (40, 30))
 
 
+@pytest.mark.parametrize("between", [b"\xff\x00", b"\xff\xff\x00", b"\xff\x01\xff\x00", b"\xff\xd0\xff\x00"])
+@pytest.mark.parametrize("read", [read_image, read_with_pillow])
+def test_a_second_size_does_not_hide_the_first(between: bytes, read: object, tmp_path: Path) -> None:
+    """What decoders skip byte by byte must not be taken for a segment that leads over the true size."""
+    content = _of_size("JPEG", 16_000, 16_000)
+    other = _encoded("JPEG", "RGB")
+    second = other[other.index(b"\xff\xc0") :]
+    hidden = content[:2] + between + struct.pack(">H", len(content)) + content[2:] + second
+    assert jpeg_size(hidden) in (None, (16_000, 16_000))
+    (tmp_path / "hidden.jpg").write_bytes(hidden)
+    with pytest.raises(UnreadableImage, match=r"hidden\.jpg: "):
+        read(str(tmp_path / "hidden.jpg"), "rgb")  # type: ignore[operator]
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("read", [read_image, read_with_pillow])
 def test_only_regular_files_are_opened(read: object, tmp_path: Path) -> None:
