@@ -1,7 +1,7 @@
 """What a verification found, and the rule by which a file is rejected.
 
 All is compared with float32: the model as it is tested. Over at least 100 images, an engine that runs the file fails
-where it is beyond a bound that nothing moves,
+where it is beyond a bound of its own,
 
     its mean difference exceeds 2 % of the outputs' standard deviation (or, where the yardstick below is more than
         that, 1.25 times the yardstick, and 5 % in any case)
@@ -199,7 +199,7 @@ class Verification:
         return min(CAP_DEVIATIONS, max(MOST_DEVIATIONS, steady)) if steady == steady else MOST_DEVIATIONS
 
     def _beyond(self, row: Comparison, part: float) -> list[str]:
-        """Why `row` is beyond the bounds that nothing moves, `part` of the standard deviation and 0.5 % of classes."""
+        """Why `row` is beyond the bounds, `part` of the standard deviation and 0.5 % of the clear classes."""
         reasons, deviation = [], self.deviation[row.output]
         if not row.mean <= part * deviation:  # also what is not a number
             reasons.append(

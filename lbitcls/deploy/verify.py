@@ -9,7 +9,7 @@ a copy (`lbitcls.deploy.evaluation`).
 
 A value within a rounding error of the middle between two levels falls on either side, by the order in which floats
 are added, and a level of difference grows in the layers that follow; so nothing is exactly equal. An engine is judged
-by bounds that nothing moves, and against the yardstick (`lbitcls.deploy.report`).
+by bounds of its own, and against the yardstick (`lbitcls.deploy.report`).
 """
 
 from __future__ import annotations
