@@ -121,7 +121,8 @@ def test_what_cannot_be_compared_passes(delivered: Delivered, tmp_path: Path) ->
     ]
     for number, config in enumerate(others):
         check(delivered, other, written(delivered, tmp_path / f"{number}.pth", meta={"config": config}))
-    check(delivered, other, tmp_path / "missing.pth")
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        check(delivered, other, tmp_path / "missing.pth")
     network = {name: value for name, value in state.items() if "layer" not in name}
     check(delivered, other, written_anew(delivered, tmp_path / "network.pth", network))
 

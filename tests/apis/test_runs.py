@@ -69,6 +69,7 @@ def test_a_second_run_is_refused_and_a_killed_ones_place_is_taken(
     assert f"process {process.pid} on" in said and "its lock is taken over" in said and "Going on from" in said
 
 
+@pytest.mark.slow
 def test_all_processes_of_a_refused_run_end_alike(make_config: Any, tmp_path: Path) -> None:
     from lbitcls.utils.lock import RunLock
 

@@ -287,6 +287,7 @@ def test_published_integers_are_carried_over(
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.slow
 def test_sums_of_tensors_on_grids(converted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO leaves a quantization out before a sum where nothing keeps it; what is exported keeps it."""
     backbone = dict(type="TorchvisionQuantizedBackbone", name="mobilenet_v2", out_layer="features.3")

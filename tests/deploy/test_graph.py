@@ -312,7 +312,7 @@ class Attended(nn.Module):
         return self.fc((x * weights + (y if self.kind == "used twice" else 0)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("number", range(16))
+@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 4 == 1 else pytest.mark.slow) for n in range(16)])
 def test_what_a_maximum_is_joined_with(quantized: Quantized, ships: Ships, number: int) -> None:
     """OpenVINO joins a maximum of floats with what follows, up to a quantization, whose integers are then wrong."""
     kinds = ("joined", "joined with itself", "shifted", "scaled", "added", "squashed", "turned", "used twice")

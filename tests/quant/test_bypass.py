@@ -290,7 +290,9 @@ def pruned(layer: nn.Module) -> None:
     prune.l1_unstructured(layer, "weight", 0.5)
 
 
-@pytest.mark.parametrize("change", [parametrizations.weight_norm, nn.utils.spectral_norm, pruned], ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "change", [parametrizations.weight_norm, nn.utils.spectral_norm, pruned], ids=lambda function: function.__name__
+)
 def test_a_computed_weight_that_is_read_is_refused_by_name(change: Any) -> None:
     net, x = One(READS["F.linear"]), torch.randn(2, 3, 6, 6)
     change(net.fc)
