@@ -157,5 +157,4 @@ def _section(entry: Entry, name: str) -> list[str]:
         f"| features | {' | '.join(f'{penalty:g}' for penalty in PENALTIES)} |",
         f"|---|{'---|' * len(PENALTIES)}",
         *(f"| {KINDS[kind]} | {' | '.join(map(str, entry['probes'][kind]))} |" for kind in KINDS),
-        *(["", *entry["note"]] if entry.get("note") else []),
     ]

@@ -7,7 +7,8 @@
 SGD at 0.001 for everything, momentum 0.9, batches of 4, a tenth of the rate after every 7 of 25 epochs. BatchNorm
 learns, statistics and weights.
 
-Not measured yet.
+Measured: 89.5 % top-1 on the 153 images of `val` after the last epoch (seed 0), in 11.1 minutes of one CPU thread;
+`mobilenet_v2_finetune.py` of the folder above reaches 94.1 %.
 """
 
 _base_ = ["../_base_/mobilenet_v2.py", "_base_/crops.py", "_base_/sgd.py"]
