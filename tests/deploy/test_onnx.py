@@ -277,7 +277,7 @@ def test_families(tmp_path: Path, backbone: dict[str, Any], channels: int, side:
     # stays as it is: a tie in one of its 121 layers changes all that follow, so that float32 itself agrees with float64
     # on 91.4 % (of 16 images, after its last block, float32 is off in 2, OpenVINO in 1, and ONNX Runtime by 2e-7).
     assert yardstick.agreement is not None
-    if yardstick.mean > 0.02 * found.deviation["logits"]:  # then there is no verdict but this one
+    if yardstick.mean > 0.05 * found.deviation["logits"]:  # then there is no verdict but this one
         assert not found.passed and "no file can be confirmed" in found.reasons[0]
     for row in found.rows:
         assert row.mean < max(3 * yardstick.mean, 5e-3 * found.deviation["logits"]), found.table()
