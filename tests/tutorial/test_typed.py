@@ -325,7 +325,7 @@ def test_quantized_transfer_learning_on_real_photos(real: Callable[..., Path], c
     folder = real("hymenoptera_256.tar.gz", 2, 2)
     names = typed("quantized.py")
     check_quantized(folder, names, capsys.readouterr().out, 2, ANTS_AND_BEES)
-    assert names["trained_head"]["float"]["top1"] > 70
+    assert names["trained_head"]["quantized"]["top1"] > 70
 
 
 REAL_DSQ = """
