@@ -47,7 +47,7 @@ setup(
     install_requires=requirements(folder / "runtime.txt"),
     # The other requirements files are the extras of their names: `pip install lbitcls[mmcv]`.
     extras_require={path.stem: requirements(path) for path in extras},
-    entry_points={"console_scripts": ["lbitcls = lbitcls.cli:main"]},
+    entry_points={"console_scripts": ["lbitcls = lbitcls.commands.main:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

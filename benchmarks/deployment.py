@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lbitcls.deploy.benchmark import cpu_name, time_engines
-from lbitcls.deploy.engine import Engine, OpenVINOEngine, can_bf16, load
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.residual import carry_residuals
-from lbitcls.deploy.targets import executed_operations, integer_layers
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.residuals import carry_residuals
+from lbitcls.deploy.runtime.benchmark import cpu_name, time_engines
+from lbitcls.deploy.runtime.engine import Engine, OpenVINOEngine, can_bf16, load
+from lbitcls.deploy.targets.base import executed_operations, integer_layers
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate
 

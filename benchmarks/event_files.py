@@ -21,8 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lbitcls.apis.tensorboard import LOOKS, TensorboardLoggerHook
-from lbitcls.core.hooks.evaluation import EvaluationHook
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep
@@ -30,6 +29,7 @@ from lbitcls.datasets import build_dataloader
 from lbitcls.datasets.base import MemoryDataset
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate
+from lbitcls.tracking.tensorboard import LOOKS, TensorboardLoggerHook
 from lbitcls.utils.logging import print_table, setup_logger
 
 NECK = dict(type="GlobalAveragePooling")

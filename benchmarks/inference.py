@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the result there too")
     args = parser.parse_args()
-    from lbitcls.deploy.benchmark import cpu_name
+    from lbitcls.deploy.runtime.benchmark import cpu_name
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

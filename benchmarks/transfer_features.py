@@ -37,7 +37,7 @@ def features(config: Path, data_root: Path) -> dict[str, tuple[Any, Any]]:
     """Features (N, C, H, W) and labels (N,) of a recipe's training and validation images."""
     import torch
 
-    from lbitcls.apis.session import load_data, make_model, open_session
+    from lbitcls.assembly.session import load_data, make_model, open_session
     from lbitcls.utils.config import Config
 
     cfg = Config.fromfile(config)

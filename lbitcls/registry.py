@@ -129,13 +129,13 @@ class Registry(_MMEngineRegistry):
 
 
 CLASSIFIERS = Registry("classifier", ("lbitcls.models.classifier",))
-BACKBONES = Registry("backbone", ("lbitcls.models.backbones", "lbitcls.deploy.integer_backbone"))
+BACKBONES = Registry("backbone", ("lbitcls.models.backbones", "lbitcls.deploy.export.integer_backbone"))
 NECKS = Registry("neck", ("lbitcls.models.necks",))
 HEADS = Registry("head", ("lbitcls.models.heads",))
 LOSSES = Registry("loss", ("lbitcls.models.losses",))
 DATASETS = Registry("dataset", ("lbitcls.datasets",))
 PIPELINES = Registry("pipeline step", ("lbitcls.datasets.pipelines",))
-HOOKS = Registry("hook", ("lbitcls.core.hooks", "lbitcls.apis.tensorboard"))
+HOOKS = Registry("hook", ("lbitcls.core.hooks", "lbitcls.tracking.tensorboard"))
 QUANT_LAYERS = Registry("quantized layer", ("lbitcls.quant.quantizers",))
 QUANLAYERS = QUANT_LAYERS
 TRANSFORMERS = Registry("model transformer", ("lbitcls.quant.transformer",))

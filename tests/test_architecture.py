@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lbitcls"
 
 COMMON = {"version", "registry", "utils"}
+PARTS = COMMON | {"core", "models", "datasets", "quant", "deploy", "analysis"}
 ALLOWED = {
     "version": set(),
     "utils": {"version"},
@@ -26,10 +27,14 @@ ALLOWED = {
     "core": COMMON | {"quant"},
     "deploy": COMMON | {"quant"},
     "analysis": COMMON | {"quant"},
-    "apis": COMMON | {"core", "models", "datasets", "quant", "deploy", "analysis"},
-    "cli": COMMON | {"apis", "cli_arguments"},
-    "cli_arguments": set(),
-    "tools": {"cli"},
+    "assembly": PARTS,
+    "inference": PARTS | {"assembly"},
+    "tracking": PARTS | {"assembly"},
+    "starter": PARTS | {"assembly"},
+    "workflows": PARTS | {"assembly", "inference", "tracking"},
+    "apis": PARTS | {"inference", "workflows"},
+    "commands": COMMON | {"assembly", "inference", "starter", "tracking", "workflows"},
+    "tools": {"commands"},
 }
 OPTIONAL = {
     "cv2",
@@ -136,11 +141,11 @@ def test_only_configs_and_registry_know_mmengine() -> None:
     "module",
     [
         "lbitcls",
-        "lbitcls.cli",
+        "lbitcls.commands.main",
         "lbitcls.registry",
         "lbitcls.utils.config",
-        "lbitcls.apis.infer",
-        "lbitcls.apis.exported",
+        "lbitcls.inference.image_files",
+        "lbitcls.inference.onnx_model",
     ],
 )
 def test_import_loads_no_torch(module: str) -> None:

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.utils.config import Config
 from lbitcls.utils.published import find_weights

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(only="calibrate"))

@@ -17,9 +17,9 @@ from sphinx.util.docutils import SphinxDirective
 import lbitcls
 from lbitcls import registry
 from lbitcls.core import schedule
-from lbitcls.core.hooks.calibration import CalibrationHook
-from lbitcls.core.hooks.checkpoint import CheckpointHook
-from lbitcls.core.hooks.evaluation import EvaluationHook
+from lbitcls.core.hooks.calibration_hook import CalibrationHook
+from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.quant import aliases, methods
 from lbitcls.quant.layers import ENTRY_SUFFIXES
 from lbitcls.utils.config import SECTIONS

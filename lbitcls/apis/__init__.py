@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "train_classifier": "lbitcls.apis.train",
-    "test_classifier": "lbitcls.apis.test",
-    "test_model": "lbitcls.apis.test",
+    "train_classifier": "lbitcls.workflows.training",
+    "test_classifier": "lbitcls.workflows.testing",
+    "test_model": "lbitcls.workflows.testing",
     "evaluate": "lbitcls.core.evaluation",
-    "init_model": "lbitcls.apis.inference",
-    "inference_model": "lbitcls.apis.inference",
-    "show_result": "lbitcls.apis.inference",
-    "show_result_pyplot": "lbitcls.apis.inference",
+    "init_model": "lbitcls.inference.api",
+    "inference_model": "lbitcls.inference.api",
+    "show_result": "lbitcls.inference.api",
+    "show_result_pyplot": "lbitcls.inference.api",
 }
 __all__ = sorted(_HOME)
 

@@ -20,7 +20,7 @@ from torch import nn
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache
 from lbitcls.core.guard import Guard, Interrupted
-from lbitcls.core.hooks.checkpoint import INTERRUPTED, LATEST
+from lbitcls.core.hooks.checkpoint_hook import INTERRUPTED, LATEST
 from lbitcls.core.hooks.hook import Hook
 from lbitcls.core.optim import StateError
 from lbitcls.core.schedule import Schedule

@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Engine": "engine",
-    "load": "engine",
-    "ModelInfo": "metadata",
-    "read_info": "metadata",
-    "time_models": "benchmark",
-    "export_onnx": "onnx",
-    "integer_model": "integer",
-    "IntegerBackbone": "integer_backbone",
+    "Engine": "runtime.engine",
+    "load": "runtime.engine",
+    "ModelInfo": "runtime.metadata",
+    "read_info": "runtime.metadata",
+    "time_models": "runtime.benchmark",
+    "export_onnx": "export.onnx",
+    "integer_model": "verification.integer",
+    "IntegerBackbone": "export.integer_backbone",
 }
 __all__ = sorted(_HOME)
 

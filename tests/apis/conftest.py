@@ -90,10 +90,10 @@ def write_config(make_config: MakeConfig, tmp_path: Path) -> Callable[..., Path]
 def delivered(tmp_path_factory: pytest.TempPathFactory) -> Delivered:
     import torch
 
-    from lbitcls.apis.calibrate import calibrate_checkpoint
-    from lbitcls.apis.export import export_checkpoint
     from lbitcls.models import build_classifier
     from lbitcls.utils import save_checkpoint
+    from lbitcls.workflows.calibrating import calibrate_checkpoint
+    from lbitcls.workflows.exporting import export_checkpoint
 
     folder = tmp_path_factory.mktemp("delivered")
     cfg = Config.fromfile(ROOT / "configs" / "quickstart" / "digits_lsq_4w4f.py")

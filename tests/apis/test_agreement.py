@@ -9,8 +9,8 @@ import pytest
 import torch
 from calls import Delivered
 
-from lbitcls.apis.agreement import check_quantizers, with_grids
-from lbitcls.cli import main
+from lbitcls.assembly.agreement import check_quantizers, with_grids
+from lbitcls.commands.main import main
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer
 from lbitcls.quant.calibration import uninitialized

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lbitcls.cli import main
-from lbitcls.deploy import benchmark
-from lbitcls.deploy.metadata import ModelInfo, write_info
+from lbitcls.commands.main import main
+from lbitcls.deploy.runtime import benchmark
+from lbitcls.deploy.runtime.metadata import ModelInfo, write_info
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbitcls.apis.board import Board, write_pictures
+from lbitcls.tracking.board import Board, write_pictures
 from lbitcls.utils.errors import DependencyError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.utils.checkpoint import read_checkpoint
 
 CONFIG = "configs/quickstart/digits_lsq_4w4f.py"

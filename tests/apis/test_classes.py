@@ -13,7 +13,7 @@ from PIL import Image
 
 from lbitcls.apis import test_classifier as classify
 from lbitcls.apis import train_classifier
-from lbitcls.apis.classes import check_names
+from lbitcls.assembly.classes import check_names
 from lbitcls.datasets.names import imagenet_classes
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from calls import on_terminal
 
-from lbitcls.cli import PURPOSES, VERBS, main
+from lbitcls.commands.main import PURPOSES, VERBS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,7 +105,7 @@ def test_no_memory(write_config: Any, monkeypatch: pytest.MonkeyPatch, capsys: A
     def test_classifier(*arguments: Any, **options: Any) -> None:
         raise MemoryError("Unable to allocate 23.3 TiB")
 
-    monkeypatch.setattr("lbitcls.apis.test.test_classifier", test_classifier)
+    monkeypatch.setattr("lbitcls.workflows.testing.test_classifier", test_classifier)
     assert main(["test", str(write_config()), "none.pth"]) == 1
     assert capsys.readouterr().err == (
         "ResourceError: memory ran out (Unable to allocate 23.3 TiB). Lower data.samples_per_gpu, or use a smaller "

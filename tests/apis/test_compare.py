@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lbitcls.apis.compare import compare_checkpoints, find_images, read_batches
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.datasets import build_dataset
 from lbitcls.models import build_classifier
 from lbitcls.utils import Config
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
+from lbitcls.workflows.comparing import compare_checkpoints, find_images, read_batches
 
 LSQ = dict(
     type="mTransformerV2",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lbitcls.apis.plan import show_plan
 from lbitcls.utils.config import Config
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError
+from lbitcls.workflows.planning import show_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = """from lbitcls.quant.methods import register_method

@@ -15,7 +15,7 @@ import torch
 from calls import Delivered
 from PIL import Image
 
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.errors import CheckpointError
 

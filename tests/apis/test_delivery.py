@@ -11,8 +11,9 @@ import pytest
 
 from lbitcls.apis import test_classifier as classify
 from lbitcls.apis import train_classifier
-from lbitcls.deploy.metadata import read_info
+from lbitcls.deploy.runtime.metadata import read_info
 from lbitcls.utils.errors import ConfigError, DependencyError
+from lbitcls.workflows import training
 
 QUANTIZED = dict(
     type="ModelTransformer",
@@ -69,12 +70,11 @@ def test_what_could_not_be_exported_is_refused_before_the_run(make_config: Any, 
 
 
 def test_the_table_is_shown_when_the_export_fails(make_config: Any, monkeypatch: Any, capsys: Any) -> None:
-    from lbitcls.apis import train
 
     def fail(*_: Any) -> None:
         raise ConfigError("no such thing")
 
-    monkeypatch.setattr(train, "deliver", fail)
+    monkeypatch.setattr(training, "deliver", fail)
     cfg = make_config(quant_transformer=QUANTIZED, total_epochs=1, export=dict(verify=True))
     with pytest.raises(ConfigError, match="no such thing"):
         train_classifier(cfg)

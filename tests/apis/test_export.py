@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lbitcls.apis.calibrate import calibrate_checkpoint
-from lbitcls.apis.delivery import read_export
-from lbitcls.apis.export import RejectedError, export_checkpoint
-from lbitcls.apis.test import test_classifier as measure
-from lbitcls.cli import main
-from lbitcls.deploy import onnx as exporter
-from lbitcls.deploy.engine import load
+from lbitcls.commands.main import main
+from lbitcls.deploy.export import onnx as exporter
+from lbitcls.deploy.runtime.engine import load
 from lbitcls.models import build_classifier
 from lbitcls.utils.checkpoint import save_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.workflows.calibrating import calibrate_checkpoint
+from lbitcls.workflows.exporting import RejectedError, export_checkpoint
+from lbitcls.workflows.run_export import read_export
+from lbitcls.workflows.testing import test_classifier as measure
 
 MakeConfig = Callable[..., Config]
 WriteConfig = Callable[..., Path]
@@ -140,7 +140,7 @@ def test_an_export_that_is_stopped_leaves_the_older_file(
         assert path.is_file() and path != out
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lbitcls.deploy.verify.verify", stopped)
+    monkeypatch.setattr("lbitcls.deploy.verification.verify.verify", stopped)
     with pytest.raises(KeyboardInterrupt):
         export_checkpoint(cfg, checkpoint, out, verify=True)
     assert [path.name for path in out.parent.iterdir()] == ["model.onnx"] and out.read_text() == "of before"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lbitcls.apis.calibrate import calibrate_checkpoint
 from lbitcls.datasets import build_dataset
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config
+from lbitcls.workflows.calibrating import calibrate_checkpoint
 
 NETWORKS = {
     "mobilenet_v2": "mobilenet_v2_tf2_int8deq_flipw.pth",

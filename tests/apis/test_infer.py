@@ -15,8 +15,9 @@ import torch
 from calls import ROOT, Delivered, command, on_terminal
 from PIL import Image
 
-from lbitcls.apis import inference, inference_model, init_model
-from lbitcls.cli import main
+from lbitcls.apis import inference_model, init_model
+from lbitcls.commands.main import main
+from lbitcls.inference import api as inference
 from lbitcls.utils.errors import DataError
 
 
@@ -152,7 +153,7 @@ def test_the_options_of_the_config_count(delivered: Delivered, photos: Path, cap
 
 def test_a_first_prediction_imports_no_torch(delivered: Delivered, photos: Path) -> None:
     code = (
-        "import sys; from lbitcls.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from lbitcls.commands.main import main; code = main(sys.argv[1:]);"
         "print(code, {'torch', 'torchvision', 'matplotlib'} & set(sys.modules))"
     )
     call = command("-c", code, "infer", delivered.config, delivered.exported, photos / "b.jpg")

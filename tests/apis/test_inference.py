@@ -18,9 +18,9 @@ from calls import ROOT, Delivered
 from PIL import Image
 
 from lbitcls.apis import inference_model, init_model, show_result, show_result_pyplot
-from lbitcls.apis.exported import ExportedModel
 from lbitcls.datasets.digits import Digits
 from lbitcls.deploy import export_onnx
+from lbitcls.inference.onnx_model import ExportedModel
 from lbitcls.models import build_classifier
 from lbitcls.utils import Config, save_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
@@ -253,7 +253,7 @@ def test_the_pipelines_of_config_and_file(delivered: Delivered, caplog: pytest.L
 
 def test_preprocessing_by_name_is_written_out_in_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """So that neither torchvision nor a config is needed to know what it is."""
-    from lbitcls.apis.export import export_checkpoint
+    from lbitcls.workflows.exporting import export_checkpoint
 
     steps = [dict(type="LoadImageFromFile"), dict(type="PretrainedPreprocessing", weights="torchvision://resnet18")]
     test = dict(type="ImageFolder", data_prefix="none", pipeline=steps)

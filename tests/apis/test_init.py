@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbitcls.apis import init as module
-from lbitcls.apis.recipe import find_network
-from lbitcls.apis.survey import Image as Found
-from lbitcls.apis.survey import split_images, survey_folder
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.datasets import build_dataset
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer
+from lbitcls.starter import init_config as module
+from lbitcls.starter.recipe import find_network
+from lbitcls.starter.survey import Image as Found
+from lbitcls.starter.survey import split_images, survey_folder
 from lbitcls.utils import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
 

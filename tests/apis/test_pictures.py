@@ -13,16 +13,16 @@ from torch import nn
 
 from lbitcls.analysis.curves import read_run
 from lbitcls.apis import init_model, train_classifier
-from lbitcls.apis import pictures as module
-from lbitcls.apis.pictures import confusion_of, mixed, predict, read_images
-from lbitcls.apis.visualize import visualize
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.core.hooks.work_dir import PICTURES
 from lbitcls.datasets import build_dataset
 from lbitcls.deploy import export_onnx
 from lbitcls.models import build_classifier
+from lbitcls.tracking import run_pictures as module
+from lbitcls.tracking.run_pictures import confusion_of, mixed, predict, read_images
 from lbitcls.utils import Config, load_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.workflows.visualizing import visualize
 
 BOARD = dict(interval=5, hooks=[dict(type="TensorboardLoggerHook")])
 
@@ -198,7 +198,7 @@ def test_visualize_an_exported_file(trained: Any, monkeypatch: Any, tmp_path: Pa
             return np.eye(10, dtype=np.float32)[[3] * len(images)]
 
     opened: list[Any] = []
-    monkeypatch.setattr("lbitcls.apis.shipped.load", lambda *given: opened.append(given) or Engine())
+    monkeypatch.setattr("lbitcls.inference.onnx_classifier.load", lambda *given: opened.append(given) or Engine())
     figure = visualize("confusion", trained[0], "model.onnx", engine="onnxruntime", threads=1)
     assert opened == [("model.onnx", "onnxruntime", 1)]
     counts = {text.get_position()[0] for text in figure.axes[0].texts}

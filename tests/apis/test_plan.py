@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from lbitcls.apis.plan import image_shape, show_plan
 from lbitcls.models import build_classifier
 from lbitcls.models.backbones.base import BaseBackbone
 from lbitcls.registry import BACKBONES
 from lbitcls.utils import Config
 from lbitcls.utils.errors import ConfigError
+from lbitcls.workflows.planning import image_shape, show_plan
 
 pytestmark = pytest.mark.usefixtures("forget_registrations")
 MEANS = {1: [0.3], 3: [0.3, 0.3, 0.3]}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbitcls.apis.preparation import fitting_steps, preparation
-from lbitcls.apis.sizes import natural_size, section_size
+from lbitcls.assembly.image_sizes import natural_size, section_size
 from lbitcls.datasets.pipelines import Compose
+from lbitcls.inference.preparation import fitting_steps, preparation
 
 LOAD = dict(type="LoadImageFromFile")
 GRAY = dict(type="Normalize", mean=[0.5], std=[0.5])

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lbitcls.apis import train_classifier
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError
 from lbitcls.utils.lock import LOCK

@@ -17,7 +17,7 @@ from test_distributed import finish, launch
 from test_resume import end, same_run
 
 from lbitcls.apis import train_classifier
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import ConfigError, ResourceError
 
@@ -89,7 +89,7 @@ def test_all_processes_of_a_refused_run_end_alike(make_config: Any, tmp_path: Pa
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 sys.exit(main(["train", *sys.argv[2:]]))
 """
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lbitcls.apis import tensorboard as module
 from lbitcls.apis import train_classifier
-from lbitcls.apis.hparams import COLUMNS, FIRST
 from lbitcls.core.hooks.work_dir import PICTURES
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer
+from lbitcls.tracking import tensorboard as module
+from lbitcls.tracking.hparams import COLUMNS, FIRST
 from lbitcls.utils import Config, load_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from lbitcls.apis import tensorboard as module
 from lbitcls.apis import train_classifier
-from lbitcls.apis.session import Session, make_model
-from lbitcls.apis.tensorboard import TensorboardLoggerHook, chosen_layers
+from lbitcls.assembly.session import Session, make_model
+from lbitcls.tracking import tensorboard as module
+from lbitcls.tracking.tensorboard import TensorboardLoggerHook, chosen_layers
 from lbitcls.utils import Config
 from lbitcls.utils.dist import Place
 from lbitcls.utils.errors import ConfigError
@@ -128,7 +128,7 @@ def test_a_finished_run_that_is_asked_to_go_on_stays_as_it_is(make_config: Any) 
 
 def test_the_exported_file_stands_in_the_table(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     delivered = dict(top1=91.5, size_kib=7.25, float_size_kib=20.0, latency=[], file="model.onnx")
-    monkeypatch.setattr("lbitcls.apis.train.deliver", lambda *args: delivered)
+    monkeypatch.setattr("lbitcls.workflows.training.deliver", lambda *args: delivered)
     cfg = make_config(
         log_config=board(), total_epochs=1, export=dict(verify=False), **{**QUANT, "calibration": dict(epoch=0)}
     )

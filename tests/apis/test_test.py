@@ -14,9 +14,9 @@ import torch
 from lbitcls.apis import evaluate, init_model, train_classifier
 from lbitcls.apis import test_classifier as classify
 from lbitcls.apis import test_model as check_model
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.datasets import build_dataloader, build_dataset
-from lbitcls.deploy.metadata import ModelInfo, write_info
+from lbitcls.deploy.runtime.metadata import ModelInfo, write_info
 from lbitcls.models import build_classifier
 from lbitcls.utils import Config, load_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
@@ -129,11 +129,12 @@ def test_an_interrupted_write_leaves_the_older_files(make_config: Any, tmp_path:
     def stopped(scores: list[float]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lbitcls.apis.test._best", stopped)
+    monkeypatch.setattr("lbitcls.workflows.testing._best", stopped)
     for name in ("rows.csv", "rows.jsonl"):
         with pytest.raises(KeyboardInterrupt):
             classify(cfg, f"{cfg.work_dir}/latest.pth", predictions=files[name])
-    monkeypatch.setattr("lbitcls.apis.test.json_text", lambda results, indent: "x" * 10_000 + "\ud800")  # no UTF-8
+    no_utf8 = "x" * 10_000 + "\ud800"
+    monkeypatch.setattr("lbitcls.workflows.testing.json_text", lambda results, indent: no_utf8)
     with pytest.raises(UnicodeEncodeError):
         classify(cfg, f"{cfg.work_dir}/latest.pth", out=files["results.json"])
     assert [file.read_text() for file in files.values()] == ["of before"] * 3

@@ -12,7 +12,7 @@ import torch
 
 from lbitcls.apis import test_classifier as classify
 from lbitcls.apis import train_classifier
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, TrainingError
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from lbitcls.apis import train_classifier
-from lbitcls.apis.session import open_session
-from lbitcls.apis.train import build_runner
+from lbitcls.assembly.session import open_session
 from lbitcls.core.runner import EpochRunner
 from lbitcls.utils.config import Config
 from lbitcls.utils.env import seed_everything
 from lbitcls.utils.errors import ConfigError
+from lbitcls.workflows.training import build_runner
 
 MakeConfig = Any
 
@@ -317,7 +317,7 @@ def test_a_best_file_that_is_gone_is_said(
     train_classifier(cfg)
     (Path(cfg.work_dir) / "best_top-1.pth").unlink()
     if meanwhile:
-        monkeypatch.setattr("lbitcls.core.hooks.evaluation._is_there", lambda *_: True)
+        monkeypatch.setattr("lbitcls.core.hooks.evaluation_hook._is_there", lambda *_: True)
     summary = train_classifier(cfg, resume=True)
     gone = "The best float weights so far"
     kept = "The model keeps the last epoch's weights, not the best"
@@ -340,7 +340,7 @@ def test_weights_are_found_below_the_data_root(make_config: MakeConfig, tmp_path
 
 
 def test_the_shape_that_published_weights_take(make_config: MakeConfig) -> None:
-    from lbitcls.apis.plan import image_shape
+    from lbitcls.workflows.planning import image_shape
 
     model = torch.nn.Sequential()
     model.backbone = torch.nn.Identity()

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from lbitcls.apis import train
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.core.runner import EpochRunner
 from lbitcls.quant.kernels import selection
 from lbitcls.utils import Config
 from lbitcls.utils.logging import get_logger
+from lbitcls.workflows import training
 
 Path_ = tuple[Any, ...]
 NORMALIZE = dict(type="Normalize", mean=[0.305], std=[0.376], to_rgb=True)
@@ -250,7 +250,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(EpochRunner, "train_epoch", once)
     monkeypatch.setattr(Config, "pretty_text", property(lambda cfg: repr(cfg._cfg_dict.to_dict())))
     monkeypatch.setattr(Config, "dump", lambda cfg, file=None: None)
-    monkeypatch.setattr(train, "_compile", lambda model, device: None)
+    monkeypatch.setattr(training, "_compile", lambda model, device: None)
     monkeypatch.setattr(selection, "can_compile", lambda device: False)  # kernels='auto' are plain ones
     monkeypatch.chdir(tmp_path)
     yield

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lbitcls.core.hooks.calibration import CalibrationHook
-from lbitcls.core.hooks.checkpoint import CheckpointHook
-from lbitcls.core.hooks.evaluation import EvaluationHook, validated_epochs
+from lbitcls.core.hooks.calibration_hook import CalibrationHook
+from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import LogHook, _is_before, _order, _rates, read_record, text_line
 from lbitcls.utils.errors import ConfigError

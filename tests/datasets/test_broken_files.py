@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbitcls.apis.survey import survey_folder
 from lbitcls.datasets import build_dataloader, build_dataset
 from lbitcls.datasets.listing import images_of
 from lbitcls.datasets.pipelines.pillow import UnreadableImage, read_with_pillow
+from lbitcls.starter.survey import survey_folder
 from lbitcls.utils.errors import DataError
 
 pytestmark = pytest.mark.timeout(120)

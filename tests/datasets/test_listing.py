@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbitcls.apis.survey import survey_folder
 from lbitcls.datasets.folder import read_class_folders, read_list
 from lbitcls.datasets.listing import Paths, class_folders, images_below
+from lbitcls.starter.survey import survey_folder
 from lbitcls.utils.errors import DataError
 
 

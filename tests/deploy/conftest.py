@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.datasets.digits import Digits
-from lbitcls.deploy.metadata import ModelInfo, write_info
+from lbitcls.deploy.runtime.metadata import ModelInfo, write_info
 from lbitcls.models.builder import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate
 
@@ -156,9 +156,9 @@ def ships(tmp_path: Path) -> Callable[..., Any]:
     A value next to a rounding tie may fall on its other side in an engine; such a row of the batch may differ, but
     no more than one in eight rows does.
     """
-    from lbitcls.deploy.engine import ENGINES, load, openvino_core
-    from lbitcls.deploy.integer import reference_model
-    from lbitcls.deploy.onnx import export_onnx
+    from lbitcls.deploy.export.onnx import export_onnx
+    from lbitcls.deploy.runtime.engine import ENGINES, load, openvino_core
+    from lbitcls.deploy.verification.integer import reference_model
 
     def export(model: nn.Module, images: Tensor, name: str = "model.onnx", **options: Any) -> Any:
         report = export_onnx(model, tmp_path / name, input_shape=tuple(images.shape[1:]), **options)

@@ -16,10 +16,10 @@ from layouts import ENDINGS
 from structures import ONNX_RUNTIME_ONLY, STRUCTURES
 from torch import Tensor, nn
 
-from lbitcls.deploy import targets
-from lbitcls.deploy.engine import load
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.residual import carry_residuals
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.residuals import carry_residuals
+from lbitcls.deploy.runtime.engine import load
+from lbitcls.deploy.targets import base as targets
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.utils.errors import ConfigError
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lbitcls.deploy import benchmark
-from lbitcls.deploy.benchmark import cpu_name, time_models
-from lbitcls.deploy.engine import can_bf16
-from lbitcls.deploy.metadata import ModelInfo
+from lbitcls.deploy.runtime import benchmark
+from lbitcls.deploy.runtime.benchmark import cpu_name, time_models
+from lbitcls.deploy.runtime.engine import can_bf16
+from lbitcls.deploy.runtime.metadata import ModelInfo
 from lbitcls.utils.errors import CheckpointError, ConfigError
 
 

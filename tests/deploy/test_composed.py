@@ -18,12 +18,13 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from lbitcls.cli import main
-from lbitcls.deploy import composed, export_onnx, load
-from lbitcls.deploy.graph import Graph, weights_of
-from lbitcls.deploy.integer_backbone import IntegerBackbone
-from lbitcls.deploy.metadata import SEAL
-from lbitcls.deploy.verify import verify
+from lbitcls.commands.main import main
+from lbitcls.deploy import export_onnx, load
+from lbitcls.deploy.export import composed
+from lbitcls.deploy.export.graph import Graph, weights_of
+from lbitcls.deploy.export.integer_backbone import IntegerBackbone
+from lbitcls.deploy.runtime.metadata import SEAL
+from lbitcls.deploy.verification.verify import verify
 from lbitcls.models import build_backbone, build_classifier
 from lbitcls.quant import build_mtransformer, calibrate, model_size
 from lbitcls.utils.config import Config
@@ -200,7 +201,7 @@ def test_from_the_command_line(recipe: dict[str, Any], repo_root: Path, tmp_path
     assert json.loads(out.read_text())["top-1"] == pytest.approx(summary["quantized"]["top1"], abs=0.3)
     code = (
         "import sys; sys.modules['torch'] = None;"
-        "import numpy as np; from lbitcls.deploy.engine import load;"
+        "import numpy as np; from lbitcls.deploy.runtime.engine import load;"
         "print(load(sys.argv[1]).predict(np.zeros((2, 1, 8, 8), np.float32)).shape)"
     )
     done = subprocess.run(

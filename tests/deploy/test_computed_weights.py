@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lbitcls.core.ema import ModelEMA
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.reference import reference_model
-from lbitcls.deploy.verify import verify
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.verification.reference import reference_model
+from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.quant.computed_weights import copy_model, has_computed_weights, plain_copy
 from lbitcls.quant.layers import QuantConv2d, QuantLayer

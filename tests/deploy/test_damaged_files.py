@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import pytest
 
-from lbitcls.deploy.engine import ENGINES, load
-from lbitcls.deploy.metadata import KEY, SEAL, ModelInfo, existing_file, read_info, sealed, write_info
+from lbitcls.deploy.runtime.engine import ENGINES, load
+from lbitcls.deploy.runtime.metadata import KEY, SEAL, ModelInfo, existing_file, read_info, sealed, write_info
 from lbitcls.utils.errors import CheckpointError
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 6, 5), dtype=np.float32)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lbitcls.deploy import load
-from lbitcls.deploy.engine import _FIXED_BATCH_SIZES, ENGINES, openvino_core
-from lbitcls.deploy.metadata import ModelInfo
+from lbitcls.deploy.runtime.engine import _FIXED_BATCH_SIZES, ENGINES, openvino_core
+from lbitcls.deploy.runtime.metadata import ModelInfo
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, DependencyError
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)

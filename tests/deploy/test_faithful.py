@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lbitcls.apis.session import make_model, open_session
-from lbitcls.apis.test import test_classifier as measure
-from lbitcls.apis.train import train_classifier
+from lbitcls.assembly.session import make_model, open_session
 from lbitcls.datasets.digits import Digits
-from lbitcls.deploy.engine import ENGINES, load
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.verify import verify
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.runtime.engine import ENGINES, load
+from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import build_mtransformer
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config
+from lbitcls.workflows.testing import test_classifier as measure
+from lbitcls.workflows.training import train_classifier
 
 
 def as_pytorch_trains(model: nn.Module) -> nn.Module:

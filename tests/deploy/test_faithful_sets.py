@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from lbitcls.apis.calibrate import calibrate_checkpoint
-from lbitcls.apis.convert import convert_checkpoint
-from lbitcls.apis.export import export_checkpoint
-from lbitcls.apis.test import test_classifier as measure
-from lbitcls.apis.train import train_classifier
-from lbitcls.deploy.engine import ENGINES
+from lbitcls.deploy.runtime.engine import ENGINES
 from lbitcls.utils.config import Config
+from lbitcls.workflows.calibrating import calibrate_checkpoint
+from lbitcls.workflows.converting import convert_checkpoint
+from lbitcls.workflows.exporting import export_checkpoint
+from lbitcls.workflows.testing import test_classifier as measure
+from lbitcls.workflows.training import train_classifier
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.graph import (
+from lbitcls.deploy.export.graph import (
     POOLS,
     Graph,
     attributes,

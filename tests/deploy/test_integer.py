@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lbitcls.deploy.integer import (
+from lbitcls.deploy.verification.integer import (
     LARGEST_ACCUMULATOR,
     AccumulatorError,
     IntegerLayer,
@@ -17,7 +17,7 @@ from lbitcls.deploy.integer import (
     largest_accumulator,
     layers_in_float,
 )
-from lbitcls.deploy.reference import reference_model
+from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.quant import calibrate
 from lbitcls.quant.layers import ENTRY_SUFFIXES, QuantLayer
 from lbitcls.quant.methods import METHODS, build_quant_layer

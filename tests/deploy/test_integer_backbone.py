@@ -16,10 +16,10 @@ import onnx
 import pytest
 import torch
 
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.datasets import build_dataloader, build_dataset
-from lbitcls.deploy import integer_backbone
-from lbitcls.deploy.integer_backbone import IntegerBackbone
+from lbitcls.deploy.export import integer_backbone
+from lbitcls.deploy.export.integer_backbone import IntegerBackbone
 from lbitcls.models import build_backbone, build_classifier
 from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
 from lbitcls.utils.config import Config

@@ -11,10 +11,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lbitcls.deploy import targets
-from lbitcls.deploy.engine import load, load_usable
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.verify import verify
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.runtime.engine import load, load_usable
+from lbitcls.deploy.targets import base as targets
+from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.utils.errors import CheckpointError, ConfigError
 

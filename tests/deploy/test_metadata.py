@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 
-from lbitcls.deploy.metadata import KEY, ModelInfo, read_info, write_info
+from lbitcls.deploy.runtime.metadata import KEY, ModelInfo, read_info, write_info
 from lbitcls.utils.errors import CheckpointError, DependencyError
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.engine import load
-from lbitcls.deploy.metadata import read_info
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.verify import verify
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.runtime.engine import load
+from lbitcls.deploy.runtime.metadata import read_info
+from lbitcls.deploy.verification.verify import verify
 from lbitcls.models.builder import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate, set_quantization
 from lbitcls.quant.methods import METHODS

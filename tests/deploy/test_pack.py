@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.engine import ENGINES, load
-from lbitcls.deploy.graph import Graph
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.pack import pack_int4
-from lbitcls.deploy.targets import integer_layers
+from lbitcls.deploy.export.graph import Graph
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.packing import pack_int4
+from lbitcls.deploy.runtime.engine import ENGINES, load
+from lbitcls.deploy.targets.base import integer_layers
 from lbitcls.utils.errors import ConfigError
 
 Ships = Callable[..., Any]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.core.ema import ModelEMA
-from lbitcls.deploy.reference import reference_model
+from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.quant import calibrate
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.methods import METHODS, build_quant_layer

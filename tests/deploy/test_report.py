@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lbitcls.deploy.report import COLUMNS, Comparison, Verification
+from lbitcls.deploy.verification.verdict import COLUMNS, Comparison, Verification
 from lbitcls.utils.logging import print_table
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.integer import integer_model
-from lbitcls.deploy.residual import carried_outputs, carry_residuals, residual_bits
-from lbitcls.deploy.targets import executed_operations
+from lbitcls.deploy.export.residuals import carried_outputs, carry_residuals, residual_bits
+from lbitcls.deploy.targets.base import executed_operations
+from lbitcls.deploy.verification.integer import integer_model
 from lbitcls.models.builder import build_classifier
 from lbitcls.utils.errors import ConfigError, DataError
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.shipped import QuantizedInput, ShippedInput, ShippedLayer, layer_facts, ship
+from lbitcls.deploy.export.lowering import QuantizedInput, ShippedInput, ShippedLayer, layer_facts, ship
+from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.quant.quantizer import NotInitializedError
 from lbitcls.quant.spec import QParams

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy import targets
-from lbitcls.deploy.graph import Graph
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.residual import CarriedOutput
-from lbitcls.deploy.targets import Choice, check_structure, integer_layers
+from lbitcls.deploy.export.graph import Graph
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.residuals import CarriedOutput
+from lbitcls.deploy.targets import base as targets
+from lbitcls.deploy.targets.base import Choice, check_structure, integer_layers
 from lbitcls.quant.quantizers.lsq import LSQ
 from lbitcls.quant.ranges import minmax
 from lbitcls.utils.errors import ConfigError

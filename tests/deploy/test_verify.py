@@ -15,9 +15,9 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from lbitcls.deploy.onnx import export_onnx
-from lbitcls.deploy.report import Verification
-from lbitcls.deploy.verify import verify
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.verification.verdict import Verification
+from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import calibrate
 from lbitcls.quant.methods import METHODS
 from lbitcls.quant.quantizer import NotInitializedError
@@ -49,7 +49,7 @@ def verify_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
             return perturb(outputs.numpy())
 
         engine = SimpleNamespace(name="twin", predict=predict, info=SimpleNamespace(part=part))
-        monkeypatch.setattr("lbitcls.deploy.verify.load", lambda path, name, threads: engine)
+        monkeypatch.setattr("lbitcls.deploy.verification.verify.load", lambda path, name, threads: engine)
         return verify(model, "model.onnx", images.split(64) if batches is None else batches, engines=["twin"])
 
     return run

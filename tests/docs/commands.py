@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from blocks import ROOT, Block
 
-from lbitcls.cli import VERBS, _parse
+from lbitcls.commands.main import VERBS, _parse
 
 OTHERS = ("apt-get", "cd", "export", "git", "jupyter", "ssh", "tensorboard")
 """Programs of others, whose arguments are not looked at."""

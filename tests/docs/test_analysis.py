@@ -6,8 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from lbitcls.apis.compare import PAGE
-from lbitcls.cli_arguments import compare_arguments
+from lbitcls.commands.compare import add_options as compare_arguments
+from lbitcls.workflows.comparing import PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")

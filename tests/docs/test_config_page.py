@@ -12,9 +12,9 @@ import pytest
 from blocks import ROOT
 
 from lbitcls import registry
-from lbitcls.core.hooks.calibration import CalibrationHook
-from lbitcls.core.hooks.checkpoint import CheckpointHook
-from lbitcls.core.hooks.evaluation import EvaluationHook
+from lbitcls.core.hooks.calibration_hook import CalibrationHook
+from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.log import LogHook
 from lbitcls.core.schedule import Schedule
 from lbitcls.models.classifier import ImageClassifier

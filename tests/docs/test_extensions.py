@@ -32,7 +32,7 @@ def test_a_page_has_every_module_and_what_the_package_offers() -> None:
         assert f".. automodule:: {name}\n   :members:" in text
     assert "* - :py:obj:`calibrate <lbitcls.quant.calibration.calibrate>`" in text
     assert "lbitcls.quant.quantizers\n" not in text, "it has nothing of its own"
-    assert api_pages.is_public("lbitcls.apis.train") and not api_pages.is_public("lbitcls.quant")
+    assert api_pages.is_public("lbitcls.workflows.training") and not api_pages.is_public("lbitcls.quant")
 
 
 def test_every_section_is_shown_with_its_keys() -> None:
@@ -44,7 +44,7 @@ def test_every_section_is_shown_with_its_keys() -> None:
     assert keys["log_config"] == ("interval", "hooks", "pictures") and keys["ema"] == ("decay",)
     assert keys["amp"] == keys["fp16"] == ("dtype", "loss_scale")
     assert "loader" not in keys["evaluation"] and {"policy", "warmup", "gamma", "power"} <= set(keys["lr_config"])
-    assert "lbitcls.apis.hooks" in readers["evaluation"]
+    assert "lbitcls.assembly.run_hooks" in readers["evaluation"]
     assert not [section for section, modules in readers.items() if not modules], "nothing reads it"
     text = "\n".join(config_reference.sections_text())
     assert all(f"   * - ``{section}``" in text for section in [*SECTIONS, *keys])

@@ -33,7 +33,7 @@ def test_its_commands_have_their_options() -> None:
     (usage,) = (block.code for block in blocks_of("README.md") if block.first.startswith("python tools/train.py"))
     lines = [line.partition("#")[0] for line in usage.splitlines()]
     assert len(lines) >= 10
-    arguments = (ROOT / "lbitcls" / "cli_arguments.py").read_text(encoding="utf-8")
+    arguments = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "lbitcls/commands").glob("*.py"))
     for line in lines:
         (tool,) = re.findall(r"^(?:python )?(tools/\w+\.(?:py|sh))", line)
         assert (ROOT / tool).is_file()

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from lbitcls.apis import tensorboard, train_classifier
-from lbitcls.apis.hparams import COLUMNS, FIRST
+from lbitcls.apis import train_classifier
+from lbitcls.tracking import tensorboard
+from lbitcls.tracking.hparams import COLUMNS, FIRST
 from lbitcls.utils import Config
 
 ROOT = Path(__file__).resolve().parents[2]

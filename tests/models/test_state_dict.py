@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 from lbitcls.models import build_classifier, convert_cifar_resnet
 from lbitcls.utils import load_checkpoint
 from lbitcls.utils.errors import CheckpointError

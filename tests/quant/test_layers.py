@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.deploy import export_onnx
-from lbitcls.deploy.engine import load
+from lbitcls.deploy.runtime.engine import load
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.quant.cost import count_macs
 from lbitcls.quant.layers import ENTRY_SUFFIXES, LAYER_KINDS

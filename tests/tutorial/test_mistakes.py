@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

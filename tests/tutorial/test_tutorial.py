@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from lbitcls.cli import main
+from lbitcls.commands.main import main
 
 LINE = re.compile(
     r"Epoch \[1\]\[2/4\]\tlr: \d\.\d{3}e-\d\d, eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lbitcls.cli import VERBS, main
+from lbitcls.commands.main import VERBS, main
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.safe import is_safe_mode, read_yaml, safe_mode
@@ -181,6 +181,6 @@ def test_no_other_command_reads_a_config() -> None:
 
 def test_the_variable_holds_for_a_command(here: Path) -> None:
     _write_all(here)
-    command = [sys.executable, "-m", "lbitcls.cli", "plan", "base.yaml"]
+    command = [sys.executable, "-m", "lbitcls.commands.main", "plan", "base.yaml"]
     done = subprocess.run(command, env={**os.environ, "LBITCLS_SAFE": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "LBITCLS_SAFE=1" in done.stderr and not (here / "ran").exists()

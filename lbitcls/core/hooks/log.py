@@ -1,9 +1,9 @@
 """What a run reports (`log_config`): records of training at an interval, and who writes them where.
 
 `LogHook` averages what the iterations gave since the last record and publishes it; `TextLoggerHook` writes the line of
-the text log, `JsonLoggerHook` a line of `log.jsonl`; TensorBoard's is `lbitcls.apis.tensorboard`. In a record `epoch`
-counts from 1 and `iter` is the iteration within it, from 1. `memory` is in MB: the most that the GPU held, or on a CPU
-the largest resident size of the process.
+the text log, `JsonLoggerHook` a line of `log.jsonl`; TensorBoard's is `lbitcls.tracking.tensorboard`. In a record
+`epoch` counts from 1 and `iter` is the iteration within it, from 1. `memory` is in MB: the most that the GPU held, or
+on a CPU the largest resident size of the process.
 """
 
 from __future__ import annotations

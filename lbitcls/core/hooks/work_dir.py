@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbitcls.core.hooks.checkpoint import RUN_FILE, checkpoints, noted_run
+from lbitcls.core.hooks.checkpoint_hook import RUN_FILE, checkpoints, noted_run
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config

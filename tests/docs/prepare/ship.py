@@ -46,10 +46,10 @@ def delivered(names: dict[str, Any], said: str) -> None:
     """The commands wrote what they name, the Python loaded it, the sections are a config's."""
     import torch
 
-    from lbitcls.apis.delivery import read_export
     from lbitcls.models import build_backbone, build_classifier
     from lbitcls.utils.config import Config
     from lbitcls.utils.errors import LbitclsError
+    from lbitcls.workflows.run_export import read_export
 
     for name in ("model", "small", "backbone"):
         assert Path(f"{name}.onnx").is_file() and Path(f"{name}.report.json").is_file()

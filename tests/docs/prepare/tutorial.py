@@ -34,7 +34,7 @@ def trained_run(folder: Path) -> None:
 def _trained() -> Path:
     from blocks import ROOT
 
-    from lbitcls.cli import main
+    from lbitcls.commands.main import main
 
     work_dir = Path(tempfile.mkdtemp(prefix="trained-"), "run")
     options = [*SHORT.split(), "export=None"]

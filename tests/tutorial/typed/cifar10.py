@@ -5,9 +5,9 @@ of the training set).
 """
 
 from lbitcls.apis import test_classifier, train_classifier
-from lbitcls.apis.analyze import analyze_logs
-from lbitcls.apis.visualize import visualize
 from lbitcls.utils import Config
+from lbitcls.workflows.analyzing import analyze_logs
+from lbitcls.workflows.visualizing import visualize
 
 settings = Config.fromfile("settings.py")
 

@@ -7,9 +7,9 @@ Settings are those of `transfer.py`, with `float_layers = []` (convolutions that
 from pathlib import Path
 
 from lbitcls.apis import init_model, test_classifier, train_classifier
-from lbitcls.apis.export import export_checkpoint
-from lbitcls.apis.visualize import visualize
 from lbitcls.utils import Config
+from lbitcls.workflows.exporting import export_checkpoint
+from lbitcls.workflows.visualizing import visualize
 
 settings = Config.fromfile("settings.py")
 

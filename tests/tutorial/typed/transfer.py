@@ -10,10 +10,10 @@ The tutorial's own settings:
 """
 
 from lbitcls.apis import inference_model, init_model, show_result, train_classifier
-from lbitcls.apis.analyze import analyze_logs
-from lbitcls.apis.visualize import visualize
 from lbitcls.datasets import build_dataset
 from lbitcls.utils import Config
+from lbitcls.workflows.analyzing import analyze_logs
+from lbitcls.workflows.visualizing import visualize
 
 settings = Config.fromfile("settings.py")
 

@@ -1,0 +1,1 @@
+"""From a config to its parts: sessions, data, models, hooks, and the checks that they fit each other."""

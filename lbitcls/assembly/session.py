@@ -1,0 +1,287 @@
+"""What every command needs before its work: logger, device, process group, the model and data of a config."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lbitcls.assembly.classes import check_labels
+from lbitcls.utils.config import Config
+from lbitcls.utils.custom import import_custom
+from lbitcls.utils.device import choose_device
+from lbitcls.utils.dist import Place, broadcast_object, find_place, init_processes, leave_processes
+from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_count
+from lbitcls.utils.failures import explain
+from lbitcls.utils.lock import RunLock, check_refusal
+from lbitcls.utils.logging import log_to_file, setup_logger
+
+DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
+
+
+_MOST_THREADS = 4096
+
+
+@dataclass(frozen=True)
+class Session:
+    """The place of this process, its device and its logger."""
+
+    place: Place
+    device: torch.device
+    logger: logging.Logger
+
+
+@contextmanager
+def open_session(
+    cfg: Config,
+    launcher: str = "none",
+    log_file: Path | None = None,
+    head: Callable[[logging.Logger], None] = lambda logger: None,
+    lock: RunLock | None = None,
+) -> Iterator[Session]:
+    """Logger, device and process group as `cfg` asks for them; `custom_imports` are imported.
+
+    `head` writes the log's first lines. An error that ends the command is in `log_file` too, without a traceback; one
+    of the machine (a full disk, a process that was killed) becomes a `ResourceError`. With `lock` rank 0 takes it
+    before anything is written, and all ranks end with the same error where another run has it.
+
+    Reads: `log_level`, `device`, `cpu_only`, `gpu_ids`, `num_threads`, `dist_params`, `custom_imports`.
+    """
+    place = find_place(launcher)
+    refusal = _take(lock) if lock is not None and place.rank == 0 else None
+    logger = _open_log(cfg.get("log_level") or "INFO", None if refusal else log_file, place.rank)
+    try:
+        if refusal is None:
+            head(logger)
+        session = _enter(cfg, launcher, place, logger)
+        if lock is not None:
+            check_refusal(broadcast_object(refusal))
+            lock.tell()
+        yield session
+    except Exception as error:
+        told = explain(error)
+        log_to_file("ERROR", f"{type(told or error).__name__}: {told or error}")
+        if told is None or told is error:
+            raise
+        raise told from error
+    leave_processes()  # not after an error: the other processes may not come here
+
+
+def _take(lock: RunLock) -> str | None:
+    try:
+        return lock.take()
+    except OSError as error:
+        raise _unwritable(lock.folder, error) from error
+
+
+def _unwritable(folder: Path | None, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"nothing can be written to the work directory {folder}: {error.strerror}; name another with --work-dir."
+    )
+
+
+def _open_log(level: str | int, log_file: Path | None, rank: int) -> logging.Logger:
+    try:
+        if log_file is not None and rank == 0:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+        return setup_logger(level, log_file, rank)
+    except OSError as error:
+        raise _unwritable(log_file and log_file.parent, error) from error
+
+
+def _enter(cfg: Config, launcher: str, place: Place, logger: logging.Logger) -> Session:
+    dist_params = dict(cfg.get("dist_params") or {})
+    reject_unknown_keys("dist_params", dist_params, ("backend",))
+    device = choose_device(
+        logger,
+        cfg.get("device"),
+        cpu_only=bool(cfg.get("cpu_only")),
+        gpu_ids=cfg.get("gpu_ids"),
+        local_rank=place.local_rank,
+    )
+    _limit_threads(cfg.get("num_threads"))
+    init_processes(launcher, place, dist_params.get("backend"), device, logger)
+    import_custom(cfg.get("custom_imports"))
+    return Session(place, device, logger)
+
+
+def _limit_threads(number: Any) -> None:
+    if number is None:
+        return
+    torch.set_num_threads(require_count("num_threads", number, 1, _MOST_THREADS))
+
+
+def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:
+    """The part of `cfg.data` for `split`, as `build_dataset` takes it.
+
+    Raises:
+        ConfigError: it is not there, or `data` has an unknown key.
+    """
+    section = dict(cfg.data)
+    reject_unknown_keys("data", section, DATA_KEYS)
+    if section.get(split) is None:
+        raise ConfigError(f"{purpose} needs data.{split}; the config has none.")
+    return section[split]
+
+
+def check_data(cfg: Config) -> None:
+    """Check every part of `data`, also those that a command does not read: types, keys and pipelines.
+
+    Raises:
+        ConfigError: a part is wrong; the message names it.
+    """
+    from lbitcls.datasets.builder import check_dataset
+
+    reject_unknown_keys("data", cfg.data, DATA_KEYS)
+    for split in ("train", "val", "test", "calibration"):
+        if cfg.data.get(split) is None:
+            continue
+        try:
+            check_dataset(cfg.data[split])
+        except LbitclsError as error:
+            raise type(error)(f"data.{split}: {error}") from error
+
+
+def load_data(
+    cfg: Config,
+    split: str,
+    purpose: str,
+    session: Session,
+    *,
+    seed: int = 0,
+    data_root: str | None = None,
+    section: dict[str, Any] | None = None,
+    number: int | None = None,
+) -> tuple[Any, Any]:
+    """The data set of `split` and its loader (shuffled for `train`).
+
+    Reads: `data` (`samples_per_gpu`, `workers_per_gpu`, `drop_last`, the split), `data_root`.
+
+    Args:
+        cfg: the config.
+        split: part of `data`.
+        purpose: what the data is for, in messages.
+        session: of the command.
+        seed: of the order and the augmentation.
+        data_root: where relative paths may start.
+        section: the data set's section, where it is not that of `data`.
+        number: at most so many of its samples, in an order that mixes them and is always the same; None: all.
+
+    Raises:
+        ConfigError: the section is wrong, or `drop_last` leaves nothing to train on.
+        DataError: the data is missing or corrupt.
+    """
+    from lbitcls.datasets import build_dataloader, build_dataset
+    from lbitcls.datasets.subset import Subset
+
+    section = data_section(cfg, split, purpose) if section is None else section
+    dataset = build_dataset(section, data_root=[*_roots(cfg), data_root])
+    if number is not None:
+        dataset = Subset(dataset, np.random.default_rng(0).permutation(len(dataset))[:number].tolist())
+    train = split == "train"
+    loader = build_dataloader(
+        dataset,
+        cfg.data.get("samples_per_gpu", 32),
+        cfg.data.get("workers_per_gpu", 0),
+        shuffle=train,
+        seed=seed,
+        rank=session.place.rank,
+        world_size=session.place.world_size,
+        drop_last=train and bool(cfg.data.get("drop_last")),
+        pin_memory=session.device.type == "cuda",
+    )
+    if train and not len(loader):
+        raise ConfigError(
+            f"data.drop_last=True leaves no batch: data.train has {len(dataset)} images, a batch takes "
+            f"{cfg.data.get('samples_per_gpu', 32)} on each of {session.place.world_size} process(es). Lower "
+            "data.samples_per_gpu, or leave drop_last out."
+        )
+    return dataset, loader
+
+
+def _roots(cfg: Config) -> list[Any]:
+    roots = cfg.get("data_root")
+    return list(roots) if isinstance(roots, (list, tuple)) else [roots]
+
+
+def _place_files(cfg: Config, roots: list[Any]) -> dict[str, Any]:
+    """The section `model`, with relative paths of weights that lie below a data root in full.
+
+    The images that an integer backbone is calibrated on are looked for below the roots too.
+    """
+    from lbitcls.datasets.builder import with_roots
+    from lbitcls.datasets.root import locate, search_roots
+
+    def placed(owner: Any, key: str) -> None:
+        path = owner.get(key) if isinstance(owner, dict) else None
+        if isinstance(path, str) and "://" not in path and not Path(path).expanduser().is_file():
+            found = locate(path, search_roots(roots))
+            owner[key] = str(found) if found else path
+
+    section = copy.deepcopy(dict(cfg.model))
+    for owner in (section, section.get("backbone")):
+        placed(owner, "pretrained")
+        placed(owner.get("init_cfg") if isinstance(owner, dict) else None, "checkpoint")
+    backbone = section.get("backbone")
+    if isinstance(backbone, dict) and backbone.get("type") == "IntegerBackbone":
+        placed(backbone, "model")
+        placed(backbone, "checkpoint")
+        images = (backbone.get("calibration") or {}).get("data")
+        if isinstance(images, dict) and "type" in images:
+            backbone["calibration"]["data"] = with_roots(images, roots)
+    return section
+
+
+def make_model(
+    cfg: Config,
+    session: Session,
+    dataset: Any = None,
+    split: str = "train",
+    *,
+    pretrained: bool = True,
+    data_root: str | None = None,
+    checkpoint: str | Path | None = None,
+) -> nn.Module:
+    """The config's classifier, quantized layers in place, on the CPU.
+
+    Reads: `model`, `quant_transformer`, `data_root`.
+
+    Args:
+        cfg: the config.
+        session: of the command.
+        dataset: gives the names of the classes; its labels are checked.
+        split: the part of `data` that it is.
+        pretrained: False: without the weights to start from, because a checkpoint replaces them.
+        data_root: where a relative path of such weights may start, as those of data do.
+        checkpoint: whose weights will be used as they are, and so must have been made with these quantizers.
+
+    Raises:
+        ConfigError: a part is unknown, or the data has labels that are no class of the model.
+        CheckpointError: `checkpoint` was made with other quantizers.
+    """
+    from lbitcls.models import build_classifier
+
+    section = _place_files(cfg, [*_roots(cfg), data_root])
+    model = build_classifier(section, pretrained)
+    model.cfg = cfg
+    if dataset is not None:
+        model.CLASSES = dataset.CLASSES
+        check_labels(model, dataset, split)
+    if cfg.get("quant_transformer"):
+        from lbitcls.quant import build_mtransformer
+
+        transformer = build_mtransformer(cfg.quant_transformer)
+        if checkpoint is not None:
+            from lbitcls.assembly.agreement import check_quantizers
+
+            check_quantizers(transformer, model, checkpoint)
+        model = transformer(model, logger=session.logger)
+    return model

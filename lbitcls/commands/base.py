@@ -1,0 +1,86 @@
+"""What every command shares: the registry of verbs, the options that several have, the config of a command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lbitcls.utils.config import Config
+
+Run = Callable[[argparse.Namespace], object]
+
+PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "look at runs and predictions"
+"""What verbs are for, in the order in which the help lists them."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: its one-line help, what it is for, its options, what it does."""
+
+    help: str
+    purpose: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Run
+
+
+VERBS: dict[str, Verb] = {}
+
+
+def verb(name: str, add_arguments: Callable[[argparse.ArgumentParser], None], purpose: str) -> Callable[[Run], Run]:
+    """Register the decorated function as `lbitcls name`; the first line of its docstring is its help."""
+
+    def register(run: Run) -> Run:
+        VERBS[name] = Verb((run.__doc__ or "").strip().splitlines()[0], purpose, add_arguments, run)
+        return run
+
+    return register
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config file with `--options` and `--device` merged in."""
+    from lbitcls.utils.config import Config, parse_option
+
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(dict(parse_option(option) for option in args.options))
+    if getattr(args, "device", None) is not None:
+        cfg.merge_from_dict({"device": args.device})
+    return cfg
+
+
+def common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the commands that train and test."""
+    add = parser.add_argument
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    option_arguments(parser)
+    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the processes")
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # older launchers pass it
+
+
+def engine_arguments(parser: argparse.ArgumentParser, threads: int | None = None) -> None:
+    """The engine of `.onnx` files."""
+    add = parser.add_argument
+    add("--engine", metavar="NAME", help="of an .onnx file: openvino (default) or onnxruntime")
+    said = "the engine's choice" if threads is None else threads
+    add("--threads", type=int, default=threads, metavar="N", help=f"of the engine (default: {said})")
+
+
+def option_arguments(parser: argparse.ArgumentParser) -> None:
+    """Overrides of the config."""
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="K=V",
+        help="override the config: optimizer.lr=0.01",
+    )
+    safe_argument(parser)
+
+
+def safe_argument(parser: argparse.ArgumentParser) -> None:
+    """Of every command that reads a config."""
+    parser.add_argument("--safe", action="store_true", help="refuse a config that runs code (also LBITCLS_SAFE=1)")

@@ -1,0 +1,25 @@
+"""`lbitcls convert`: write published weights as a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+
+from lbitcls.commands.base import START, verb
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `lbitcls convert`."""
+    add = parser.add_argument
+    add("source", help="published weights, such as resnet20-12fca82f.th")
+    add("target", help="checkpoint to write")
+    add("--format", default="cifar-resnet", metavar="NAME", help="what the source is: cifar-resnet (option A)")
+
+
+@verb("convert", add_options, START)
+def run(args: argparse.Namespace) -> object:
+    """Write published weights as a checkpoint."""
+    from lbitcls.workflows.converting import convert_checkpoint
+
+    model = convert_checkpoint(args.source, args.target, args.format)
+    print(f"wrote {args.target}; its model is\n{model}")
+    return model

@@ -1,0 +1,58 @@
+"""`lbitcls train`: train the classifier of a config, or go on with a run."""
+
+from __future__ import annotations
+
+import argparse
+
+from lbitcls.commands.base import TRAIN, common_arguments, read_config, verb
+from lbitcls.utils.errors import ConfigError
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `lbitcls train`."""
+    add = parser.add_argument
+    add("config", help="config file: .py, .yaml or .json")
+    add("--work-dir", metavar="DIR", help="where the run writes (default: work_dirs/ and the config's name)")
+    add("--resume", action="store_true", help="go on from the newest checkpoint of the work directory, if any")
+    add("--resume-from", metavar="FILE", help="go on from this checkpoint")
+    add("--load-from", metavar="FILE", help="start from the weights in this file")
+    add("--no-validate", action="store_true", help="train without validation")
+    add("--seed", type=int, metavar="N", help="seed of everything random (default: drawn, and logged)")
+    add("--deterministic", action="store_true", help="only kernels that give the same bits each time")
+    add("--gpus", type=int, metavar="N", help="number of GPUs; more than one needs tools/dist_train.sh")
+    add("--gpu-ids", type=int, nargs="+", metavar="N", help="numbers of the GPUs to use")
+    add("--sycbn", action="store_true", help="BatchNorm statistics over all GPUs")
+    add("--cpu-only", action="store_true", help="train on the CPU")
+    common_arguments(parser)
+
+
+@verb("train", add_options, TRAIN)
+def run(args: argparse.Namespace) -> object:
+    """Train the classifier of a config, or go on with a run."""
+    if args.gpus is not None and args.gpus > 1 and args.launcher == "none":
+        raise ConfigError(
+            f"--gpus {args.gpus}: one process trains on one GPU; start ./tools/dist_train.sh {args.config} {args.gpus}."
+        )
+    if args.gpus is not None and args.gpus < 1:
+        raise ConfigError(f"--gpus is a number from 1; got {args.gpus}. To train on the CPU use --cpu-only.")
+    cfg = read_config(args)
+    given = {
+        "work_dir": args.work_dir,
+        "resume_from": args.resume_from,
+        "load_from": args.load_from,
+        "seed": args.seed,
+        "gpu_ids": args.gpu_ids,
+        "deterministic": args.deterministic or None,
+        "sycbn": args.sycbn or None,
+        "cpu_only": args.cpu_only or None,
+    }
+    cfg.merge_from_dict({name: value for name, value in given.items() if value is not None})
+    from lbitcls.workflows.training import train_classifier
+
+    return train_classifier(
+        cfg,
+        resume=args.resume,
+        validate=not args.no_validate,
+        data_root=args.data_root,
+        launcher=args.launcher,
+    )

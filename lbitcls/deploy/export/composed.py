@@ -1,0 +1,197 @@
+"""A backbone that is integer already, in an exported file: its graph as it is, with the head behind it.
+
+`IntegerBackbone` has an ONNX file of its own. A single node stands for it while the rest of the model is traced, and
+that file's graph is put in the node's place at the end: no weight, scale or zero point is touched. A quantized network
+of torchvision has no such file; it says its integers in plain operations, which are traced with the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.deploy.export.graph import Graph
+from lbitcls.deploy.export.integer_backbone import IntegerBackbone
+from lbitcls.deploy.runtime.metadata import read_onnx
+from lbitcls.deploy.targets import base as targets
+from lbitcls.utils.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_DOMAIN, _KIND = "lbitcls", "Backbone"
+
+
+class _StandIn(nn.Module):
+    """One node in the place of a backbone's graph.
+
+    Args:
+        shapes: of its features, without N.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.shapes = shapes
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        shapes = [(image.shape[0], *shape) for shape in self.shapes]
+        kind, kinds = f"{_DOMAIN}::{_KIND}", [torch.float32] * len(shapes)
+        return tuple(torch.onnx.ops.symbolic_multi_out(kind, (image,), dtypes=kinds, shapes=shapes, version=1))
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What an integer backbone brings to an exported file; nothing for any other model.
+
+    Attributes:
+        opset: that the file has.
+        backbone: what is traced in the backbone's place; None: the model as it is.
+        layers: records of its integer layers, as in `ModelInfo.layers`.
+        residual_bits: of its skip connections.
+        graph: what is put in the place of the stand-in; None: nothing.
+    """
+
+    opset: int
+    backbone: nn.Module | None = None
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    residual_bits: int | None = None
+    graph: ModelProto | None = None
+
+    def traceable(self, shipped: Any) -> nn.Module:
+        """The shipped model with what is traced in its backbone's place."""
+        if self.backbone is not None:
+            shipped.backbone = self.backbone
+        return shipped
+
+    def choose_container(self, graph: Graph, target: str, input_shape: tuple[int, int, int]) -> targets.Choice:
+        """As `targets.choose_container`; without measuring where the graph cannot be run yet."""
+        if self.graph is None:
+            return targets.choose_container(graph, target, input_shape)
+        targets.to_uint8(graph)
+        return targets.Choice("uint8")
+
+    def insert(self, graph: Graph) -> None:
+        """Put the backbone's graph in the place of its stand-in; of one that was traced, keep the grids."""
+        if self.graph is not None:
+            _insert(graph, Graph(self.graph))
+        elif self.backbone is not None:
+            _guard_grids(graph)
+
+    def summary(self, found: dict[str, Any]) -> dict[str, Any]:
+        """`method` and `bits` of the whole file, from those of the model's other layers."""
+        if not self.layers:
+            return found
+        methods = {record["method"] for record in self.layers} | set(found["method"].split("+")) - {"float"}
+        bits = Counter(f"W{record['weight_bits'] or 32}A{record['input_bits'] or 32}" for record in self.layers)
+        return {"method": "+".join(sorted(methods)), "bits": bits.most_common(1)[0][0]}
+
+
+def carry_backbone(model: nn.Module, input_shape: tuple[int, int, int], opset: int, target: str) -> Carried:
+    """What the backbone of `model` brings to its file.
+
+    Args:
+        model: a classifier, or a module with its `backbone`.
+        input_shape: (C, H, W) of an image.
+        opset: that is asked for; the file of an `IntegerBackbone` may have a lower one, which the whole file takes.
+        target: likewise.
+
+    Raises:
+        ConfigError: the backbone's file has other images, a higher opset or another target.
+        CheckpointError: the backbone's file is not the one that the model was built with.
+    """
+    backbone: Any = getattr(model, "backbone", None)
+    if isinstance(backbone, IntegerBackbone):
+        return _from_file(backbone, input_shape, opset, target)
+    if not hasattr(backbone, "spelled_out"):
+        return Carried(opset)
+    if target != "cpu":
+        raise ConfigError(f"torchvision's quantized networks have zero points, which {target} does not take: use cpu.")
+    common = dict(method="torchvision", weight_bits=8, input_bits=8, container="uint8", packed=False)
+    layers = [
+        {"name": f"backbone.{layer['name']}", "kind": layer["kind"], **common} for layer in backbone.integer_layers()
+    ]
+    return Carried(opset, backbone.spelled_out(), layers)
+
+
+def refuse_residuals(model: nn.Module) -> None:
+    """Raise `ConfigError` where skip connections cannot be quantized any more, for a backbone is integer already."""
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, IntegerBackbone) or hasattr(backbone, "spelled_out"):
+        raise ConfigError(
+            "residual_bits is for skip connections that are float yet; those of an integer backbone are exported as "
+            "they are: export its file with --residual-bits, or leave the option out."
+        )
+
+
+def _from_file(backbone: IntegerBackbone, input_shape: tuple[int, int, int], opset: int, target: str) -> Carried:
+    path, info = backbone.path, backbone.info
+    if hashlib.sha256(path.read_bytes()).digest() != backbone.digest:
+        raise CheckpointError(f"{path} has changed since the model was built; start again.")
+    proto = read_onnx(path)
+    own = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    again = "export the backbone again"
+    if tuple(input_shape) != tuple(info.input_shape):
+        raise ConfigError(
+            f"{path} takes images {tuple(info.input_shape)}, but the test pipeline gives {tuple(input_shape)}: "
+            f"change the pipeline, or {again}."
+        )
+    if own > opset:
+        raise ConfigError(f"{path} has opset {own}, which is above the {opset} asked for; {again} with opset {opset}.")
+    if info.target != target:
+        raise ConfigError(f"{path} was exported for {info.target}, not for {target}; {again} for {target}.")
+    stand_in = _StandIn(info.feature_shapes or [])
+    return Carried(own, stand_in, [dict(layer) for layer in info.layers], info.residual_bits, proto)
+
+
+def _insert(graph: Graph, inner: Graph) -> None:
+    """Replace the stand-in in `graph` by the nodes and constants of `inner`; their values stay, names may change."""
+    node = next(node for node in graph.nodes if (node.domain, node.op_type) == (_DOMAIN, _KIND))
+    names = dict(zip((value.name for value in inner.model.graph.output), node.output, strict=True))
+    names[inner.model.graph.input[0].name] = node.input[0]
+    own = [*inner.constants, *(output for inside in inner.nodes for output in inside.output)]
+    outer = {*graph.constants, *(name for outside in graph.nodes for name in (*outside.input, *outside.output))}
+    taken = {*own, *outer}
+    for name in (name for name in own if name and name not in names):
+        free = (f"{name}_{number}" for number in count(2))
+        names[name] = name if name not in outer else next(new for new in free if new not in taken)
+        taken.add(names[name])
+    for name, tensor in inner.constants.items():
+        tensor.name = names[name]
+        graph.constants[tensor.name] = tensor
+    for inside in inner.nodes:
+        inside.input[:] = [names.get(name, name) for name in inside.input]
+        inside.output[:] = [names.get(name, name) for name in inside.output]
+    at = graph.nodes.index(node)
+    graph.nodes[at : at + 1] = inner.nodes
+    _keep_domains(graph)
+
+
+def _guard_grids(graph: Graph) -> None:
+    """Pool each tensor on its grid that is added to, or multiplied by, another one, in windows of one pixel.
+
+    OpenVINO takes such a sum into the convolution before it, and leaves out that its result is quantized in between
+    (seen in 2026.4: a fifth of the values of a residual block off by a step). A pooling keeps the two apart, in
+    integers, and changes no value; an addition of the smallest number did not do in every block.
+    """
+    for node in [node for node in graph.nodes if node.op_type in ("Add", "Mul")]:
+        if any(name in graph.constants for name in node.input):
+            continue
+        for position, source in enumerate(map(graph.producer, node.input)):
+            if source is not None and source.op_type == "DequantizeLinear":
+                output, name = graph.free_name(f"{source.output[0]}_pooled"), f"{node.name}/Guard_{position}"
+                graph.add_node("MaxPool", [source.output[0]], output, source, name, kernel_shape=[1, 1])
+                node.input[position] = output
+
+
+def _keep_domains(graph: Graph) -> None:
+    """Forget the domain of the stand-in."""
+    kept = [entry for entry in graph.model.opset_import if entry.domain != _DOMAIN]
+    del graph.model.opset_import[:]
+    graph.model.opset_import.extend(kept)

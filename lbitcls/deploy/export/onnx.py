@@ -1,0 +1,346 @@
+"""From a model to an ONNX file with integer weights: trace, graph passes, choices for the target, one write."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.deploy.export.composed import carry_backbone
+from lbitcls.deploy.export.graph import (
+    Graph,
+    check_flat,
+    drop_repeated,
+    name_nodes,
+    separate_weights,
+    settle_signs,
+    to_opset_17,
+)
+from lbitcls.deploy.export.lowering import LayerFacts, check_expressible, check_finite, layer_facts, ship
+from lbitcls.deploy.export.maxima import pool_integers, split_maxima
+from lbitcls.deploy.export.norms import absorb_norms
+from lbitcls.deploy.export.packing import pack_weights
+from lbitcls.deploy.export.residuals import residual_bits
+from lbitcls.deploy.runtime.metadata import ModelInfo, require, sealed, write_info
+from lbitcls.deploy.targets import base as targets
+from lbitcls.deploy.verification.live_model import check_called, check_weights_in_use
+from lbitcls.quant.computed_weights import copy_model, plain_copy
+from lbitcls.utils.errors import ConfigError, reason_of
+from lbitcls.utils.files import write_whole
+from lbitcls.version import __version__
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+logger = logging.getLogger("lbitcls")
+PARTS = ("model", "backbone")
+OPSETS = (17, 21)
+"""Lowest and highest version of ONNX's operators that is written."""
+_TRACED = 18  # the lowest version that the tracer writes; 17 is converted from it
+_INT4 = 21  # the version from which integers of 4 bits exist
+_ROOT = "traced"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported.
+
+    Attributes:
+        path: the file.
+        info: what the file says of itself.
+        opset: version of ONNX's operators.
+        size: bytes of the file.
+        unpacked_size: bytes that it would have without `pack`.
+        float_size: bytes of the model's parameters and running statistics in float32.
+        seconds: what the export took.
+        norms_left: BatchNormalization nodes that stay, since no integer layer stands before them.
+        not_packed: layers of 4 bits or fewer that stay in int8 with `pack`, with the reason.
+        container_ms: latency in ms by container, where that of signed inputs was chosen by measuring.
+        cannot_run: engines for the target that cannot run the file, with the reason.
+    """
+
+    path: Path
+    info: ModelInfo
+    opset: int
+    size: int
+    unpacked_size: int
+    float_size: int
+    seconds: float
+    norms_left: list[str]
+    not_packed: dict[str, str]
+    container_ms: dict[str, float]
+    cannot_run: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data, but the config's text."""
+        record = asdict(self)
+        del record["info"]["config"]
+        return {**record, "path": str(self.path)}
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    input_shape: tuple[int, int, int],
+    opset: int = 21,
+    part: str = "model",
+    pack: bool = False,
+    target: str = "cpu",
+    classes: Sequence[str] | None = None,
+    pipeline: Sequence[dict[str, Any]] = (),
+    config: str = "",
+) -> ExportReport:
+    """Write `model` as an ONNX file: input `image` (N, C, H, W), output `logits` (N, K) or `feature_0`, ….
+
+    Args:
+        model: a classifier, or any module that takes an image; quantized or float. It is not changed. With skip
+            connections in 8 bits it comes from `residual.carry_residuals`.
+        path: the file; it is written whole or not at all.
+        input_shape: (C, H, W) of an image.
+        opset: version of ONNX's operators, 17 to 21; lower where the file of an integer backbone has a lower one.
+        part: `'model'`, or `'backbone'` for its features.
+        pack: store weights of 4 bits or fewer in 4 bits.
+        target: `'cpu'` or `'tensorrt'`.
+        classes: names of the classes; None: the model's own, if it has any.
+        pipeline: the test pipeline, for the file's record.
+        config: text of the config, likewise.
+
+    Raises:
+        ConfigError: a layer that cannot be expressed, or that the target cannot take, or whose weight the model reads
+            without calling it; an unknown option; a model that cannot be traced.
+        CheckpointError: weights, statistics or scales are not finite.
+        NotInitializedError: quantizers without first values.
+        DependencyError: a package is missing.
+
+    Example:
+        >>> report = export_onnx(model, "model.onnx", input_shape=(1, 8, 8))
+        >>> report.info.num_classes, report.info.bits
+        (10, 'float')
+    """
+    start = time.perf_counter()
+    check_options(opset, part, pack, target)
+    names = _class_names(model, classes) if part == "model" else None
+    plain = plain_copy(model)
+    exported = plain if part == "model" else _Backbone(plain)
+    carried = carry_backbone(exported, input_shape, opset, target)
+    check_called(copy_model(plain), input_shape, part)  # hooks may change what they run on
+    check_expressible(exported)
+    check_finite(exported)
+    check_weights_in_use(model, plain, input_shape, part)
+    model = exported
+    targets.check_layers(model, target, opset)
+    opset, shipped = carried.opset, carried.traceable(ship(model, "int8" if target == "tensorrt" else None))
+    graph = Graph(trace(shipped, input_shape, opset, part))
+    norms_left = to_integer_layers(graph)
+    if opset < _TRACED:
+        to_opset_17(graph)
+    if target == "cpu":
+        targets.guard_scales(graph)
+        split_maxima(graph)
+    choice = carried.choose_container(graph, target, input_shape)
+    facts = [targets.with_container(fact, choice, target) for fact in layer_facts(model)]
+    unpacked = graph.save().ByteSize()
+    low_bit = {fact.name for fact in facts if (fact.weight_bits or 8) <= 4}
+    packed, not_packed = pack_weights(graph, low_bit) if pack else ([], {})
+    saved = unpacked - graph.save().ByteSize()
+    carried.insert(graph)
+    proto = graph.save()
+    info = ModelInfo(
+        version=__version__,
+        part=part,
+        input_shape=input_shape,
+        classes=names,
+        pipeline=[dict(step) for step in pipeline],
+        layers=[*carried.layers, *(_record(fact, packed) for fact in facts)],
+        residual_bits=carried.residual_bits or residual_bits(model),
+        target=target,
+        config=config,
+        **carried.summary(_summary(facts)),
+        **_outputs(proto, part),
+    )
+    content = _finished(proto, info, target)
+    write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
+    refused = targets.cannot_run(path, target)
+    for engine, reason in refused.items():
+        logger.warning("%s cannot run %s: %s", engine, path, reason)
+    size, seconds = len(content), time.perf_counter() - start
+    return ExportReport(
+        Path(path),
+        info,
+        opset,
+        size,
+        size + saved,
+        _float_size(model),
+        seconds,
+        norms_left,
+        not_packed,
+        choice.milliseconds,
+        refused,
+    )
+
+
+def to_integer_layers(graph: Graph) -> list[str]:
+    """Passes over a traced graph, after which its integer layers are as they ship; names of BatchNorms that stay."""
+    name_nodes(graph, _ROOT)
+    check_flat(graph)
+    separate_weights(graph)
+    norms_left = absorb_norms(graph)
+    settle_signs(graph)
+    pool_integers(graph)
+    drop_repeated(graph)
+    graph.save()
+    return norms_left
+
+
+class _Backbone(nn.Module):
+    """A classifier without the rest."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        if not hasattr(classifier, "backbone"):
+            raise ConfigError(f"{type(classifier).__name__} has no backbone to export; use part='model'.")
+        self.backbone = classifier.backbone
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        features = self.backbone(image)
+        return tuple(features) if isinstance(features, (tuple, list)) else (features,)
+
+
+class _Traced(nn.Module):
+    """A model from the image to what it predicts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        setattr(self, _ROOT, model)
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        model = getattr(self, _ROOT)
+        return model.predict(image) if hasattr(model, "predict") else model(image)
+
+
+def trace(model: nn.Module, input_shape: tuple[int, int, int], opset: int, part: str = "model") -> ModelProto:
+    """The ONNX graph of a shipped model, as torch's exporter makes it (from opset 18 on); the batch size is free.
+
+    Raises:
+        ConfigError: torch cannot trace the model.
+    """
+    for package in ("onnx", "onnxscript"):
+        require(package)
+    wrapped = _Traced(model).eval()
+    try:
+        with torch.no_grad(), _quiet():
+            program: Any = torch.onnx.export(
+                wrapped,
+                (torch.zeros(2, *input_shape),),
+                dynamo=True,
+                opset_version=max(opset, _TRACED),
+                input_names=["image"],
+                output_names=None if part == "backbone" else ["logits"],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # torch's own kinds, and whatever the model's code raises on traced tensors
+        raise ConfigError(
+            f"{type(model).__name__} cannot be traced for ONNX with a free batch size: {reason_of(error)}"
+        ) from error
+    proto = program.model_proto
+    batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    if batch.HasField("dim_value"):
+        raise ConfigError(
+            f"{type(model).__name__} cannot be traced for ONNX with a free batch size: it takes the batch size as a "
+            f"number of Python's (len(x), int(x.shape[0])), so the file would take {batch.dim_value} images and no "
+            "other number. Use x.shape[0] itself."
+        )
+    if part == "backbone":
+        _rename_outputs(proto)
+    return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracer's own progress and warnings, which are not about the user's model."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _rename_outputs(proto: ModelProto) -> None:
+    for number, output in enumerate(proto.graph.output):
+        new = f"feature_{number}"
+        for node in proto.graph.node:
+            node.output[:] = [new if name == output.name else name for name in node.output]
+            node.input[:] = [new if name == output.name else name for name in node.input]
+        output.name = new
+
+
+def check_options(opset: int, part: str, pack: bool, target: str) -> None:
+    """Raise where `export_onnx` would for these arguments.
+
+    Raises:
+        ConfigError: a wrong value, or two that do not go together.
+    """
+    targets.check_target(target)
+    lowest, highest = OPSETS
+    if not isinstance(opset, int) or not lowest <= opset <= highest:
+        raise ConfigError(f"opset {opset} is not written; it is {lowest} to {highest} (default {highest}).")
+    if part not in PARTS:
+        raise ConfigError(f"part is 'model' or 'backbone'; got {part!r}.")
+    if pack and opset < _INT4:
+        raise ConfigError(f"packed weights are INT4 tensors, which ONNX has from opset {_INT4} on; got opset {opset}.")
+    if pack and target == "tensorrt":
+        raise ConfigError("TensorRT takes no convolutions with packed weights; export without pack.")
+
+
+def _finished(proto: ModelProto, info: ModelInfo, target: str) -> bytes:
+    """The bytes of the file, with shapes and record, checked."""
+    onnx = require("onnx")
+    proto.producer_name, proto.producer_version = "lbitcls", __version__
+    proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    write_info(proto, info)
+    onnx.checker.check_model(proto, full_check=True)
+    targets.check_structure(proto, target)
+    return sealed(proto)
+
+
+def _record(fact: LayerFacts, packed: Sequence[str]) -> dict[str, Any]:
+    record = asdict(fact)
+    del record["signed"]
+    return {**record, "packed": fact.name in packed}
+
+
+def _summary(facts: Sequence[LayerFacts]) -> dict[str, Any]:
+    """`method` and `bits` of a file."""
+    if not facts:
+        return {"method": "float", "bits": "float"}
+    bits = Counter(f"W{fact.weight_bits or 32}A{fact.input_bits or 32}" for fact in facts)
+    return {"method": "+".join(sorted({fact.method for fact in facts})), "bits": bits.most_common(1)[0][0]}
+
+
+def _outputs(proto: ModelProto, part: str) -> dict[str, Any]:
+    shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim[1:]] for value in proto.graph.output]
+    if part == "backbone":
+        return {"out_channels": [shape[0] for shape in shapes], "feature_shapes": shapes}
+    return {"num_classes": shapes[0][-1] if shapes[0] else None}
+
+
+def _class_names(model: nn.Module, classes: Sequence[str] | None) -> list[str] | None:
+    names = classes if classes is not None else getattr(model, "CLASSES", None)
+    return None if names is None else list(names)
+
+
+def _float_size(model: nn.Module) -> int:
+    from lbitcls.quant.size import model_size
+
+    return round(1024 * model_size(model)["float_kib"])

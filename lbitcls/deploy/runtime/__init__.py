@@ -1,0 +1,1 @@
+"""Exported models at work: engines, metadata of files, timing."""

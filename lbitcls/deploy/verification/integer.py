@@ -1,0 +1,179 @@
+"""The integer reference: what a quantized model computes when its layers work on whole numbers.
+
+    codes of the input      q_x = to_integer(x),   centred: q_x - z_x       (padding with 0 is padding with z_x)
+    codes of the weight     q_w = to_integer(w),   centred: q_w - z_w
+    accumulator             a = Σ (q_x - z_x) · (q_w - z_w)                 exact, within int32
+    result                  y = a · (s_x · s_w / f) + bias                  one multiplication for each output channel
+
+f is the factor of a folded BatchNorm, 1 without one. All else (BatchNorm, ReLU, pooling, additions) is float64.
+
+Exact: the whole numbers are held in float64, whose sums and products of integers are exact below 2^53, in whatever
+order they are added; that every accumulator stays within int32, which engines have, is checked from the weights.
+
+Weights have the integers that float32 decides, as the exported file has them. To which level a value of an input goes
+is decided in float64, as in the fake-quantized float64 model (`verification/reference.py`), so that the two differ by
+the rounding of the last multiplication alone. Against float32, values within its rounding error of the middle between
+two levels may go to the other one, here as in any engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.deploy.verification.reference import reference_model
+from lbitcls.quant.layers import QuantConv1d, QuantConv2d, QuantConvTranspose2d, QuantLayer, QuantLinear
+from lbitcls.quant.spec import QParams, along
+from lbitcls.utils.errors import LbitclsError
+
+LARGEST_ACCUMULATOR = 2**31 - 1
+"""What an int32 accumulator holds."""
+
+
+class AccumulatorError(LbitclsError):
+    """A layer's accumulators could exceed int32."""
+
+
+class IntegerLayer(QuantLayer):
+    """A quantized layer that computes with the codes of its input and its weight.
+
+    Attributes:
+        codes: centred integers of the weight, as float64, in the weight's shape.
+        step: s_x · s_w / f, what one unit of the accumulator is worth; broadcasts against the output.
+        shift: the bias, likewise, or None.
+        largest_accumulator: no sum of any part of the products exceeds it in magnitude.
+    """
+
+    codes: Tensor
+    step: Tensor
+    shift: Tensor | None
+    largest_accumulator: int
+
+    def apply_quantized(self, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """`operation(input, weight)` on the centred codes, exactly, and then scaled; float64."""
+        assert self.input_quantizer is not None
+        zero_point = self.input_quantizer.zero_point().to(torch.int32)
+        centred = (self.input_quantizer.to_integer(x.double()) - zero_point).double()
+        # A device may convolve by a transform whose result is not whole; the nearest whole number is the sum.
+        y = operation(centred, self.codes).round_().mul_(self.step)
+        return y if self.shift is None else y.add_(self.shift)
+
+
+class IntegerConv1d(IntegerLayer, QuantConv1d):
+    """`Conv1d` on integers."""
+
+
+class IntegerConv2d(IntegerLayer, QuantConv2d):
+    """`Conv2d` on integers."""
+
+
+class IntegerConvTranspose2d(IntegerLayer, QuantConvTranspose2d):
+    """`ConvTranspose2d` on integers."""
+
+
+class IntegerLinear(IntegerLayer, QuantLinear):
+    """`Linear` on integers."""
+
+
+_INTEGER_KINDS: dict[type[nn.Module], type[IntegerLayer]] = {
+    QuantConv1d: IntegerConv1d,
+    QuantConv2d: IntegerConv2d,
+    QuantConvTranspose2d: IntegerConvTranspose2d,
+    QuantLinear: IntegerLinear,
+}
+
+
+def integer_model(model: nn.Module) -> nn.Module:
+    """A float64 copy of `model` whose quantized layers work on integers; see the module.
+
+    A layer that quantizes only its weight or only its input stays fake-quantized in float64: `layers_in_float`.
+
+    Args:
+        model: a classifier, or any module with quantized layers, whose quantizers have their first values.
+
+    Returns:
+        The copy, on the CPU in eval mode; it takes float64.
+
+    Raises:
+        NotInitializedError: quantizers without first values.
+        AccumulatorError: the accumulators of a layer could exceed int32.
+    """
+    integer = reference_model(model, torch.float64)
+    for name, layer in integer.named_modules():
+        if isinstance(layer, QuantLayer) and _reason_for_float(layer) is None:
+            _to_integer_layer(layer, name)
+    return integer
+
+
+def layers_in_float(model: nn.Module) -> dict[str, str]:
+    """Quantized layers of a model that compute in float64 in its integer reference, by name, with the reason."""
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantLayer))
+    reasons = {name: _reason_for_float(layer) for name, layer in layers if not isinstance(layer, IntegerLayer)}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _reason_for_float(layer: QuantLayer) -> str | None:
+    if type(layer) not in _INTEGER_KINDS:
+        return f"{type(layer).__name__} has no integer form"
+    for role, quantizer in (("weight", layer.weight_quantizer), ("input", layer.input_quantizer)):
+        if quantizer is None or not quantizer.is_enabled:
+            return f"its {role} is float"
+    return None
+
+
+@torch.no_grad()
+def _to_integer_layer(layer: QuantLayer, name: str) -> None:
+    """Turn a quantized float64 layer into its integer form, in place, so that the model finds it where it was."""
+    assert layer.weight_quantizer is not None and layer.input_quantizer is not None
+    weight = layer.weight_to_quantize()
+    grid, of_input = layer.weight_quantizer.qparams(weight), layer.input_quantizer.qparams()
+    codes = layer.weight_quantizer.to_integer(weight) - along(grid.zero_point, weight.dim(), grid.channel_axis)
+    step, bias = of_input.scale * grid.scale, layer._parameters["bias"]
+    if isinstance(layer, QuantConv2d):
+        factor = layer.fold_factor()
+        step = step if factor is None else step / factor
+        layer.folded_norm = ()
+    spatial = weight.dim() - 2  # axes of the output behind the channels
+    layer._parameters["bias"] = None
+    layer.__class__ = _INTEGER_KINDS[type(layer)]
+    assert isinstance(layer, IntegerLayer)
+    layer.register_buffer("codes", codes.double())
+    layer.register_buffer("step", _before_axes(step, spatial))
+    layer.register_buffer("shift", None if bias is None else _before_axes(bias.detach(), spatial))
+    layer.largest_accumulator = _checked_bound(codes, layer, of_input, name)
+
+
+def _before_axes(values: Tensor, axes: int) -> Tensor:
+    """Values () or (C,), shaped to broadcast against (…, C, and `axes` more)."""
+    return values.reshape(-1, *(1,) * axes) if values.dim() else values
+
+
+def _checked_bound(codes: Tensor, layer: IntegerLayer, of_input: QParams, name: str) -> int:
+    zero_point = int(of_input.zero_point)
+    ends = (of_input.quant_min, of_input.quant_max)
+    largest_code = max(abs(end - shift) for end in ends for shift in (0, zero_point))  # centred, and as it is stored
+    bound = int(_taps(codes, layer).abs().sum(1, dtype=torch.int64).max()) * largest_code
+    if bound > LARGEST_ACCUMULATOR:
+        raise AccumulatorError(
+            f"{name}: a sum may reach {bound:,}, beyond the {LARGEST_ACCUMULATOR:,} of int32 accumulators; give the "
+            "layer fewer bits, or leave it float."
+        )
+    return bound
+
+
+def _taps(codes: Tensor, layer: IntegerLayer) -> Tensor:
+    """The weight's codes as rows: those that one output is the sum of."""
+    if layer.weight_channel_axis == 0:
+        return codes.flatten(1)
+    assert isinstance(layer, nn.ConvTranspose2d)  # the one kind whose outputs are not the weight's first axis
+    groups = layer.groups
+    by_group = codes.reshape(groups, codes.shape[0] // groups, codes.shape[1], -1)
+    return by_group.movedim(2, 1).flatten(0, 1).flatten(1)
+
+
+def largest_accumulator(model: nn.Module) -> tuple[str, int] | None:
+    """The integer layer of `integer_model` with the largest possible sum, and that sum; None without such layers."""
+    bounds = {name: m.largest_accumulator for name, m in model.named_modules() if isinstance(m, IntegerLayer)}
+    return max(bounds.items(), key=lambda item: item[1]) if bounds else None

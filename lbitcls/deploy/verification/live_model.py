@@ -1,0 +1,145 @@
+"""A model as the commands `test` and `infer` run it: the very module, in eval, without gradients, on its own device.
+
+A copy may be another model (a hook in it may still use the modules that it was copied from), and what reads a layer's
+weight without a forward pass may read one that is not used. So whatever is exported is held against this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.deploy.export.lowering import active
+from lbitcls.quant.bypass import refuse_read, watching
+from lbitcls.quant.calibration import quantizing
+from lbitcls.quant.layers import HOOKS, QuantLayer
+from lbitcls.utils.errors import ConfigError, LbitclsError, reason_of
+
+Outputs = tuple[Tensor, ...]
+Evaluation = Callable[[Tensor], Outputs]
+_CLOSE = 1e-5  # of the largest weight: devices add in another order
+_OTHER = 0.25  # of the standard deviation of an output
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In eval and without gradients for the time being; every module has its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def evaluation(model: nn.Module, part: str = "model", dtype: torch.dtype = torch.float32) -> Evaluation:
+    """Images to the outputs of a part of a model, on the CPU; to be called inside `evaluating`, or on one in eval.
+
+    Args:
+        model: a classifier, or any module that takes an image.
+        part: `model` or `backbone`.
+        dtype: of the images that it takes.
+    """
+    run: Any = getattr(model, "backbone", model) if part == "backbone" else getattr(model, "predict", model)
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    return lambda images: tuple(output.cpu() for output in as_tuple(run(images.to(device, dtype))))
+
+
+def as_tuple(outputs: Any) -> tuple[Any, ...]:
+    """One output or several, as a tuple."""
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def check_called(model: nn.Module, input_shape: tuple[int, int, int], part: str = "model") -> None:
+    """Raise `ConfigError` for quantized layers whose weight the model reads in eval without calling the layer.
+
+    Args:
+        model: runs on two images in float, for which its quantizers need no values.
+        input_shape: (C, H, W) of an image.
+        part: `model` or `backbone`: what runs.
+    """
+    with evaluating(model), torch.random.fork_rng(), quantizing(model), watching(model) as watch:
+        _run(model, torch.zeros(2, *input_shape), part)
+    refuse_read(watch.result(), "export")
+
+
+def _run(model: nn.Module, images: Tensor, part: str) -> Outputs:
+    """The outputs; `ConfigError` where the model does not take such images."""
+    try:
+        return evaluation(model, part)(images)
+    except LbitclsError:
+        raise
+    except Exception as error:  # whatever the model's code raises
+        raise ConfigError(
+            f"{type(model).__name__} does not run on images {tuple(images.shape)}: {reason_of(error)}"
+        ) from error
+
+
+def check_weights_in_use(
+    model: nn.Module, plain: nn.Module, input_shape: tuple[int, int, int], part: str = "model"
+) -> None:
+    """Raise where a quantized layer, or the whole model, computes with something else than what would be exported.
+
+    Args:
+        model: runs on three batches of two images.
+        plain: its `plain_copy`, whose layers are exported.
+        input_shape: (C, H, W) of an image.
+        part: `model` or `backbone`: what runs.
+
+    Raises:
+        ConfigError: a layer does, or the model does; or the model does not take such images.
+    """
+    outputs: list[Outputs] = []
+    seen: dict[str, list[Tensor]] = {}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLayer)}
+    generator = torch.Generator().manual_seed(0)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(lambda m, _, n=name: seen.setdefault(n, []).append(_weight(m)))
+            stack.callback(hook.remove)
+        noise = torch.randn(2, *input_shape, generator=generator)
+        for images in (torch.zeros(2, *input_shape), noise, noise):
+            outputs.append(_run(model, images, part))
+    for name, weights in seen.items():
+        exported = _weight(plain.get_submodule(name))
+        limit = _CLOSE * float(exported.abs().max())
+        if not all(torch.allclose(weight, exported, rtol=0, atol=limit) for weight in weights):
+            raise ConfigError(
+                f"'{name}' computes with another weight than it holds: {_suspects(layers[name])} it during the forward "
+                "pass, and the file would have the old one. Let torch.nn.utils.parametrize compute it "
+                "(register_parametrization(layer, 'weight', …)), or write the result into the layer before the export."
+            )
+    with torch.no_grad():
+        copied = _run(plain, noise, part)
+    # A model that does not agree with itself is another fault, which a verification finds.
+    if _agree(outputs[1], outputs[2]) and not _agree(copied, outputs[2]):
+        raise ConfigError(
+            f"a copy of {type(model).__name__}, which is what is exported, gives other outputs than the model: a hook "
+            "or a function in it asks for a module of the original, or keeps to it. Let it use the module and the "
+            "tensors that it is given."
+        )
+
+
+def _agree(given: Outputs, expected: Outputs) -> bool:
+    """Whether no output is another one, whatever devices and rounding do to a few images; NaN agrees with all."""
+    pairs = zip(given, expected, strict=True)
+    return not any((a - b).abs().mean() > _OTHER * b.std() + _CLOSE * b.abs().max() for a, b in pairs)
+
+
+def _weight(layer: Any) -> Tensor:
+    weight = layer.weight_to_quantize() if active(layer.weight_quantizer) else layer.weight
+    return weight.detach().float().cpu().clone()
+
+
+def _suspects(layer: nn.Module) -> str:
+    """What may change a layer's weight, as the subject of a sentence."""
+    hooks = [hook for name in HOOKS if name.endswith("_hooks") for hook in getattr(layer, name).values()]
+    names = [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks]
+    return f"a hook ({', '.join(names)}) changes" if names else "a module around it, or its hook, changes"

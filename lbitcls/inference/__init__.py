@@ -1,0 +1,1 @@
+"""Predictions for single images, by a checkpoint's model or an exported file."""

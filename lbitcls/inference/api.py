@@ -1,0 +1,305 @@
+"""What is in pictures: a model from a checkpoint or an exported file, and what it says of any picture.
+
+    model = init_model("config.py", "model.onnx")       # or a checkpoint (.pth)
+    result = inference_model(model, "photo.jpg", topk=5)
+    show_result_pyplot(model, "photo.jpg", result)
+
+With an exported file PyTorch is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from lbitcls.utils.errors import ConfigError, DataError
+from lbitcls.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from lbitcls.inference.preparation import Prepare
+    from lbitcls.utils.config import Config
+
+Result = dict[str, Any]
+_IMAGENET = 1000
+_MOST_READERS = 8
+_LINES = 5
+_NO_SCORES = (
+    "the model's scores for this picture are NaN or infinite: its weights come from a run that diverged, or a layer "
+    "overflows. Give another checkpoint."
+)
+
+
+class Predictor(Protocol):
+    """A model, as inference uses it."""
+
+    prepare: Prepare
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    def scores(self, images: np.ndarray) -> np.ndarray: ...
+
+
+def init_model(
+    config: str | Path | Mapping[str, Any] | None,
+    checkpoint: str | Path | None = None,
+    device: str | None = "cpu",
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """A model that is ready for `inference_model`.
+
+    Its `cfg` is the config, its `CLASSES` are the classes' names: those of the checkpoint or of the exported file;
+    where it has none, ImageNet's, with a warning, if there are 1,000 classes, else their numbers.
+
+    Args:
+        config: a config's path, or a config. None for an exported file that lbitcls wrote, which suffices by itself.
+        checkpoint: of the config's model (published weights, too), or an `.onnx` file that was exported of it; None:
+            the weights that the config's model begins with.
+        device: of a checkpoint's model: `'cpu'`, `'cuda'`, `'cuda:1'`; None: the config's, or else the first GPU, or
+            the CPU. An exported file runs on the CPU.
+        engine: of an exported file: `'openvino'` (the default) or `'onnxruntime'`.
+        threads: of the engine; None: its own choice.
+
+    Returns:
+        The classifier in eval mode, or an `ExportedModel`.
+
+    Raises:
+        ConfigError: the config is missing or wrong, or an argument does not suit the model.
+        CheckpointError: the weights are missing, damaged or another model's.
+
+    Example:
+        >>> model = init_model("configs/quickstart/digits_lsq_4w4f.py")
+        >>> model.CLASSES[:3]
+        ('0', '1', '2')
+    """
+    cfg = None if config is None else _config(config)
+    if checkpoint is not None and Path(checkpoint).suffix.lower() == ".onnx":
+        from lbitcls.inference.onnx_model import open_exported
+
+        if device not in (None, "cpu"):
+            raise ConfigError(f"an .onnx file runs on the CPU; leave the device {device!r} out.")
+        model: Any = open_exported(checkpoint, cfg, engine, threads)
+    else:
+        model = _load_trained(cfg, checkpoint, device, engine, threads)
+    _name_classes(model, model.num_classes)
+    return model
+
+
+def inference_model(model: Any, img: Any, topk: int | None = None, batch_size: int = 32) -> Result | list[Result]:
+    """What a model says of a picture, or of each of several.
+
+    A picture of any size and colour goes to a model of any input: it is prepared by the test pipeline, and where that
+    is for images of one size, or of fewer colours, it is cut to the model's proportions, resized and converted.
+
+    Args:
+        model: from `init_model`, or a classifier with `cfg`.
+        img: a path, a NumPy array (uint8, (H, W, 3) in RGB or (H, W)), a Pillow image, or a list of them, which is
+            predicted in batches.
+        topk: the number of classes to list too, best first (all there are, if they are fewer).
+        batch_size: most pictures that are predicted at once.
+
+    Returns:
+        `{'pred_label': 207, 'pred_score': 0.93, 'pred_class': 'golden retriever'}`, the score in 0-1; with `topk` also
+        `'topk'`, a list of such dicts. For a list: a list of results.
+
+    Raises:
+        DataError: a picture is missing, damaged, none, or too large; or scores are not finite.
+        ConfigError: `topk` or `batch_size` is below 1.
+
+    Example:
+        >>> cfg.quant_transformer = None
+        >>> model = init_model(cfg)
+        >>> result = inference_model(model, np.zeros((480, 640, 3), np.uint8), topk=3)
+        >>> sorted(result), len(result["topk"])
+        (['pred_class', 'pred_label', 'pred_score', 'topk'], 3)
+    """
+    several = isinstance(img, (list, tuple))
+    pictures = img if several else [img]
+    results = []
+    for position, found in enumerate(predict_pictures(model, pictures, topk, batch_size)):
+        if isinstance(found, DataError):
+            raise type(found)(f"picture {position} of {len(pictures)}: {found}" if several else str(found)) from found
+        results.append(found)
+    return results if several else results[0]
+
+
+def predict_pictures(
+    model: Any, pictures: Sequence[Any], topk: int | None = None, batch_size: int = 32
+) -> Iterator[Result | DataError]:
+    """As `inference_model`, one picture after the other; an error stands in the place of a picture that cannot be used.
+
+    The next pictures are read while some are predicted.
+    """
+    check_numbers(topk, batch_size)
+    predictor = _predictor(model)
+    for batch in _prepared(predictor.prepare, pictures, batch_size):
+        for row in _scores(predictor, batch):
+            if isinstance(row, DataError):
+                yield row
+            else:
+                _name_classes(model, len(row))
+                yield _result(row, model.CLASSES, topk)
+
+
+def check_numbers(topk: int | None, batch_size: int) -> None:
+    """Raise `ConfigError` unless both are numbers from 1 (`topk` may be None)."""
+    for name, number in (("topk", 1 if topk is None else topk), ("batch_size", batch_size)):
+        if not isinstance(number, int) or number < 1:
+            raise ConfigError(f"{name} is a number from 1; got {number!r}.")
+
+
+def show_result(model: Any, img: Any, result: Result, out_file: str | Path | None = None) -> np.ndarray:
+    """A picture with what the model said of it below, the classes of `topk` with their scores.
+
+    Args:
+        model: as for `inference_model`.
+        img: one picture, as for `inference_model`.
+        result: of that picture.
+        out_file: `.png`, `.jpg`, `.svg` or `.pdf` file to write.
+
+    Returns:
+        The labelled picture, uint8 (H, W, 3) in RGB.
+
+    Raises:
+        DataError: the picture cannot be read.
+        ConfigError: `out_file` cannot be written, or has another format.
+    """
+    from lbitcls.analysis.figures import can_draw, check_path, rendered, save
+    from lbitcls.analysis.pictures import draw_result
+
+    out = None if out_file is None else check_path(out_file, "out_file")
+    listed = (result.get("topk") or [result])[:_LINES]
+    names = [
+        entry["pred_class"] if can_draw(entry["pred_class"]) else f"class {entry['pred_label']}" for entry in listed
+    ]
+    figure = draw_result(_pixels(img), [(name, entry["pred_score"]) for name, entry in zip(names, listed, strict=True)])
+    if out is not None:
+        save(figure, out)
+    return rendered(figure)
+
+
+def show_result_pyplot(model: Any, img: Any, result: Result) -> None:
+    """Show what `show_result` draws in a notebook or in a window of matplotlib."""
+    from matplotlib import pyplot
+
+    labelled = show_result(model, img, result)
+    height, width = labelled.shape[:2]
+    figure = pyplot.figure(figsize=(width / 100, height / 100), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(labelled)
+    axes.axis("off")
+    pyplot.show()
+    pyplot.close(figure)
+
+
+def _config(given: str | Path | Mapping[str, Any]) -> Config:
+    from lbitcls.utils.config import Config
+
+    if isinstance(given, (str, os.PathLike)):
+        return Config.fromfile(given)
+    return given if isinstance(given, Config) else Config(dict(given))
+
+
+def _load_trained(
+    cfg: Config | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
+) -> Any:
+    if cfg is None:
+        raise ConfigError(f"a config says what model '{checkpoint}' belongs to; only an .onnx file does without.")
+    if engine is not None or threads is not None:
+        raise ConfigError(f"engine and threads are for .onnx files, which an engine runs; got '{checkpoint}'.")
+    from lbitcls.inference.torch_model import load_trained
+
+    return load_trained(cfg, checkpoint, device)
+
+
+def _predictor(model: Any) -> Predictor:
+    from lbitcls.inference.onnx_model import ExportedModel
+
+    if isinstance(model, ExportedModel):
+        return model
+    from lbitcls.inference.torch_model import TrainedModel
+
+    return TrainedModel(model)
+
+
+def _name_classes(model: Any, number: int | None) -> None:
+    """Give the model names of its classes, if it has none and their number is known."""
+    if getattr(model, "CLASSES", None) is not None or number is None:
+        return
+    if number != _IMAGENET:
+        model.CLASSES = tuple(map(str, range(number)))
+        return
+    from lbitcls.datasets.names import imagenet_classes
+
+    get_logger().warning("The model does not name its 1,000 classes; they are taken for ImageNet's.")
+    model.CLASSES = imagenet_classes()
+
+
+def _prepared(prepare: Prepare, pictures: Sequence[Any], size: int) -> Iterator[list[np.ndarray | DataError]]:
+    """The model's inputs in batches; the next batch is being read while one is predicted."""
+
+    def read(picture: Any) -> np.ndarray | DataError:
+        try:
+            image = prepare(picture)
+        except DataError as error:
+            return error
+        if np.isfinite(image).all():
+            return image
+        return DataError(
+            "the test pipeline makes values of this picture that are NaN or infinite; look at its steps (a standard "
+            "deviation of 0 divides by it)."
+        )
+
+    if len(pictures) < 2:
+        yield [read(picture) for picture in pictures]
+        return
+    with ThreadPoolExecutor(min(len(pictures), os.cpu_count() or 1, _MOST_READERS)) as pool:
+        ahead = [pool.submit(read, picture) for picture in pictures[:size]]
+        for start in range(size, len(pictures) + size, size):
+            current, ahead = ahead, [pool.submit(read, picture) for picture in pictures[start : start + size]]
+            yield [future.result() for future in current]
+
+
+def _scores(predictor: Predictor, batch: Sequence[np.ndarray | DataError]) -> list[np.ndarray | DataError]:
+    """Scores (K,) for each input, those of one size at once; errors stay where they are."""
+    rows: list[np.ndarray | DataError] = list(batch)
+    alike = defaultdict(list)
+    for position, image in enumerate(batch):
+        if not isinstance(image, DataError):
+            alike[image.shape].append((position, image))
+    for group in alike.values():
+        images = np.stack([image for _, image in group]) if len(group) > 1 else group[0][1][None]
+        scores = predictor.scores(images)
+        for (position, _), row in zip(group, scores, strict=True):
+            rows[position] = row if np.isfinite(row).all() else DataError(_NO_SCORES)
+    return rows
+
+
+def _result(scores: np.ndarray, names: Sequence[str], topk: int | None) -> Result:
+    labels = np.argsort(-scores, kind="stable")[: topk or 1].tolist()
+    entries = [
+        {
+            "pred_label": label,
+            "pred_score": float(scores[label]),
+            "pred_class": str(names[label]) if label < len(names) else str(label),
+        }
+        for label in labels
+    ]
+    return {**entries[0], "topk": entries} if topk else entries[0]
+
+
+def _pixels(picture: Any) -> np.ndarray:
+    """A picture to look at: uint8 (H, W, 3) in RGB, upright."""
+    from lbitcls.datasets.pipelines.pillow import as_array, convert_given, from_array, read_with_pillow
+
+    if isinstance(picture, (str, os.PathLike)):
+        return as_array(read_with_pillow(os.fspath(picture), "rgb"))
+    return as_array(convert_given(picture if hasattr(picture, "convert") else from_array(picture), "rgb"))

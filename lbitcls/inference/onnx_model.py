@@ -1,0 +1,135 @@
+"""An exported file in the place of a classifier: what is in pictures, without PyTorch."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lbitcls.assembly.image_sizes import natural_size
+from lbitcls.deploy.runtime.engine import Engine, load
+from lbitcls.inference.preparation import Prepare, Steps, preparation, same_steps, test_steps
+from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from lbitcls.utils.config import Config
+
+
+class ExportedModel:
+    """A file that an engine runs on the CPU.
+
+    Args:
+        engine: of the file.
+        cfg: the config that it was exported with; None: what the file says of itself suffices.
+
+    Attributes:
+        engine: as given.
+        CLASSES: names of the classes; None until they are known.
+
+    Raises:
+        CheckpointError: the file gives features, not classes.
+        ConfigError: neither the file nor the config says how pictures are prepared.
+    """
+
+    def __init__(self, engine: Engine, cfg: Config | None = None) -> None:
+        check_part(engine)
+        self.engine = engine
+        self._cfg = cfg
+        info = engine.info
+        self.CLASSES = tuple(info.classes) if info is not None and info.classes is not None else None
+        natural = natural_size(cfg) if None in engine.input_shape else None
+        self.prepare: Prepare = preparation(self._steps(), engine.input_shape, natural)
+
+    def __repr__(self) -> str:
+        info = self.engine.info
+        kind = "" if info is None else f", {info.quantization}, {info.num_classes} classes"
+        return f"ExportedModel({self.engine.path}{kind}, {self.engine.name})"
+
+    @cached_property
+    def cfg(self) -> Config | None:
+        """The config as given, or else the one that the file records; None where there is neither."""
+        return self._cfg if self._cfg is not None else self._recorded_cfg
+
+    @property
+    def num_classes(self) -> int | None:
+        """K, as the file says it; None for one that lbitcls did not write."""
+        return self.engine.info.num_classes if self.engine.info is not None else None
+
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        """Softmaxed scores, float32 (N, K), of images (N, C, H, W) as `prepare` gives them."""
+        logits = self._logits(images)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        fixed = self.engine.fixed_batch
+        if fixed is None or len(images) == fixed:
+            return logits_of(self.engine, images)
+        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % fixed, axis=0)])
+        parts = [logits_of(self.engine, padded[i : i + fixed]) for i in range(0, len(padded), fixed)]
+        return np.concatenate(parts)[: len(images)]
+
+    def _steps(self) -> Steps:
+        """The config's test pipeline, or the file's where the two are the same or there is no config."""
+        given, info = test_steps(self._cfg), self.engine.info
+        recorded = info.pipeline if info is not None else []
+        if given is None and not recorded:
+            raise ConfigError(
+                f"{self.engine.path} does not say how pictures are prepared; give a config with data.test or data.val, "
+                "whose pipeline does."
+            )
+        if given is None:
+            return recorded
+        if not recorded or same_steps(given, recorded):
+            return given
+        if same_steps(given, test_steps(self._recorded_cfg)):
+            return recorded  # written out step by step
+        get_logger().warning(
+            "%s was exported with another test pipeline than the config has; the config's is used.", self.engine.path
+        )
+        return given
+
+    @cached_property
+    def _recorded_cfg(self) -> Config | None:
+        text = self.engine.info.config if self.engine.info is not None else ""
+        if not text:
+            return None
+        from lbitcls.utils.config import Config
+
+        return Config.fromstring(text)
+
+
+def open_exported(
+    path: str | Path, cfg: Config | None = None, engine: str | None = None, threads: int | None = None
+) -> ExportedModel:
+    """The ONNX file `path`, ready to predict.
+
+    Raises:
+        CheckpointError: the file cannot be run, or gives features.
+        ConfigError: there is no such engine, or nothing says how pictures are prepared.
+    """
+    return ExportedModel(load(path, engine or "openvino", threads), cfg)
+
+
+def check_part(engine: Engine) -> None:
+    """Raise `CheckpointError` for a file that gives features."""
+    if engine.info is not None and engine.info.part != "model":
+        raise CheckpointError(
+            f"{engine.path} is a backbone: it gives features, and has no classes; export with --part model."
+        )
+
+
+def logits_of(engine: Engine, images: np.ndarray) -> np.ndarray:
+    """Logits (N, K) of a classifier's file.
+
+    Raises:
+        CheckpointError: the file gives something else.
+    """
+    logits = engine.predict(images)
+    if isinstance(logits, tuple) or logits.ndim != 2:
+        shapes = [array.shape for array in (logits if isinstance(logits, tuple) else (logits,))]
+        raise CheckpointError(f"{engine.path} gives {shapes}, not logits (N, K): it is no classifier.")
+    return logits

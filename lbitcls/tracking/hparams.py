@@ -1,0 +1,125 @@
+"""What runs differ in: the columns of TensorBoard's table of hyperparameters, read from a config and its model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lbitcls.core.runner import EpochRunner
+from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.spec import FLOAT_BITS
+from lbitcls.tracking.run_summary import integer_backbone
+from lbitcls.utils.config import Config
+from lbitcls.utils.dist import world_size
+from lbitcls.utils.errors import ConfigError, suggest
+
+Value = float | str
+COLUMNS: dict[str, Value] = {
+    **{"backbone": "", "dataset": "", "method": "", "bits": "", "weight_bits": 0.0, "input_bits": 0.0},
+    **{"calibration_epoch": 0.0, "epochs": 0.0, "batch_size": 0.0, "optimizer": "", "lr": 0.0, "lr_policy": ""},
+    **{"momentum": 0.0, "weight_decay": 0.0, "ema_decay": 0.0, "precision": "", "kernels": "", "seed": 0.0},
+}
+"""Every column with a value of its type; those that a config does not have stay empty in its line."""
+FIRST = ("method", "bits", "lr", "epochs", "seed")
+
+
+def hyperparameters(cfg: Config, runner: EpochRunner) -> dict[str, Value]:
+    """The columns' values for a run, without those that it does not have."""
+    optimizer = cfg.optimizer
+    values = {
+        "backbone": _backbone(cfg.model.get("backbone") or {}),
+        "dataset": cfg.data.train.get("type"),
+        **quantization(runner.module),
+        "calibration_epoch": (cfg.get("calibration") or {}).get("epoch", 0) if cfg.get("quant_transformer") else None,
+        "epochs": runner.max_epochs,
+        "batch_size": cfg.data.get("samples_per_gpu", 32) * world_size() * runner.step.cumulative_iters,
+        "optimizer": optimizer.get("type"),
+        "lr": runner.step.optimizer.defaults.get("lr"),
+        "lr_policy": (cfg.get("lr_config") or {}).get("policy", "fixed"),
+        "momentum": optimizer.get("momentum"),
+        "weight_decay": optimizer.get("weight_decay"),
+        "ema_decay": None if runner.ema is None else runner.ema.decay,
+        "precision": str(runner.step.precision.dtype or "float32").removeprefix("torch."),
+        "kernels": runner.meta.get("kernels"),
+        "seed": runner.seed,
+    }
+    return {name: as_value(value, COLUMNS[name]) for name, value in values.items() if value is not None}
+
+
+def quantization(model: nn.Module) -> dict[str, Value]:
+    """Method and bits of a model's quantized layers: those of most layers as numbers, all of them as a text.
+
+    The text counts the layers where their bits differ: `W4A4 (6), W8A8 (2)`.
+
+    Example:
+        >>> quantization(nn.Linear(2, 2))
+        {'method': 'float', 'bits': 'float', 'weight_bits': 32, 'input_bits': 32}
+    """
+    layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
+    pairs = Counter((_bits(layer.weight_quantizer), _bits(layer.input_quantizer)) for layer in layers)
+    (weight, inputs), _ = (pairs.most_common(1) or [((FLOAT_BITS, FLOAT_BITS), 0)])[0]
+    named = [f"W{w}A{a}" + (f" ({count})" if len(pairs) > 1 else "") for (w, a), count in pairs.most_common()]
+    methods = sorted({layer.method for layer in layers if layer.method})
+    integer = integer_backbone(model)
+    if integer is not None and not layers:
+        method, _, bits = integer.partition(" ")
+        return {"method": method, "bits": f"{bits} (backbone)", "weight_bits": weight, "input_bits": inputs}
+    return {
+        "method": ", ".join(methods) or "float",
+        "bits": ", ".join(named) or "float",
+        "weight_bits": weight,
+        "input_bits": inputs,
+    }
+
+
+def _bits(quantizer: Any) -> int:
+    return FLOAT_BITS if quantizer is None else quantizer.num_bits
+
+
+def _backbone(section: Mapping[str, Any]) -> str:
+    name = section.get("type", "")
+    name = name if isinstance(name, str) else name.__name__
+    return f"{name} {section['depth']}" if "depth" in section else name
+
+
+def as_value(value: Any, example: Value = "") -> Value:
+    """`value` as the table takes it: a number where it is one and the column's `example` is one, else a text."""
+    if isinstance(example, str) or isinstance(value, bool):
+        return str(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def config_values(cfg: Config | None, keys: Iterable[str]) -> dict[str, Value]:
+    """The values that dotted `keys` have in a config, in which a number is a place in a list.
+
+    Raises:
+        ConfigError: a key is not there, or is that of a section or a list.
+    """
+    return {key: _config_value(dict(cfg or {}), key) for key in keys}
+
+
+def _config_value(cfg: Any, key: str) -> Value:
+    found: Any = cfg
+    for part in key.split("."):
+        if isinstance(found, (list, tuple)) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, Mapping) and part in found:
+            found = found[part]
+        else:
+            known = [str(name) for name in found] if isinstance(found, Mapping) else []
+            raise ConfigError(
+                f"TensorboardLoggerHook: hparams names '{key}', which the config does not have: '{part}'"
+                f"{suggest(part, known)}"
+            )
+    if isinstance(found, (Mapping, list, tuple)):
+        raise ConfigError(
+            f"TensorboardLoggerHook: hparams names '{key}', which is a section or a list, not a value; "
+            f"name one of its values, as in '{key}.{next(iter(found), 0) if isinstance(found, Mapping) else 0}'."
+        )
+    return as_value(found, 0.0 if isinstance(found, (int, float)) else "")

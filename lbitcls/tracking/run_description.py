@@ -1,0 +1,68 @@
+"""What the log of a run says first: its images, its classes, the shape of a batch, the parameters of its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.runner import EpochRunner
+from lbitcls.datasets.pipelines.pillow import UnreadableImage
+
+_CLASSES = 10  # names that fit the line
+
+
+def describe_run(runner: EpochRunner) -> None:
+    """Log the parts of the data, the classes, the shape of a batch, and the parameters of each part of the model."""
+    loader: Any = runner.loader
+    counts = {"train": len(loader.dataset)}
+    for hook in runner.hooks:
+        if isinstance(hook, EvaluationHook):
+            validation: Any = hook.loader
+            counts["val"] = len(validation.dataset)
+    images = ", ".join(f"{name} {count:,} images" for name, count in counts.items())
+    runner.logger.info("Data: %s; %s", images, _classes(runner.module))
+    runner.logger.info("A batch: img %s, gt_label (%d,)", _batch_shape(loader, runner.seed), loader.batch_size)
+    runner.logger.info("Parameters: %s", "; ".join(parameters(runner.module)))
+
+
+def parameters(model: nn.Module) -> list[str]:
+    """How many parameters a model has, in all and by part, and how many of them are trained.
+
+    Example:
+        >>> parameters(nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1).requires_grad_(False)))
+        ['5 in all, 3 trained, 2 frozen', '0: 3 trained', '1: 2 frozen']
+    """
+    parts = [(name, part) for name, part in model.named_children() if next(part.parameters(), None) is not None]
+    return [f"{sum(_count(model)):,} in all, {_said(model)}", *(f"{name}: {_said(part)}" for name, part in parts)]
+
+
+def _said(module: nn.Module) -> str:
+    words = zip(_count(module), ("trained", "frozen"), strict=True)
+    return ", ".join(f"{number:,} {word}" for number, word in words if number)
+
+
+def _count(module: nn.Module) -> tuple[int, int]:
+    """(trained, frozen)."""
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return trained, sum(p.numel() for p in module.parameters()) - trained
+
+
+def _classes(model: Any) -> str:
+    names = [str(name) for name in model.CLASSES or ()]
+    if not names:
+        return f"{model.num_classes} classes"
+    more = ", …" if len(names) > _CLASSES else ""
+    return f"{len(names):,} classes: {', '.join(names[:_CLASSES])}{more}"
+
+
+def _batch_shape(loader: Any, seed: int) -> str:
+    """(N, C, H, W) by the first image that can be read; with batches of the size that the config gives."""
+    for index in loader.order(0):
+        try:
+            shape = tuple(loader.dataset.sample(seed, 0, int(index))["img"].shape)
+        except UnreadableImage:
+            continue
+        return str((loader.batch_size, *shape))
+    return "unknown"

@@ -1,0 +1,191 @@
+"""The pictures of a run: what goes into them from data sets and models, and those that every training ends with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lbitcls.analysis.confusion import draw_confusion
+from lbitcls.analysis.curves import draw_results, read_run
+from lbitcls.analysis.figures import pixels, save
+from lbitcls.analysis.pictures import Prediction, draw_batch, draw_predictions
+from lbitcls.core.hooks.calibration_hook import CalibrationHook
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.work_dir import PICTURES
+from lbitcls.core.runner import EpochRunner
+from lbitcls.datasets import build_dataloader
+from lbitcls.datasets.base import BaseDataset
+from lbitcls.datasets.pipelines.color import Normalize
+from lbitcls.datasets.pipelines.pillow import UnreadableImage
+from lbitcls.datasets.subset import Subset
+from lbitcls.utils.config import Config
+from lbitcls.utils.dist import is_main
+from lbitcls.utils.logging import track
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Show = Callable[[EpochRunner, str, np.ndarray], None]
+SHOWN = 24  # images in a grid
+MOST = 10_000  # images that a run's confusion matrix is drawn from
+
+
+def mixed(dataset: BaseDataset, number: int) -> list[int]:
+    """Positions of `number` samples, or of all, in an order that mixes the classes and is always the same."""
+    return np.random.default_rng(0).permutation(len(dataset))[:number].tolist()
+
+
+def read_images(dataset: BaseDataset, indices: Iterable[int], seed: int = 0) -> dict[int, np.ndarray]:
+    """The samples `indices` as the model sees them in the first epoch, to look at: (H, W) or (H, W, 3) in 0-1.
+
+    Under `on_error='skip'` unreadable ones are left out.
+    """
+    steps = dataset.pipeline.transforms
+    undo = [step.undo if isinstance(step, Normalize) else _undo_v2(step) for step in steps]
+    found = {}
+    for index in indices:
+        try:
+            image = dataset.sample(seed, 0, index)["img"]
+        except UnreadableImage:
+            if dataset.on_error == "raise":
+                raise
+            continue
+        for restore in undo:
+            image = image if restore is None else restore(image)
+        array = image.clamp(0, 1).permute(1, 2, 0).numpy()
+        found[index] = array[:, :, 0] if array.shape[2] == 1 else array
+    return found
+
+
+def _undo_v2(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What undoes a step that is torchvision's `Normalize`; None for any other."""
+    function: Any = getattr(step, "function", None)
+    if type(function).__name__ != "Normalize":
+        return None
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (function.mean, function.std))
+    return lambda image: image * std + mean
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    dataset: BaseDataset,
+    indices: Sequence[int],
+    device: torch.device,
+    batch: int,
+    workers: int = 0,
+    shown: bool = False,
+) -> tuple[list[Prediction], int]:
+    """What `model` says, in eval mode, of the samples `indices`; and the number of its classes.
+
+    Nothing is asked of other processes. Unreadable images are left out under `on_error='skip'`. `shown` gives a
+    progress bar on a terminal.
+    """
+    was_training = model.training
+    model.eval()
+    loader = build_dataloader(Subset(dataset, list(indices)), batch, workers)
+    positions = torch.tensor(indices)
+    found, classes = [], 0
+    try:
+        answer = getattr(model, "predict", model)
+        for data in track(loader, len(loader), "predicting", shown):
+            logits = answer(data["img"].to(device)).float().cpu()
+            classes = logits.shape[1]
+            found += read_predictions(logits, data["gt_label"], positions[data["index"]])
+    finally:
+        model.train(was_training)
+        loader.close()
+    return found, classes
+
+
+def read_predictions(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> list[Prediction]:
+    """What logits (N, K) say of the images `indices` (N,) of a data set, whose true classes are `labels` (N,)."""
+    scores = logits.softmax(dim=1)
+    best = scores.max(dim=1)
+    columns = (indices, labels, best.indices, best.values, scores.gather(1, labels[:, None])[:, 0])
+    return [Prediction(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def confusion_of(predictions: Sequence[Prediction], classes: int) -> np.ndarray:
+    """(K, K) counts, rows: true class."""
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(confusion, ([p.label for p in predictions], [p.predicted for p in predictions]), 1)
+    return confusion
+
+
+def draw_run(cfg: Config, runner: EpochRunner, show: Iterable[Show] = ()) -> None:
+    """Write the pictures of a run that is complete into its work directory, and give each to all of `show`.
+
+    A picture that cannot be drawn is a warning. Rank 0 draws.
+
+    Reads: `log_config.pictures`.
+    """
+    if not is_main() or not (cfg.get("log_config") or {}).get("pictures", True):
+        return
+    began = time.monotonic()
+    drawn = []
+    for name, draw in _drawers(cfg, runner).items():
+        try:
+            path = save(draw(), runner.work_dir / name)
+            for function in show:
+                function(runner, path.stem, pixels(path))
+        except Exception as error:  # whatever it is, the run is complete, and worth more than its picture
+            runner.logger.warning("%s is not drawn: %s: %s", name, type(error).__name__, error)
+        else:
+            drawn.append(name)
+    runner.logger.info("Pictures (%.1f s): %s", time.monotonic() - began, ", ".join(drawn) or "none")
+
+
+def _drawers(cfg: Config, runner: EpochRunner) -> dict[str, Callable[[], Figure]]:
+    """What draws each picture; without validation there are two."""
+    results, train_batch, val_predictions, confusion = PICTURES
+    validation = next((hook for hook in runner.hooks if isinstance(hook, EvaluationHook)), None)
+    drawers = {
+        results: lambda: _results(runner, validation),
+        train_batch: lambda: batch_figure(runner.loader, SHOWN),
+    }
+    if validation is None:
+        return drawers
+    loader: Any = validation.loader
+    dataset, workers = loader.dataset, cfg.data.get("workers_per_gpu", 0)
+    said = cache(
+        lambda: predict(
+            *(runner.eval_model, dataset, mixed(dataset, MOST), runner.step.device, loader.batch_size, workers)
+        )
+    )
+    title = "Validation" if len(dataset) <= MOST else f"Validation: {MOST:,} of {len(dataset):,} images"
+    return {
+        **drawers,
+        val_predictions: lambda: predictions_figure(dataset, said()[0][:SHOWN], "Validation images"),
+        confusion: lambda: draw_confusion(confusion_of(*said()), dataset.CLASSES, title),
+    }
+
+
+def _results(runner: EpochRunner, validation: EvaluationHook | None) -> Figure:
+    calibration = next((hook for hook in runner.hooks if isinstance(hook, CalibrationHook)), None)
+    run = read_run(runner.work_dir)
+    return draw_results(run, validation.best if validation else {}, calibration.epoch if calibration else 0)
+
+
+def batch_figure(
+    loader: Any, number: int, title: str = "Training images, as the model sees them", columns: int | None = None
+) -> Figure:
+    """The grid of the first images that `loader` gives in its first epoch."""
+    dataset = loader.dataset
+    images = read_images(dataset, loader.order(0)[:number].tolist(), loader.seed)
+    labels = [int(dataset.labels[index]) for index in images]
+    return draw_batch(list(images.values()), labels, dataset.CLASSES, title, columns)
+
+
+def predictions_figure(
+    dataset: BaseDataset, predictions: Sequence[Prediction], title: str, columns: int | None = None
+) -> Figure:
+    """The grid of `predictions`, with their images."""
+    images = read_images(dataset, [p.index for p in predictions])
+    return draw_predictions([images[p.index] for p in predictions], predictions, dataset.CLASSES, title, columns)

@@ -1,0 +1,332 @@
+"""`TensorboardLoggerHook`: a run as TensorBoard shows it.
+
+    train/…, val/…, best/…, size/…           scalars
+    weight_sqnr_db/LAYER, input_clipped/LAYER, …    what each quantizer does, as in the analysis report
+    weight/LAYER/float, …/quantized, input/LAYER/…  histograms before and after the quantizer
+    predictions/val                          a few images with what the model says of them
+    config                                   the config, as text
+    HPARAMS                                  a line for each run
+
+The layers and the predictions are looked at after an epoch, on rank 0, with the weights that are validated, in eval
+mode and float32, on the same few images each time. A run is bit for bit the same with and without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lbitcls.analysis.figures import rendered
+from lbitcls.analysis.passes import layers_of
+from lbitcls.analysis.snapshot import LayerSnapshot, take_snapshot
+from lbitcls.analysis.tensors import GridReport, TensorReport
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.log import POSITION, Writer
+from lbitcls.core.hooks.work_dir import WorkDirHook
+from lbitcls.datasets import build_dataloader
+from lbitcls.datasets.subset import Subset
+from lbitcls.quant.size import model_size
+from lbitcls.registry import HOOKS
+from lbitcls.tracking.board import Board
+from lbitcls.tracking.hparams import COLUMNS, FIRST, config_values, hyperparameters
+from lbitcls.tracking.run_pictures import mixed, predictions_figure, read_predictions
+from lbitcls.utils.config import Config
+from lbitcls.utils.dist import is_main
+from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
+from lbitcls.utils.files import check_folder
+
+if TYPE_CHECKING:
+    from lbitcls.core.runner import EpochRunner
+
+LOOKS = 20  # at most so many in a run whose config names no interval
+MOST_LEVELS = 32  # of which each has a bin of its own in a histogram
+TEETH = 4  # so many of these bins to a step
+IN_A_ROW = 4  # images; TensorBoard shows a picture in a narrow card
+
+
+@HOOKS.register_module(name=["TensorboardLoggerHook", "TensorboardLoggerHookV2"])
+class TensorboardLoggerHook(Writer):
+    """Writes a run for TensorBoard, to `tf_logs` in the work directory; steps are iterations.
+
+    Args:
+        log_dir: another folder, None for the usual one.
+        interval: epochs between two looks at the layers and the predictions; there is always one after the last epoch.
+            None: as many as make at most 20 looks of the run.
+        layers: the layers that are looked at, by their names or those of modules that hold them, also with `*`, `?` and
+            `[…]`: `['backbone.layer1', '*.conv1']`. `[]`: none.
+        histograms: whether to write histograms of these layers; the figures of their quantizers come in any case.
+        images: how many images are looked at: of the validation set, or where there is none of the training set. 0:
+            none, so neither inputs of layers nor predictions.
+        predictions: whether to write these images with what the model says of them.
+        hparams: dotted keys of the config that become further columns of the table of hyperparameters.
+
+    Raises:
+        ConfigError: an option is not of these kinds; at the start of the run: a name of `layers` or `hparams` matches
+            nothing, a name of `hparams` is that of a section, the folder cannot be written, or is another such hook's.
+        DependencyError: TensorBoard is not installed.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | None = None,
+        interval: int | None = None,
+        layers: Sequence[str] | str = ("*",),
+        histograms: bool = True,
+        images: int = 16,
+        predictions: bool = True,
+        hparams: Sequence[str] = (),
+    ) -> None:
+        if interval is not None:
+            _check_count("interval", interval, 1)
+        _check_count("images", images, 0)
+        for name, flag in (("histograms", histograms), ("predictions", predictions)):
+            if not isinstance(flag, bool):
+                raise ConfigError(f"TensorboardLoggerHook: {name} is True or False; got {flag!r}.")
+        if log_dir is not None and not isinstance(log_dir, (str, Path)):
+            raise ConfigError(f"TensorboardLoggerHook: log_dir is a folder, or None; got {log_dir!r}.")
+        self.log_dir = log_dir
+        self.interval = interval
+        self.layers = [layers] if isinstance(layers, str) else require_list("TensorboardLoggerHook: layers", layers)
+        self.histograms = histograms
+        self.images = images
+        self.predictions = predictions
+        self.hparams = require_list("TensorboardLoggerHook: hparams", hparams)
+        for option, names in (("layers", self.layers), ("hparams", self.hparams)):
+            if not all(isinstance(name, str) for name in names):
+                raise ConfigError(f"TensorboardLoggerHook: {option} are names; got {list(names)!r}.")
+        self._board: Board | None = None
+        self._names: list[str] = []
+        self._extra: dict[str, float | str] = {}
+        self._begun = self._validated = self._looked = False
+        self._batch: dict[str, torch.Tensor] | None = None
+
+    def folder(self, runner: EpochRunner) -> Path:
+        """Where its files are in this run, an absolute path."""
+        return Path(self.log_dir or runner.work_dir / "tf_logs").expanduser().resolve()
+
+    # What the runner calls.
+
+    def before_run(self, runner: EpochRunner) -> None:
+        self._names = chosen_layers(runner.module, self.layers)
+        self._extra = config_values(_config(runner), self.hparams)
+        folder = self.folder(runner)
+        if any(hook.folder(runner) == folder for hook in boards_of(runner) if hook is not self):
+            raise ConfigError(
+                f"TensorboardLoggerHook: two of these hooks write to {folder}, where each would hide the other's data; "
+                "give one of them a log_dir of its own, or leave it out."
+            )
+        if is_main():
+            check_folder(folder, "TensorboardLoggerHook: log_dir")
+            self._board = Board(folder, runner.iter + 1 if runner.iter else 0)
+
+    def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
+        if not self._begun:
+            self._begin(runner)
+        mode = record["mode"]
+        self._validated |= mode == "val"
+        results = {name: value for name, value in record.items() if name not in POSITION}
+        self._add(runner, {f"{mode}/{k}": v for k, v in results.items() if isinstance(v, (int, float))})
+
+    def after_epoch(self, runner: EpochRunner) -> None:
+        if self._board is None:
+            return
+        if self._validated:
+            self._add(runner, _best(runner))
+            self._validated = False
+        interval = self.interval or -(-runner.max_epochs // LOOKS)
+        if runner.epoch % interval == 0 or runner.epoch == runner.max_epochs:
+            self._try_to_look(runner)
+
+    def after_run(self, runner: EpochRunner) -> None:
+        if self._board is None:
+            return
+        if self._begun:
+            self._add(runner, {f"size/{name}": value for name, value in model_size(runner.module).items()})
+            if runner.completed:
+                self._board.end_hparams()
+        self._board.close()
+
+    # What comes after the run, on rank 0.
+
+    def add_picture(self, runner: EpochRunner, name: str, image: np.ndarray) -> None:
+        """Write one of the pictures that the run ends with, uint8 (H, W, 3)."""
+        if self._board is not None:
+            self._board.add_pictures({f"pictures/{name}": image}, runner.iter)
+
+    def add_delivery(self, runner: EpochRunner, integer: Mapping[str, Any]) -> None:
+        """Write what the exported file is worth, as `deliver` says it."""
+        if self._board is not None:
+            found = {"integer/top-1": integer["top1"], "integer/size_kib": integer["size_kib"]}
+            self._board.add_scalars(found, runner.iter)
+
+    def close(self) -> None:
+        """Write what is pending, and end the file."""
+        if self._board is not None:
+            self._board.close()
+
+    # Its parts.
+
+    def _begin(self, runner: EpochRunner) -> None:
+        """The texts and the line in the table, with the run's first record."""
+        self._begun = True
+        cfg = _config(runner)
+        if cfg is None or self._board is None:
+            return
+        self._board.add_text("config", f"```python\n{cfg.pretty_text}\n```", runner.iter)
+        values, columns = {**hyperparameters(cfg, runner), **self._extra}, {**COLUMNS, **self._extra}
+        self._board.add_hparams(values, columns, {*FIRST, *self._extra}, _metrics(runner))
+
+    def _add(self, runner: EpochRunner, values: Mapping[str, float]) -> None:
+        if self._board is not None:
+            self._board.add_scalars(values, runner.iter)
+
+    def _try_to_look(self, runner: EpochRunner) -> None:
+        try:
+            self._look(runner)
+        except Exception as error:  # whatever it is, the run is worth more
+            self._names, self.images = [], 0
+            runner.logger.warning(
+                "TensorBoard: layers and predictions are not looked at any more: %s: %s", type(error).__name__, error
+            )
+
+    def _look(self, runner: EpochRunner) -> None:
+        if self._board is None or not (self._names or self.images):
+            return
+        began = time.monotonic()
+        split, dataset = _dataset(runner)
+        batch = self._read(dataset) if self.images else None
+        images = None if batch is None else runner.to_device(batch)["img"]
+        found, logits = take_snapshot(runner.eval_model, images, self._names)
+        for name, layer in found.items():
+            self._write_layer(self._board, name, layer, runner.iter)
+        if self.predictions and batch is not None and logits is not None:
+            said = read_predictions(logits, batch["gt_label"], batch["index"])
+            name = "Validation" if split == "val" else "Training"
+            figure = predictions_figure(dataset, said, f"{name} images after epoch {runner.epoch}", IN_A_ROW)
+            self._board.add_pictures({f"predictions/{split}": rendered(figure)}, runner.iter)
+        if not self._looked:
+            self._looked = True
+            runner.logger.info(
+                "TensorBoard: %d layers and %d images looked at in %.1f s.",
+                *(len(found), 0 if batch is None else len(batch["img"]), time.monotonic() - began),
+            )
+
+    def _read(self, dataset: Any) -> dict[str, torch.Tensor]:
+        """The images, always the same ones; `index` is their position in the data set."""
+        if self._batch is None:
+            positions = mixed(dataset, self.images)
+            batch = next(iter(build_dataloader(Subset(dataset, positions), self.images)), None)
+            if batch is None:
+                raise DataError("none of the images can be read.")
+            self._batch = {**batch, "index": torch.tensor(positions)[batch["index"]]}
+        return self._batch
+
+    def _write_layer(self, board: Board, name: str, layer: LayerSnapshot, step: int) -> None:
+        for role, tensor in (("weight", layer.weight), ("input", layer.input)):
+            if tensor is None:
+                continue
+            if tensor.grid is not None:
+                figures = {f"{role}_{key}/{name}": value for key, value in _figures(tensor, tensor.grid).items()}
+                board.add_scalars(figures, step)
+            if self.histograms:
+                for state, bins in _histograms(tensor).items():
+                    board.add_histogram(f"{role}/{name}/{state}", *bins, step)
+
+
+def _histograms(tensor: TensorReport) -> dict[str, tuple[float, float, Sequence[int]]]:
+    """Start, width and counts of the bins before and after quantization; of one coarse grid they make a comb."""
+    bins, grid = tensor.values, tensor.grid
+    found: dict[str, tuple[float, float, Sequence[int]]] = {"float": (bins.start, bins.width, bins.before)}
+    if grid is not None:
+        comb = grid.levels_used_per_channel is None and grid.quant_max - grid.quant_min < MOST_LEVELS
+        found["quantized"] = _comb(grid) if comb else (bins.start, bins.width, bins.after)
+    return found
+
+
+def _comb(grid: GridReport) -> tuple[float, float, Sequence[int]]:
+    """A bin for each integer, with empty ones between."""
+    counts = np.zeros((grid.quant_max - grid.quant_min) * TEETH + 1, dtype=np.int64)
+    integers = np.asarray(grid.levels or range(grid.quant_min, grid.quant_max + 1))
+    counts[(integers - grid.quant_min) * TEETH] = grid.counts
+    lowest = (grid.quant_min - grid.zero_point_min) * grid.scale_median
+    width = grid.scale_median / TEETH
+    return lowest - width / 2, width, counts.tolist()
+
+
+def _figures(tensor: TensorReport, grid: GridReport) -> dict[str, float]:
+    """What a quantizer does, under the words of the analysis report; with many scales the median."""
+    per_channel = grid.levels_used_per_channel
+    figures: dict[str, float | None] = {
+        "scale": grid.scale_median,
+        "clipped": grid.clipped,
+        "levels_used": grid.levels_used if per_channel is None else per_channel,
+        "sqnr_db": tensor.sqnr_db,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    require_count(f"TensorboardLoggerHook: {name}", value, least)
+
+
+def boards_of(runner: EpochRunner) -> list[TensorboardLoggerHook]:
+    """The hooks of a run that write for TensorBoard."""
+    return [hook for hook in runner.hooks if isinstance(hook, TensorboardLoggerHook)]
+
+
+def chosen_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the layers that `patterns` name, or that are in a module that one of them names.
+
+    Raises:
+        ConfigError: a pattern names none.
+    """
+    names = list(layers_of(model))
+    chosen = set()
+    for pattern in patterns:
+        matching = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+        if not matching and pattern != "*":
+            raise ConfigError(
+                f"TensorboardLoggerHook: layers: '{pattern}' names no convolution or linear layer of the model"
+                f"{suggest(pattern, names)}"
+            )
+        chosen.update(matching)
+    return [name for name in names if name in chosen]
+
+
+def _config(runner: EpochRunner) -> Config | None:
+    return next((hook.config for hook in runner.hooks if isinstance(hook, WorkDirHook)), None)
+
+
+def _evaluation(runner: EpochRunner) -> EvaluationHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, EvaluationHook)), None)
+
+
+def _dataset(runner: EpochRunner) -> tuple[str, Any]:
+    """The data set whose images are looked at, and what it is called."""
+    validation = _evaluation(runner)
+    loader: Any = runner.loader if validation is None else validation.loader
+    return ("train" if validation is None else "val"), loader.dataset
+
+
+def _best(runner: EpochRunner) -> dict[str, float]:
+    """The best result of the present phase, named like the file of its weights."""
+    hook = _evaluation(runner)
+    best = None if hook is None else hook.best.get(runner.phase)
+    return {} if best is None else {Path(best["file"]).stem.replace("best_", "best/"): best["value"]}
+
+
+def _metrics(runner: EpochRunner) -> list[str]:
+    """The scalars that stand in the table."""
+    names = ["train/loss", "size/quantized_kib", "integer/top-1", "integer/size_kib"]
+    hook = _evaluation(runner)
+    if hook is None:
+        return names
+    best = [] if hook.save_best is None else [f"best/{hook.save_best}", f"best/float_{hook.save_best}"]
+    return [*best, *(f"val/top-{k}" for k in hook.topk), "val/loss", *names]

@@ -1,0 +1,71 @@
+"""Time exported files and show it as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lbitcls.deploy.runtime.benchmark import Comparison, Timing, time_models
+from lbitcls.quant.plan import aligned
+from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.jsontext import json_text
+
+HEADER = ("batch", "bits", "precision", "median ms", "90 % ms", "images/s", "ratio", "KiB", "file")
+
+
+def benchmark_models(
+    models: Sequence[str | Path],
+    *,
+    engine: str = "openvino",
+    threads: int | None = 2,
+    batches: Sequence[int] = (1, 16),
+    precision: str = "f32",
+    bf16: bool = False,
+    repeats: int = 30,
+    out: str | Path | None = None,
+) -> Comparison:
+    """Time ONNX files beside each other; prints a table.
+
+    Args:
+        models: files; ratios are to the first that is known to be float, or else to the last.
+        engine: `openvino` or `onnxruntime`.
+        threads: of the engine; None: its own choice.
+        batches: batch sizes.
+        precision: of what is not computed in integers: `f32` or `bf16`.
+        bf16: time the baseline in bf16 too.
+        repeats: turns of each file at each batch size.
+        out: JSON file for the results.
+
+    Raises:
+        LbitclsError: a file cannot be run, or an argument is wrong.
+    """
+    target = None if out is None else check_writable(out, "--json", *models)
+    seen = time_models(
+        models, engine=engine, threads=threads, batches=batches, precision=precision, bf16=bf16, repeats=repeats
+    )
+    threads_said = "threads of its own choice" if seen.threads is None else f"{seen.threads} threads"
+    print(f"{seen.engine}, {threads_said}, {seen.cores} cores of {seen.cpu}")
+    print("\n".join(aligned([HEADER, *(_row(timing) for timing in seen.timings)])))
+    if seen.baseline is not None:
+        print(f"Ratios are to {seen.baseline} in {precision}: below 1 is faster.")
+    if bf16 and not any(timing.precision == "bf16" for timing in seen.timings):
+        print("bf16 was not timed: there is no float file, or the engine or the CPU does not have it.")
+    if target is not None:
+        text = json_text(asdict(seen), indent=2) + "\n"
+        write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
+    return seen
+
+
+def _row(timing: Timing) -> tuple[str, ...]:
+    return (
+        str(timing.batch),
+        timing.bits,
+        timing.precision,
+        f"{timing.median_ms:.2f}",
+        f"{timing.p90_ms:.2f}",
+        f"{timing.images_per_second:.0f}",
+        "" if timing.ratio is None else f"{timing.ratio:.3f}",
+        f"{timing.size_kib:.0f}",
+        timing.file,
+    )

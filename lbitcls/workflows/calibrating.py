@@ -1,0 +1,128 @@
+"""A quantized checkpoint without training: first values from data, for a float checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbitcls.assembly.classes import check_names
+from lbitcls.assembly.session import Session, load_data, make_model, open_session
+from lbitcls.core.evaluation import evaluate
+from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.files import check_writable
+from lbitcls.utils.logging import print_table, track
+
+
+def calibrate_checkpoint(
+    cfg: Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    num_images: int = 200,
+    method: str | None = "mse",
+    split: str | None = None,
+    test: bool = True,
+    data_root: str | None = None,
+) -> dict[str, Any]:
+    """Quantize the model of `cfg` with the float weights in `checkpoint`, and write a checkpoint that is ready to use.
+
+    Args:
+        cfg: a config with `quant_transformer`.
+        checkpoint: float weights of the model.
+        out: file for the quantized checkpoint.
+        num_images: images that the inputs' ranges are taken from.
+        method: `mse`, `percentile`, `minmax`, or None: the method's own rule.
+        split: part of `data` that the images come from, as it stands; None: `calibration` where the config has it,
+            else `train` with the pipeline of the test set.
+        test: measure float and calibrated accuracy on the test set.
+        data_root: where relative data paths may start.
+
+    Returns:
+        `{'float': {'top-1': …, …}, 'quantized': {…}}`, percent; empty without `test`.
+
+    Raises:
+        ConfigError: the config has no `quant_transformer`, or `out` cannot be written.
+        CheckpointError: the weights do not fit, or are quantized already, by other quantizers.
+        DataError: the test set numbers its classes otherwise than the checkpoint.
+    """
+    require_sections(cfg, ("model", "data", "quant_transformer"), "calibration")
+    if num_images < 1:
+        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+    out = check_writable(out, "--out", checkpoint)
+    from lbitcls.quant import calibrate, named_quantizers, set_quantization
+
+    with open_session(cfg) as session:
+        images = calibration_images(cfg, split, session, data_root)
+        tested = "test" if cfg.data.get("test") is not None else "val"
+        test_set, loader = load_data(cfg, tested, "testing", session, data_root=data_root) if test else (None, None)
+        model = make_model(cfg, session, test_set, tested, pretrained=False, data_root=data_root, checkpoint=checkpoint)
+        meta = load_checkpoint(model, checkpoint, logger=session.logger)["meta"]
+        if test:
+            check_names(meta.get("CLASSES"), f"the checkpoint {checkpoint}", test_set, tested, session.logger)
+        model.to(session.device).eval()
+        results = {}
+        if test:
+            set_quantization(model, False)
+            results["float"] = _test(model, loader, session)
+        set_quantization(model, True)  # the weights may come from a run's float phase
+        total = sum(1 for _ in named_quantizers(model))
+        number = calibrate(model, first_images(images, num_images), method)
+        used = min(num_images, len(images.dataset) - len(images.skipped)) if number else 0
+        _say(number, total, used, checkpoint, session)
+        if test:
+            results["quantized"] = _test(model, loader, session)
+        classes = meta.get("CLASSES") or getattr(model, "CLASSES", None)
+        about = {"config": cfg.pretty_text, "CLASSES": classes}
+        known = meta.get("calibrated_on")
+        about |= {"calibrated_on": used} if number else {} if known is None else {"calibrated_on": known}
+        save_checkpoint(model, out, meta=about)
+    _report(results, out)
+    return results
+
+
+def _say(number: int, total: int, images: int, checkpoint: str | Path, session: Session) -> None:
+    """What happened to the quantizers: they keep what a checkpoint brings."""
+    if number:
+        session.logger.info("%d quantizers took their first values from %d images.", number, images)
+    if number < total:
+        session.logger.warning(
+            "%s is quantized already: %d of its %d quantizers have values, and keep them%s. To take values anew, "
+            "calibrate the float checkpoint that it was made from.",
+            *(checkpoint, total - number, total, "" if number else "; nothing was calibrated, and --out is a copy"),
+        )
+
+
+def calibration_images(cfg: Config, split: str | None, session: Session, data_root: str | None) -> Any:
+    """The loader of the images to calibrate on."""
+    if split is None and cfg.data.get("calibration") is None:
+        tested = cfg.data.get("test") or cfg.data.get("val")
+        if tested is not None and cfg.data.get("train") is not None:
+            cfg = copy.deepcopy(cfg)
+            cfg.data.train.pipeline = tested.pipeline  # augmentation would widen the ranges
+        split = "train"
+    return load_data(cfg, split or "calibration", "calibration", session, data_root=data_root)[1]
+
+
+def first_images(loader: Any, num_images: int) -> Iterator[torch.Tensor]:
+    """Batches of the first images that the loader gives, `num_images` in all."""
+    left = num_images
+    for batch in loader:
+        yield batch["img"][:left]
+        left -= len(batch["img"])
+        if left <= 0:
+            return
+
+
+def _test(model: torch.nn.Module, loader: Any, session: Session) -> dict[str, Any]:
+    return evaluate(model, track(loader, len(loader), "testing", shown=True), session.device)
+
+
+def _report(results: dict[str, Any], out: str | Path) -> None:
+    rows = [(f"{phase} {name}", f"{value:.2f}") for phase, r in results.items() for name, value in r.items()]
+    print_table("Calibration", ("", ""), [*rows, ("checkpoint", str(out))])

@@ -1,0 +1,267 @@
+"""A quantized model beside its float form on images, as a page to look at: `lbitcls compare`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lbitcls.analysis.compare import compare_models
+from lbitcls.analysis.findings import Analysis
+from lbitcls.analysis.report import check_target, write_report
+from lbitcls.analysis.summary import describe
+from lbitcls.assembly.image_sizes import natural_size
+from lbitcls.assembly.session import make_model, open_session
+from lbitcls.datasets import build_dataloader
+from lbitcls.datasets.base import FileDataset
+from lbitcls.datasets.listing import images_of
+from lbitcls.inference.preparation import Steps, fitting_steps, same_steps, test_steps
+from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.device import parse_device
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
+from lbitcls.utils.logging import get_logger, interactive
+
+ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]"
+PAGE = "model_analysis.html"
+_BATCH = 32  # images that run through a model at once, at most
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A model with the files that it was made from, and the names of its classes where they are known."""
+
+    model: nn.Module
+    cfg: Config
+    config: str
+    checkpoint: str
+    classes: Sequence[str] | None
+
+
+def compare_checkpoints(
+    images: str | Path,
+    files: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    num_images: int = 64,
+    float_only: bool = False,
+    device: str | None = None,
+) -> Analysis:
+    """Compare a quantized model with its float form, layer by layer, and write the page and its figures as JSON.
+
+    Args:
+        images: an image, or a folder of them, sub-folders included; where those are named after the classes, accuracy
+            is measured too. They are prepared as the (quantized) config's test pipeline says.
+        files: FLOAT_CONFIG, INT_CONFIG, FLOAT_CHECKPOINT, INT_CHECKPOINT; or of one model CONFIG, CHECKPOINT: a
+            quantized one is compared with itself without its quantizers. After the four, `device` and `out` may stand,
+            as the original tool takes them.
+        out: the page to write, `.html` (None: `model_analysis.html`); the figures go beside it, `.json`.
+        num_images: most images that are taken from a folder, in an order that mixes it and is always the same.
+        float_only: one float model is looked at.
+        device: where the models run; None: the first GPU, or the CPU.
+
+    Raises:
+        ConfigError: files that are not as said above, two architectures, or a file that cannot be written.
+        CheckpointError: a checkpoint cannot be read, is another model's, has other quantizers, or is in the other's
+            place.
+        DataError: there are no images.
+        DependencyError: a package of the extra `analysis` is missing.
+    """
+    files, device, out = _trailing(files, device, out)
+    configs, checkpoints = _in_places(files, float_only)
+    if num_images < 1:
+        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+    paths = find_images(images, num_images)
+    page, figures = check_target(out, "--save-path", *configs, *checkpoints, *paths)
+    sides = [
+        _open(config, checkpoint, not float_only and place == len(configs) - 1, device)
+        for place, (config, checkpoint) in enumerate(zip(configs, checkpoints, strict=True))
+    ]
+    _check_pipelines(sides)
+    main = sides[-1]
+    batches, labels = read_batches(paths, Path(images).expanduser(), main.cfg, main.model, main.classes)
+    analysis = compare_models(
+        main.model,
+        sides[0].model if len(sides) == 2 else None,
+        [batch.to(next(main.model.parameters()).device) for batch in batches],
+        labels,
+        shown=interactive(),
+    )
+    write_report(analysis, page, figures, _about(images, sides, float_only))
+    print("\n".join(sentence.replace("`", "") for sentence in describe(analysis)))
+    get_logger().info("Wrote %s and %s", page, figures)
+    return analysis
+
+
+def _trailing(
+    files: Sequence[str | Path], device: str | None, out: str | Path | None
+) -> tuple[Sequence[str | Path], str | None, str | Path]:
+    """The four files, and the device and page that may follow them or be given by name."""
+    if len(files) in (5, 6):
+        given = dict(zip(("device", "page"), map(str, files[4:]), strict=False))
+        for name, other in (("device", device), ("page", out)):
+            if name in given and other is not None:
+                raise ConfigError(f"the {name} is given twice, as {given[name]} and as {other}; the order is {ORDER}.")
+        parse_device(given["device"])
+        files, device, out = files[:4], given["device"], given.get("page", out)
+    return files, device, out or PAGE
+
+
+def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str], list[str]]:
+    """Configs and checkpoints, as many of one as of the other."""
+    given = [str(file) for file in files]
+    if float_only and len(given) != 2:
+        raise ConfigError(f"with --float-only one model is given: IMAGES CONFIG CHECKPOINT; got {len(given)} files.")
+    if len(given) not in (2, 4):
+        raise ConfigError(
+            f"expected are {ORDER}, or for one model IMAGES CONFIG CHECKPOINT; got {len(given)} files after the images."
+        )
+    half = len(given) // 2
+    configs, checkpoints = given[:half], given[half:]
+    for path in configs:
+        if Path(path).suffix.lower() in (".pth", ".pt", ".onnx"):
+            raise ConfigError(f"{path} stands where a config is expected; the order is {ORDER}.")
+    return configs, checkpoints
+
+
+def _read(path: str, device: str | None, quantized: bool) -> Config:
+    """The config, without its quantization where the float model is built."""
+    cfg = Config.fromfile(path)
+    require_sections(cfg, ("model", "data"), "an analysis")
+    if quantized and not cfg.get("quant_transformer"):
+        raise ConfigError(
+            f"{path} has no quant_transformer, so its model is not quantized; give the quantized model's config, or "
+            "--float-only to look at one float model."
+        )
+    if not quantized:
+        cfg.quant_transformer = None
+    if device is not None:
+        cfg.merge_from_dict({"device": device})
+    return cfg
+
+
+def _open(config: str, checkpoint: str, quantized: bool, device: str | None) -> _Side:
+    """The model of a config with its weights, on its device."""
+    cfg = _read(config, device, quantized)
+    with open_session(cfg) as session:
+        switches = _check_place(checkpoint, quantized)
+        model = make_model(cfg, replace(session, logger=_quiet()), pretrained=False, checkpoint=checkpoint)
+        strict = quantized or not switches  # of a float phase, the quantizers' tensors are left over
+        content = load_checkpoint(model, checkpoint, strict=strict, logger=session.logger)
+        return _Side(model.to(session.device), cfg, config, checkpoint, content["meta"].get("CLASSES"))
+
+
+def _check_place(checkpoint: str, quantized: bool) -> list[bool]:
+    """Which quantizers of a checkpoint are on; `CheckpointError` where it is in the other one's place."""
+    state = read_checkpoint(checkpoint)["state_dict"]
+    switches = [bool(value) for name, value in state.items() if name.endswith("_quantizer.enabled")]
+    if quantized and not any(switches):
+        why = "its quantizers are off: it is from a run's float phase" if switches else "it has float weights"
+        raise CheckpointError(
+            f"{checkpoint} stands where a quantized checkpoint is expected, but {why}. The order is {ORDER}; lbitcls "
+            "calibrate makes a quantized checkpoint of a float one."
+        )
+    if not quantized and any(switches):
+        raise CheckpointError(
+            f"{checkpoint} stands where a float checkpoint is expected, but it is of a quantized model. The order is "
+            f"{ORDER}; a quantized model alone is given as IMAGES CONFIG CHECKPOINT."
+        )
+    return switches
+
+
+def _quiet() -> logging.Logger:
+    """For the plan of the transformer, which the report shows: warnings alone."""
+    logger = logging.getLogger("lbitcls.compare")
+    logger.setLevel("WARNING")
+    return logger
+
+
+def _check_pipelines(sides: Sequence[_Side]) -> None:
+    """Warn where two configs prepare images differently."""
+    first, last = (_test_steps(side.cfg) for side in (sides[0], sides[-1]))
+    if not same_steps(first, last):
+        get_logger().warning(
+            "the two configs prepare test images differently; both models get them as %s says.", sides[-1].config
+        )
+
+
+def _test_steps(cfg: Config) -> Steps:
+    """The steps that the config's test images go through."""
+    steps = test_steps(cfg)
+    if steps is None:
+        raise ConfigError("an analysis prepares images as data.test (or data.val) does; the config has neither.")
+    return steps
+
+
+def find_images(path: str | Path, number: int) -> list[str]:
+    """The image `path`, or at most `number` of those in the folder, in an order that mixes them.
+
+    Raises:
+        DataError: it is missing, or the folder has no images.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"there is no image or folder {path}{suggest(path.name, near)}")
+    found = images_of(path)
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))[:number]]
+
+
+def read_batches(
+    paths: Sequence[str], root: Path, cfg: Config, model: nn.Module, classes: Sequence[str] | None
+) -> tuple[list[Tensor], Tensor | None]:
+    """The images as the model takes them, in batches, and their labels where their folders are named after classes.
+
+    Images that cannot be read are left out, with a warning.
+
+    Raises:
+        DataError: none can be read.
+    """
+    labels = [_label(Path(path), root, classes) for path in paths]
+    dataset = FileDataset(paths, labels, _steps(cfg, model), on_error="skip" if len(paths) > 1 else "raise")
+    read = list(build_dataloader(dataset, min(int(cfg.data.get("samples_per_gpu", _BATCH)), _BATCH)))
+    if not read:
+        raise DataError(
+            f"none of the {len(paths)} images can be read; the first: {next(iter(dataset.skipped.values()))}"
+        )
+    known = torch.cat([batch["gt_label"] for batch in read])
+    return [batch["img"] for batch in read], known if bool((known >= 0).all()) else None
+
+
+def _label(path: Path, root: Path, classes: Sequence[str] | None) -> int:
+    """The class that a folder between `root` and the image is named after, the innermost first; -1: none."""
+    if classes is None or not root.is_dir():
+        return -1
+    inside = path.relative_to(root).parts[:-1]
+    return next((list(classes).index(name) for name in reversed(inside) if name in classes), -1)
+
+
+def _steps(cfg: Config, model: nn.Module) -> Steps:
+    """The test pipeline, with what it lacks for image files of any size and colour."""
+    channels = getattr(model.get_submodule("backbone"), "in_channels", None)
+    return fitting_steps(_test_steps(cfg), (channels, None, None), natural_size(cfg))
+
+
+def _names(sides: Sequence[_Side]) -> list[str]:
+    """What tells the models apart: the configs' names, else the checkpoints', else the checkpoints' paths."""
+    configs = [Path(side.config).stem for side in sides]
+    checkpoints = [Path(side.checkpoint).name for side in sides]
+    told = (names for names in (configs, checkpoints) if len(set(names)) == len(sides))
+    return next(told, [side.checkpoint for side in sides])
+
+
+def _about(images: str | Path, sides: Sequence[_Side], float_only: bool) -> dict[str, str]:
+    """What the page says of the files."""
+    title = " beside ".join(reversed(_names(sides)))
+    said = ("float", "quantized")[: len(sides)] if float_only or len(sides) == 2 else ("quantized",)
+    files = {
+        f"{what} {kind}": path
+        for what, side in zip(said, sides, strict=True)
+        for kind, path in (("config", side.config), ("checkpoint", side.checkpoint))
+    }
+    return {"title": title, "images": str(images), **files}

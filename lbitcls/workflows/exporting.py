@@ -1,0 +1,274 @@
+"""A checkpoint as an ONNX file with integer weights, compared with the model it was made from on real images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.assembly.session import Session, load_data, make_model, open_session
+from lbitcls.deploy.export.composed import refuse_residuals
+from lbitcls.deploy.export.onnx import ExportReport, check_options, export_onnx
+from lbitcls.deploy.export.residuals import RESIDUAL_BITS, carry_residuals
+from lbitcls.deploy.runtime.engine import first_reason
+from lbitcls.deploy.runtime.metadata import require
+from lbitcls.deploy.targets.base import JUDGES, integer_layers
+from lbitcls.utils.checkpoint import load_checkpoint
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_dict
+from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.jsontext import json_text
+from lbitcls.utils.logging import print_table
+from lbitcls.workflows.calibrating import calibration_images, first_images
+from lbitcls.workflows.planning import image_shape
+
+RANGE_IMAGES = 64
+"""Images that the ranges of skip connections are taken from."""
+_SECTION_KEYS = ("verify", "num_images", "opset", "pack", "residual_bits", "target")
+
+
+class RejectedError(LbitclsError):
+    """A file does not compute what was trained."""
+
+
+def export_checkpoint(
+    cfg: Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    verify: bool = False,
+    num_images: int = 200,
+    opset: int = 21,
+    part: str = "model",
+    pack: bool = False,
+    residual_bits: int | None = None,
+    target: str = "cpu",
+    data_root: str | None = None,
+) -> ExportReport:
+    """Write the model of `cfg` with the weights in `checkpoint` as an ONNX file; prints what was made of it.
+
+    A report, `model.report.json` for `model.onnx`, is written beside it.
+
+    Args:
+        cfg: the config that the checkpoint was trained with.
+        checkpoint: of this model, quantized or float.
+        out: file to write, `.onnx`; where it is a symbolic link, the file that it points to.
+        verify: compare the file with the model in the engines for its target, on images of `data.val` (`data.test`
+            where that is missing).
+        num_images: images of the comparison; a verdict needs at least 100.
+        opset: version of ONNX's operators, 17 to 21.
+        part: `model` (logits) or `backbone` (features).
+        pack: store weights of 4 bits or fewer in 4 bits.
+        residual_bits: 8: skip connections in 8 bits; their ranges come from images of `data.calibration`, or else
+            `data.train`.
+        target: `cpu` or `tensorrt`.
+        data_root: where relative data paths may start.
+
+    Raises:
+        ConfigError: an argument is wrong, `out` cannot be written, or a layer cannot be expressed or be taken by the
+            target.
+        CheckpointError: the weights do not fit, or were made with other quantizers.
+        DependencyError: an engine that `verify` needs is missing.
+        RejectedError: the file is not faithful; it and its report are named `model.rejected`, and older files stay.
+    """
+    require_sections(cfg, ("model", "data"), "an export")
+    export_section(cfg)
+    out = _check_target(out)
+    check_arguments(
+        verify=verify,
+        num_images=num_images,
+        opset=opset,
+        part=part,
+        pack=pack,
+        residual_bits=residual_bits,
+        target=target,
+    )
+    with open_session(cfg) as session, _draft(out) as draft:
+        model = make_model(cfg, session, pretrained=False, data_root=data_root, checkpoint=checkpoint)
+        meta = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)["meta"]
+        batches = _verification_images(cfg, session, num_images, data_root) if verify else []
+        model, residuals = _with_residuals(model.eval(), cfg, session, residual_bits, target, data_root)
+        report = export_onnx(
+            model,
+            draft,
+            input_shape=_input_shape(cfg, model, session, data_root),
+            opset=opset,
+            part=part,
+            pack=pack,
+            target=target,
+            classes=meta.get("CLASSES") or getattr(model, "CLASSES", None),
+            pipeline=json.loads(json_text(_pipeline(cfg))),
+            config=cfg.pretty_text,
+        )
+        report, layers = _in_integers(report)
+        _print(replace(report, path=out), layers)
+        result = _verify(model, draft, batches) if verify else None
+        rejected = result is not None and not result["passed"]
+        report = replace(report, path=out.with_name(f"{out.stem}.rejected.onnx") if rejected else out)
+        record = {"export": report.to_json(), "residuals": residuals, "layers": layers, "verification": result}
+        draft.replace(report.path)
+        write_whole(_report_path(report.path), lambda path: path.write_text(_text(record), "utf-8"))
+        if result is not None and rejected:
+            reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
+            raise RejectedError(f"the file does not compute what was trained, and is named {report.path}:{reasons}")
+    return report
+
+
+def export_section(cfg: Config) -> dict[str, Any]:
+    """The config's `export` section, which is for the end of a training; empty where there is none.
+
+    Raises:
+        ConfigError: an unknown key.
+    """
+    section = require_dict("export", cfg.get("export") or None)
+    reject_unknown_keys("export", section, _SECTION_KEYS)
+    return section
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """A name beside `out` until the file is verified; whatever ends the export before, the draft goes."""
+    draft = out.with_name(f".{out.stem}.{os.getpid()}.onnx")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_arguments(
+    *,
+    verify: bool = False,
+    num_images: int = 200,
+    opset: int = 21,
+    part: str = "model",
+    pack: bool = False,
+    residual_bits: int | None = None,
+    target: str = "cpu",
+) -> None:
+    """Raise where `export_checkpoint` would for these arguments, before anything is built."""
+    for name, value in (("verify", verify), ("pack", pack)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} is True or False; got {value!r}.")
+    if not isinstance(num_images, int) or num_images < 1:
+        raise ConfigError(f"--num-images is a number from 1; got {num_images!r}.")
+    if residual_bits not in (None, RESIDUAL_BITS):
+        raise ConfigError(f"--residual-bits is {RESIDUAL_BITS}, or left out (float); got {residual_bits!r}.")
+    check_options(opset, part, pack, target)
+    for package in JUDGES[target] if verify else ():
+        require(package)
+
+
+def _check_target(out: str | Path) -> Path:
+    """The file to write, a link's target for a link, so that draft and report lie beside it."""
+    out = Path(out).expanduser()
+    if out.suffix != ".onnx" or out.is_dir():
+        raise ConfigError(f"--out names the file to write, such as model.onnx; got '{out}'.")
+    if out.is_symlink():
+        out = Path(os.path.realpath(out))
+    for path in (out, _report_path(out)):
+        check_writable(path, "--out")
+    return out
+
+
+def _report_path(model: Path) -> Path:
+    return model.with_suffix(".report.json")
+
+
+def _in_integers(report: ExportReport) -> tuple[ExportReport, dict[str, Any] | None]:
+    """The layers that OpenVINO runs in integers, and the report, which says so where it cannot run the file."""
+    if find_spec("openvino") is None or "openvino" in report.cannot_run:
+        return report, None
+    try:
+        return report, integer_layers(report.path)
+    except RuntimeError as error:  # OpenVINO's: it has no kernel for an operation
+        return replace(report, cannot_run={**report.cannot_run, "openvino": first_reason(error)}), None
+
+
+def _pipeline(cfg: Config) -> list[Any]:
+    section = cfg.data.get("test") or cfg.data.get("val") or {}
+    from lbitcls.datasets.pipelines.pretrained import written_out
+
+    return [dict(step) for step in written_out(section.get("pipeline") or [])]
+
+
+def _input_shape(cfg: Config, model: nn.Module, session: Session, data_root: str | None) -> tuple[int, int, int]:
+    """(C, H, W) as the pipeline says it, else of the first image."""
+    try:
+        return image_shape(cfg, model)
+    except ConfigError:
+        dataset, _ = load_data(cfg, _tested(cfg), "an export", session, data_root=data_root)
+        channels, height, width = dataset[0]["img"].shape
+        return channels, height, width
+
+
+def _tested(cfg: Config) -> str:
+    return "val" if cfg.data.get("val") is not None else "test"
+
+
+def _verification_images(cfg: Config, session: Session, number: int, data_root: str | None) -> Iterable[torch.Tensor]:
+    _, loader = load_data(cfg, _tested(cfg), "verification", session, data_root=data_root)
+    return first_images(loader, number)
+
+
+def _with_residuals(
+    model: nn.Module, cfg: Config, session: Session, bits: int | None, target: str, data_root: str | None
+) -> tuple[nn.Module, dict[str, str]]:
+    """The model as it ships, and what became of its skip connections."""
+    if bits is None:
+        return model, {}
+    refuse_residuals(model)
+    images = first_images(calibration_images(cfg, None, session, data_root), RANGE_IMAGES)
+    return carry_residuals(model, images, bits, signed=True if target == "tensorrt" else None)
+
+
+def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor]) -> dict[str, Any]:
+    from lbitcls.deploy.verification.verdict import COLUMNS
+    from lbitcls.deploy.verification.verify import verify
+
+    found = verify(model, path, batches)
+    verdict = "REJECTED" if not found.passed else "passed" if found.judged else "not judged"
+    print_table(f"Verification on {found.images} images: {verdict}", COLUMNS, found.table())
+    for engine, reason in found.cannot_run.items():
+        print(f"{engine} does not judge the file, since it cannot run it: {reason}")
+    if found.warning is not None:
+        print(found.warning)
+    return found.to_json()
+
+
+def _print(report: ExportReport, layers: dict[str, Any] | None) -> None:
+    info = report.info
+    containers = sorted({layer["container"] for layer in info.layers if layer["container"]})
+    rows = [
+        ("file", report.path),
+        ("method", f"{info.quantization}, {len(info.layers) or 'no'} quantized layers"),
+        ("inputs held in", ", ".join(containers) or "float32"),
+        ("size", f"{report.size / 1024:.0f} KiB, {report.size / report.float_size:.3f} of float"),
+    ]
+    if any(layer["packed"] for layer in info.layers):
+        rows.append(("size in int8", f"{report.unpacked_size / 1024:.0f} KiB"))
+    if report.container_ms:
+        measured = ", ".join(f"{name} {ms} ms" for name, ms in report.container_ms.items())
+        rows.append(("signed inputs measured", measured))
+    rows += [(f"not for {engine}", reason) for engine, reason in report.cannot_run.items()]
+    for kind, counts in (layers or {}).items():
+        rows.append((f"{kind} in integers", f"{counts['integer']} of {counts['total']}"))
+        rows += [(f"  float: {name}", reason) for name, reason in _shown(counts["float"], info.is_float).items()]
+    rows += [(f"  int8: {name}", reason) for name, reason in report.not_packed.items()]
+    print_table("Export", ("", ""), [*rows, ("seconds", f"{report.seconds:.1f}")])
+
+
+def _shown(layers: dict[str, str], is_float: bool) -> dict[str, str]:
+    """The layers that fell back to float, where that is worth a line each."""
+    return {} if is_float else layers
+
+
+def _text(record: dict[str, Any]) -> str:
+    return json_text(record, indent=2, ensure_ascii=False) + "\n"

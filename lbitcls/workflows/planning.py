@@ -1,0 +1,126 @@
+"""The layers of a config's model, what becomes of each, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lbitcls.assembly.image_sizes import section_channels, section_size
+from lbitcls.quant.cost import LayerCost, plan_cost
+from lbitcls.quant.plan import aligned, float_plan
+from lbitcls.tracking.run_description import parameters
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.custom import import_custom
+from lbitcls.utils.errors import ConfigError
+
+FLOAT_HEADER = ("layer", "kind", "shape", "params", "MMACs", "KiB")
+HEADER = ("layer", "kind", "shape", "method", "W", "A", "rule", "params", "MMACs", "GBOPs", "KiB")
+
+
+def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost]:
+    """Print what the config's transformer does to each layer, and what it costs for one image.
+
+    Of a config without `quant_transformer` it prints each layer of the float model with its cost.
+
+    Args:
+        cfg: the config; modules of its `custom_imports` are imported.
+        shape: (C, H, W) of an image; None: as the config's test pipeline makes it.
+
+    Returns:
+        A row for each layer with parameters, in the model's order.
+    """
+    require_sections(cfg, ("model",), "a plan")
+    from lbitcls.models import build_classifier
+    from lbitcls.quant import build_mtransformer
+
+    import_custom(cfg.get("custom_imports"))
+    model = build_classifier(cfg.model, pretrained=False)
+    section = cfg.get("quant_transformer")
+    plan = build_mtransformer(section).plan(model) if section else float_plan(model)
+    size = tuple(shape or image_shape(cfg, model))
+    try:
+        rows = plan_cost(plan, model, torch.zeros(1, *size))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"the model does not take an image of {size} (channels, height, width), as "
+            f"{'--shape' if shape else 'the data and the backbone say'}: {error}. Give what it takes as --shape C H W; "
+            "a backbone of your own says the channels of its images in the attribute in_channels."
+        ) from error
+    if section:
+        _print(rows)
+    else:
+        _print_float(rows)
+    print("\nparameters: " + "; ".join(parameters(model)))
+    return rows
+
+
+def image_shape(cfg: Config, model: torch.nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of an image after the test pipeline: by its last resizing step, else by the data set's own size."""
+    data = cfg.get("data") or {}
+    size = section_size(data.get("test") or data.get("val") or data.get("train") or {})
+    if size is None:
+        raise ConfigError("the pipeline does not say how large images are; give --shape C H W.")
+    section = data.get("test") or data.get("val") or data.get("train") or {}
+    return getattr(model.backbone, "in_channels", None) or section_channels(section) or _first_channels(model), *size
+
+
+def _first_channels(model: torch.nn.Module) -> int:
+    """Channels that the model's first convolution takes; 3 where there is none."""
+    convs = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
+
+
+def _print(rows: list[LayerCost]) -> None:
+    print("\n".join(aligned([HEADER, *(_cells(row) for row in rows if row.row.quantized)])))
+    groups: dict[tuple[str, str], list[LayerCost]] = {}
+    for cost in rows:
+        if not cost.row.quantized:
+            groups.setdefault((cost.row.kind, cost.row.rule), []).append(cost)
+    stays = [
+        (str(len(costs)), kind, f"{sum(c.row.parameters for c in costs):,}", why)
+        for (kind, why), costs in groups.items()
+    ]
+    print("\nstays float")
+    print("\n".join(aligned([("layers", "kind", "params", "why"), *stays])))
+    print("\n" + "\n".join(aligned([("total", "float", "as planned", "ratio"), *_totals(rows)])))
+
+
+def _print_float(rows: list[LayerCost]) -> None:
+    """Each layer of a float model."""
+    cells = [
+        (
+            *(cost.row.name, cost.row.kind, "×".join(map(str, cost.row.shape)), f"{cost.row.parameters:,}"),
+            *(f"{cost.macs / 1e6:.2f}", f"{cost.size_bits / 8192:.1f}"),
+        )
+        for cost in rows
+    ]
+    total = ("total", "", "", f"{sum(cost.row.parameters for cost in rows):,}")
+    costs = (f"{sum(cost.macs for cost in rows) / 1e6:.2f}", f"{sum(cost.size_bits for cost in rows) / 8192:.1f}")
+    print("\n".join(aligned([FLOAT_HEADER, *cells, (*total, *costs)])))
+
+
+def _cells(cost: LayerCost) -> tuple[str, ...]:
+    row = cost.row
+    return (
+        row.name,
+        row.kind,
+        "×".join(map(str, row.shape)),
+        str(row.entry),
+        str(row.num_bit_w or 32),
+        str(row.num_bit_a or 32),
+        row.rule,
+        f"{row.parameters:,}",
+        f"{cost.macs / 1e6:.2f}",
+        f"{cost.bit_operations / 1e9:.3f}",
+        f"{cost.size_bits / 8192:.1f}",
+    )
+
+
+def _totals(rows: list[LayerCost]) -> list[tuple[str, ...]]:
+    size, float_size = sum(r.size_bits for r in rows) / 8192, sum(r.float_size_bits for r in rows) / 8192
+    work, float_work = sum(r.bit_operations for r in rows) / 1e9, sum(r.float_bit_operations for r in rows) / 1e9
+    return [
+        ("parameters, KiB", f"{float_size:.1f}", f"{size:.1f}", f"{size / float_size:.3f}"),
+        ("bit-operations, G", f"{float_work:.2f}", f"{work:.2f}", f"{work / float_work:.3f}"),
+    ]

@@ -1,0 +1,113 @@
+"""The end of a run with an `export` section: its best weights as an integer model, measured beside the float model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lbitcls.assembly.session import Session, load_data, make_model, open_session
+from lbitcls.core.evaluation import evaluate
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.runtime.benchmark import time_models
+from lbitcls.deploy.runtime.metadata import read_info, require
+from lbitcls.inference.onnx_classifier import open_shipped
+from lbitcls.utils.checkpoint import load_checkpoint
+from lbitcls.utils.config import Config
+from lbitcls.utils.errors import ConfigError
+
+BATCHES = (1, 16)
+_RATIO_OF = 16  # images: a single small one measures the engine's call more than the model
+_TURNS = 10
+
+
+def read_export(cfg: Config) -> dict[str, Any] | None:
+    """The `export` section, None where there is none; read before the run, for what would fail at its end.
+
+    Raises:
+        ConfigError: an unknown key, or nothing to quantize.
+        DependencyError: a package of the extra `deploy` is missing.
+    """
+    if not cfg.get("export"):
+        return None
+    from lbitcls.workflows.exporting import check_arguments, export_section
+
+    section = export_section(cfg)
+    if not cfg.get("quant_transformer"):
+        raise ConfigError("export writes an integer model, but the config has no quant_transformer.")
+    if cfg.data.get("val") is None:
+        raise ConfigError("export measures the integer model on data.val; the config has none.")
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        require(package)
+    check_arguments(**section)
+    return section
+
+
+def deliver(
+    cfg: Config, section: dict[str, Any], checkpoint: str, work_dir: Path, data_root: str | None
+) -> dict[str, Any]:
+    """Export a checkpoint to `model.onnx` in `work_dir`, the same model in float to `float.onnx`, and measure both.
+
+    Args:
+        cfg: the run's config.
+        section: from `read_export`.
+        checkpoint: the run's best weights.
+        work_dir: of the run.
+        data_root: where relative data paths may start.
+
+    Returns:
+        `top1` on the validation set in percent, `size_kib`, `float_size_kib`, `latency_ratio` (to the float file, for
+        16 images), `latency` (for each batch size `batch`, `ms`, `float_ms`, `ratio`), `threads`, `file`.
+
+    Raises:
+        LbitclsError: the export or its verification failed.
+    """
+    from lbitcls.workflows.exporting import export_checkpoint
+
+    files = {name: work_dir / f"{name}.onnx" for name in ("model", "float")}
+    export_checkpoint(cfg, checkpoint, files["model"], data_root=data_root, **section)
+    with open_session(cfg) as session:
+        _export_float(cfg, checkpoint, files["model"], files["float"], replace(session, logger=_quiet()))
+        threads = cfg.get("num_threads") or 2
+        top1 = _top1(cfg, files["model"], session, threads, data_root)
+    seen = time_models([files["model"], files["float"]], threads=threads, batches=BATCHES, repeats=_TURNS)
+    ours, base = seen.timings[::2], seen.timings[1::2]
+    latency = [
+        {"batch": mine.batch, "ms": mine.median_ms, "float_ms": other.median_ms, "ratio": mine.ratio}
+        for mine, other in zip(ours, base, strict=True)
+    ]
+    return {
+        "top1": top1,
+        "size_kib": ours[0].size_kib,
+        "latency_ratio": next(entry["ratio"] for entry in latency if entry["batch"] == _RATIO_OF),
+        "float_size_kib": base[0].size_kib,
+        "latency": latency,
+        "threads": threads,
+        "file": str(files["model"]),
+    }
+
+
+def _export_float(cfg: Config, checkpoint: str, shipped: Path, path: Path, session: Session) -> None:
+    """The same model with its quantizers off, for images as `shipped` takes them."""
+    from lbitcls.quant import set_quantization
+
+    info = read_info(shipped)
+    assert info is not None
+    model = make_model(cfg, session, pretrained=False).eval()
+    load_checkpoint(model, checkpoint, logger=session.logger)
+    set_quantization(model, False)
+    export_onnx(model, path, input_shape=info.input_shape, classes=info.classes, pipeline=info.pipeline)
+
+
+def _quiet() -> logging.Logger:
+    """For what was logged once already: warnings alone."""
+    logger = logging.getLogger("lbitcls.delivery")
+    logger.setLevel("WARNING")
+    return logger
+
+
+def _top1(cfg: Config, path: Path, session: Session, threads: int, data_root: str | None) -> float:
+    _, loader = load_data(cfg, "val", "validation", session, data_root=data_root)
+    model = open_shipped(cfg, path, "val", session.logger, None, threads)
+    return evaluate(model, loader, session.device, topk=(1,))["top-1"]

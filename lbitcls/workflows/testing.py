@@ -1,0 +1,272 @@
+"""Test a checkpoint, an exported file, or a model on a test set: metrics, and a row for each image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.assembly.classes import check_labels, check_names
+from lbitcls.assembly.session import Session, load_data, make_model, open_session
+from lbitcls.core.evaluation import check_metrics, evaluate, read_topk
+from lbitcls.utils.checkpoint import load_checkpoint
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.dist import gather_objects, is_main, sum_over_ranks
+from lbitcls.utils.errors import ConfigError, DataError
+from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.jsontext import json_text
+from lbitcls.utils.logging import print_table, track
+
+
+def test_classifier(
+    cfg: Config,
+    checkpoint: str | Path | None = None,
+    *,
+    metrics: Sequence[str] = ("accuracy",),
+    out: str | Path | None = None,
+    predictions: str | Path | None = None,
+    data_root: str | None = None,
+    launcher: str = "none",
+    engine: str | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Test the model of `cfg` with the weights in `checkpoint`, or the file that was exported of it, on
+    `data.test`, or `data.val` where that is missing.
+
+    Args:
+        cfg: the config that the checkpoint was trained with; `evaluation.metric_options` says which top-k are
+            measured.
+        checkpoint: of this model; also a published state dict that fits it, or an `.onnx` file, which an engine runs
+            on the CPU. None: the model as a training would begin with it, with the weights of `pretrained` and
+            `load_from`, or random ones; the log says which.
+        metrics: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
+        out: JSON file for the results.
+        predictions: `.csv` or `.jsonl` file for a row per image: path, label, prediction, scores.
+        data_root: where relative data paths may start (`--data-root`).
+        launcher: `none`, `pytorch` or `slurm`.
+        engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        threads: of the engine; None: its own choice.
+
+    Returns:
+        `{'loss': …, 'top-1': …, 'top-5': …, …, 'correct': …, 'total': …}`, in percent but the loss and the last two,
+        which count images.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is another model's, has other quantizers, or is a file of a
+            backbone.
+        ConfigError: an unknown metric or engine, an engine for a checkpoint, or a file that cannot be written.
+        DataError: the test set numbers its classes otherwise than the checkpoint; or images or logits are not finite.
+    """
+    require_sections(cfg, ("model", "data"), "testing")
+    chosen = tuple(dict.fromkeys(("accuracy", *check_metrics(metrics))))
+    topk = read_topk((cfg.get("evaluation") or {}).get("metric_options"))
+    writer = _row_writer(predictions)
+    used = [] if checkpoint is None else [checkpoint]
+    results_file = None if out is None else check_writable(out, "--out", *used)
+    read = used if out is None else [*used, out]
+    rows_file = None if predictions is None else check_writable(predictions, "--predictions", *read)
+    with open_session(cfg, launcher) as session:
+        split = "test" if cfg.data.get("test") is not None else "val"
+        dataset, loader = load_data(cfg, split, "testing", session, data_root=data_root)
+        model = open_model(cfg, checkpoint, split, dataset, session, engine, threads, data_root)
+        rows: list[tuple[int, int, list[float]]] = []
+        counts = torch.zeros(2, dtype=torch.int64)  # correct, total
+
+        def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
+            counts.add_(_counts(batch["gt_label"], logits))
+            if writer is None:
+                return
+            scores = logits.float().softmax(dim=1).cpu()
+            rows.extend(zip(batch["index"].tolist(), batch["gt_label"].tolist(), scores.tolist(), strict=True))
+
+        batches = track(loader, len(loader), "testing", shown=is_main())
+        results = evaluate(
+            model,
+            batches,
+            session.device,
+            metrics=chosen,
+            topk=topk,
+            watch=watch,
+            describe=getattr(dataset, "describe", str),
+        )
+        results["correct"], results["total"] = sum_over_ranks(counts.to(session.device)).tolist()
+        gathered = gather_objects(rows) if writer else []
+        if is_main():
+            _print(results)
+            if results_file is not None:
+                text = json_text(results, indent=2) + "\n"
+                write_whole(results_file, lambda path: path.write_text(text, encoding="utf-8"))
+            if rows_file is not None:
+                rows = sorted(row for part in gathered for row in part)
+                write_whole(rows_file, lambda path: writer(path, dataset, rows))
+    return results
+
+
+def open_model(
+    cfg: Config,
+    path: str | Path | None,
+    split: str,
+    dataset: Any,
+    session: Session,
+    engine: str | None = None,
+    threads: int | None = None,
+    data_root: str | None = None,
+) -> nn.Module:
+    """The classifier of `cfg` with the weights of a checkpoint, on its device, or the `.onnx` file in its place.
+
+    Without a path it is the model that a training would begin with; published weights are looked for below `data_root`.
+
+    Raises:
+        CheckpointError: `path` cannot be read, is another model's, has other quantizers, or is a file of a backbone.
+        ConfigError: an engine for a checkpoint, or `dataset` has labels that are no class of the model.
+        DataError: `dataset`, `data.<split>`, numbers its classes otherwise than the checkpoint.
+    """
+    shipped = path is not None and Path(path).suffix.lower() == ".onnx"
+    if not shipped and (engine is not None or threads is not None):
+        raise ConfigError(f"--engine and --threads are for .onnx files, which an engine runs; got '{path}'.")
+    if path is None:
+        return _untrained(cfg, split, dataset, session, data_root)
+    if shipped:
+        model, classes = _shipped(cfg, path, session, dataset, split, engine, threads)
+    else:
+        model = make_model(cfg, session, dataset, split, pretrained=False, data_root=data_root, checkpoint=path)
+        classes = load_checkpoint(model, path, strict=True, logger=session.logger)["meta"].get("CLASSES")
+        model.to(session.device)
+    check_names(classes, f"the {'file' if shipped else 'checkpoint'} {path}", dataset, split, session.logger)
+    return model
+
+
+def _untrained(cfg: Config, split: str, dataset: Any, session: Session, data_root: str | None) -> nn.Module:
+    """The model that a training of `cfg` would begin with.
+
+    Raises:
+        ConfigError: its quantizers have no first values, as before any training.
+    """
+    from lbitcls.quant import named_quantizers
+
+    model = make_model(cfg, session, dataset, split, data_root=data_root)
+    backbone = cfg.model.get("backbone") or {}
+    sources = [text for text in (cfg.model.get("pretrained"), backbone.get("pretrained")) if text]
+    if cfg.get("load_from"):
+        load_checkpoint(model, cfg.load_from, logger=session.logger)
+        sources.append(cfg.load_from)
+    waiting = [name for name, quantizer in named_quantizers(model) if not quantizer.is_initialized]
+    if waiting:
+        raise ConfigError(
+            f"no checkpoint is given, and {len(waiting)} quantizers, {waiting[0]} first, have seen no data yet. Give a "
+            "quantized checkpoint (lbitcls calibrate makes one), or test the float model: "
+            "--options quant_transformer=none"
+        )
+    said = f"weights of {', '.join(map(str, sources))}" if sources else "random weights"
+    session.logger.info("No checkpoint: the model as the config builds it is tested, with %s.", said)
+    return model.to(session.device)
+
+
+def _shipped(
+    cfg: Config, path: str | Path, session: Session, dataset: Any, split: str, engine: str | None, threads: int | None
+) -> tuple[nn.Module, list[str] | None]:
+    """The model in an ONNX file, and the names of its classes."""
+    from lbitcls.inference.onnx_classifier import open_shipped
+
+    model = open_shipped(cfg, path, split, session.logger, engine, threads)
+    check_labels(model, dataset, split)
+    return model, model.engine.info.classes if model.engine.info is not None else None
+
+
+def test_model(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    metrics: Sequence[str] = ("accuracy",),
+    topk: Sequence[int] = (1, 5),
+) -> dict[str, Any]:
+    """Test a model that is at hand on the batches of a loader: `evaluate`, on the model's own device.
+
+    Args:
+        model: a classifier, or any module from images to logits.
+        loader: gives dicts with `img` and `gt_label`, or pairs (images, labels).
+        metrics: names out of `lbitcls.core.evaluation.METRICS`.
+        topk: the k of each `top-k`.
+
+    Returns:
+        As `test_classifier`.
+
+    Raises:
+        DataError: the loader gives no batch, or something else than batches.
+        ConfigError: an unknown metric.
+
+    Example:
+        >>> test_model(model, loader)["total"]  # doctest: +SKIP
+        360
+    """
+    counts = torch.zeros(2, dtype=torch.int64)
+
+    def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
+        counts.add_(_counts(batch["gt_label"], logits))
+
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    results = evaluate(
+        *(model, map(_as_batch, loader), device),
+        metrics=tuple(dict.fromkeys(("accuracy", *check_metrics(metrics)))),
+        topk=topk,
+        watch=watch,
+    )
+    results["correct"], results["total"] = counts.tolist()
+    return results
+
+
+def _as_batch(batch: Any) -> dict[str, torch.Tensor]:
+    if isinstance(batch, dict) and "gt_label" in batch:
+        return batch
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+        return {"img": batch[0], "gt_label": batch[1]}
+    raise DataError(f"a batch is a dict with img and gt_label, or a pair (images, labels); got {type(batch).__name__}.")
+
+
+def _counts(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """How many of a batch's images got their class, and how many there are."""
+    return torch.tensor([int((logits.argmax(1).cpu() == labels.cpu()).sum()), len(labels)])
+
+
+def _row_writer(path: str | Path | None) -> Any:
+    """The function that writes the rows in the format of the file's name, before any work is done."""
+    if path is None:
+        return None
+    writers = {".csv": _write_csv, ".jsonl": _write_jsonl}
+    if Path(path).suffix not in writers:
+        raise ConfigError(f"--predictions writes .csv or .jsonl; got '{path}'.")
+    return writers[Path(path).suffix]
+
+
+def _write_csv(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "prediction", "scores"])
+        for index, label, scores in rows:
+            writer.writerow([dataset.describe(index), label, _best(scores), json_text(scores)])
+
+
+def _write_jsonl(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for index, label, scores in rows:
+            row = {"path": dataset.describe(index), "label": label, "prediction": _best(scores), "scores": scores}
+            file.write(json_text(row) + "\n")
+
+
+def _best(scores: list[float]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def _print(results: dict[str, Any]) -> None:
+    print(f"correct: {results['correct']:,} / {results['total']:,}")
+    numbers = {name: value for name, value in results.items() if isinstance(value, float)}
+    print_table("Test", ("metric", "value"), [(name, f"{value:.4f}") for name, value in numbers.items()])
+    if "confusion" in results:
+        width = len(results["confusion"])
+        if width <= 20:
+            header = ("true \\ predicted", *map(str, range(width)))
+            print_table("Confusion", header, [(i, *row) for i, row in enumerate(results["confusion"])])

@@ -1,0 +1,180 @@
+"""Look at a batch, at predictions, at the worst mistakes, at the confusion matrix: `lbitcls visualize`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lbitcls.analysis.confusion import draw_confusion
+from lbitcls.analysis.figures import check_path, pixels, save
+from lbitcls.analysis.pictures import Prediction
+from lbitcls.assembly.session import Session, load_data, open_session
+from lbitcls.datasets.base import BaseDataset
+from lbitcls.inference.onnx_classifier import ShippedClassifier
+from lbitcls.tracking.board import write_pictures
+from lbitcls.tracking.run_pictures import SHOWN, batch_figure, confusion_of, mixed, predict, predictions_figure
+from lbitcls.utils.config import Config, require_sections
+from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
+from lbitcls.workflows.testing import open_model
+from lbitcls.workflows.training import work_directory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lbitcls.inference.onnx_model import ExportedModel
+
+KINDS = ("batch", "predictions", "errors", "confusion")
+
+
+def visualize(
+    kind: str,
+    cfg: Config,
+    model: str | Path | nn.Module | ExportedModel | None = None,
+    *,
+    out: str | Path | None = None,
+    num_images: int | None = None,
+    rows: int | None = None,
+    cols: int | None = None,
+    split: str | None = None,
+    data_root: str | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+    tensorboard: bool = False,
+) -> Figure:
+    """Draw what a data set holds, or what a model says of it. A notebook shows the figure that is returned.
+
+    Args:
+        kind: `'batch'`: images of the first training batch, augmented, with their labels; `'predictions'`: images
+            with the predicted class, its confidence, and the true class of wrong ones; `'errors'`: the mistakes
+            in which the true class got the lowest probability; `'confusion'`: the confusion matrix.
+        cfg: the config.
+        model: one that is at hand, as it is (`init_model` gives one, too); a checkpoint of the config's model; or an
+            `.onnx` file that was exported of it. None: the best checkpoint of the work directory. A batch needs none.
+        out: file for the picture (`.png`, `.svg`, `.pdf`, `.jpg`); None: none is written.
+        num_images: most images in the picture; None: 24, or as many as `rows` and `cols` hold. The confusion matrix is
+            always of the whole set.
+        rows: of the grid of images, at most; None: as `num_images` needs.
+        cols: images in a row; None: as suits their number.
+        split: part of `data`; None: `train` for a batch, else `val`, or `test` where that is missing.
+        data_root: where relative data paths may start (`--data-root`).
+        engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        threads: of the engine; None: its own choice.
+        tensorboard: write the picture to `tf_logs` of the work directory too.
+
+    Raises:
+        ConfigError: an unknown kind or format, a number below 1, or more images than the grid has room for.
+        CheckpointError: the checkpoint is missing, or another model's.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"there is no picture '{kind}'{suggest(kind, KINDS)} Known: {', '.join(KINDS)}.")
+    grid = _grid(num_images, rows, cols)
+    if out is not None:
+        check_path(out)
+    require_sections(cfg, ("data",) if kind == "batch" else ("model", "data"), "visualize")
+    with open_session(cfg) as session:
+        if kind == "batch":
+            figure = _batch(cfg, session, split or "train", grid, data_root)
+        else:
+            split = split or ("val" if cfg.data.get("val") is not None else "test")
+            shown = _best_checkpoint(cfg) if model is None else model
+            figure = _said(kind, cfg, session, shown, split, grid, data_root, engine, threads)
+        if out is not None:
+            session.logger.info("Wrote %s", save(figure, out))
+        if tensorboard:
+            _to_tensorboard(figure, kind, work_directory(cfg))
+    return figure
+
+
+def _grid(number: int | None, rows: int | None, cols: int | None) -> tuple[int, int | None]:
+    """The most images, and how many stand in a row (None: as suits their number)."""
+    for name, value in (("--num-images", number), ("rows", rows), ("cols", cols)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} is a number from 1; got {value!r}.")
+    if rows is not None and cols is None:
+        cols = -(-(number or SHOWN) // rows)
+    room = None if rows is None or cols is None else rows * cols
+    if number is not None and room is not None and number > room:
+        raise ConfigError(f"{rows} rows of {cols} hold {room} images; num_images={number} are more.")
+    return number or room or SHOWN, cols
+
+
+def default_target(kind: str, cfg: Config) -> Path:
+    """Where the command writes a picture: in the config's work directory."""
+    return work_directory(cfg) / f"{kind}.png"
+
+
+def _best_checkpoint(cfg: Config) -> Path:
+    folder = work_directory(cfg)
+    found = next((path for name in ("best_top-1.pth", "latest.pth") if (path := folder / name).exists()), None)
+    if found is None:
+        raise CheckpointError(f"there is no best_top-1.pth or latest.pth in {folder}; name the checkpoint to look at.")
+    return found
+
+
+def _batch(cfg: Config, session: Session, split: str, grid: tuple[int, int | None], data_root: str | None) -> Figure:
+    _, loader = load_data(cfg, split, "visualize", session, seed=cfg.get("seed") or 0, data_root=data_root)
+    return batch_figure(loader, grid[0], f"data.{split}: images as the model sees them", grid[1])
+
+
+def _said(
+    kind: str,
+    cfg: Config,
+    session: Session,
+    shown: str | Path | nn.Module | ExportedModel,
+    split: str,
+    grid: tuple[int, int | None],
+    data_root: str | None,
+    engine: str | None,
+    threads: int | None,
+) -> Figure:
+    """What the model `shown`, or the one in that file, says of `data.<split>`, as a picture."""
+    dataset, loader = load_data(cfg, split, "visualize", session, data_root=data_root)
+    model, device, name = _opened(cfg, shown, split, dataset, session, engine, threads)
+    number, columns = grid
+    indices = mixed(dataset, number if kind == "predictions" else len(dataset))
+    workers = cfg.data.get("workers_per_gpu", 0) if len(indices) > loader.batch_size else 0
+    found, classes = predict(model, dataset, indices, device, loader.batch_size, workers, shown=True)
+    title = f"{name} on data.{split}"
+    if kind == "predictions":
+        return predictions_figure(dataset, found, title, columns)
+    if kind == "errors":
+        return predictions_figure(dataset, *_worst(found, number, title), columns)
+    return draw_confusion(confusion_of(found, classes), dataset.CLASSES, title)
+
+
+def _opened(
+    cfg: Config,
+    shown: str | Path | nn.Module | ExportedModel,
+    split: str,
+    dataset: BaseDataset,
+    session: Session,
+    engine: str | None,
+    threads: int | None,
+) -> tuple[nn.Module, torch.device, str]:
+    """The model, its device, and what titles call it."""
+    if isinstance(shown, (str, Path)):
+        model = open_model(cfg, shown, split, dataset, session, engine, threads)
+        return model, session.device, Path(shown).name
+    if engine is not None or threads is not None:
+        raise ConfigError("engine and threads are for .onnx files; the model given is loaded already.")
+    if not isinstance(shown, nn.Module):
+        exported = ShippedClassifier(shown.engine, cfg.model.get("head") or {})
+        return exported, session.device, Path(shown.engine.path).name
+    device = next((tensor.device for tensor in shown.parameters()), session.device)
+    return shown, device, "the model"
+
+
+def _worst(found: Sequence[Prediction], number: int, title: str) -> tuple[list[Prediction], str]:
+    """The mistakes in which the true class got the lowest probability, and the picture's title."""
+    wrong = sorted((p for p in found if p.wrong), key=lambda p: (p.probability, p.index))
+    said = f"{len(wrong):,} of {len(found):,} wrong" + (f", the worst {number}" if len(wrong) > number else "")
+    return wrong[:number], f"{title}: {said}"
+
+
+def _to_tensorboard(figure: Any, kind: str, folder: Path) -> None:
+    path = save(figure, folder / f"{kind}.png")
+    write_pictures(folder / "tf_logs", {kind: pixels(path)})
