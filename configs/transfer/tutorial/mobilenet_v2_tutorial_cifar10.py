@@ -7,7 +7,9 @@
 
 Images of 32 pixels, as they are; 5 epochs.
 
-Not measured yet.
+Measured: 17.9 % top-1 on the 10,000 test images after the last epoch (seed 0), in 2.8 minutes of one CPU thread: at a
+stride of 32 the last feature of a 32-pixel image is one point. `configs/cifar10/mobilenet_v2_transfer_features.py`
+enlarges the images.
 """
 
 _base_ = ["../_base_/mobilenet_v2.py", "_base_/cifar10.py"]
