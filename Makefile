@@ -95,7 +95,7 @@ constraints: $(TESTS) ## pin the versions that .venv holds now as the tested set
 
 .PHONY: clean
 clean: ## remove caches and builds (not .venv, not work_dirs)
-	rm -rf build dist docs/_build htmlcov .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: install
