@@ -45,7 +45,7 @@ test-slow: $(TESTS) ## run the long test matrices
 
 .PHONY: coverage
 coverage: $(TESTS) ## run the tests and report the share of lines and branches that they cover, by file
-	$(PYTEST) -m 'not slow' --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
+	$(PYTEST) -m 'not slow' --timeout 900 --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 .PHONY: docs
 docs: $(TESTS) ## build the documentation into docs/_build/html; a warning is an error
