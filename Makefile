@@ -2,16 +2,22 @@
 # A stamp is written when a step of the set-up is complete, so an interrupted one is taken up again.
 
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 ARGS ?=
+
+comma := ,
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL = $(PIP) install $(if $(wildcard $@),--quiet) -c constraints.txt
+INSTALL = $(PIP) install $(if $(wildcard $@),--quiet) -c $(CONSTRAINTS)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 RUNTIME := $(VENV)/.stamp-runtime
 DEPLOY := $(VENV)/.stamp-deploy
 TESTS := $(VENV)/.stamp-tests
+
+# The tested set needs a newer Python than the package does.
+OLDEST_PYTHON := 3.$(if $(filter constraints.txt,$(CONSTRAINTS)),11,10)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -27,12 +33,19 @@ quickstart: $(DEPLOY) ## install, then train a 4-bit classifier of handwritten d
 	$(BIN)/python tools/train.py configs/quickstart/digits_lsq_4w4f.py $(ARGS)
 
 .PHONY: test
-test: lint types ## install, then run every check: lint, types and the tests
+test: lint types pytest ## install, then run every check: lint, types and the tests
+
+.PHONY: pytest
+pytest: $(TESTS) ## run the tests alone
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(TESTS) ## run the long test matrices
 	$(PYTEST) -m slow $(ARGS)
+
+.PHONY: coverage
+coverage: $(TESTS) ## run the tests and report the share of lines and branches that they cover, by file
+	$(PYTEST) -m 'not slow' --timeout 900 --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 .PHONY: docs
 docs: $(TESTS) ## build the documentation into docs/_build/html; a warning is an error
@@ -46,6 +59,25 @@ lint: $(TESTS) ## check style and format
 .PHONY: types
 types: $(TESTS) ## check types
 	$(BIN)/mypy
+
+.PHONY: wheel
+wheel: $(RUNTIME) ## build the wheel into dist/
+	rm -rf build dist
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+.PHONY: release
+release: check-tag wheel ## attach the wheel to a GitHub release of the version's tag: make release TAG=v0.1.0
+	awk -v version="$$(cat lbitcls/VERSION)" '/^## / {shown = $$2 == version} shown' CHANGELOG.md \
+	  | gh release create "$$TAG" dist/*.whl --verify-tag --title "lbitcls $$TAG" --notes-file -
+
+.PHONY: check-tag
+check-tag: ## fail unless TAG is the tag of the version: v and lbitcls/VERSION
+	@test "$$TAG" = "v$$(cat lbitcls/VERSION)" || \
+	  { echo "The tag of version $$(cat lbitcls/VERSION) is v$$(cat lbitcls/VERSION); got TAG='$$TAG'." >&2; exit 1; }
+
+.PHONY: layout
+layout: $(TESTS) ## write the package's layout into docs/design.md, from the modules' docstrings
+	$(BIN)/python docs/layout.py --write
 
 .PHONY: format
 format: $(TESTS) ## format the code and mend what the linter can mend
@@ -66,20 +98,23 @@ clean: ## remove caches and builds (not .venv, not work_dirs)
 	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
+.PHONY: install
+install: $(DEPLOY) ## only install what training and export need
+
 .PHONY: setup
 setup: $(TESTS) ## only install, the runtime and what the tests need
 
 $(VENV)/.stamp-venv:
 	@command -v $(PYTHON) >/dev/null || \
-	  { echo "$(PYTHON) is not here. Install Python 3.11 or newer: apt-get install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than 3.11, as the tested versions need. Name a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	  { echo "$(PYTHON) is not here. Install Python $(OLDEST_PYTHON) or newer: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < ($(subst .,$(comma) ,$(OLDEST_PYTHON))))' || \
+	  { echo "$(PYTHON) is older than $(OLDEST_PYTHON), as the tested versions need. Name a newer one: make PYTHON=python$(OLDEST_PYTHON) $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make virtual environments. Install the package: apt-get install python3-venv" >&2; exit 1; }
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(RUNTIME): $(wildcard requirements/*.txt) constraints.txt setup.py lbitcls/VERSION | $(VENV)/.stamp-venv
+$(RUNTIME): $(wildcard requirements/*.txt) $(CONSTRAINTS) pyproject.toml setup.py lbitcls/VERSION | $(VENV)/.stamp-venv
 	@echo "Setting up $(VENV): the first time about 5 GB with PyTorch, and a few minutes."
 	$(INSTALL) -r requirements/build.txt -r requirements/runtime.txt
 	$(INSTALL) --no-deps --no-build-isolation -e .

@@ -180,7 +180,7 @@ def test_median_function_is_short() -> None:
 
 
 def project_texts() -> list[Path]:
-    folders = (".ci", "lbitcls", "tools", "tests", "configs", "docs", "benchmarks", "demo", "requirements")
+    folders = (".ci", ".github", "lbitcls", "tools", "tests", "configs", "docs", "benchmarks", "demo", "requirements")
     below = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     files = [path for path in [*ROOT.iterdir(), *below] if path.is_file() and path.suffix in TEXT]
     return [path for path in files if "__pycache__" not in path.parts and path != Path(__file__).resolve()]

@@ -36,7 +36,15 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The files that set-up reads, and a `python3` that installs nothing."""
-    for name in ("Makefile", "setup.py", "constraints.txt", "requirements", "lbitcls/VERSION"):
+    for name in (
+        "Makefile",
+        "pyproject.toml",
+        "setup.py",
+        "constraints.txt",
+        "constraints-oldest.txt",
+        "requirements",
+        "lbitcls/VERSION",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
@@ -102,3 +110,33 @@ def test_failed_set_up_is_taken_up_again(project: Path) -> None:
         ".stamp-deploy",
         ".stamp-tests",
     }
+
+
+def test_release_is_of_the_tag_of_the_version(project: Path) -> None:
+    (project / "CHANGELOG.md").write_text(
+        "# Changelog\n\n## 9.9.9\n\n- next\n\n## 0.0.7\n\n- this\n\n## 0.0.6\n\n- old\n"
+    )
+    (project / "lbitcls" / "VERSION").write_text("0.0.7\n", encoding="utf-8")
+    gh = project / "gh"
+    gh.write_text('#!/bin/sh\necho "$@" > gh.log; cat >> gh.log\n', encoding="utf-8")
+    gh.chmod(0o755)
+    given = {"PYTHON": str(project / "python"), "PATH": f"{project}{os.pathsep}{os.environ['PATH']}"}
+    for tag in ("v0.0.6", ""):
+        done = make(project, "release", TAG=tag, **given)
+        assert done.returncode != 0 and f"version 0.0.7 is v0.0.7; got TAG='{tag}'" in done.stderr
+    assert not (project / "gh.log").exists()
+    done = make(project, "release", TAG="v0.0.7", **given)
+    assert done.returncode == 0, done.stderr
+    call, *notes = (project / "gh.log").read_text(encoding="utf-8").splitlines()
+    assert call.startswith("release create v0.0.7 dist/*.whl")
+    assert [line for line in notes if line] == ["## 0.0.7", "- this"]
+
+
+def test_other_constraints_are_installed_and_may_have_an_older_python(project: Path) -> None:
+    other = "CONSTRAINTS=constraints-oldest.txt"
+    assert make(project, "setup", f"PYTHON={project / 'python'}", other).returncode == 0
+    assert set(re.findall(r"-c (\S+)", (project / "pip.log").read_text(encoding="utf-8"))) == {"constraints-oldest.txt"}
+    shutil.rmtree(project / ".venv")
+    done = make(project, "setup", f"PYTHON={project / 'python'}", other, TOO_OLD="1")
+    assert done.returncode != 0 and "make PYTHON=python3.10 setup" in done.stderr
+    assert "sys.version_info < (3, 10)" in make(project, "-n", "setup", other).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -42,6 +44,12 @@ def read_requirements(path: Path) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith("-r")]
 
 
+def pyproject() -> dict[str, Any]:
+    """What pyproject.toml says."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def pins() -> dict[str, str]:
     """The tested set: canonical name -> version."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -69,11 +77,34 @@ def test_metadata() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     extras = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs"}
-    assert set(meta.get_all("Provides-Extra")) == extras
-    files = [FOLDER / f"{name}.txt" for name in ("analysis", "deploy", "mmcv", "timm")]
-    everything = {requirement.name for path in files for requirement in read_requirements(path)}
-    listed = [Requirement(text) for text in meta.get_all("Requires-Dist")]
-    assert {r.name for r in listed if r.marker and r.marker.evaluate({"extra": "optional"})} == everything
+    assert set(meta.get_all("Provides-Extra")) == extras | {"optional"}
+
+
+def test_every_requirements_file_is_an_extra_and_optional_names_those_to_use() -> None:
+    dynamic = pyproject()["tool"]["setuptools"]["dynamic"]
+    extras = dynamic["optional-dependencies"]
+    assert dynamic["dependencies"]["file"] == "requirements/runtime.txt"
+    stems = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs"}
+    optional = extras.pop("optional")["file"]
+    assert extras == {stem: {"file": f"requirements/{stem}.txt"} for stem in stems}
+    to_use = stems - {"benchmarks", "docs", "tests"}
+    assert optional == [f"requirements/{stem}.txt" for stem in sorted(to_use)]
+
+
+def test_pyproject_holds_the_metadata_and_setup_py_only_the_build_step() -> None:
+    project = pyproject()["project"]
+    assert set(project["dynamic"]) == {"version", "dependencies", "optional-dependencies"}
+    (call,) = (
+        node
+        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setup"
+    )
+    assert [keyword.arg for keyword in call.keywords] == ["cmdclass"]
+    for name, target in project["scripts"].items():
+        module, _, function = target.partition(":")
+        assert name == "lbitcls" and callable(getattr(importlib.import_module(module), function))
+    for pattern in pyproject()["tool"]["setuptools"]["package-data"]["lbitcls"]:
+        assert list((ROOT / "lbitcls").glob(pattern)), f"package-data names {pattern}, which is not there"
 
 
 def test_console_script() -> None:
@@ -117,7 +148,7 @@ def test_wheel_holds_the_package_its_data_and_the_configs(tmp_path: Path) -> Non
     files = {path.relative_to(source).as_posix() for path in source.glob("lbitcls/**/*") if path.is_file()}
     files |= {f"lbitcls/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.*")}
     files = {name for name in files if "__pycache__" not in name}
-    assert inside == files, "a folder lacks its __init__.py, or setup.py names no package_data for a file"
+    assert inside == files, "a folder lacks its __init__.py, or pyproject.toml names no package-data for a file"
     assert {"lbitcls/datasets/data/digits.npz", "lbitcls/analysis/page/report.html"} <= inside
     code = "import sys; from lbitcls.utils import Config; print(Config.fromfile(sys.argv[1]).filename)"
     config = "configs/LSQ/resnet18/config4_res18_lsq_4w4f.py"

@@ -72,6 +72,7 @@ def option_arguments(parser: argparse.ArgumentParser) -> None:
     """Overrides of the config."""
     parser.add_argument(
         "--options",
+        "--cfg-options",  # as mmcls's commands call it
         nargs="+",
         action="extend",
         default=[],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -54,6 +55,27 @@ def test_mistakes(write_config: Any, capsys: Any, arguments: list[str], code: in
     assert main([config if argument == "CONFIG" else argument for argument in arguments]) == code
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_cfg_options_is_another_spelling_of_options(name: str) -> None:
+    parser = argparse.ArgumentParser()
+    VERBS[name].add_arguments(parser)
+    by_name = parser._option_string_actions
+    assert by_name.get("--cfg-options") is by_name.get("--options")
+
+
+def test_both_spellings_of_options_override_the_config(write_config: Any, capsys: Any) -> None:
+    config = str(write_config(total_epochs=1))
+    assert main(["train", config, "--options", "optimizer.lr=0.05", "--cfg-options", "optimizer.type=SDG"]) == 2
+    assert "did you mean 'SGD'" in capsys.readouterr().err
+    assert main(["train", config, "--cfg-options", "optimizer.lrr=1", "--options", "total_epochs=1"]) == 2
+    assert "did you mean 'lr'" in capsys.readouterr().err
+
+
+def test_tools_take_cfg_options(run_tool: Any) -> None:
+    done = run_tool("show_plan", "no_such.py", "--cfg-options", "optimizer.lr=1")
+    assert done.returncode == 2 and "there is no config file" in done.stderr, done.stderr
 
 
 def test_error_is_in_the_log_file(write_config: Any, tmp_path: Path, capsys: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from blocks import ROOT, Block
 
 from lbitcls.commands.main import VERBS, _parse
 
-OTHERS = ("apt-get", "cd", "export", "git", "jupyter", "ssh", "tensorboard")
+OTHERS = (".", "apt-get", "cd", "export", "git", "jupyter", "ssh", "tensorboard", "uv")
 """Programs of others, whose arguments are not looked at."""
 
 
@@ -98,8 +99,9 @@ def parses(verb: str, arguments: list[str]) -> None:
 
 def check_requirements(command: list[str]) -> None:
     """`pip install -r FILE`, `lbitcls[EXTRA]`: there is such a file, and such an extra."""
+    extras = set(importlib.metadata.metadata("lbitcls").get_all("Provides-Extra", []))
     for word in command:
         if word.endswith(".txt"):
             assert (ROOT / word).is_file(), f"{word} is not there"
-        for extra in re.findall(r"\[([\w,-]+)\]", word):
-            assert all((ROOT / "requirements" / f"{name}.txt").is_file() for name in extra.split(",")), word
+        for named in re.findall(r"\[([\w,-]+)\]", word):
+            assert set(named.split(",")) <= extras, word

@@ -19,7 +19,7 @@ def test_the_options_are_those_of_the_command() -> None:
     ).stdout
     known = set(re.findall(r"--[a-z-]+", help_text))
     described = set(re.findall(r"^\| `(--[a-z-]+)", TEXT, re.MULTILINE))
-    general = {"--help", "--out", "--verify", "--device", "--data-root", "--options"}
+    general = {"--help", "--out", "--verify", "--device", "--data-root", "--options", "--cfg-options"}
     assert described == known - general
 
 

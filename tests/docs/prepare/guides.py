@@ -59,7 +59,7 @@ PAGES = {
             "init flowers": "init flowers --backbone squeezenet1_1 --pretrained none",
             "train flowers.py": f"train flowers.py --options {SHORT} data.workers_per_gpu=0",
         },
-        not_run={"make quickstart": "install", "pip install '.[deploy,analysis]'": "install"},
+        not_run={"make quickstart": "install", "pip install '.[deploy,analysis]'": "install", "uv venv": "install"},
         check=started,
         slow=True,
     ),
