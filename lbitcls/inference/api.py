@@ -22,7 +22,10 @@ from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lbitcls.inference.preparation import Prepare
+    from lbitcls.protocols import Classifier
     from lbitcls.utils.config import Config
 
 Result = dict[str, Any]
@@ -53,7 +56,7 @@ def init_model(
     *,
     engine: str | None = None,
     threads: int | None = None,
-) -> Any:
+) -> Classifier:
     """A model that is ready for `inference_model`.
 
     Its `cfg` is the config, its `CLASSES` are the classes' names: those of the checkpoint or of the exported file;
@@ -93,7 +96,9 @@ def init_model(
     return model
 
 
-def inference_model(model: Any, img: Any, topk: int | None = None, batch_size: int = 32) -> Result | list[Result]:
+def inference_model(
+    model: nn.Module | Classifier, img: Any, topk: int | None = None, batch_size: int = 32
+) -> Result | list[Result]:
     """What a model says of a picture, or of each of several.
 
     A picture of any size and colour goes to a model of any input: it is prepared by the test pipeline, and where that
@@ -132,7 +137,7 @@ def inference_model(model: Any, img: Any, topk: int | None = None, batch_size: i
 
 
 def predict_pictures(
-    model: Any, pictures: Sequence[Any], topk: int | None = None, batch_size: int = 32
+    model: nn.Module | Classifier, pictures: Sequence[Any], topk: int | None = None, batch_size: int = 32
 ) -> Iterator[Result | DataError]:
     """As `inference_model`, one picture after the other; an error stands in the place of a picture that cannot be used.
 
@@ -156,7 +161,9 @@ def check_numbers(topk: int | None, batch_size: int) -> None:
             raise ConfigError(f"{name} is a number from 1; got {number!r}.")
 
 
-def show_result(model: Any, img: Any, result: Result, out_file: str | Path | None = None) -> np.ndarray:
+def show_result(
+    model: nn.Module | Classifier, img: Any, result: Result, out_file: str | Path | None = None
+) -> np.ndarray:
     """A picture with what the model said of it below, the classes of `topk` with their scores.
 
     Args:
@@ -186,7 +193,7 @@ def show_result(model: Any, img: Any, result: Result, out_file: str | Path | Non
     return rendered(figure)
 
 
-def show_result_pyplot(model: Any, img: Any, result: Result) -> None:
+def show_result_pyplot(model: nn.Module | Classifier, img: Any, result: Result) -> None:
     """Show what `show_result` draws in a notebook or in a window of matplotlib."""
     from matplotlib import pyplot
 
@@ -220,7 +227,7 @@ def _load_trained(
     return load_trained(cfg, checkpoint, device)
 
 
-def _predictor(model: Any) -> Predictor:
+def _predictor(model: nn.Module | Classifier) -> Predictor:
     from lbitcls.inference.onnx_model import ExportedModel
 
     if isinstance(model, ExportedModel):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lbitcls.protocols import predictor
 from lbitcls.quant.bypass import mark, refuse_read, watching
 from lbitcls.quant.computed_weights import settle
 from lbitcls.quant.layers import QuantLayer
@@ -136,7 +137,7 @@ def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[
             for number, batch in enumerate(batches):
                 images = images_of(batch)
                 _require_finite_images(images, number)
-                getattr(model, "predict", model)(images.to(device))
+                predictor(model)(images.to(device))
                 watch.passes += 1
     finally:
         for hook in hooks:

@@ -16,7 +16,7 @@ from lbitcls.utils.logging import print_table
 
 def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any]:
     """The log's last lines, and `summary.json`; returns what is in it."""
-    best = next((hook.best for hook in runner.hooks if isinstance(hook, EvaluationHook)), {})
+    best = validation.best if (validation := runner.find(EvaluationHook)) else {}
     runner.logger.info("Training time: %s", timedelta(seconds=int(seconds)))
     integer = integer_backbone(runner.module)
     for phase, entry in best.items():
