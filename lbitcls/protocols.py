@@ -6,7 +6,7 @@ more than a user's own class does. Nothing of the package is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Dataset(Protocol):
         ...
 
     @property
-    def CLASSES(self) -> Sequence[str] | None:
+    def CLASSES(self) -> tuple[str, ...] | None:
         """Names of the classes in order of their labels, or None when they are not known."""
         ...
 
@@ -73,6 +73,11 @@ class Loader(Protocol):
         """Seed of the order and the augmentation."""
         ...
 
+    @property
+    def skipped(self) -> Mapping[int, str]:
+        """Message by position of every image that was left out so far."""
+        ...
+
     def __len__(self) -> int:
         """Batches of an epoch."""
         ...
@@ -97,12 +102,13 @@ class Loader(Protocol):
 
 
 class Classifier(Protocol):
-    """A model that names its classes, of PyTorch or exported: what `lbitcls.apis.init_model` returns."""
+    """A model that names its classes, of PyTorch or exported: what `lbitcls.apis.init_model` returns.
 
-    @property
-    def CLASSES(self) -> Sequence[str] | None:
-        """Names of the classes in order of their labels, or None when they are not known."""
-        ...
+    Attributes:
+        CLASSES: names of the classes in order of their labels, or None when they are not known.
+    """
+
+    CLASSES: tuple[str, ...] | None
 
     @property
     def num_classes(self) -> int | None:
@@ -145,6 +151,14 @@ class FixedFeatures(Protocol):
 
     def predict_features(self, features: Tensor) -> Tensor:
         """Logits (N, K) from what `fixed_features` gave."""
+        ...
+
+
+class SizedInBits(Protocol):
+    """A part whose weights are not tensors of the model (`lbitcls.deploy.IntegerBackbone`)."""
+
+    def size_bits(self) -> tuple[int, int]:
+        """Its size in float and as it is stored, in bits."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 import pkgutil
 import re
@@ -40,6 +41,8 @@ WRONG = {
 RIGHT = """
 from collections.abc import Sequence
 
+import torch
+
 def names(model: Classifier) -> Sequence[str]:
     return model.CLASSES or ()
 
@@ -55,6 +58,10 @@ calibrate(network, loader)
 test_model(network, loader)
 test_model(network, [(batch["img"], batch["gt_label"]) for batch in loader])
 inference_model(network, "a.jpg")
+calibrate(network, [torch.zeros(1, 3, 32, 32)])
+visualize("confusion", cfg, model, tensorboard=True)
+if isinstance(model, torch.nn.Module):
+    test_model(model, loader)
 """
 
 
@@ -64,7 +71,7 @@ def script() -> str:
     lines = [f"import {package}" for package in LAZY]
     lines += [f"from {package} import *" for package in STARRED]
     lines += [
-        "from lbitcls.workflows import analyze_logs, export_checkpoint",
+        "from lbitcls.workflows import analyze_logs, export_checkpoint, visualize",
         "from lbitcls.protocols import Classifier",
     ]
     lines += RIGHT.splitlines()
@@ -79,6 +86,7 @@ def found(script: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, li
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--show-error-codes", "--no-error-summary", "--no-pretty", str(path)],
         cwd=ROOT,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from lbitcls.utils.logging import log_to_file, setup_logger
 if TYPE_CHECKING:
     from lbitcls.datasets.base import BaseDataset
     from lbitcls.datasets.loader import Loader
-    from lbitcls.protocols import Dataset
+    from lbitcls.protocols import Classifier, Dataset
 
 DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
 
@@ -278,7 +278,7 @@ def make_model(
     model = build_classifier(section, pretrained)
     model.cfg = cfg
     if dataset is not None:
-        model.CLASSES = dataset.CLASSES
+        cast("Classifier", model).CLASSES = dataset.CLASSES
         check_labels(model, dataset, split)
     if cfg.get("quant_transformer"):
         from lbitcls.quant import build_mtransformer

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def init_model(
         threads: of the engine; None: its own choice.
 
     Returns:
-        The classifier in eval mode, or an `ExportedModel`.
+        The classifier in eval mode, a `torch.nn.Module`, or an `ExportedModel`.
 
     Raises:
         ConfigError: the config is missing or wrong, or an argument does not suit the model.
@@ -89,7 +89,7 @@ def init_model(
 
         if device not in (None, "cpu"):
             raise ConfigError(f"an .onnx file runs on the CPU; leave the device {device!r} out.")
-        model: Any = open_exported(checkpoint, cfg, engine, threads)
+        model: Classifier = open_exported(checkpoint, cfg, engine, threads)
     else:
         model = _load_trained(cfg, checkpoint, device, engine, threads)
     _name_classes(model, model.num_classes)
@@ -144,14 +144,14 @@ def predict_pictures(
     The next pictures are read while some are predicted.
     """
     check_numbers(topk, batch_size)
-    predictor = _predictor(model)
+    predictor, named = _predictor(model), cast("Classifier", model)
     for batch in _prepared(predictor.prepare, pictures, batch_size):
         for row in _scores(predictor, batch):
             if isinstance(row, DataError):
                 yield row
             else:
-                _name_classes(model, len(row))
-                yield _result(row, model.CLASSES, topk)
+                _name_classes(named, len(row))
+                yield _result(row, named.CLASSES or (), topk)
 
 
 def check_numbers(topk: int | None, batch_size: int) -> None:
@@ -217,14 +217,14 @@ def _config(given: str | Path | Mapping[str, Any]) -> Config:
 
 def _load_trained(
     cfg: Config | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
-) -> Any:
+) -> Classifier:
     if cfg is None:
         raise ConfigError(f"a config says what model '{checkpoint}' belongs to; only an .onnx file does without.")
     if engine is not None or threads is not None:
         raise ConfigError(f"engine and threads are for .onnx files, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
 
-    return load_trained(cfg, checkpoint, device)
+    return cast("Classifier", load_trained(cfg, checkpoint, device))
 
 
 def _predictor(model: nn.Module | Classifier) -> Predictor:
@@ -234,10 +234,10 @@ def _predictor(model: nn.Module | Classifier) -> Predictor:
         return model
     from lbitcls.inference.torch_model import TrainedModel
 
-    return TrainedModel(model)
+    return TrainedModel(cast("nn.Module", model))
 
 
-def _name_classes(model: Any, number: int | None) -> None:
+def _name_classes(model: Classifier, number: int | None) -> None:
     """Give the model names of its classes, if it has none and their number is known."""
     if getattr(model, "CLASSES", None) is not None or number is None:
         return

@@ -61,23 +61,24 @@ def calibrate_checkpoint(
     with open_session(cfg) as session:
         images = calibration_images(cfg, split, session, data_root)
         tested = "test" if cfg.data.get("test") is not None else "val"
-        test_set, loader = load_data(cfg, tested, "testing", session, data_root=data_root) if test else (None, None)
+        tests = load_data(cfg, tested, "testing", session, data_root=data_root) if test else None
+        test_set = None if tests is None else tests[0]
         model = make_model(cfg, session, test_set, tested, pretrained=False, data_root=data_root, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, logger=session.logger)["meta"]
-        if test:
+        if test_set is not None:
             check_names(meta.get("CLASSES"), f"the checkpoint {checkpoint}", test_set, tested, session.logger)
         model.to(session.device).eval()
         results = {}
-        if test:
+        if tests is not None:
             set_quantization(model, False)
-            results["float"] = _test(model, loader, session)
+            results["float"] = _test(model, tests[1], session)
         set_quantization(model, True)  # the weights may come from a run's float phase
         total = sum(1 for _ in named_quantizers(model))
         number = calibrate(model, first_images(images, num_images), method)
         used = min(num_images, len(images.dataset) - len(images.skipped)) if number else 0
         _say(number, total, used, checkpoint, session)
-        if test:
-            results["quantized"] = _test(model, loader, session)
+        if tests is not None:
+            results["quantized"] = _test(model, tests[1], session)
         classes = meta.get("CLASSES") or getattr(model, "CLASSES", None)
         about = {"config": cfg.pretty_text, "CLASSES": classes}
         known = meta.get("calibrated_on")

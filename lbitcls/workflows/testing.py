@@ -103,7 +103,7 @@ def test_classifier(
             if results_file is not None:
                 text = json_text(results, indent=2) + "\n"
                 write_whole(results_file, lambda path: path.write_text(text, encoding="utf-8"))
-            if rows_file is not None:
+            if writer is not None and rows_file is not None:
                 rows = sorted(row for part in gathered for row in part)
                 write_whole(rows_file, lambda path: writer(path, dataset, rows))
     return results
