@@ -62,6 +62,13 @@ calibrate(network, [torch.zeros(1, 3, 32, 32)])
 visualize("confusion", cfg, model, tensorboard=True)
 if isinstance(model, torch.nn.Module):
     test_model(model, loader)
+
+classifiers: list[Classifier] = [ImageClassifier({}, {}), ExportedModel(load("a.onnx"))]
+a_dataset: Dataset = data
+a_loader: Loader = loader
+freezable: Freezable = ImageClassifier({}, {})
+fixed: FixedFeatures = ImageClassifier({}, {})
+stored: SizedInBits = IntegerBackbone()
 """
 
 
@@ -72,7 +79,8 @@ def script() -> str:
     lines += [f"from {package} import *" for package in STARRED]
     lines += [
         "from lbitcls.workflows import analyze_logs, export_checkpoint, visualize",
-        "from lbitcls.protocols import Classifier",
+        "from lbitcls.inference import ExportedModel",
+        "from lbitcls.protocols import Classifier, Dataset, FixedFeatures, Freezable, Loader, SizedInBits",
     ]
     lines += RIGHT.splitlines()
     return "\n".join([*lines, *WRONG, *(f"reveal_type({package}.{name})" for package, name in NAMES)])
@@ -137,7 +145,9 @@ def test_a_public_name_travels_to_other_processes(package: str, name: str) -> No
 def test_a_misspelt_name_gets_a_suggestion(package: str) -> None:
     module = importlib.import_module(package)
     name = module.__all__[0]
-    with pytest.raises(AttributeError, match=f"^module '{package}' has no attribute '{name}x'; did you mean '{name}'"):
+    with pytest.raises(
+        AttributeError, match=f"^module '{package}' has no attribute '{name}x'. [Dd]id you mean '{name}'"
+    ):
         getattr(module, f"{name}x")
     with pytest.raises(AttributeError, match="has no attribute 'quite_another_thing'\\.$"):
         module.quite_another_thing  # noqa: B018
