@@ -25,7 +25,9 @@ STARRED = [package for package in LAZY if package not in ("lbitcls.inference", "
 WRONG = {
     'init_model("a.py", checkpont="b.pth")': "call-arg",
     'init_model("a.py", "b.onnx", threads="two")': "arg-type",
-    "inference_model()": "call-arg",
+    "show_result(model)": "call-arg",
+    "inference_model(model, 3)": "call-overload",
+    "show_result(model, 'a.jpg', results)": "arg-type",
     "train_classifier({})": "arg-type",
     "export_checkpoint(cfg)": "call-arg",
     "export_checkpoint(cfg, 'a.pth', 'a.onnx', opset=None)": "arg-type",
@@ -51,6 +53,8 @@ summary = train_classifier(cfg, resume=True)
 model = init_model(cfg, summary["checkpoint"], device=None)
 results = inference_model(model, ["a.jpg", "b.jpg"], topk=3, batch_size=2)
 names(model)
+print(results[0]["topk"], inference_model(model, "a.jpg")["pred_class"])
+show_result(model, "a.jpg", results[0], out_file="b.png")
 data = build_dataset({"type": "Digits"})
 loader = build_dataloader(data, samples_per_gpu=8)
 network = build_classifier({"type": "ImageClassifier"})

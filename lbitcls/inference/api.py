@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
 
 import numpy as np
 
@@ -22,13 +22,16 @@ from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import nn
 
     from lbitcls.inference.preparation import Prepare
     from lbitcls.protocols import Classifier
     from lbitcls.utils.config import Config
 
-Result = dict[str, Any]
+Picture: TypeAlias = "str | os.PathLike[str] | np.ndarray | Image"
+Several: TypeAlias = list[Any] | tuple[Any, ...]
+Result: TypeAlias = dict[str, Any]
 _IMAGENET = 1000
 _MOST_READERS = 8
 _LINES = 5
@@ -96,8 +99,20 @@ def init_model(
     return model
 
 
+@overload
 def inference_model(
-    model: nn.Module | Classifier, img: Any, topk: int | None = None, batch_size: int = 32
+    model: nn.Module | Classifier, img: Picture, topk: int | None = None, batch_size: int = 32
+) -> Result: ...
+
+
+@overload
+def inference_model(
+    model: nn.Module | Classifier, img: Several, topk: int | None = None, batch_size: int = 32
+) -> list[Result]: ...
+
+
+def inference_model(
+    model: nn.Module | Classifier, img: Picture | Several, topk: int | None = None, batch_size: int = 32
 ) -> Result | list[Result]:
     """What a model says of a picture, or of each of several.
 
@@ -127,7 +142,7 @@ def inference_model(
         (['pred_class', 'pred_label', 'pred_score', 'topk'], 3)
     """
     several = isinstance(img, (list, tuple))
-    pictures = img if several else [img]
+    pictures: Sequence[Any] = img if isinstance(img, (list, tuple)) else [img]
     results = []
     for position, found in enumerate(predict_pictures(model, pictures, topk, batch_size)):
         if isinstance(found, DataError):
@@ -162,7 +177,7 @@ def check_numbers(topk: int | None, batch_size: int) -> None:
 
 
 def show_result(
-    model: nn.Module | Classifier, img: Any, result: Result, out_file: str | Path | None = None
+    model: nn.Module | Classifier, img: Picture, result: Result, out_file: str | Path | None = None
 ) -> np.ndarray:
     """A picture with what the model said of it below, the classes of `topk` with their scores.
 
@@ -193,7 +208,7 @@ def show_result(
     return rendered(figure)
 
 
-def show_result_pyplot(model: nn.Module | Classifier, img: Any, result: Result) -> None:
+def show_result_pyplot(model: nn.Module | Classifier, img: Picture, result: Result) -> None:
     """Show what `show_result` draws in a notebook or in a window of matplotlib."""
     from matplotlib import pyplot
 
