@@ -10,8 +10,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from lbitcls.utils.lazy import exports
 
 ROOT = Path(__file__).resolve().parent.parent
 LAZY = sorted(
@@ -20,6 +23,7 @@ LAZY = sorted(
     if "exports(__name__)" in path.read_text(encoding="utf-8")
 )
 NAMES = [(package, name) for package in LAZY for name in importlib.import_module(package).__all__]
+NAMES.append(("lbitcls.core.hooks", "Hook"))  # not lazy
 STARRED = [package for package in LAZY if package not in ("lbitcls.inference", "lbitcls.workflows")]  # apis has theirs
 
 WRONG = {
@@ -73,16 +77,24 @@ a_loader: Loader = loader
 freezable: Freezable = ImageClassifier({}, {})
 fixed: FixedFeatures = ImageClassifier({}, {})
 stored: SizedInBits = IntegerBackbone()
+
+class Announce(Hook):
+    def after_epoch(self, runner: EpochRunner) -> None:
+        validation = runner.find(EvaluationHook)
+        print(validation.best if validation else {}, len(runner.loader.dataset))
 """
 
 
 @pytest.fixture(scope="module")
 def script() -> str:
     """A user's program: right uses, one wrong use a line, and the type of each public name."""
-    lines = [f"import {package}" for package in LAZY]
+    lines = [f"import {package}" for package in dict(NAMES)]
     lines += [f"from {package} import *" for package in STARRED]
     lines += [
         "from lbitcls.workflows import analyze_logs, export_checkpoint, visualize",
+        "from lbitcls.core.hooks import Hook",
+        "from lbitcls.core.hooks.evaluation_hook import EvaluationHook",
+        "from lbitcls.core.runner import EpochRunner",
         "from lbitcls.inference import ExportedModel",
         "from lbitcls.protocols import Classifier, Dataset, FixedFeatures, Freezable, Loader, SizedInBits",
     ]
@@ -161,19 +173,26 @@ def test_a_misspelt_name_gets_a_suggestion(package: str) -> None:
 
 def test_a_module_is_not_taken_for_a_name() -> None:
     code = (
-        "import lbitcls.datasets\n"
+        "import lbitcls.datasets, lbitcls.utils\n"
         "try: lbitcls.datasets.imagenet\n"
         "except AttributeError as error: print(error)\n"
-        "from lbitcls.datasets import imagenet\n"
-        "print(lbitcls.datasets.imagenet.__name__)\n"
+        "from lbitcls.utils import jsontext\n"
+        "print(lbitcls.utils.jsontext.__name__)\n"
         "print(hasattr(lbitcls.datasets, '__wrapped__'))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         "'lbitcls.datasets.imagenet' is a module: import lbitcls.datasets.imagenet",
-        "lbitcls.datasets.imagenet",
+        "lbitcls.utils.jsontext",
         "False",
     ]
+
+
+def test_a_package_without_its_source_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = ModuleType("bare")
+    monkeypatch.setitem(sys.modules, "bare", bare)
+    with pytest.raises(ImportError, match="bare needs the source"):
+        exports("bare")
 
 
 def test_the_packages_import_nothing_heavy() -> None:

@@ -50,7 +50,8 @@ def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]
 
 def _listed(package: str) -> dict[str, str]:
     """The module of each name that the package imports for type checkers."""
-    read = getattr(sys.modules[package].__loader__, "get_source", None)
+    loader = getattr(sys.modules[package].__spec__, "loader", None)
+    read = getattr(loader, "get_source", None)
     source = None if read is None else read(package)
     if source is None:
         raise ImportError(f"{package} needs the source of its __init__.py beside the compiled file; install it whole.")
