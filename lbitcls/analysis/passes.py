@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lbitcls.analysis.measures import Similarity
 from lbitcls.analysis.tensors import Extent, TensorWatch
+from lbitcls.protocols import predictor
 from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.layers import QuantLayer, kind_of
 from lbitcls.quant.quantizer import Quantizer
@@ -75,7 +76,7 @@ def looking(model: nn.Module, look: Look) -> Iterator[None]:
 
 def predict(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     """Logits (N, K) of all batches, float32 on the CPU; the model is in eval mode (`in_eval`)."""
-    logits = [getattr(model, "predict", model)(batch).float().cpu() for batch in batches]
+    logits = [predictor(model)(batch).float().cpu() for batch in batches]
     return torch.cat(logits)
 
 

@@ -1,23 +1,17 @@
 """What the commands do, as functions."""
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "train_classifier": "lbitcls.workflows.training",
-    "test_classifier": "lbitcls.workflows.testing",
-    "test_model": "lbitcls.workflows.testing",
-    "evaluate": "lbitcls.core.evaluation",
-    "init_model": "lbitcls.inference.api",
-    "inference_model": "lbitcls.inference.api",
-    "show_result": "lbitcls.inference.api",
-    "show_result_pyplot": "lbitcls.inference.api",
-}
-__all__ = sorted(_HOME)
+from lbitcls.utils.lazy import exports
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'lbitcls.apis' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+if TYPE_CHECKING:
+    from lbitcls.core.evaluation import evaluate as evaluate
+    from lbitcls.inference.api import inference_model as inference_model
+    from lbitcls.inference.api import init_model as init_model
+    from lbitcls.inference.api import show_result as show_result
+    from lbitcls.inference.api import show_result_pyplot as show_result_pyplot
+    from lbitcls.workflows.testing import test_classifier as test_classifier
+    from lbitcls.workflows.testing import test_model as test_model
+    from lbitcls.workflows.training import train_classifier as train_classifier
+else:
+    __getattr__, __dir__, __all__ = exports(__name__)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
+from lbitcls.protocols import Dataset
 from lbitcls.utils.errors import ConfigError, DataError
 
 _SHOWN = 3  # names that a message lists before it counts the rest
 
 
-def check_labels(model: nn.Module, dataset: Any, split: str) -> None:
+def check_labels(model: nn.Module, dataset: Dataset, split: str) -> None:
     """Raise `ConfigError` where `dataset`, `data.<split>` of the config, has labels that are no class of `model`."""
     known = getattr(model, "num_classes", None)
     lowest, highest = int(min(dataset.labels, default=0)), int(max(dataset.labels, default=0))
@@ -24,7 +24,9 @@ def check_labels(model: nn.Module, dataset: Any, split: str) -> None:
         )
 
 
-def check_names(trained: Sequence[str] | None, source: str, dataset: Any, split: str, logger: logging.Logger) -> None:
+def check_names(
+    trained: Sequence[str] | None, source: str, dataset: Dataset, split: str, logger: logging.Logger
+) -> None:
     """Raise where a data set numbers the classes otherwise than the data that the model was trained on.
 
     Names that have nothing in common are other names for the same classes ('n01440764' and 'tench', '3' and

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys,
 from lbitcls.utils.failures import explain
 from lbitcls.utils.lock import RunLock, check_refusal
 from lbitcls.utils.logging import log_to_file, setup_logger
+
+if TYPE_CHECKING:
+    from lbitcls.datasets.base import BaseDataset
+    from lbitcls.datasets.loader import Loader
+    from lbitcls.protocols import Classifier, Dataset
 
 DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
 
@@ -160,7 +165,7 @@ def load_data(
     data_root: str | None = None,
     section: dict[str, Any] | None = None,
     number: int | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[BaseDataset, Loader]:
     """The data set of `split` and its loader (shuffled for `train`).
 
     Reads: `data` (`samples_per_gpu`, `workers_per_gpu`, `drop_last`, the split), `data_root`.
@@ -243,7 +248,7 @@ def _place_files(cfg: Config, roots: list[Any]) -> dict[str, Any]:
 def make_model(
     cfg: Config,
     session: Session,
-    dataset: Any = None,
+    dataset: Dataset | None = None,
     split: str = "train",
     *,
     pretrained: bool = True,
@@ -273,7 +278,7 @@ def make_model(
     model = build_classifier(section, pretrained)
     model.cfg = cfg
     if dataset is not None:
-        model.CLASSES = dataset.CLASSES
+        cast("Classifier", model).CLASSES = dataset.CLASSES
         check_labels(model, dataset, split)
     if cfg.get("quant_transformer"):
         from lbitcls.quant import build_mtransformer

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 @verb("init", add_options, START)
 def run(args: argparse.Namespace) -> object:
     """Write a config for a folder of images."""
-    from lbitcls.starter.init_config import init_config
+    from lbitcls.starter import init_config
 
     return init_config(
         args.folder,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from lbitcls.protocols import FixedFeatures, predictor
 from lbitcls.quant.bypass import noticing
 from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
 from lbitcls.utils.errors import ConfigError, DataError, reject_unknown_keys, require_dict, require_list, suggest
@@ -187,16 +188,17 @@ def evaluate(
     return tally.results(metrics)
 
 
-def _logits(model: Any, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+def _logits(model: nn.Module, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
     if "features" in batch:
-        return model.predict_features(batch["features"].to(device))
-    return getattr(model, "predict", model)(batch["img"].to(device))
+        return cast("FixedFeatures", model).predict_features(batch["features"].to(device))
+    return predictor(model)(batch["img"].to(device))
 
 
-def _loss(model: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    if not hasattr(model, "loss"):
+def _loss(model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    loss: Callable[..., dict[str, torch.Tensor]] | None = getattr(model, "loss", None)
+    if loss is None:
         return torch.nn.functional.cross_entropy(logits.float(), labels)
-    return model.loss(logits, labels)["loss"]
+    return loss(logits, labels)["loss"]
 
 
 def usable_topk(topk: Sequence[int], num_classes: int) -> tuple[int, ...]:

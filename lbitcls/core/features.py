@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lbitcls.core.schedule import as_number
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict
@@ -23,6 +23,7 @@ from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
     from lbitcls.core.step import Batch
+    from lbitcls.protocols import Dataset, FixedFeatures, Loader
 
 
 @dataclass
@@ -74,7 +75,7 @@ class FeatureCache:
         if self.max_mib <= 0:
             raise ConfigError(f"feature_cache.max_mib is above 0; got {self.max_mib!r}.")
 
-    def batches(self, runner: EpochRunner, loader: Any, training: bool, start: int = 0) -> Iterator[Batch]:
+    def batches(self, runner: EpochRunner, loader: Loader, training: bool, start: int = 0) -> Iterator[Batch]:
         """The batches of `loader` from number `start` on: `img`, or else `features`, and `gt_label`.
 
         Args:
@@ -104,7 +105,7 @@ class FeatureCache:
                 yield self._computed(runner, store, found[1], training)
                 found = next(read, None)
 
-    def _store(self, loader: Any, phase: str) -> _Store:
+    def _store(self, loader: Loader, phase: str) -> _Store:
         store = self._stores.setdefault(id(loader), _Store(np.zeros(len(loader.dataset), dtype=bool), phase))
         if store.phase != phase:  # the quantizers came on: other features from now on
             store.known[:] = False
@@ -112,7 +113,7 @@ class FeatureCache:
         return store
 
     def _usable(self, runner: EpochRunner) -> bool:
-        if self.enabled and runner.module.moving_parts:
+        if self.enabled and cast("FixedFeatures", runner.module).moving_parts:
             runner.logger.info("feature_cache: the backbone trains from now on; the features are dropped.")
             self._drop()
         return self.enabled
@@ -163,7 +164,7 @@ class FeatureCache:
 
 def _features(runner: EpochRunner, img: Tensor, training: bool) -> Tensor:
     """The features of images (N, C, H, W), in the precision of training or of validation."""
-    model: Any = runner.module
+    model = cast("FixedFeatures", runner.module)
     dtype = runner.step.precision.dtype if training else None
     with torch.autocast(runner.step.device.type, dtype=dtype, enabled=dtype is not None):
         return model.fixed_features(img)
@@ -182,7 +183,7 @@ def _try_alone(runner: EpochRunner, img: Tensor, features: Tensor, training: boo
 
 
 def build_feature_cache(
-    section: Any, model: Any, datasets: Mapping[str, Any], compiled: bool = False, later: Sequence[str] = ()
+    section: Any, model: nn.Module, datasets: Mapping[str, Dataset], compiled: bool = False, later: Sequence[str] = ()
 ) -> FeatureCache:
     """The cache that the section `feature_cache` asks for: `True`, or `dict(max_mib=1024)`; None and False: off.
 
@@ -201,7 +202,7 @@ def build_feature_cache(
         return FeatureCache(unused_for=_unused_for(model, datasets, compiled, later))
     given = {} if section is True else require_dict("feature_cache, where it is not True,", section)
     reject_unknown_keys("feature_cache", given, ("max_mib",))
-    moving = model.moving_parts if hasattr(model, "moving_parts") else ["the model"]
+    moving: list[str] = getattr(model, "moving_parts", ["the model"])
     moving = [part for part in moving if not any(f"{part}.".startswith(f"{name}.") for name in later)]
     if moving:
         raise ConfigError(
@@ -220,9 +221,9 @@ def build_feature_cache(
     return FeatureCache(enabled=True, **given)
 
 
-def _unused_for(model: Any, datasets: Mapping[str, Any], compiled: bool, later: Sequence[str]) -> str | None:
+def _unused_for(model: nn.Module, datasets: Mapping[str, Dataset], compiled: bool, later: Sequence[str]) -> str | None:
     """The random steps of the training images where the features could be kept but for them; None: they could not."""
-    frozen = hasattr(model, "moving_parts") and not model.moving_parts and hasattr(model, "fixed_features")
+    frozen = not getattr(model, "moving_parts", True) and hasattr(model, "fixed_features")
     if not frozen or later or compiled or getattr(model, "augments", None) is not None:
         return None
     return ", ".join(repr(step) for step in datasets["data.train"].pipeline.random_steps)

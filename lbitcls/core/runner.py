@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from lbitcls.core.hooks.hook import Hook
 from lbitcls.core.optim import StateError
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
+from lbitcls.protocols import Loader
 from lbitcls.utils.checkpoint import compare, other_grids, save_checkpoint
 from lbitcls.utils.checkpoint_content import checked_tensors, shown_name
 from lbitcls.utils.dist import is_main, rank, world_size
@@ -34,17 +35,8 @@ from lbitcls.utils.failures import explain
 from lbitcls.utils.files import link_whole
 from lbitcls.utils.logging import get_logger
 
+_Hook = TypeVar("_Hook", bound=Hook)
 _POSITION = ("epoch", "iter", "inner_iter", "epoch_len")
-
-
-class Loader(Protocol):
-    """What the runner needs of a data loader (`lbitcls.datasets.build_dataloader`)."""
-
-    def __len__(self) -> int: ...
-
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on."""
-        ...
 
 
 class EpochRunner:
@@ -169,6 +161,10 @@ class EpochRunner:
         """Call every hook's method `event`."""
         for hook in self.hooks:
             getattr(hook, event)(self)
+
+    def find(self, kind: type[_Hook]) -> _Hook | None:
+        """The first hook that is a `kind`, or None."""
+        return next((hook for hook in self.hooks if isinstance(hook, kind)), None)
 
     def publish(self, record: dict[str, Any]) -> None:
         """Hand a record of results to every hook (loggers write it)."""

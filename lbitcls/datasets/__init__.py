@@ -1,20 +1,14 @@
 """Data sets, their pipelines and loaders; the public names are imported when first asked for."""
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "build_dataset": "lbitcls.datasets.builder",
-    "build_dataloader": "lbitcls.datasets.loader",
-    "collate": "lbitcls.datasets.batching",
-    "scatter": "lbitcls.datasets.batching",
-    "ImageNet": "lbitcls.datasets.imagenet",
-}
-__all__ = ["ImageNet", "build_dataloader", "build_dataset", "collate", "scatter"]
+from lbitcls.utils.lazy import exports
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'lbitcls.datasets' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+if TYPE_CHECKING:
+    from lbitcls.datasets.batching import collate as collate
+    from lbitcls.datasets.batching import scatter as scatter
+    from lbitcls.datasets.builder import build_dataset as build_dataset
+    from lbitcls.datasets.imagenet import ImageNet as ImageNet
+    from lbitcls.datasets.loader import build_dataloader as build_dataloader
+else:
+    __getattr__, __dir__, __all__ = exports(__name__)

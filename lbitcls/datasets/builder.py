@@ -16,7 +16,7 @@ from lbitcls.utils.arguments import check_names, check_values
 from lbitcls.utils.errors import ConfigError, shown
 
 
-def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> Any:
+def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> BaseDataset:
     """Build a data set.
 
     Args:

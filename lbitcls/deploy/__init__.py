@@ -3,24 +3,18 @@
 Running a model (`load`) imports neither PyTorch nor ONNX's tools, so that a program that only predicts starts quickly.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "Engine": "runtime.engine",
-    "load": "runtime.engine",
-    "ModelInfo": "runtime.metadata",
-    "read_info": "runtime.metadata",
-    "time_models": "runtime.benchmark",
-    "export_onnx": "export.onnx",
-    "integer_model": "verification.integer",
-    "IntegerBackbone": "export.integer_backbone",
-}
-__all__ = sorted(_HOME)
+from lbitcls.utils.lazy import exports
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'lbitcls.deploy' has no attribute '{name}'")
-    return getattr(import_module(f"lbitcls.deploy.{_HOME[name]}"), name)
+if TYPE_CHECKING:
+    from lbitcls.deploy.export.integer_backbone import IntegerBackbone as IntegerBackbone
+    from lbitcls.deploy.export.onnx import export_onnx as export_onnx
+    from lbitcls.deploy.runtime.benchmark import time_models as time_models
+    from lbitcls.deploy.runtime.engine import Engine as Engine
+    from lbitcls.deploy.runtime.engine import load as load
+    from lbitcls.deploy.runtime.metadata import ModelInfo as ModelInfo
+    from lbitcls.deploy.runtime.metadata import read_info as read_info
+    from lbitcls.deploy.verification.integer import integer_model as integer_model
+else:
+    __getattr__, __dir__, __all__ = exports(__name__)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
 
 import numpy as np
 
@@ -22,10 +22,16 @@ from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
     from lbitcls.inference.preparation import Prepare
+    from lbitcls.protocols import Classifier
     from lbitcls.utils.config import Config
 
-Result = dict[str, Any]
+Picture: TypeAlias = "str | os.PathLike[str] | np.ndarray | Image"
+Several: TypeAlias = list[Any] | tuple[Any, ...]
+Result: TypeAlias = dict[str, Any]
 _IMAGENET = 1000
 _MOST_READERS = 8
 _LINES = 5
@@ -53,7 +59,7 @@ def init_model(
     *,
     engine: str | None = None,
     threads: int | None = None,
-) -> Any:
+) -> Classifier:
     """A model that is ready for `inference_model`.
 
     Its `cfg` is the config, its `CLASSES` are the classes' names: those of the checkpoint or of the exported file;
@@ -69,7 +75,7 @@ def init_model(
         threads: of the engine; None: its own choice.
 
     Returns:
-        The classifier in eval mode, or an `ExportedModel`.
+        The classifier in eval mode, a `torch.nn.Module`, or an `ExportedModel`.
 
     Raises:
         ConfigError: the config is missing or wrong, or an argument does not suit the model.
@@ -86,14 +92,28 @@ def init_model(
 
         if device not in (None, "cpu"):
             raise ConfigError(f"an .onnx file runs on the CPU; leave the device {device!r} out.")
-        model: Any = open_exported(checkpoint, cfg, engine, threads)
+        model: Classifier = open_exported(checkpoint, cfg, engine, threads)
     else:
         model = _load_trained(cfg, checkpoint, device, engine, threads)
     _name_classes(model, model.num_classes)
     return model
 
 
-def inference_model(model: Any, img: Any, topk: int | None = None, batch_size: int = 32) -> Result | list[Result]:
+@overload
+def inference_model(
+    model: nn.Module | Classifier, img: Picture, topk: int | None = None, batch_size: int = 32
+) -> Result: ...
+
+
+@overload
+def inference_model(
+    model: nn.Module | Classifier, img: Several, topk: int | None = None, batch_size: int = 32
+) -> list[Result]: ...
+
+
+def inference_model(
+    model: nn.Module | Classifier, img: Picture | Several, topk: int | None = None, batch_size: int = 32
+) -> Result | list[Result]:
     """What a model says of a picture, or of each of several.
 
     A picture of any size and colour goes to a model of any input: it is prepared by the test pipeline, and where that
@@ -122,7 +142,7 @@ def inference_model(model: Any, img: Any, topk: int | None = None, batch_size: i
         (['pred_class', 'pred_label', 'pred_score', 'topk'], 3)
     """
     several = isinstance(img, (list, tuple))
-    pictures = img if several else [img]
+    pictures: Sequence[Any] = img if isinstance(img, (list, tuple)) else [img]
     results = []
     for position, found in enumerate(predict_pictures(model, pictures, topk, batch_size)):
         if isinstance(found, DataError):
@@ -132,21 +152,21 @@ def inference_model(model: Any, img: Any, topk: int | None = None, batch_size: i
 
 
 def predict_pictures(
-    model: Any, pictures: Sequence[Any], topk: int | None = None, batch_size: int = 32
+    model: nn.Module | Classifier, pictures: Sequence[Any], topk: int | None = None, batch_size: int = 32
 ) -> Iterator[Result | DataError]:
     """As `inference_model`, one picture after the other; an error stands in the place of a picture that cannot be used.
 
     The next pictures are read while some are predicted.
     """
     check_numbers(topk, batch_size)
-    predictor = _predictor(model)
+    predictor, named = _predictor(model), cast("Classifier", model)
     for batch in _prepared(predictor.prepare, pictures, batch_size):
         for row in _scores(predictor, batch):
             if isinstance(row, DataError):
                 yield row
             else:
-                _name_classes(model, len(row))
-                yield _result(row, model.CLASSES, topk)
+                _name_classes(named, len(row))
+                yield _result(row, named.CLASSES or (), topk)
 
 
 def check_numbers(topk: int | None, batch_size: int) -> None:
@@ -156,7 +176,9 @@ def check_numbers(topk: int | None, batch_size: int) -> None:
             raise ConfigError(f"{name} is a number from 1; got {number!r}.")
 
 
-def show_result(model: Any, img: Any, result: Result, out_file: str | Path | None = None) -> np.ndarray:
+def show_result(
+    model: nn.Module | Classifier, img: Picture, result: Result, out_file: str | Path | None = None
+) -> np.ndarray:
     """A picture with what the model said of it below, the classes of `topk` with their scores.
 
     Args:
@@ -186,7 +208,7 @@ def show_result(model: Any, img: Any, result: Result, out_file: str | Path | Non
     return rendered(figure)
 
 
-def show_result_pyplot(model: Any, img: Any, result: Result) -> None:
+def show_result_pyplot(model: nn.Module | Classifier, img: Picture, result: Result) -> None:
     """Show what `show_result` draws in a notebook or in a window of matplotlib."""
     from matplotlib import pyplot
 
@@ -210,27 +232,27 @@ def _config(given: str | Path | Mapping[str, Any]) -> Config:
 
 def _load_trained(
     cfg: Config | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
-) -> Any:
+) -> Classifier:
     if cfg is None:
         raise ConfigError(f"a config says what model '{checkpoint}' belongs to; only an .onnx file does without.")
     if engine is not None or threads is not None:
         raise ConfigError(f"engine and threads are for .onnx files, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
 
-    return load_trained(cfg, checkpoint, device)
+    return cast("Classifier", load_trained(cfg, checkpoint, device))
 
 
-def _predictor(model: Any) -> Predictor:
+def _predictor(model: nn.Module | Classifier) -> Predictor:
     from lbitcls.inference.onnx_model import ExportedModel
 
     if isinstance(model, ExportedModel):
         return model
     from lbitcls.inference.torch_model import TrainedModel
 
-    return TrainedModel(model)
+    return TrainedModel(cast("nn.Module", model))
 
 
-def _name_classes(model: Any, number: int | None) -> None:
+def _name_classes(model: Classifier, number: int | None) -> None:
     """Give the model names of its classes, if it has none and their number is known."""
     if getattr(model, "CLASSES", None) is not None or number is None:
         return

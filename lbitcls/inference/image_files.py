@@ -11,6 +11,7 @@ from typing import Any
 
 from lbitcls.datasets.listing import images_of
 from lbitcls.inference.api import Result, check_numbers, init_model, predict_pictures
+from lbitcls.protocols import Classifier
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import DataError
 from lbitcls.utils.files import check_writable, is_standard_output, write_out
@@ -69,7 +70,7 @@ def infer_files(
     return records
 
 
-def _predicted(model: Any, paths: Sequence[str], topk: int, batch_size: int) -> list[dict[str, Any]]:
+def _predicted(model: Classifier, paths: Sequence[str], topk: int, batch_size: int) -> list[dict[str, Any]]:
     records = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from half of what is refused

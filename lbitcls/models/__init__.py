@@ -1,23 +1,16 @@
 """Classifiers and their parts: backbone, neck, head, loss. Nothing here knows of quantization."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "build_backbone": "lbitcls.models.builder",
-    "build_classifier": "lbitcls.models.builder",
-    "build_head": "lbitcls.models.builder",
-    "build_loss": "lbitcls.models.builder",
-    "build_neck": "lbitcls.models.builder",
-    "ImageClassifier": "lbitcls.models.classifier",
-    "convert_cifar_resnet": "lbitcls.models.convert",
-}
-__all__ = [*_HOME]
+from lbitcls.utils.lazy import exports
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that `lbitcls.models` itself does not load torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'lbitcls.models' has no attribute '{name}'")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
+if TYPE_CHECKING:
+    from lbitcls.models.builder import build_backbone as build_backbone
+    from lbitcls.models.builder import build_classifier as build_classifier
+    from lbitcls.models.builder import build_head as build_head
+    from lbitcls.models.builder import build_loss as build_loss
+    from lbitcls.models.builder import build_neck as build_neck
+    from lbitcls.models.classifier import ImageClassifier as ImageClassifier
+    from lbitcls.models.convert import convert_cifar_resnet as convert_cifar_resnet
+else:
+    __getattr__, __dir__, __all__ = exports(__name__)

@@ -1,30 +1,24 @@
 """Quantizers, quantized layers, and the model transformer; public names are imported when first asked for."""
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "ModelTransformer": "transformer",
-    "build_mtransformer": "transformer",
-    "build_quant_layer": "methods",
-    "register_method": "methods",
-    "calibrate": "calibration",
-    "named_quantizers": "calibration",
-    "quantizer_parameters": "calibration",
-    "refresh": "calibration",
-    "regularization": "calibration",
-    "set_quantization": "calibration",
-    "uninitialized": "calibration",
-    "model_size": "size",
-    "Quantizer": "quantizer",
-    "QParams": "spec",
-    "select_kernels": "kernels",
-}
-__all__ = sorted(_HOME)
+from lbitcls.utils.lazy import exports
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'lbitcls.quant' has no attribute '{name}'")
-    return getattr(import_module(f"lbitcls.quant.{_HOME[name]}"), name)
+if TYPE_CHECKING:
+    from lbitcls.quant.calibration import calibrate as calibrate
+    from lbitcls.quant.calibration import named_quantizers as named_quantizers
+    from lbitcls.quant.calibration import quantizer_parameters as quantizer_parameters
+    from lbitcls.quant.calibration import refresh as refresh
+    from lbitcls.quant.calibration import regularization as regularization
+    from lbitcls.quant.calibration import set_quantization as set_quantization
+    from lbitcls.quant.calibration import uninitialized as uninitialized
+    from lbitcls.quant.kernels import select_kernels as select_kernels
+    from lbitcls.quant.methods import build_quant_layer as build_quant_layer
+    from lbitcls.quant.methods import register_method as register_method
+    from lbitcls.quant.quantizer import Quantizer as Quantizer
+    from lbitcls.quant.size import model_size as model_size
+    from lbitcls.quant.spec import QParams as QParams
+    from lbitcls.quant.transformer import ModelTransformer as ModelTransformer
+    from lbitcls.quant.transformer import build_mtransformer as build_mtransformer
+else:
+    __getattr__, __dir__, __all__ = exports(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lbitcls.protocols import predictor
 from lbitcls.quant.bypass import mark, refuse_read, watching
 from lbitcls.quant.computed_weights import settle
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.ranges import find_rule
 from lbitcls.utils.errors import DataError
+
+Batch = Tensor | Mapping[str, Any] | Sequence[Any]  # what `images_of` takes
 
 logger = logging.getLogger("lbitcls")
 SAMPLE_SIZE = 2**18
@@ -56,7 +59,7 @@ def uninitialized(model: nn.Module) -> list[str]:
     return [name for name, quantizer in named_quantizers(model) if not quantizer.is_initialized]
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], method: str | None = None) -> int:
+def calibrate(model: nn.Module, batches: Iterable[Batch], method: str | None = None) -> int:
     """Give every quantizer that has none its first values: weights' from the weights, inputs' from data.
 
     The model runs in float meanwhile, in the mode it is in (in training mode BatchNorm uses the batch's statistics,
@@ -106,7 +109,7 @@ def _require_finite_weights(model: nn.Module) -> None:
             )
 
 
-def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[Any]) -> dict[str, list[Tensor]]:
+def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[Batch]) -> dict[str, list[Tensor]]:
     """Samples of what reaches each quantizer, in float; every quantizer must see some."""
     samples: dict[str, list[Tensor]] = {name: [] for name in waiting}
     number = 0
@@ -136,7 +139,7 @@ def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[
             for number, batch in enumerate(batches):
                 images = images_of(batch)
                 _require_finite_images(images, number)
-                getattr(model, "predict", model)(images.to(device))
+                predictor(model)(images.to(device))
                 watch.passes += 1
     finally:
         for hook in hooks:
@@ -153,7 +156,7 @@ def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[
     return samples
 
 
-def images_of(batch: Any) -> Tensor:
+def images_of(batch: object) -> Tensor:
     """The images of a batch as loaders give it.
 
     Args:

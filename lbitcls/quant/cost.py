@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lbitcls.protocols import predictor
 from lbitcls.quant.bypass import Bypassed, planned_layers, watching
 from lbitcls.quant.plan import Plan, PlanRow
 from lbitcls.quant.spec import FLOAT_BITS
@@ -84,7 +85,7 @@ def _forward(model: nn.Module, images: Tensor) -> tuple[dict[str, int], Bypassed
     training = model.training
     try:
         with torch.no_grad(), watching(model, layers) as watch:
-            getattr(model.eval(), "predict", model)(images)
+            predictor(model.eval())(images)
     finally:
         model.train(training)
         for hook in hooks:

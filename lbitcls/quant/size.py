@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -10,6 +10,9 @@ from lbitcls.quant.computed_weights import has_computed_weights, plain_copy
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.spec import FLOAT_BITS
+
+if TYPE_CHECKING:
+    from lbitcls.protocols import SizedInBits
 
 
 def model_size(model: nn.Module) -> dict[str, float]:
@@ -25,8 +28,7 @@ def model_size(model: nn.Module) -> dict[str, float]:
     float_bits = quantized_bits = 0
     for module in model.modules():
         if hasattr(module, "size_bits"):  # an integer backbone, whose weights are no tensors of the model
-            backbone: Any = module
-            of_float, as_it_is = backbone.size_bits()
+            of_float, as_it_is = cast("SizedInBits", module).size_bits()
             float_bits, quantized_bits = float_bits + of_float, quantized_bits + as_it_is
             continue
         if isinstance(module, Quantizer):

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 from torch import nn
 
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.runner import EpochRunner
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
+from lbitcls.protocols import Classifier, Loader
 
 _CLASSES = 10  # names that fit the line
 
 
 def describe_run(runner: EpochRunner) -> None:
     """Log the parts of the data, the classes, the shape of a batch, and the parameters of each part of the model."""
-    loader: Any = runner.loader
+    loader = runner.loader
     counts = {"train": len(loader.dataset)}
-    for hook in runner.hooks:
-        if isinstance(hook, EvaluationHook):
-            validation: Any = hook.loader
-            counts["val"] = len(validation.dataset)
+    validation = runner.find(EvaluationHook)
+    if validation is not None:
+        counts["val"] = len(validation.loader.dataset)
     images = ", ".join(f"{name} {count:,} images" for name, count in counts.items())
-    runner.logger.info("Data: %s; %s", images, _classes(runner.module))
+    runner.logger.info("Data: %s; %s", images, _classes(cast("Classifier", runner.module)))
     runner.logger.info("A batch: img %s, gt_label (%d,)", _batch_shape(loader, runner.seed), loader.batch_size)
     runner.logger.info("Parameters: %s", "; ".join(parameters(runner.module)))
 
@@ -49,7 +49,7 @@ def _count(module: nn.Module) -> tuple[int, int]:
     return trained, sum(p.numel() for p in module.parameters()) - trained
 
 
-def _classes(model: Any) -> str:
+def _classes(model: Classifier) -> str:
     names = [str(name) for name in model.CLASSES or ()]
     if not names:
         return f"{model.num_classes} classes"
@@ -57,7 +57,7 @@ def _classes(model: Any) -> str:
     return f"{len(names):,} classes: {', '.join(names[:_CLASSES])}{more}"
 
 
-def _batch_shape(loader: Any, seed: int) -> str:
+def _batch_shape(loader: Loader, seed: int) -> str:
     """(N, C, H, W) by the first image that can be read; with batches of the size that the config gives."""
     for index in loader.order(0):
         try:

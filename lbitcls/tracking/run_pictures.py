@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.pipelines.color import Normalize
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.subset import Subset
+from lbitcls.protocols import Loader, predictor
 from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.logging import track
@@ -93,7 +94,7 @@ def predict(
     positions = torch.tensor(indices)
     found, classes = [], 0
     try:
-        answer = getattr(model, "predict", model)
+        answer = predictor(model)
         for data in track(loader, len(loader), "predicting", shown):
             logits = answer(data["img"].to(device)).float().cpu()
             classes = logits.shape[1]
@@ -145,15 +146,15 @@ def draw_run(cfg: Config, runner: EpochRunner, show: Iterable[Show] = ()) -> Non
 def _drawers(cfg: Config, runner: EpochRunner) -> dict[str, Callable[[], Figure]]:
     """What draws each picture; without validation there are two."""
     results, train_batch, val_predictions, confusion = PICTURES
-    validation = next((hook for hook in runner.hooks if isinstance(hook, EvaluationHook)), None)
+    validation = runner.find(EvaluationHook)
     drawers = {
         results: lambda: _results(runner, validation),
         train_batch: lambda: batch_figure(runner.loader, SHOWN),
     }
     if validation is None:
         return drawers
-    loader: Any = validation.loader
-    dataset, workers = loader.dataset, cfg.data.get("workers_per_gpu", 0)
+    loader = validation.loader
+    dataset, workers = cast(BaseDataset, loader.dataset), cfg.data.get("workers_per_gpu", 0)
     said = cache(
         lambda: predict(
             *(runner.eval_model, dataset, mixed(dataset, MOST), runner.step.device, loader.batch_size, workers)
@@ -168,16 +169,16 @@ def _drawers(cfg: Config, runner: EpochRunner) -> dict[str, Callable[[], Figure]
 
 
 def _results(runner: EpochRunner, validation: EvaluationHook | None) -> Figure:
-    calibration = next((hook for hook in runner.hooks if isinstance(hook, CalibrationHook)), None)
+    calibration = runner.find(CalibrationHook)
     run = read_run(runner.work_dir)
     return draw_results(run, validation.best if validation else {}, calibration.epoch if calibration else 0)
 
 
 def batch_figure(
-    loader: Any, number: int, title: str = "Training images, as the model sees them", columns: int | None = None
+    loader: Loader, number: int, title: str = "Training images, as the model sees them", columns: int | None = None
 ) -> Figure:
     """The grid of the first images that `loader` gives in its first epoch."""
-    dataset = loader.dataset
+    dataset = cast(BaseDataset, loader.dataset)
     images = read_images(dataset, loader.order(0)[:number].tolist(), loader.seed)
     labels = [int(dataset.labels[index]) for index in images]
     return draw_batch(list(images.values()), labels, dataset.CLASSES, title, columns)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.runner import EpochRunner
+from lbitcls.protocols import SizedInBits
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.jsontext import json_text
@@ -16,7 +19,7 @@ from lbitcls.utils.logging import print_table
 
 def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any]:
     """The log's last lines, and `summary.json`; returns what is in it."""
-    best = next((hook.best for hook in runner.hooks if isinstance(hook, EvaluationHook)), {})
+    best = validation.best if (validation := runner.find(EvaluationHook)) else {}
     runner.logger.info("Training time: %s", timedelta(seconds=int(seconds)))
     integer = integer_backbone(runner.module)
     for phase, entry in best.items():
@@ -30,7 +33,7 @@ def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any
     return summary
 
 
-def integer_backbone(model: Any) -> str | None:
+def integer_backbone(model: nn.Module) -> str | None:
     """Method and bits of a backbone that is integer already, `'LSQ W8A8'`; None for any other."""
     found = getattr(getattr(model, "backbone", None), "quantization", None)
     return None if found == "float" else found
@@ -40,7 +43,7 @@ def say_backbone(runner: EpochRunner) -> None:
     """Log what the model is where its backbone is integer already."""
     integer = integer_backbone(runner.module)
     if integer is not None:
-        backbone: Any = runner.module.backbone
+        backbone = cast("SizedInBits", runner.module.backbone)
         as_float, as_it_is = (bits / 8192 for bits in backbone.size_bits())
         runner.logger.info(
             "The backbone is integer (%s), %.1f KiB instead of %.1f KiB in float, and stays as it is; the head trains.",

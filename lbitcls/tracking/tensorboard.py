@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.log import POSITION, Writer
 from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.datasets import build_dataloader
+from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.subset import Subset
 from lbitcls.quant.size import model_size
 from lbitcls.registry import HOOKS
@@ -218,7 +219,7 @@ class TensorboardLoggerHook(Writer):
                 *(len(found), 0 if batch is None else len(batch["img"]), time.monotonic() - began),
             )
 
-    def _read(self, dataset: Any) -> dict[str, torch.Tensor]:
+    def _read(self, dataset: BaseDataset) -> dict[str, torch.Tensor]:
         """The images, always the same ones; `index` is their position in the data set."""
         if self._batch is None:
             positions = mixed(dataset, self.images)
@@ -301,23 +302,20 @@ def chosen_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def _config(runner: EpochRunner) -> Config | None:
-    return next((hook.config for hook in runner.hooks if isinstance(hook, WorkDirHook)), None)
+    hook = runner.find(WorkDirHook)
+    return None if hook is None else hook.config
 
 
-def _evaluation(runner: EpochRunner) -> EvaluationHook | None:
-    return next((hook for hook in runner.hooks if isinstance(hook, EvaluationHook)), None)
-
-
-def _dataset(runner: EpochRunner) -> tuple[str, Any]:
+def _dataset(runner: EpochRunner) -> tuple[str, BaseDataset]:
     """The data set whose images are looked at, and what it is called."""
-    validation = _evaluation(runner)
-    loader: Any = runner.loader if validation is None else validation.loader
-    return ("train" if validation is None else "val"), loader.dataset
+    validation = runner.find(EvaluationHook)
+    loader = runner.loader if validation is None else validation.loader
+    return ("train" if validation is None else "val"), cast(BaseDataset, loader.dataset)
 
 
 def _best(runner: EpochRunner) -> dict[str, float]:
     """The best result of the present phase, named like the file of its weights."""
-    hook = _evaluation(runner)
+    hook = runner.find(EvaluationHook)
     best = None if hook is None else hook.best.get(runner.phase)
     return {} if best is None else {Path(best["file"]).stem.replace("best_", "best/"): best["value"]}
 
@@ -325,7 +323,7 @@ def _best(runner: EpochRunner) -> dict[str, float]:
 def _metrics(runner: EpochRunner) -> list[str]:
     """The scalars that stand in the table."""
     names = ["train/loss", "size/quantized_kib", "integer/top-1", "integer/size_kib"]
-    hook = _evaluation(runner)
+    hook = runner.find(EvaluationHook)
     if hook is None:
         return names
     best = [] if hook.save_best is None else [f"best/{hook.save_best}", f"best/float_{hook.save_best}"]

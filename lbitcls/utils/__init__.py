@@ -1,19 +1,12 @@
 """Helpers that every part of the package may use; the public ones are imported when first asked for."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "Config": "lbitcls.utils.config",
-    "load_checkpoint": "lbitcls.utils.checkpoint",
-    "save_checkpoint": "lbitcls.utils.checkpoint",
-}
-__all__ = ["Config", "load_checkpoint", "save_checkpoint"]
+from lbitcls.utils.lazy import exports
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use, so that `lbitcls.utils` itself costs nothing."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'lbitcls.utils' has no attribute '{name}'")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
+if TYPE_CHECKING:
+    from lbitcls.utils.checkpoint import load_checkpoint as load_checkpoint
+    from lbitcls.utils.checkpoint import save_checkpoint as save_checkpoint
+    from lbitcls.utils.config import Config as Config
+else:
+    __getattr__, __dir__, __all__ = exports(__name__)

@@ -11,7 +11,7 @@ import ast
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config as _MMEngineConfig
 
@@ -88,6 +88,15 @@ class Config(_MMEngineConfig):
         >>> cfg = Config.fromfile("configs/quickstart/digits_lsq_4w4f.py")
         >>> cfg.merge_from_dict({"optimizer.lr": 0.01, "compile": True})
     """
+
+    if TYPE_CHECKING:  # mmengine publishes no types
+
+        def __init__(
+            self,
+            cfg_dict: Mapping[str, Any] | None = None,
+            cfg_text: str | None = None,
+            filename: str | Path | None = None,
+        ) -> None: ...
 
     @staticmethod
     def fromfile(filename: str | Path, **kwargs: Any) -> Config:

@@ -12,6 +12,7 @@ import torch
 from lbitcls.assembly.classes import check_names
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import evaluate
+from lbitcls.protocols import Loader
 from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError
@@ -60,23 +61,24 @@ def calibrate_checkpoint(
     with open_session(cfg) as session:
         images = calibration_images(cfg, split, session, data_root)
         tested = "test" if cfg.data.get("test") is not None else "val"
-        test_set, loader = load_data(cfg, tested, "testing", session, data_root=data_root) if test else (None, None)
+        tests = load_data(cfg, tested, "testing", session, data_root=data_root) if test else None
+        test_set = None if tests is None else tests[0]
         model = make_model(cfg, session, test_set, tested, pretrained=False, data_root=data_root, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, logger=session.logger)["meta"]
-        if test:
+        if test_set is not None:
             check_names(meta.get("CLASSES"), f"the checkpoint {checkpoint}", test_set, tested, session.logger)
         model.to(session.device).eval()
         results = {}
-        if test:
+        if tests is not None:
             set_quantization(model, False)
-            results["float"] = _test(model, loader, session)
+            results["float"] = _test(model, tests[1], session)
         set_quantization(model, True)  # the weights may come from a run's float phase
         total = sum(1 for _ in named_quantizers(model))
         number = calibrate(model, first_images(images, num_images), method)
         used = min(num_images, len(images.dataset) - len(images.skipped)) if number else 0
         _say(number, total, used, checkpoint, session)
-        if test:
-            results["quantized"] = _test(model, loader, session)
+        if tests is not None:
+            results["quantized"] = _test(model, tests[1], session)
         classes = meta.get("CLASSES") or getattr(model, "CLASSES", None)
         about = {"config": cfg.pretty_text, "CLASSES": classes}
         known = meta.get("calibrated_on")
@@ -98,7 +100,7 @@ def _say(number: int, total: int, images: int, checkpoint: str | Path, session: 
         )
 
 
-def calibration_images(cfg: Config, split: str | None, session: Session, data_root: str | None) -> Any:
+def calibration_images(cfg: Config, split: str | None, session: Session, data_root: str | None) -> Loader:
     """The loader of the images to calibrate on."""
     if split is None and cfg.data.get("calibration") is None:
         tested = cfg.data.get("test") or cfg.data.get("val")
@@ -109,7 +111,7 @@ def calibration_images(cfg: Config, split: str | None, session: Session, data_ro
     return load_data(cfg, split or "calibration", "calibration", session, data_root=data_root)[1]
 
 
-def first_images(loader: Any, num_images: int) -> Iterator[torch.Tensor]:
+def first_images(loader: Loader, num_images: int) -> Iterator[torch.Tensor]:
     """Batches of the first images that the loader gives, `num_images` in all."""
     left = num_images
     for batch in loader:
@@ -119,7 +121,7 @@ def first_images(loader: Any, num_images: int) -> Iterator[torch.Tensor]:
             return
 
 
-def _test(model: torch.nn.Module, loader: Any, session: Session) -> dict[str, Any]:
+def _test(model: torch.nn.Module, loader: Loader, session: Session) -> dict[str, Any]:
     return evaluate(model, track(loader, len(loader), "testing", shown=True), session.device)
 
 

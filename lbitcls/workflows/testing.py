@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from lbitcls.assembly.classes import check_labels, check_names
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import check_metrics, evaluate, read_topk
+from lbitcls.protocols import Dataset
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import gather_objects, is_main, sum_over_ranks
@@ -20,6 +21,8 @@ from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table, track
+
+Row = tuple[int, int, list[float]]  # an image's position, its label, its scores
 
 
 def test_classifier(
@@ -73,7 +76,7 @@ def test_classifier(
         split = "test" if cfg.data.get("test") is not None else "val"
         dataset, loader = load_data(cfg, split, "testing", session, data_root=data_root)
         model = open_model(cfg, checkpoint, split, dataset, session, engine, threads, data_root)
-        rows: list[tuple[int, int, list[float]]] = []
+        rows: list[Row] = []
         counts = torch.zeros(2, dtype=torch.int64)  # correct, total
 
         def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
@@ -100,7 +103,7 @@ def test_classifier(
             if results_file is not None:
                 text = json_text(results, indent=2) + "\n"
                 write_whole(results_file, lambda path: path.write_text(text, encoding="utf-8"))
-            if rows_file is not None:
+            if writer is not None and rows_file is not None:
                 rows = sorted(row for part in gathered for row in part)
                 write_whole(rows_file, lambda path: writer(path, dataset, rows))
     return results
@@ -110,7 +113,7 @@ def open_model(
     cfg: Config,
     path: str | Path | None,
     split: str,
-    dataset: Any,
+    dataset: Dataset,
     session: Session,
     engine: str | None = None,
     threads: int | None = None,
@@ -140,7 +143,7 @@ def open_model(
     return model
 
 
-def _untrained(cfg: Config, split: str, dataset: Any, session: Session, data_root: str | None) -> nn.Module:
+def _untrained(cfg: Config, split: str, dataset: Dataset, session: Session, data_root: str | None) -> nn.Module:
     """The model that a training of `cfg` would begin with.
 
     Raises:
@@ -167,7 +170,13 @@ def _untrained(cfg: Config, split: str, dataset: Any, session: Session, data_roo
 
 
 def _shipped(
-    cfg: Config, path: str | Path, session: Session, dataset: Any, split: str, engine: str | None, threads: int | None
+    cfg: Config,
+    path: str | Path,
+    session: Session,
+    dataset: Dataset,
+    split: str,
+    engine: str | None,
+    threads: int | None,
 ) -> tuple[nn.Module, list[str] | None]:
     """The model in an ONNX file, and the names of its classes."""
     from lbitcls.inference.onnx_classifier import open_shipped
@@ -179,7 +188,7 @@ def _shipped(
 
 def test_model(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Iterable[Mapping[str, torch.Tensor] | Sequence[torch.Tensor]],
     *,
     metrics: Sequence[str] = ("accuracy",),
     topk: Sequence[int] = (1, 5),
@@ -219,7 +228,7 @@ def test_model(
     return results
 
 
-def _as_batch(batch: Any) -> dict[str, torch.Tensor]:
+def _as_batch(batch: object) -> dict[str, torch.Tensor]:
     if isinstance(batch, dict) and "gt_label" in batch:
         return batch
     if isinstance(batch, (list, tuple)) and len(batch) == 2:
@@ -232,7 +241,7 @@ def _counts(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return torch.tensor([int((logits.argmax(1).cpu() == labels.cpu()).sum()), len(labels)])
 
 
-def _row_writer(path: str | Path | None) -> Any:
+def _row_writer(path: str | Path | None) -> Callable[[Path, Dataset, list[Row]], None] | None:
     """The function that writes the rows in the format of the file's name, before any work is done."""
     if path is None:
         return None
@@ -242,7 +251,7 @@ def _row_writer(path: str | Path | None) -> Any:
     return writers[Path(path).suffix]
 
 
-def _write_csv(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
+def _write_csv(path: Path, dataset: Dataset, rows: list[Row]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "prediction", "scores"])
@@ -250,7 +259,7 @@ def _write_csv(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]
             writer.writerow([dataset.describe(index), label, _best(scores), json_text(scores)])
 
 
-def _write_jsonl(path: Path, dataset: Any, rows: list[tuple[int, int, list[float]]]) -> None:
+def _write_jsonl(path: Path, dataset: Dataset, rows: list[Row]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for index, label, scores in rows:
             row = {"path": dataset.describe(index), "label": label, "prediction": _best(scores), "scores": scores}

@@ -25,6 +25,7 @@ from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, read_precision
+from lbitcls.protocols import Dataset
 from lbitcls.tracking.run_description import describe_run
 from lbitcls.tracking.run_pictures import draw_run
 from lbitcls.tracking.run_summary import finish, say_backbone, show_summary, write_summary
@@ -292,12 +293,11 @@ def _build_step(cfg: Config, model: nn.Module, session: Session, hooks: Sequence
     return OptimizerStep(optimizer, session.device, precision=precision, penalty=penalty, uneven=uneven, **section)
 
 
-def _build_features(cfg: Config, model: nn.Module, dataset: Any, hooks: Sequence[Hook]) -> FeatureCache:
+def _build_features(cfg: Config, model: nn.Module, dataset: Dataset, hooks: Sequence[Hook]) -> FeatureCache:
     datasets = {"data.train": dataset}
     for hook in hooks:
         if isinstance(hook, EvaluationHook):
-            loader: Any = hook.loader
-            datasets["data.val"] = loader.dataset
+            datasets["data.val"] = hook.loader.dataset
     later = [name for hook in hooks if isinstance(hook, UnfreezeHook) for name in hook.parts(model)]
     return build_feature_cache(cfg.get("feature_cache"), model, datasets, bool(cfg.get("compile")), later)
 

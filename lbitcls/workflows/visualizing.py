@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from lbitcls.analysis.pictures import Prediction
 from lbitcls.assembly.session import Session, load_data, open_session
 from lbitcls.datasets.base import BaseDataset
 from lbitcls.inference.onnx_classifier import ShippedClassifier
+from lbitcls.protocols import Classifier
 from lbitcls.tracking.board import write_pictures
 from lbitcls.tracking.run_pictures import SHOWN, batch_figure, confusion_of, mixed, predict, predictions_figure
 from lbitcls.utils.config import Config, require_sections
@@ -33,7 +34,7 @@ KINDS = ("batch", "predictions", "errors", "confusion")
 def visualize(
     kind: str,
     cfg: Config,
-    model: str | Path | nn.Module | ExportedModel | None = None,
+    model: str | Path | nn.Module | Classifier | None = None,
     *,
     out: str | Path | None = None,
     num_images: int | None = None,
@@ -124,7 +125,7 @@ def _said(
     kind: str,
     cfg: Config,
     session: Session,
-    shown: str | Path | nn.Module | ExportedModel,
+    shown: str | Path | nn.Module | Classifier,
     split: str,
     grid: tuple[int, int | None],
     data_root: str | None,
@@ -148,7 +149,7 @@ def _said(
 
 def _opened(
     cfg: Config,
-    shown: str | Path | nn.Module | ExportedModel,
+    shown: str | Path | nn.Module | Classifier,
     split: str,
     dataset: BaseDataset,
     session: Session,
@@ -162,8 +163,9 @@ def _opened(
     if engine is not None or threads is not None:
         raise ConfigError("engine and threads are for .onnx files; the model given is loaded already.")
     if not isinstance(shown, nn.Module):
-        exported = ShippedClassifier(shown.engine, cfg.model.get("head") or {})
-        return exported, session.device, Path(shown.engine.path).name
+        running = cast("ExportedModel", shown).engine
+        exported = ShippedClassifier(running, cfg.model.get("head") or {})
+        return exported, session.device, Path(running.path).name
     device = next((tensor.device for tensor in shown.parameters()), session.device)
     return shown, device, "the model"
 

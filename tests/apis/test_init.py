@@ -19,7 +19,7 @@ from lbitcls.commands.main import main
 from lbitcls.datasets import build_dataset
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer
-from lbitcls.starter import init_config as module
+from lbitcls.starter import first_config as module
 from lbitcls.starter.recipe import find_network
 from lbitcls.starter.survey import Image as Found
 from lbitcls.starter.survey import split_images, survey_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
 from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook, validated_epochs
-from lbitcls.core.hooks.hook import read_priority
+from lbitcls.core.hooks.hook import Hook, read_priority
 from lbitcls.core.hooks.log import LogHook, _is_before, _order, _rates, read_record, text_line
+from lbitcls.core.runner import EpochRunner
 from lbitcls.utils.errors import ConfigError
 
 
@@ -131,3 +133,16 @@ def test_older_spelling_of_the_best() -> None:
     assert EvaluationHook([], save_best="accuracy_top-1").save_best == "top-1"
     assert EvaluationHook([], save_best="auto").save_best == "top-1"
     assert EvaluationHook([], save_best=None).save_best is None
+
+
+def test_a_run_finds_a_hook_by_its_type(tmp_path: Path) -> None:
+    class Early(LogHook):
+        priority = 0
+
+    nothing: Any = None
+    hooks = [LogHook(1), Early(2), CalibrationHook()]
+    runner = EpochRunner(nothing, nothing, nothing, nothing, max_epochs=1, work_dir=tmp_path, hooks=hooks)
+    assert runner.find(LogHook) is hooks[1], "the first to be called, of a class derived too"
+    assert runner.find(CalibrationHook) is hooks[2]
+    assert runner.find(Hook) is hooks[1]
+    assert runner.find(EvaluationHook) is None

@@ -22,7 +22,7 @@ REFERENCE = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "re
 
 
 def test_every_package_has_a_page() -> None:
-    parts = {path.stem for path in (ROOT / "lbitcls").iterdir() if any(path.glob("*.py"))} | {"registry"}
+    parts = {path.stem for path in (ROOT / "lbitcls").iterdir() if any(path.glob("*.py"))} | {"registry", "protocols"}
     assert parts == {name for name, text in REFERENCE.items() if f".. package:: lbitcls.{name}\n" in text}
 
 

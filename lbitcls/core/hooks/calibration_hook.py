@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,10 @@ def _switch(runner: EpochRunner, on: bool) -> None:
     """Switch the quantizers on or off; while off, their parameters need no gradient, so DDP does not wait for them."""
     from lbitcls.quant import set_quantization
 
-    model: Any = runner.module
-    set_quantization(model, on)
-    if hasattr(model, "hold_frozen"):
-        model.hold_frozen()
+    set_quantization(runner.module, on)
+    hold_frozen: Callable[[], None] | None = getattr(runner.module, "hold_frozen", None)
+    if hold_frozen is not None:
+        hold_frozen()
     if runner.ema is not None:
         set_quantization(runner.ema.module, on)
         runner.ema.module.requires_grad_(False)

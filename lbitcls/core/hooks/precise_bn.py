@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.protocols import predictor
 from lbitcls.registry import HOOKS
 from lbitcls.utils.dist import broadcast_module
 from lbitcls.utils.errors import require_count
@@ -68,7 +69,7 @@ def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
         norm.momentum = None  # torch's word for the average of all batches
     try:
         for batch in images:
-            getattr(model, "predict", model)(batch)
+            predictor(model)(batch)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from lbitcls.utils.errors import ConfigError, require_count, require_list
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
+    from lbitcls.protocols import Freezable
 
 
 @HOOKS.register_module()
@@ -49,7 +50,7 @@ class UnfreezeHook(Hook):
         Raises:
             ConfigError: one of `layers` matches nothing, or the model is no classifier of ours.
         """
-        find: Any = getattr(model, "find_parts", None)
+        find: Callable[..., list[str]] | None = getattr(model, "find_parts", None)
         if find is None:
             raise ConfigError(f"UnfreezeHook: parts of {type(model).__name__} cannot be frozen; use ImageClassifier.")
         return find(self.layers, "UnfreezeHook: layers")
@@ -57,16 +58,16 @@ class UnfreezeHook(Hook):
     def before_run(self, runner: EpochRunner) -> None:
         if self.epoch >= runner.max_epochs:
             raise ConfigError(f"UnfreezeHook: epoch={self.epoch}, but the run has only {runner.max_epochs} epochs.")
-        model: Any = runner.module
-        for name in self.parts(model):
+        model = cast("Freezable", runner.module)
+        for name in self.parts(runner.module):
             model.freeze(name)
 
     def before_epoch(self, runner: EpochRunner) -> None:
-        model: Any = runner.module
-        frozen = [name for name in self.parts(model) if model.is_frozen(name)]
+        model = cast("Freezable", runner.module)
+        frozen = [name for name in self.parts(runner.module) if model.is_frozen(name)]
         if runner.epoch < self.epoch or not frozen:
             return
-        runner.model = model  # DDP is taken off: it must learn anew which parameters have gradients
+        runner.model = runner.module  # DDP is taken off: it must learn anew which parameters have gradients
         for name in frozen:
             model.unfreeze(name)
         runner.wrap_model()

@@ -1,14 +1,10 @@
 """Steps that turn a file, an array or a sample's dict into the tensor a model takes; `Compose` runs them."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["Compose"]
+from lbitcls.utils.lazy import exports
 
-
-def __getattr__(name: str) -> Any:
-    """Import `Compose` on first use."""
-    if name != "Compose":
-        raise AttributeError(f"module 'lbitcls.datasets.pipelines' has no attribute '{name}'")
-    from lbitcls.datasets.pipelines.compose import Compose
-
-    return Compose
+if TYPE_CHECKING:
+    from lbitcls.datasets.pipelines.compose import Compose as Compose
+else:
+    __getattr__, __dir__, __all__ = exports(__name__)
