@@ -1,4 +1,4 @@
-"""Helpers that every part of the package may use; the public ones are imported when first asked for."""
+"""Helpers for all parts of the package; public names are imported on first use."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["Config", "load_checkpoint", "save_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use, so that `lbitcls.utils` itself costs nothing."""
+    """Import a public name from its module on first use, so that importing `lbitcls.utils` costs nothing."""
     if name not in _HOME:
         raise AttributeError(f"module 'lbitcls.utils' has no attribute '{name}'")
     from importlib import import_module
