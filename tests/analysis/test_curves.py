@@ -13,7 +13,7 @@ from lbitcls.utils.errors import ConfigError, DataError
 
 
 def records(counted: bool = True) -> list[dict[str, Any]]:
-    """Two epochs of 6 iterations of 10 images, a record every 4; validation after each."""
+    """Two epochs of 6 iterations with 10 images each, a record every 4 iterations; validation after each epoch."""
     found: list[dict[str, Any]] = []
     for epoch in (1, 2):
         for i, seconds in ((4, 0.1), (6, 0.4 / epoch)):
@@ -52,7 +52,7 @@ def test_series(run: Run) -> None:
 
 
 def test_time_per_iteration(run: Run) -> None:
-    """A record stands for the iterations since the one before it."""
+    """A record stands for all iterations since the previous one."""
     timing = measure_time(run)
     assert timing.iterations == 12
     assert timing.mean == pytest.approx((4 * 0.1 + 2 * 0.4 + 4 * 0.1 + 2 * 0.2) / 12)
@@ -76,7 +76,7 @@ def test_curves_of_two_runs(run: Run) -> None:
 
 @pytest.mark.parametrize(("axis", "tick"), [("epoch", "1"), ("iter", "60,000"), ("images", "1,000,000")])
 def test_whole_numbers_along_the_axis(axis: str, tick: str, tmp_path: Path) -> None:
-    """Also where there is a single point."""
+    """This includes a curve with a single point."""
     train = dict(mode="train", epoch=1, iter=60_000, images=1_000_000, loss=1.0)
     panel = draw_curves([Run("a", [train, {**train, "mode": "val"}])], ["loss"], axis).axes[0]
     panel.figure.savefig(tmp_path / "x.png")

@@ -1,4 +1,4 @@
-"""The page and the figures: one file that needs nothing else, plain JSON, true sentences."""
+"""Report: one self-contained page, plain JSON, true sentences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def analysis() -> Analysis:
 
 @pytest.fixture(scope="module")
 def written(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """The page, and the figures beside it."""
+    """Return the page and the JSON figures."""
     page, figures = check_target(tmp_path_factory.mktemp("report") / "new" / "report.html", "--save-path")
     write_report(analysis, page, figures, ABOUT)
     assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json"]
@@ -108,7 +108,7 @@ def test_targets_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 check_target(tmp_path / "x.html", "--save-path")
 
 
-# The sentences
+# Sentences
 
 
 def test_the_first_sentence_names_the_layer_that_costs_most(analysis: Analysis) -> None:

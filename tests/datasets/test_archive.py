@@ -1,4 +1,4 @@
-"""Hostile and broken archives: nothing is written outside of the cache, and each has a message."""
+"""Hostile and broken archives: nothing is written outside the cache, and each has a message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lbitcls.datasets.root import unpacked
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.errors import DataError
 
-Member = tuple[str, bytes | str]  # a name, and the content of a file or the target of a link
+Member = tuple[str, bytes | str]  # name, and content of a file or target of a link
 
 OUTSIDE = ["../out.txt", "a/../../out.txt", "/tmp/out.txt", "//out.txt", "C:/out.txt", "c:out.txt", "..\\out.txt", ".."]
 IMPOSSIBLE = ["x" * 300, "/".join(["y" * 100] * 25), "é" * 200]
@@ -94,7 +94,7 @@ def test_links_and_devices_in_zip(kind: int, folder: Path) -> None:
 
 
 def test_a_chain_of_long_links(folder: Path) -> None:
-    """The way around tarfile's own filter: a path too long for `realpath`, which then no longer follows its links."""
+    """The bypass of tarfile's own filter: a path too long for `realpath`, which then stops following its links."""
     long, members, at = "d" * 247, [], ""
     for step in "abcdefghijklmnop":
         members += [_member(at + long, tarfile.DIRTYPE), _member(at + step, tarfile.SYMTYPE, long)]
@@ -117,12 +117,12 @@ def _whole(folder: Path, suffix: str) -> Path:
 
 
 def _cuts(path: Path) -> Iterator[int]:
-    """Lengths at which an archive may be cut off: everywhere, and in a plain one between two members."""
+    """Return lengths at which to truncate an archive: everywhere, and in a plain one also between two members."""
     size = len(path.read_bytes())
     if path.suffix == ".tar":
         with tarfile.open(path) as tar:
             ends = [member.offset for member in tar.getmembers()]
-            size = tar.offset  # zeros alone come after it
+            size = tar.offset  # only zeros follow
         yield from (*ends, size)
     yield from range(0, size, max(1, size // 25))
 
@@ -205,7 +205,7 @@ def test_a_size_below_0_does_not_come_for_ever(kind: bytes, folder: Path) -> Non
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (folder / "size.tar").write_bytes(_member("a").tobuf() + header + bytes(1024))
-    if kind == tarfile.DIRTYPE:  # of which no size counts
+    if kind == tarfile.DIRTYPE:  # its size does not count
         assert (unpacked(folder / "size.tar") / "b").is_dir()
     else:
         _refused(folder / "size.tar", "cut off|corrupt|neither a file")

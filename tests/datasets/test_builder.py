@@ -1,4 +1,4 @@
-"""build_dataset, and a data set of one's own."""
+"""build_dataset, and a custom data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR from its published files, written here in small."""
+"""CIFAR from small files in the published format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = np.random.default_rng(0).integers(0, 256, (40, 3072), dtype=np.uint8)
 
 
 def _small(folder: Path, monkeypatch: pytest.MonkeyPatch, hundred: bool = False) -> None:
-    """Files of 40 training (20 for CIFAR-100) and 20 test images, and a reader that knows their md5."""
+    """Files of 40 training (20 for CIFAR-100) and 20 test images, and a reader that expects their MD5."""
     base = torchvision.datasets.CIFAR100 if hundred else torchvision.datasets.CIFAR10
     key, count = ("fine_labels", 100) if hundred else ("labels", 10)
     sums = {}

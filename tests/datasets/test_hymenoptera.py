@@ -22,7 +22,7 @@ def _nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(root: Path, name: str = "hymenoptera_data") -> Path:
-    """A folder of the data set's layout, 2 images of each class in each split, and the picture of an error."""
+    """Create a folder in the data set's layout, 2 images per class and split, and the image included by mistake."""
     for split in ("train", "val"):
         for kind in ("ants", "bees"):
             folder = root / name / split / kind
@@ -46,7 +46,7 @@ def test_folder_and_archive(tmp_path: Path, name: str) -> None:
         assert not any(train.describe(i).endswith(".gif") for i in range(len(train)))
         assert train[3]["img"].shape == (3, 10, 12) and train[3]["gt_label"] == 1
         assert "/val/" in dataset(split="val", data_root=str(tmp_path / "root")).describe(0)
-        if folder.exists():  # once more from an archive
+        if folder.exists():  # again, from an archive
             shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
             shutil.rmtree(folder)
 

@@ -1,4 +1,4 @@
-"""`indices`: a part of a data set, in memory and from files."""
+"""`indices`: a subset of a data set, in memory and from files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_it_has_the_samples_of_the_whole(indices: Any) -> None:
     assert len(part) == 51 and part.CLASSES == whole.CLASSES and part.labels.tolist() == whole.labels[3::7].tolist()
     assert part.describe(2) == whole.describe(17)
     assert torch.equal(part.info(2)["img"], whole.info(17)["img"])
-    for position in (0, 2, -1):  # augmented alike, too
+    for position in (0, 2, -1):  # the augmentation is the same, too
         theirs = whole[range(3, 360, 7)[position]]
         assert torch.equal(part[position]["img"], theirs["img"]) and part[position]["gt_label"] == theirs["gt_label"]
 

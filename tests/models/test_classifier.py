@@ -1,4 +1,4 @@
-"""The classifier's contract: losses, scores, logits, parts that fit, and layers that may be replaced."""
+"""The classifier's contract: losses, scores, logits, matching parts, and replaceable layers."""
 
 from __future__ import annotations
 

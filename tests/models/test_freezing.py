@@ -1,4 +1,4 @@
-"""Parts of a model that are frozen: no gradients, eval mode, and as before when they are unfrozen."""
+"""Frozen parts of a model: no gradients, eval mode, and their former state when they are unfrozen."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_classifier_of_other_size_is_left_to_the_report(work_dir: Path, caplog: 
 
 
 def images(archive: Path, folder: str = "", count: int | None = None) -> list[tuple[str, torch.Tensor]]:
-    """JPEG files of an archive below `folder`, the first `count`, as (name, normalized image)."""
+    """Return JPEG files of an archive in `folder`, the first `count`, as (name, normalized image)."""
     found: list[tuple[str, torch.Tensor]] = []
     with tarfile.open(archive) as tar:
         for member in tar:

@@ -1,4 +1,4 @@
-"""Checkpoints are whole, plain, and report what does not fit."""
+"""Checkpoints are complete and plain, and mismatches are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config files: inheritance, the three formats, and the answers to mistakes."""
+"""Config files: inheritance, the three formats, and the messages for mistakes."""
 
 from pathlib import Path
 

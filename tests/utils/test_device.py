@@ -1,4 +1,4 @@
-"""Names of devices, and which one a machine gives."""
+"""Device names, and the device chosen on a machine."""
 
 from __future__ import annotations
 

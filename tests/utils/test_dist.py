@@ -1,4 +1,4 @@
-"""Who a process is; collectives of a process alone."""
+"""Place of a process; collectives with a single process."""
 
 from __future__ import annotations
 

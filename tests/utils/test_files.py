@@ -1,4 +1,4 @@
-"""Files are written whole or not at all; what cannot be written is known before."""
+"""Files are written atomically; unwritable paths are detected in advance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that every program reads: numbers that are not finite never get into it."""
+"""Standard JSON: numbers that are not finite are never written."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ BAD = [float("nan"), float("inf"), float("-inf")]
 
 
 def draw(random: random.Random, depth: int = 0) -> tuple[Any, int]:
-    """Random plain data, and how many numbers in it are not finite."""
+    """Return random plain data, and the number of its values that are not finite."""
     kind = random.randrange(7 if depth < 4 else 4)
     if kind < 4:
         value = [random.random(), random.randrange(9), "NaN", random.choice([*BAD, None])][kind]

@@ -1,4 +1,4 @@
-"""Weights by torchvision's names: what is in the cache is loaded, what is not is fetched or told where to put."""
+"""Weights by torchvision's names: loaded from the cache, else downloaded, or the message says where to put them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def place(folder: Path, name: str = NAME) -> torch.nn.Module:
-    """Put random weights where the published file belongs."""
+    """Put random weights in place of the published file."""
     model = torchvision.models.squeezenet1_1(weights=None)
     torch.save(model.state_dict(), folder / Path(find_weights(name).url).name)
     return model

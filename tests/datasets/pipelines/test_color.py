@@ -37,7 +37,7 @@ def test_both_units_are_torchvisions() -> None:
         ([0, 0, 0], [1, 1, 1], 1),
         ([1.0], [0.5], 1),
         ([33.3], [78.6], 255),
-        ([0], [255], 255),  # zero is no hint: the std tells
+        ([0], [255], 255),  # a mean of zero fits both units: the std decides
         ([0.2, 120, 0.1], [1, 1, 1], 255),
     ],
 )

@@ -1,4 +1,4 @@
-"""Pipelines: the tutorial's, steps of one's own, errors."""
+"""Pipelines: the tutorial's, custom steps, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding files of many kinds, and arrays."""
+"""Decoding of files of many kinds, and of arrays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _reference(path: Path, mode: str = "RGB") -> np.ndarray:
 
 @pytest.fixture(params=["native", "pillow"])
 def _decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "pillow":  # as with a torchvision that has lost its decoders
+    if request.param == "pillow":  # as if torchvision came without its decoders
         monkeypatch.setattr(decode, "_native", lambda: None)
 
 

@@ -1,4 +1,4 @@
-"""Cutting, flipping, padding, resizing: against torchvision, and alone against in a batch."""
+"""Cropping, flipping, padding, resizing: against torchvision, and single images against batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbitcls.utils.errors import ConfigError, DataError
 def _photo(height: int, width: int, seed: int = 0) -> torch.Tensor:
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
-    return torch.from_numpy(image).permute(2, 0, 1)  # memory in (H, W, C) order, as decoders give it
+    return torch.from_numpy(image).permute(2, 0, 1)  # memory in (H, W, C) order, as from decoders
 
 
 def _run(img: torch.Tensor, **cfg: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Pipelines in Pillow and NumPy give what the steps of PyTorch give, and leave to them what they do not know."""
+"""Pipelines in Pillow and NumPy give the results of the PyTorch steps, and leave unsupported pipelines to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoadImageFromFile: what a sample may be."""
+"""LoadImageFromFile: the accepted forms of a sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes and places that steps compute."""
+"""Sizes and positions computed by the steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every backbone: builds, forwards, back-propagates, keeps torchvision's names, freezes, says what is wrong."""
+"""Every backbone: builds, runs forward and backward, keeps torchvision's names, freezes, reports mistakes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ ALL_SAME = [*SAME, *(pytest.param(*case, marks=pytest.mark.slow) for case in SAM
 @pytest.mark.parametrize("backbone, features, name", ALL_SAME)
 def test_published_file_gives_torchvisions_logits(backbone: dict, features: int, name: str) -> None:
     published = torchvision.models.get_model(name, weights=None).eval()
-    for parameter in published.parameters():  # biases and gains away from their first values
+    for parameter in published.parameters():  # biases and gains different from their initial values
         nn.init.normal_(parameter, std=0.05)
     model = build_classifier(dict(type="ImageClassifier", backbone=backbone, **head_for(backbone, features))).eval()
     model.load_state_dict(model.adapt_state_dict(published.state_dict()), strict=True)
@@ -151,7 +151,7 @@ def test_out_indices(config: dict, shapes: list[tuple[int, int]]) -> None:
     assert [(f.shape[1], f.shape[2]) for f in features] == shapes
     assert backbone.out_channels == tuple(channels for channels, _ in shapes)
     features[-1].mean().backward()
-    assert all(p.grad is not None for p in backbone.parameters())  # no layer that nothing trains
+    assert all(p.grad is not None for p in backbone.parameters())  # every layer is trained
 
 
 FROZEN = [
@@ -257,7 +257,7 @@ def test_option_a_shortcut_by_hand() -> None:
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
 def test_option_a_has_the_papers_size(depth: int, millions: float) -> None:
     backbone = build_backbone(dict(type="ResNetCIFAROptionA", depth=depth))
-    count = sum(p.numel() for p in backbone.parameters()) + 650  # the last layer's
+    count = sum(p.numel() for p in backbone.parameters()) + 650  # plus the last layer
     assert abs(count / 1e6 - millions) < 0.035
     convolutions = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) + 1 == depth

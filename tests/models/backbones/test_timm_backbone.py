@@ -1,4 +1,4 @@
-"""timm's networks: weights from files, quantization, what is said without timm or a network."""
+"""timm's networks: weights from files, quantization, messages without timm or without a network."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_features_are_those_of_the_network(backbone: Any) -> None:
     feature = backbone(img)[-1]
     assert feature.shape == (2, 512, 1, 1) and backbone.num_features == 512
     assert feature.dtype == torch.float32 and not feature.requires_grad
-    assert len(feature.unique()) <= 256  # of a tensor of bytes
+    assert len(feature.unique()) <= 256  # dequantized bytes
     logits = network(backbone)(img)
     linear = network(backbone).fc
     scale = next(m for m in network(backbone).modules() if type(m).__name__ == "Quantize").scale.dtype
@@ -57,7 +57,7 @@ def test_features_are_those_of_the_network(backbone: Any) -> None:
 
 
 def _grid(backbone: Any) -> tuple[float, int]:
-    """Scale and zero point of the feature."""
+    """Return scale and zero point of the feature."""
     found = []
     layer = network(backbone).layer4[1].add_relu
     found.append((float(layer.scale), int(layer.zero_point)))
@@ -71,7 +71,7 @@ def test_random_weights_are_always_the_same_and_draw_nothing(backbone: Any) -> N
     assert torch.backends.quantized.engine == engine and torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # what reading a quantized tensor brings
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # raised when a quantized tensor is read
 def test_a_local_file(backbone: Any, file: str, tmp_path: Path) -> None:
     changed = torch.load(file, weights_only=True)
     changed["conv1.scale"] = changed["conv1.scale"] * 2
@@ -119,7 +119,7 @@ def test_files_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def _built_once(backbone: Any) -> Any:
-    """`_build` without the time that quantizing takes."""
+    """Do as `_build`, without the slow quantization."""
 
     def build(name: str, pretrained: str) -> torch.nn.Module:
         torchvision_quantized._load(copy.deepcopy(network(backbone)), pretrained)
