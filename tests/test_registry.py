@@ -81,7 +81,8 @@ def test_a_built_ins_name_is_taken_before_its_module_is_imported(
     key = registry.names()[-1]
     built_in = registry.find(key)
     own = type(key, (), {"__module__": "mine"})
-    with pytest.raises(ConfigError, match=rf"'{key}' already, lbitcls\..*mine\.{key} needs another name.*force=True"):
+    message = rf"'{key}' exists already, lbitcls\..*mine\.{key} needs another name.*force=True"
+    with pytest.raises(ConfigError, match=message):
         registry.register_module()(own)
     assert registry.find(key) is built_in
     registry.register_module(force=True)(own)

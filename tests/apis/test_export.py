@@ -249,9 +249,9 @@ def test_what_is_no_checkpoint_of_the_config(
     out = tmp_path / "model.onnx"
     for config, name, message in (
         ("quantized", "float.pth", "it has float weights.*\n.*calibrate.*--options quant_transformer=none\n"),
-        ("float", "quantized.pth", "it is of a quantized model.*has no quant_transformer.*\n.*give the config"),
+        ("float", "quantized.pth", "it is from a quantized model.*has no quant_transformer.*\n.*use the config"),
         ("dsq", "quantized.pth", "made with other quantizers.*\n.*: LSQ, .* DSQ, .*\n(.*\n)*.*give the config"),
-        ("quantized", "cut.pth", "checkpoint .*cut.pth is damaged .*was not copied in full"),
+        ("quantized", "cut.pth", "checkpoint .*cut.pth is damaged .*or copied only in part"),
         ("quantized", "old.onnx", "old.onnx is an exported file.*give the checkpoint"),
         ("quantized", "folder", "folder is a folder, not a checkpoint; it holds no .pth file"),
     ):

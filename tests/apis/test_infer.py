@@ -68,7 +68,7 @@ def test_images_that_cannot_be_read(delivered: Delivered, photos: Path, tmp_path
     assert captured.out.count("\n") == 2 and str(photos / "a.png") in captured.out
     *said, last = captured.err.splitlines()
     assert said == [records[0]["error"], records[2]["error"]]
-    assert said[0] == f"{tmp_path / 'missing.jpg'}: there is no such file."
+    assert said[0] == f"{tmp_path / 'missing.jpg'}: no such file."
     assert last == "DataError: 2 of 4 images could not be used; the messages above say why."
 
 

@@ -101,7 +101,7 @@ def test_a_file_size_limit_ends_the_run_with_a_message(make_config: Any, tmp_pat
     cfg.dump(tmp_path / "tiny.py")
     done = subprocess.run(**command("-c", LIMITED, limit, tmp_path / "tiny.py"), capture_output=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "ResourceError: " in done.stderr and "a limit on the size of files is reached. Raise it" in done.stderr
+    assert "ResourceError: " in done.stderr and "the limit on file sizes is reached. Raise it" in done.stderr
     assert ("Nothing of the run was saved before" in done.stderr) is (limit > 1000)
     assert not list(Path(cfg.work_dir).glob("**/*.tmp"))
     train_classifier(cfg, resume=True)

@@ -233,7 +233,7 @@ def test_hook_of_ones_own(make_config: Any) -> None:
         ({"workflow": [("train", 1), ("vall", 1)]}, "workflow is a list"),
         ({"dist_params": dict(backend="nccl", port=3)}, "dist_params takes no 'port'"),
         ({"log_level": "LOUD"}, "log_level"),
-        ({"device": "tpu"}, "names no device"),
+        ({"device": "tpu"}, "a device must be"),
         ({"optimizer": None}, "training needs optimizer"),
     ],
 )

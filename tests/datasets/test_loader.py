@@ -236,7 +236,7 @@ def test_images_of_different_sizes(image_folder: Path) -> None:
 
 @pytest.mark.parametrize(("keys", "message"), [((0, 0), "samples_per_gpu"), ((4, -1), "workers_per_gpu")])
 def test_wrong_counts(keys: tuple[int, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"{message} is a whole number, at least"):
+    with pytest.raises(ConfigError, match=f"{message} must be an integer from"):
         build_dataloader(_digits(), *keys)
 
 

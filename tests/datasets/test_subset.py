@@ -59,5 +59,5 @@ def test_what_is_no_list_of_positions(indices: Any) -> None:
 
 @pytest.mark.parametrize("indices", [[360], [-1, 3], range(361)])
 def test_positions_that_are_not_there(indices: Any) -> None:
-    with pytest.raises(DataError, match="indices are positions from 0 to 359 here; got "):
+    with pytest.raises(DataError, match="indices must be positions from 0 to 359; got "):
         digits(indices=indices)

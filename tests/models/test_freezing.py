@@ -108,5 +108,5 @@ def test_names_and_patterns() -> None:
 
 
 def test_frozen_is_true_or_false() -> None:
-    with pytest.raises(ConfigError, match="frozen is True or False; got 2. For a part: frozen_stages"):
+    with pytest.raises(ConfigError, match="frozen must be True or False; got 2. See also frozen_stages"):
         classifier(frozen=2)

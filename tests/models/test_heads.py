@@ -91,9 +91,9 @@ def test_heads_refuse_what_they_cannot_take() -> None:
     with pytest.raises(ConfigError, match="GlobalAveragePooling"):
         linear(torch.rand(2, 4, 2, 2))
     conv = build_head(dict(type="ConvClsHead", num_classes=3, in_channels=4))
-    with pytest.raises(ConfigError, match="leave the neck out"):
+    with pytest.raises(ConfigError, match="Leave the neck out"):
         conv(torch.rand(2, 4))
-    with pytest.raises(ConfigError, match="takes logits"):
+    with pytest.raises(ConfigError, match="needs logits"):
         build_head(dict(type="ClsHead"))((torch.rand(2, 4, 2, 2),))
 
 

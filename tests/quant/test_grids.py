@@ -99,7 +99,7 @@ def test_a_quantizer_that_is_lost_is_named(tmp_path: Path, caplog: Any) -> None:
     state = {name: value for name, value in quantized("LSQ", 4).state_dict().items() if "0.weight_q" not in name}
     torch.save(state, tmp_path / "x.pth")
     load_checkpoint(quantized("LSQ", 4), tmp_path / "x.pth")
-    assert "of a quantized model that lacks 4 tensors of quantizers: 0.weight_quantizer" in caplog.text
+    assert "from a quantized model but lacks 4 quantizer tensors: 0.weight_quantizer" in caplog.text
     with pytest.raises(CheckpointError, match="lacks 4 tensors") as error:
         load_checkpoint(quantized("LSQ", 4), tmp_path / "x.pth", strict=True)
     assert "float weights" not in str(error.value)
@@ -120,7 +120,7 @@ def test_files_of_before_say_no_grid(tmp_path: Path, caplog: Any) -> None:
     load_checkpoint(model, tmp_path / "x.pth", strict=True)
     assert not caplog.text and torch.equal(model(IMAGES), source(IMAGES))
     load_checkpoint(model, tmp_path / "x.pth")
-    assert "does not say which method and bits its 4 quantizers have" in caplog.text
+    assert "does not record the method and bits of its 4 quantizers" in caplog.text
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"7", b"\xff"])

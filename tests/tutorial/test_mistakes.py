@@ -94,7 +94,7 @@ MISTAKES = [
     (OPTION + "calibration.epoch=1", 2, ["calibration.epoch", "1"]),
     (OPTION + "dist_params.backend=ncccl --launcher pytorch", 2, ["launcher", "dist_train.sh"]),
     (OPTION + "optimizer=SGD", 2, ["optimizer = dict(", "'SGD'"]),
-    (OPTION + "data.train.pipeline=None", 2, ["pipeline is a list", "None"]),
+    (OPTION + "data.train.pipeline=None", 2, ["pipeline must be a list", "None"]),
     (OPTION + "data.samples_per_gpu=0", 2, ["samples_per_gpu", "0"]),
     (OPTION + "data.train.data_prefix=missing", 1, ["found neither 'missing'", "DATA", "--data-root"]),
     (OPTION + "load_from=TMP/none.pth", 1, ["there is no checkpoint", "none.pth"]),

@@ -134,7 +134,7 @@ def test_code_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}])
 def test_no_weights_in_it(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match="contains no weights"):
         read_checkpoint(tmp_path / "x.pth")
 
 
@@ -153,11 +153,11 @@ def test_what_differs_where_one_network_is_quantized_otherwise() -> None:
     for own, given, cause, remedy in (
         (net, net, "", ""),
         (net, {"fc.bias": torch.zeros(2)}, "", ""),
-        (lsq, net, "it has float weights, and", "--options quant_transformer=none"),
-        (net, lsq, "the config has no quant_transformer", "give the config that it was trained with"),
+        (lsq, net, "it has float weights, but", "--options quant_transformer=none"),
+        (net, lsq, "the config has no quant_transformer", "use the config that it was trained with"),
         (lsq, {**lsq, "fc.bias": torch.zeros(2)}, "", ""),
-        (lsq, other, "quantizes other layers, or in another way", "give the config that it was trained with"),
-        (lsq, axis, "quantizes other layers, or in another way", "give the config that it was trained with"),
+        (lsq, other, "quantizes other layers, or in another way", "use the config that it was trained with"),
+        (lsq, axis, "quantizes other layers, or in another way", "use the config that it was trained with"),
     ):
         fit = compare(own, given)
         assert cause in fit.cause() and bool(fit.cause()) == bool(cause)

@@ -116,7 +116,7 @@ class Plain:
     [
         (
             dict(type=Plain),
-            r"optimizer\.type is the class Plain, for which its name is written, 'Plain'; a config holds",
+            r"optimizer\.type is the class Plain, for which its name is written, 'Plain'; config values must be plain",
         ),
         (dict(steps=[1, dict(f=len)]), r"optimizer\.steps\[1\]\.f is an object, <built-in function len>"),
         ({3: {(1, 2): Plain()}}, r"optimizer\[3\]\[\(1, 2\)\] is an object"),

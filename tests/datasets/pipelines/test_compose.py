@@ -90,7 +90,7 @@ def test_errors() -> None:
         Compose([dict(type="RandomFlip", prob=0.5)])
     with pytest.raises(ConfigError, match="a step of a pipeline is"):
         Compose(["RandomFlip"])
-    with pytest.raises(ConfigError, match="a pipeline is a list of steps"):
+    with pytest.raises(ConfigError, match="a pipeline must be a list of steps"):
         Compose(dict(type="RandomFlip"))
     with pytest.raises(ConfigError, match="is given as dict"):
         Compose([dict(flip_prob=0.5)])

@@ -102,7 +102,7 @@ def test_mmcvs_normalize_is_ours(to_rgb: bool) -> None:
 
 
 def test_mmcvs_mistakes() -> None:
-    with pytest.raises(ConfigError, match="files are read by LoadImageFromFile"):
+    with pytest.raises(ConfigError, match="use LoadImageFromFile to read files"):
         Compose([dict(type="mmcv.LoadImageFromFile")])
     pytest.importorskip("mmcv.transforms", exc_type=ImportError)  # OpenCV needs system libraries
     with pytest.raises(ConfigError, match="'Resiz'; did you mean 'Resize'"):

@@ -103,7 +103,7 @@ def test_only_the_head_trains_and_is_saved(file: str, tmp_path: Path, caplog: py
     [
         (dict(name="resnet19"), "no quantized 'resnet19'; did you mean 'resnet18'"),
         (dict(out_layer="averagepool"), "no layer 'averagepool'; did you mean 'avgpool'.*layer4, avgpool"),
-        (dict(pretrained=5), "pretrained is True, False or a file"),
+        (dict(pretrained=5), "pretrained must be True, False or a file"),
     ],
 )
 def test_mistakes(keys: dict[str, Any], message: str) -> None:
@@ -146,5 +146,5 @@ def test_when_pytorch_has_it_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotImplementedError("quantized engines were removed")
 
     monkeypatch.setattr(quantized, "resnet18", gone)
-    with pytest.raises(DependencyError, match="do not work in torch .*; use IntegerBackbone"):
+    with pytest.raises(DependencyError, match="do not work with torch .*; use IntegerBackbone"):
         build_backbone(CONFIG)
