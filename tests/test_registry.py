@@ -51,8 +51,8 @@ def test_config_values_win_over_default_arguments(registry: Registry) -> None:
             "Saw takes no 'wieght'; did you mean 'weight'? It takes: length, weight",
         ),
         ({"type": "Saw"}, "Saw needs 'weight'"),
-        ({"weight": 3}, "given as dict(type="),
-        ("Saw", "given as dict(type="),
+        ({"weight": 3}, "must be dict(type="),
+        ("Saw", "must be dict(type="),
     ],
 )
 def test_mistakes_are_answered(registry: Registry, cfg: dict, message: str) -> None:

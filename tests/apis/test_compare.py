@@ -178,7 +178,7 @@ def test_device_and_page_follow_the_files_as_in_the_original(
     assert (tmp_path / "page.html").exists() and (tmp_path / "page.json").exists()
     assert torch.cuda.is_available() or "Running on the CPU: this machine has no GPU." in done.stdout
     for extra, message in (
-        (["here.html"], "'here.html' names no device"),
+        (["here.html"], "a device must be .*; got 'here.html'"),
         (["cpu", "a.html", "b.html"], "got 7 files"),
         (["cpu", "a.html", "--device", "0"], "the device is given twice, as cpu and as 0"),
     ):
@@ -213,7 +213,7 @@ def test_images_are_found(files: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'images'"):
         find_images(Path(files["images"]).with_name("image"), 5)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no images \(.bmp"):
+    with pytest.raises(DataError, match=r"contains no images \(.bmp"):
         find_images(tmp_path / "empty", 5)
 
 

@@ -125,7 +125,7 @@ def test_large_photos_are_predicted_silently(
         (["CONFIG", "no.onnx", "a.png"], 1, "there is no ONNX file no.onnx"),
         (["CONFIG", "no.pth", "a.png"], 1, "there is no checkpoint no.pth"),
         (["no.py", "MODEL", "a.png"], 2, "there is no config file"),
-        (["CONFIG", "MODEL", "EMPTY"], 1, "holds no images (.bmp, "),
+        (["CONFIG", "MODEL", "EMPTY"], 1, "contains no images (.bmp, "),
         (["CONFIG", "MODEL", "a.png", "--topk", "0"], 2, "topk is a number from 1; got 0"),
         (["CONFIG", "MODEL", "a.png", "--batch-size", "0"], 2, "batch_size is a number from 1; got 0"),
         (["CONFIG", "MODEL", "a.png", "--engine", "tensorflow"], 2, "there is no engine 'tensorflow'"),

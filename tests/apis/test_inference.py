@@ -131,7 +131,7 @@ def test_pictures_that_cannot_be_used(model: Any, tmp_path: Path) -> None:
         (tmp_path / "missing.jpg", r"missing\.jpg: there is no such file"),
         (tmp_path / "text.jpg", r"text\.jpg: cannot read this image \(8 bytes\)"),
         (tmp_path / "float.tiff", "pixels of 32 bits"),
-        (tmp_path, r": cannot read this image: no regular file but a folder"),
+        (tmp_path, r": cannot read this image: not a regular file but a folder"),
         (PHOTO.astype(np.float32), r"an image must be a uint8 array .* got ndarray float32 \(40, 60, 3\)"),
         (PHOTO[None], "an image must be a uint8 array"),
         (PHOTO[:0], "an image must have 1 or 3 channels"),

@@ -95,5 +95,5 @@ def test_a_long_line_costs_its_own_length(tmp_path: Path) -> None:
         read_list(tmp_path / "list.txt", tmp_path, 2)
     assert len(str(caught.value)) < 400
     (tmp_path / "list.txt").write_text("a.png " + "1" * 5000)
-    with pytest.raises(DataError, match=r"list\.txt:1: label 1+ is not below 2"):
+    with pytest.raises(DataError, match=r"list\.txt:1: label 1+ must be below 2"):
         read_list(tmp_path / "list.txt", tmp_path, 2)

@@ -96,7 +96,7 @@ def test_labels_are_needed_for_losses(batch: tuple[torch.Tensor, torch.Tensor]) 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8)])
 def test_wrong_image_shape(shape: tuple[int, ...]) -> None:
     model = build_classifier(small_config())
-    with pytest.raises(DataError, match=r"takes images \(N, 1, H, W\), got \("):
+    with pytest.raises(DataError, match=r"needs images \(N, 1, H, W\); got \("):
         model.predict(torch.rand(shape))
 
 

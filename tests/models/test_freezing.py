@@ -103,7 +103,7 @@ def test_names_and_patterns() -> None:
         "backbone.layer2",
         "backbone.layer3",
     ]
-    with pytest.raises(ConfigError, match="here: 'backbone.layr3' names no part of the model; did you mean 'backbone"):
+    with pytest.raises(ConfigError, match="here: 'backbone.layr3' matches no part of the model; did you mean 'backbone"):
         model.find_parts(["backbone.layr3"], "here")
 
 

@@ -182,7 +182,7 @@ def test_corrupt_image(place: dict[str, Path], tmp_path: Path, capsys: Any) -> N
     assert "train/n1/5.jpg" in capsys.readouterr().err
     skip = ["--options", "+data.train.on_error=skip"]
     assert main(["train", str(place["CONFIG"]), *flags, *skip]) == 0
-    assert "left out an image (1 so far)" in capsys.readouterr().out
+    assert "Leaving out an unreadable image (1 so far)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

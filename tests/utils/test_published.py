@@ -103,7 +103,7 @@ def test_no_network(hub: Path, offline: None) -> None:
     with pytest.raises(CheckpointError) as error:
         build_classifier(config(pretrained=NAME))
     text = str(error.value)
-    assert "put the file squeezenet1_1-b8a52dc0.pth" in text and str(hub) in text and "TORCH_HOME" in text
+    assert "put a copy of squeezenet1_1-b8a52dc0.pth" in text and str(hub) in text and "TORCH_HOME" in text
     assert not list(hub.glob("*.pth"))
     assert socket.getdefaulttimeout() is None
 

@@ -173,7 +173,7 @@ def test_no_batch_form() -> None:
         (dict(type="Resize", size=8, interpolation="lanczos"), "interpolation is one of"),
         (dict(type="Resize", size=8, backend="turbo"), "backend is one of"),
         (dict(type="CenterCrop", crop_size="8"), "CenterCrop: crop_size"),
-        (dict(type="RandomFlip", flip_prob=2), "flip_prob is a probability"),
+        (dict(type="RandomFlip", flip_prob=2), "flip_prob must be a probability"),
         (dict(type="RandomFlip", direction="up"), "direction is one of"),
         (dict(type="RandomFlip", flip_ratio=0.5), "takes no 'flip_ratio'; did you mean 'flip_prob'"),
         (dict(type="RandomCrop", size=8, padding=(1, 2, 3)), "RandomCrop: padding"),

@@ -73,5 +73,5 @@ def test_older_keys(file: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_what_is_no_sample() -> None:
     with pytest.raises(DataError, match="a sample must be a file name, an array.*got a dict with 'image'"):
         Compose([LOAD])(dict(image=1))
-    with pytest.raises(DataError, match="a sample is a file name, an array, an image or a dict; got int"):
+    with pytest.raises(DataError, match="a sample must be a file name, an array, an image or a dict; got int"):
         Compose([LOAD])(7)

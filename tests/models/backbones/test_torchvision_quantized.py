@@ -135,7 +135,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr("torch.hub.urlopen", refuse)
-    with pytest.raises(CheckpointError, match="put the file resnet18_fbgemm_16fa66dd.pth.*into .*checkpoints"):
+    with pytest.raises(CheckpointError, match="put a copy of resnet18_fbgemm_16fa66dd.pth.*into .*checkpoints"):
         build_backbone({**CONFIG, "pretrained": True})
 
 
