@@ -103,7 +103,7 @@ def require_count(name: str, value: Any, least: int, most: int = MOST) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return the `repr` of `value` for a message, truncated if long; Python refuses to format an int of 5,000 digits."""
+    """Return the `repr` of `value`, truncated if long; Python refuses to format an int of 5,000 digits."""
     try:
         text = repr(value)
     except ValueError:
