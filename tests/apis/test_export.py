@@ -252,7 +252,7 @@ def test_what_is_no_checkpoint_of_the_config(
         ("float", "quantized.pth", "it is from a quantized model.*has no quant_transformer.*\n.*use the config"),
         ("dsq", "quantized.pth", "made with other quantizers.*\n.*: LSQ, .* DSQ, .*\n(.*\n)*.*give the config"),
         ("quantized", "cut.pth", "checkpoint .*cut.pth is damaged .*or copied only in part"),
-        ("quantized", "old.onnx", "old.onnx is an exported file.*give the checkpoint"),
+        ("quantized", "old.onnx", "old.onnx is an exported model.*give the checkpoint"),
         ("quantized", "folder", "folder is a folder, not a checkpoint; it contains no .pth file"),
     ):
         assert main(["export", configs[config], str(tmp_path / name), "--out", str(out)]) == 1

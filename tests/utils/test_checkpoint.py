@@ -140,7 +140,7 @@ def test_no_weights_in_it(tmp_path: Path, content: Any) -> None:
 
 def test_an_exported_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
-    with pytest.raises(CheckpointError, match=r"model\.onnx is an exported file.*give the checkpoint \(\.pth\)"):
+    with pytest.raises(CheckpointError, match=r"model\.onnx is an exported model.*give the checkpoint \(\.pth\)"):
         read_checkpoint(tmp_path / "model.onnx")
 
 

@@ -175,7 +175,7 @@ def test_an_option_for_a_key_that_is_not_there_is_an_error_unless_added(tmp_path
 def test_an_option_for_an_item_that_a_list_has_not(tmp_path: Path) -> None:
     cfg = Config.fromfile(write(tmp_path, "a.py", BASE + "data = dict(train=dict(pipeline=[dict(type='A')]))\n"))
     for key in ("data.train.pipeline.9.type", "data.train.pipeline.first.type"):
-        with pytest.raises(ConfigError, match=r"'data\.train\.pipeline' is a list of 1, .* it has no item") as caught:
+        with pytest.raises(ConfigError, match=r"'data\.train\.pipeline' is a list of length 1, .* it has no item") as caught:
             cfg.merge_from_dict({key: "B"})
         assert "+" not in str(caught.value)
 

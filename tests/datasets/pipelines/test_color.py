@@ -85,8 +85,8 @@ def test_grayscale() -> None:
     ("cfg", "message"),
     [
         (dict(mean=[1, 2], std=[1]), "mean has 2 values and std 1"),
-        (dict(mean=0.5, std=0.5), "mean is a list"),
-        (dict(mean=[], std=[]), "mean is a list"),
+        (dict(mean=0.5, std=0.5), "mean must be a list"),
+        (dict(mean=[], std=[]), "mean must be a list"),
         (dict(mean=[0.5], std=[0]), "every std must be above 0"),
         (dict(mean=[0.5]), "Normalize needs 'std'"),
     ],
