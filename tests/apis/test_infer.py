@@ -86,7 +86,7 @@ def test_json_on_standard_output(place: str, into: str, delivered: Delivered, ph
         records = json.loads(done.stdout if into == "pipe" else file.read())
     assert done.returncode == 1 and [sorted(record)[0] for record in records] == ["path", "error"]
     assert f"{photos / 'a.png'}: {records[0]['pred_class']} " in done.stderr
-    assert "no.png: there is no such file" in done.stderr
+    assert "no.png: no such file" in done.stderr
 
 
 def test_json_to_a_pipe_with_a_name(delivered: Delivered, photos: Path, tmp_path: Path, capsys: Any) -> None:
@@ -167,7 +167,7 @@ def test_progress_on_a_terminal(delivered: Delivered, photos: Path) -> None:
     code, shown, errors = on_terminal(ROOT / "tools" / "infer.py", *arguments)
     assert code == 1
     assert "images" in shown and "100%" in shown and "deep/c.png: digit " in shown
-    assert "none.jpg: there is no such file" in errors + shown
+    assert "none.jpg: no such file" in errors + shown
     assert "Traceback" not in errors
 
 

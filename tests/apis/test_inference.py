@@ -128,7 +128,7 @@ def test_pictures_that_cannot_be_used(model: Any, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
     for picture, message in (
-        (tmp_path / "missing.jpg", r"missing\.jpg: there is no such file"),
+        (tmp_path / "missing.jpg", r"missing\.jpg: no such file"),
         (tmp_path / "text.jpg", r"text\.jpg: cannot read this image \(8 bytes\)"),
         (tmp_path / "float.tiff", "pixels of 32 bits"),
         (tmp_path, r": cannot read this image: not a regular file but a folder"),

@@ -36,7 +36,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, without a network and without weights in a cache."""
 
     def missing(name: str) -> Path:
-        raise CheckpointError(f"{name} cannot be fetched; put the file somewhere.")
+        raise CheckpointError(f"{name} cannot be downloaded; put the file somewhere.")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "fetch_weights", missing)

@@ -81,7 +81,7 @@ def test_files_that_are_not_the_published_ones(tmp_path: Path, monkeypatch: pyte
 
 
 def test_missing_mentions_the_download() -> None:
-    with pytest.raises(DataError, match=r"'cifar-10-batches-py'.*cifar-10-python\.tar\.gz.*download=True fetches it"):
+    with pytest.raises(DataError, match=r"'cifar-10-batches-py'.*cifar-10-python\.tar\.gz.*download=True downloads it"):
         build_dataset(dict(type="CIFAR10"))
 
 

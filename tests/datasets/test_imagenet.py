@@ -59,7 +59,7 @@ def test_labels_that_are_too_large_and_empty_lists(image_folder: Path) -> None:
 
 def test_a_listed_file_that_is_not_there(image_folder: Path) -> None:
     dataset = _listed(image_folder.parent, "cat/nine.jpg 0\n")
-    with pytest.raises(DataError, match=r"photos/cat/nine\.jpg: there is no such file"):
+    with pytest.raises(DataError, match=r"photos/cat/nine\.jpg: no such file"):
         dataset[0]
 
 

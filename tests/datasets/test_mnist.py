@@ -71,7 +71,7 @@ def test_images_and_labels_of_different_length(tmp_path: Path) -> None:
 
 
 def test_missing_mentions_the_download() -> None:
-    with pytest.raises(DataError, match=r"MNIST: found neither 'MNIST'.*download=True fetches it"):
+    with pytest.raises(DataError, match=r"MNIST: found neither 'MNIST'.*download=True downloads it"):
         build_dataset(dict(type="MNIST"))
 
 

@@ -45,7 +45,7 @@ def test_topk_above_the_classes_is_left_out() -> None:
 
 @pytest.mark.parametrize("topk", [0, (), (1, 0), (1.5,)])
 def test_bad_topk(topk: object) -> None:
-    with pytest.raises(ConfigError, match="topk="):
+    with pytest.raises(ConfigError, match="topk must be"):
         build_head(dict(type="ClsHead", topk=topk))
 
 

@@ -79,7 +79,7 @@ MISTAKES = [
     (OPTION + "total_epochs=0", 2, ["total_epochs", "0"]),
     (OPTION + "total_epochs=ten", 2, ["total_epochs", "'ten'"]),
     (OPTION + "model.backbone.type=ResNett", 2, ["'ResNett'", "Did you mean 'ResNet'"]),
-    (OPTION + "model.backbone.depth=17", 2, ["depth=17", "18"]),
+    (OPTION + "model.backbone.depth=17", 2, ["depth must be one of 18", "got 17"]),
     (OPTION + "model.head.in_channels=32", 2, ["in_channels=32", "64"]),
     (OPTION + "model.head.num_classes=3", 2, ["num_classes", "3"]),
     (OPTION + "data.train.type=ImageNetV2", 2, ["'ImageNetV2'", "Did you mean 'ImageNetV1'"]),
@@ -189,7 +189,7 @@ def test_corrupt_image(place: dict[str, Path], tmp_path: Path, capsys: Any) -> N
     ("command", "code", "words"),
     [
         ("train CONFIG --epochs 3", 2, ["unrecognized arguments: --epochs"]),
-        ("test CONFIG TMP/seven.pth --data-root DATA", 1, ["CheckpointError", "another model"]),
+        ("test CONFIG TMP/seven.pth --data-root DATA", 1, ["CheckpointError", "does not match the model"]),
         ("train TMP/syntax.py", 2, ["ConfigError", "syntax.py"]),
     ],
 )

@@ -69,7 +69,7 @@ def test_report_of_what_does_not_fit(tmp_path: Path, caplog: Any) -> None:
     assert ": 1 of 4 tensors" in caplog.text
     assert "missing: fc.bias" in caplog.text and "unexpected: other.weight" in caplog.text
     assert "conv.weight (6, 1, 3, 3) for (4, 1, 3, 3)" in caplog.text
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="does not match the model"):
         load_checkpoint(Net(), tmp_path / "x.pth", strict=True)
 
 

@@ -57,12 +57,12 @@ def test_arguments_reach_torchvision() -> None:
         (dict(type="v2.functional"), "v2 has no transform 'functional'"),
         (dict(type="v2.RandomInvert", q=1), "RandomInvert does not accept 'q'"),
         (dict(type="v2.RandomInvert", p=7), "v2.RandomInvert: "),
-        (dict(type="v2.RandomResizedCrop", size=8, interpolation="best"), "interpolation is one of"),
+        (dict(type="v2.RandomResizedCrop", size=8, interpolation="best"), "interpolation must be one of"),
         (dict(type="v2.MixUp", num_classes=10), "mixes the images of a batch"),
         (dict(type="ColorJitter", brightness=-1), "v2.ColorJitter: "),
         (dict(type="ColorJitter", gamma=1), "ColorJitter does not accept 'gamma'"),
         (dict(type="AutoAugment", policy="imagnet"), "Did you mean 'imagenet'"),
-        (dict(type="RandomErasing", mode="noise"), "mode is one of"),
+        (dict(type="RandomErasing", mode="noise"), "mode must be one of"),
     ],
 )
 def test_wrong_ones(cfg: dict, message: str) -> None:

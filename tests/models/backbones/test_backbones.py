@@ -310,10 +310,10 @@ def test_stages_cover_the_network() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(type="ResNet", depth=20), "depth=20.*expected one of 18, 34, 50, 101, 152"),
+        (dict(type="ResNet", depth=20), "depth must be one of 18, 34, 50, 101, 152; got 20"),
         (dict(type="ResNet", depth=18, style="torch"), "style must be one of 'pytorch', 'caffe'"),
-        (dict(type="ResNet", depth=18, num_stages=5), "num_stages=5"),
-        (dict(type="ResNet", depth=18, num_stages=2), r"out_indices=\(3,\).*numbers from 0 to 1"),
+        (dict(type="ResNet", depth=18, num_stages=5), "num_stages must be one of 1, 2, 3, 4; got 5"),
+        (dict(type="ResNet", depth=18, num_stages=2), r"out_indices must be integers from 0 to 1; got \(3,\)"),
         (dict(type="ResNet", depth=18, out_indices=()), "must be a tuple"),
         (dict(type="ResNet", depth=18, strides=(1, 2)), "strides"),
         (dict(type="ResNet", depth=18, frozen_stages=5), r"frozen_stages must be from -1 \(none\) to 4 .*got 5"),
