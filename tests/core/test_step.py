@@ -127,7 +127,7 @@ def test_wrong_precision(amp: Any, fp16: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(cumulative_iters=0), "from 1"),
+        (dict(cumulative_iters=0), "an integer ≥ 1"),
         (dict(grad_clip=dict(norm=1)), "does not accept 'norm'"),
         (dict(grad_clip=dict(norm_type=2)), "needs max_norm"),
     ],
