@@ -63,7 +63,8 @@ def test_mistakes_are_answered(registry: Registry, cfg: dict, message: str) -> N
 
 def test_a_name_registered_twice_is_an_error(registry: Registry) -> None:
     own = registry.find("Saw")
-    with pytest.raises(ConfigError, match=r"the tool 'Saw' exists already, shelf.second.Saw; .* register with force=True"):
+    message = r"the tool 'Saw' exists already, shelf.second.Saw; .* register with force=True"
+    with pytest.raises(ConfigError, match=message):
         registry.register_module(name="Saw", module=dict)
     assert registry.find("Saw") is own
     registry.register_module(name="Saw", module=dict, force=True)
