@@ -59,7 +59,7 @@ def test_other_grids_are_taken_anew_and_equal_ones_kept(there: str, tmp_path: Pa
         model = quantized(**options, data=False)
         load_checkpoint(model, tmp_path / "x.pth")
         if here == there:
-            assert not uninitialized(model) and "anew" not in caplog.text
+            assert not uninitialized(model) and "initialized again" not in caplog.text
             assert torch.equal(model(IMAGES), source(IMAGES))
             continue
         assert "there; " in caplog.text or "lacks" in caplog.text
@@ -86,7 +86,7 @@ def test_a_tensor_that_is_lost_is_named(lost: str, tmp_path: Path, caplog: Any) 
     torch.save(state, tmp_path / "x.pth")
     model = quantized("LSQ", 4)
     load_checkpoint(model, tmp_path / "x.pth")
-    assert f"anew (it lacks {lost}): 4.weight_quantizer" in caplog.text
+    assert f"initialized again (it lacks {lost}): 4.weight_quantizer" in caplog.text
     assert uninitialized(model) == ["4.weight_quantizer"]
     with pytest.raises(CheckpointError, match=rf"it lacks {lost}\): 4\.weight_quantizer"):
         load_checkpoint(quantized("LSQ", 4), tmp_path / "x.pth", strict=True)
@@ -100,7 +100,7 @@ def test_a_quantizer_that_is_lost_is_named(tmp_path: Path, caplog: Any) -> None:
     torch.save(state, tmp_path / "x.pth")
     load_checkpoint(quantized("LSQ", 4), tmp_path / "x.pth")
     assert "from a quantized model but lacks 4 quantizer tensors: 0.weight_quantizer" in caplog.text
-    with pytest.raises(CheckpointError, match="lacks 4 tensors") as error:
+    with pytest.raises(CheckpointError, match="lacks 4 quantizer tensors") as error:
         load_checkpoint(quantized("LSQ", 4), tmp_path / "x.pth", strict=True)
     assert "float weights" not in str(error.value)
 

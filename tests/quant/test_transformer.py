@@ -120,7 +120,7 @@ MISTAKES = [
     ),
     (
         dict(exclude_layers=["backbone.bodi"]),
-        "exclude_layers[0] = 'backbone.bodi' names no layer of Model; did you",
+        "exclude_layers[0] = 'backbone.bodi' names no layer of Model. Did you",
     ),
     (
         dict(special_layers=dict(layers_name=["backbone.fc"], convert_type=[])),
