@@ -1,8 +1,8 @@
-"""Every registry, on one page: a name in a config (`type='ResNet'`) to the class that it builds.
+"""All registries: a name in a config (`type='ResNet'`) is looked up as the class to build.
 
-The registries are mmengine's, with three habits of our own: a module is imported only when a name is asked for that
-is not known yet; an unknown name or key is a `ConfigError` that suggests the nearest one; a name is looked up here
-and nowhere else (mmengine would import a dotted name).
+The registries are mmengine's, with three differences: a module is imported only when an unknown name is requested; an
+unknown name or key is a `ConfigError` that suggests the nearest one; and a name is looked up here and nowhere else
+(mmengine would import a dotted name).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def build_from_cfg(cfg: dict, registry: Registry, **default_args: Any) -> Any:
 
     Args:
         cfg: `dict(type=NAME, key=value, ...)`; `type` may also be a class or a function.
-        registry: where the name is looked up.
-        default_args: arguments for keys that `cfg` does not give.
+        registry: Registry in which the name is looked up.
+        default_args: Arguments for keys that `cfg` does not set.
 
     Raises:
-        ConfigError: no `type`, an unknown name, an unknown or a missing key.
+        ConfigError: No `type`, an unknown name, or an unknown or missing key.
     """
     if not isinstance(cfg, dict) or "type" not in cfg:
-        raise ConfigError(f"a {registry.name} is given as dict(type='…', …); got {shown(cfg)}.")
+        raise ConfigError(f"a {registry.name} must be dict(type='…', …); got {shown(cfg)}.")
     arguments = {**default_args, **cfg}
     target = registry.resolve(arguments.pop("type"))
     return construct(target, arguments)
@@ -41,12 +41,12 @@ def _name(target: Any) -> str:
 
 
 class Registry(_MMEngineRegistry):
-    """mmengine's registry that finds its modules by itself.
+    """mmengine's registry, which finds its modules by itself.
 
     Args:
-        name: what the registry holds, as messages say it ("backbone").
-        packages: modules and packages whose import registers names; each is imported only while a name that was
-            asked for is still unknown, one module after the other.
+        name: Kind of the registered classes, for messages ("backbone").
+        packages: Modules and packages whose import registers names; they are imported one by one, and only while a
+            requested name is still unknown.
     """
 
     def __init__(self, name: str, packages: tuple[str, ...]) -> None:
@@ -58,10 +58,10 @@ class Registry(_MMEngineRegistry):
     ) -> Any:  # mmengine's signature
         """Register a class or a function under its name, or `name`; also as a decorator.
 
-        The names of the package's own classes are taken, whether their modules are imported yet or not.
+        The names of the package's own classes are reserved, whether their modules are imported yet or not.
 
         Raises:
-            ConfigError: a name is taken, and not `force`.
+            ConfigError: A name is in use, and `force` is False.
         """
         if module is None:
             return lambda target: self.register_module(name, force, target)
@@ -71,43 +71,43 @@ class Registry(_MMEngineRegistry):
         return super().register_module(name, force, module)
 
     def claim(self, key: str, target: Any, force: bool = False) -> None:
-        """Raise `ConfigError` where `key` is the name of something else than `target` already, and not `force`."""
+        """Raise `ConfigError` if `key` already names something other than `target`, unless `force`."""
         own = target.__module__.partition(".")[0] in {package.partition(".")[0] for package in self._packages}
         if not own and key not in self.module_dict:
-            self.names()  # a module of the package that is imported later could not register its class any more
+            self.names()  # a package module imported later could otherwise no longer register its class
         found = self.module_dict.get(key)
         if found is None or force:
             return
         raise ConfigError(
-            f"there is a {self.name} '{key}' already, {found.__module__}.{_name(found)}; "
-            f"{target.__module__}.{_name(target)} needs another name. To replace it on purpose, as a cell of a "
-            "notebook that is run again does, register with force=True."
+            f"the {self.name} '{key}' exists already, {found.__module__}.{_name(found)}; "
+            f"{target.__module__}.{_name(target)} needs another name. To replace it on purpose, as when a notebook "
+            "cell is run again, register with force=True."
         )
 
     def find(self, key: str) -> Any:
-        """The class registered as `key`; `ConfigError` with a suggestion when there is none."""
+        """Return the class registered as `key`; raise `ConfigError` with a suggestion if there is none."""
         found = self.get(key)
         if found is None:
             known = sorted(self.module_dict)
             raise ConfigError(
                 f"there is no {self.name} named '{key}'{suggest(key, known)} Known: {', '.join(known)}. "
-                "A class of your own is found when its module is listed in custom_imports."
+                "A custom class is found if its module is listed in custom_imports."
             )
         return found
 
     def resolve(self, kind: Any) -> Any:
-        """The class or function that the `type` of a section means: a name, or the class itself.
+        """Return the class or function that a section's `type` refers to: by name, or the class itself.
 
         Raises:
-            ConfigError: an unknown name, or neither.
+            ConfigError: An unknown name, or neither.
         """
         target = self.find(kind) if isinstance(kind, str) else kind
         if not callable(target):
-            raise ConfigError(f"the type of a {self.name} is a name or a class; got {shown(kind)}.")
+            raise ConfigError(f"the type of a {self.name} must be a name or a class; got {shown(kind)}.")
         return target
 
     def get(self, key: str) -> Any:
-        """The class registered as `key`, or None."""
+        """Return the class registered as `key`, or None."""
         for module in self._modules():
             if key in self.module_dict:
                 break
@@ -115,7 +115,7 @@ class Registry(_MMEngineRegistry):
         return self.module_dict.get(key)
 
     def names(self) -> list[str]:
-        """Every name, sorted; imports all modules of the registry."""
+        """Return all names, sorted; imports all modules of the registry."""
         for module in self._modules():
             importlib.import_module(module)
         return sorted(self.module_dict)

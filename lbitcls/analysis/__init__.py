@@ -1,1 +1,1 @@
-"""What a run learned, to look at: pictures of images, predictions, mistakes and curves."""
+"""Analysis of models and runs: figures of images, predictions, errors and curves, and comparison of models."""

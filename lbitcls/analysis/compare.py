@@ -1,9 +1,9 @@
-"""A float model and its quantized form, compared layer by layer on images.
+"""Layer-by-layer comparison of a float model and its quantized form on images.
 
     analysis = compare_models(quantized, float_model, batches)
 
-Both run twice over the images, with hooks that count and keep nothing (`passes`); then layers are quantized one by one
-(`scan`). The figures depend on the models and the images alone.
+Both models run twice over the images, with hooks that count and keep nothing (`passes`); then layers are quantized one
+by one (`scan`). The results depend on the models and the images alone.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ def compare_models(
     """Compare a quantized model with its float form.
 
     Args:
-        model: a transformed model, its quantizers initialized; or a float one, which is then described alone.
-        float_model: the same architecture in float; None: `model` is compared with itself without its quantizers.
-        batches: images (N, C, H, W) on the device of the models.
-        labels: (sum of N,) int64 on the CPU, where known.
-        shown: a progress bar on a terminal.
+        model: Transformed model with initialized quantizers; or a float one, which is then described on its own.
+        float_model: The same architecture in float; None: `model` is compared with itself without its quantizers.
+        batches: Images (N, C, H, W) on the models' device.
+        labels: (sum of N,) int64 on the CPU, if known.
+        shown: Show a progress bar on a terminal.
 
     Raises:
-        ConfigError: the two are not one architecture.
-        DataError: there are no images, or an output is not finite.
-        NotInitializedError: a quantizer never saw data.
+        ConfigError: The two models differ in architecture.
+        DataError: There are no images, or an output is not finite.
+        NotInitializedError: A quantizer never saw data.
 
     Example:
         >>> from lbitcls.quant import build_quant_layer
@@ -83,15 +83,15 @@ def compare_models(
 
 
 def check_same_architecture(model: nn.Module, float_model: nn.Module) -> None:
-    """Raise `ConfigError` unless `model` has every layer of `float_model` in the same shape, and no other."""
+    """Raise `ConfigError` unless `model` has the same layers as `float_model`, each of the same shape."""
     both: list[dict[str, Any]] = [dict(layers_of(one)) for one in (model, float_model)]
     ours, theirs = ({name: tuple(layer.weight.shape) for name, layer in layers.items()} for layers in both)
     for name in dict.fromkeys([*theirs, *ours]):
         if ours.get(name) != theirs.get(name):
             said = [f"{shapes[name]}" if name in shapes else "missing" for shapes in (theirs, ours)]
             raise ConfigError(
-                f"the float and the quantized model are two architectures: the weight of {name} is {said[0]} in the "
-                f"float one and {said[1]} in the quantized one. Give the configs of one model."
+                f"the float and the quantized model differ in architecture: the weight of {name} is {said[0]} in the "
+                f"float one and {said[1]} in the quantized one. Give two configs of the same model."
             )
 
 
@@ -139,7 +139,7 @@ def _compare(
 
 
 def _extent(name: str, seen: Survey, base: Survey | None) -> Extent:
-    """The range of the inputs of a layer in both models."""
+    """Return the range of a layer's inputs in both models."""
     found = [one.extents[name] for one in (seen, base) if one is not None and name in one.extents]
     return Extent(
         min(e.lowest for e in found),
@@ -150,20 +150,20 @@ def _extent(name: str, seen: Survey, base: Survey | None) -> Extent:
 
 
 def _differ(model: nn.Module, float_model: nn.Module) -> bool:
-    """Whether a weight, bias or statistic of the two is another."""
+    """Return True if any weight, bias or statistic of the two models differs."""
     ours = model.state_dict()
     return any(name in ours and not torch.equal(value, ours[name]) for name, value in float_model.state_dict().items())
 
 
 def _costs(model: nn.Module, image: Tensor) -> dict[str, LayerCost]:
-    """Cost of every module with parameters, quantizers aside, by name."""
+    """Return the cost of every module with parameters, except quantizers, by name."""
     modules = ((name, module) for name, module in model.named_modules() if not isinstance(module, Quantizer))
     rows = [_row(name, module) for name, module in modules if own_parameters(module)]
     return {cost.row.name: cost for cost in plan_cost(Plan(tuple(rows)), model, image)}
 
 
 def _row(name: str, module: nn.Module) -> PlanRow:
-    """What a plan says of a layer, read from the layer itself."""
+    """Return a layer's row of a plan, read from the layer itself."""
     kind = module.float_type if isinstance(module, QuantLayer) else type(module)
     weight, inputs = weight_quantizer(module), input_quantizer(module)
     method = getattr(module, "method", None) if weight or inputs else None
@@ -231,6 +231,6 @@ def _layer(
 
 
 def _quantized_from(layer: nn.Module) -> Tensor:
-    """The weight as its quantizer sees it, or as it is."""
+    """Return the weight as its quantizer sees it, or unchanged if it has none."""
     weight: Any = layer.weight_to_quantize() if isinstance(layer, QuantLayer) else layer.weight
     return weight.detach()

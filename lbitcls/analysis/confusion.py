@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture that can be read with 2 classes and with 1,000."""
+"""Confusion matrix as a figure that is readable for 2 classes and for 1,000."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LARGEST = 40  # classes whose names and counts can still be read
+LARGEST = 40  # classes up to which names and counts are readable
 _WITH_COUNTS = 25
 
 
 def worst_classes(confusion: np.ndarray, number: int) -> list[int]:
-    """The classes that are confused most with each other, at most `number` of them, in order of their labels.
+    """Return the classes most confused with each other, at most `number` of them, in label order.
 
-    Pairs of classes are taken in order of how often one was said for the other.
+    Pairs of classes are added in the order of their confusion counts.
 
     Args:
         confusion: (K, K) counts, rows: true class.
-        number: at least 2.
+        number: Number of classes, at least 2.
     """
     mistakes = confusion + confusion.T
     rows, columns = np.triu_indices(len(mistakes), k=1)
@@ -40,20 +40,20 @@ def worst_classes(confusion: np.ndarray, number: int) -> list[int]:
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str] | None = None, title: str = "") -> Figure:
-    """The confusion matrix, each row in percent of its true class, with counts where there is room for them.
+    """Draw the confusion matrix, each row in percent of its true class, with counts if there is room for them.
 
-    Above 40 classes the picture holds the classes that are confused most with each other.
+    Above 40 classes, the figure shows the classes most confused with each other.
 
     Args:
         confusion: (K, K) counts, rows: true class.
-        names: of the classes in order of their labels; None: numbers are shown.
-        title: above the picture.
+        names: Class names in label order; None: labels are shown.
+        title: Title above the figure.
     """
     confusion = np.asarray(confusion)
     all_classes = len(confusion)
     shown = list(range(all_classes)) if all_classes <= LARGEST else worst_classes(confusion, LARGEST)
     hits, total = int(np.trace(confusion)), int(confusion.sum())
-    said = f"{hits:,} of {total:,} right ({100 * hits / max(total, 1):.1f} %)"
+    said = f"{hits:,} of {total:,} correct ({100 * hits / max(total, 1):.1f} %)"
     if len(shown) < all_classes:
         said += f"; the {len(shown)} most confused of {all_classes} classes"
     with style():
@@ -72,7 +72,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str] | None = None, ti
 
 
 def _draw_cells(axes: Axes, confusion: np.ndarray, shown: list[int]) -> None:
-    """Colours by the share of the true class's images; counts where they fit."""
+    """Color cells by the fraction of the true class's images; write counts if they fit."""
     totals = confusion.sum(1)[shown]
     block = confusion[np.ix_(shown, shown)]
     share = 100 * block / np.maximum(totals, 1)[:, None]

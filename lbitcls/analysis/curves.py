@@ -1,4 +1,4 @@
-"""`log.jsonl` as curves: the quantities of one or several runs, and the time that an iteration took."""
+"""Curves from `log.jsonl`: the recorded quantities of one or several runs, and the time per iteration."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Series = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Run:
-    """The records of a run.
+    """Records of a run.
 
     Attributes:
-        name: as the legend says it.
-        records: of `log.jsonl`, in order.
+        name: Name in the legend.
+        records: Records of `log.jsonl`, in order.
     """
 
     name: str
@@ -44,34 +44,34 @@ class Run:
 
     @property
     def epoch_len(self) -> int:
-        """Iterations of an epoch (of the part that was done, where none was finished)."""
+        """Iterations per epoch (of the finished part if no epoch was finished)."""
         return max((r["iter"] for r in self.records if r["mode"] == "train"), default=1)
 
     def quantities(self) -> list[str]:
-        """The quantities that can be drawn, sorted: those that are numbers."""
+        """Return the quantities that can be drawn, sorted: those with numeric values."""
         skipped = ("epoch", "iter", "images")
         numbers = (key for r in self.records for key, v in r.items() if isinstance(v, (int, float)))
         return sorted({key for key in numbers if key not in skipped})
 
     def series(self, key: str, mode: str, axis: str = "epoch") -> Series:
-        """Where on `axis` (a key of `AXES`) which value of `key` was recorded in `mode`."""
+        """Return the positions on `axis` (a key of `AXES`) and the values of `key` recorded in `mode`."""
         found = [r for r in self.records if r["mode"] == mode and isinstance(r.get(key), (int, float))]
         return np.array([self._place(r, axis) for r in found]), np.array([float(r[key]) for r in found])
 
     def _place(self, record: Mapping[str, Any], axis: str) -> float:
         if axis == "images":
             if "images" not in record:
-                raise ConfigError(f"the log of '{self.name}' does not count the images seen; use epoch or iter.")
+                raise ConfigError(f"the log of '{self.name}' does not record the images seen; use epoch or iter.")
             return float(record["images"])
         done = record["epoch"] if record["mode"] != "train" else record["epoch"] - 1 + record["iter"] / self.epoch_len
         return float(done if axis == "epoch" else done * self.epoch_len)
 
 
 def read_run(path: str | Path) -> Run:
-    """The run whose log is `path`, a `log.jsonl` or the work directory that holds one.
+    """Read the run whose log is `path`, a `log.jsonl` or the work directory that contains one.
 
     Raises:
-        DataError: there is none, or nothing in it.
+        DataError: There is no log, or it is empty.
     """
     path = Path(path).expanduser()
     file = path / LOG if path.is_dir() else path
@@ -81,31 +81,31 @@ def read_run(path: str | Path) -> Run:
         raise DataError(f"{path} is neither a work directory with a {LOG} nor such a file: {error}.") from error
     records = [record for line in lines if (record := _record(line)) is not None]
     if not records:
-        raise DataError(f"{file} holds no records of a run.")
+        raise DataError(f"{file} contains no records of a run.")
     return Run(file.resolve().parent.name, records)
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """The record in a line, or None for one that was cut off."""
+    """Return the record in a line, or None if the line is truncated."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
     if not isinstance(record, dict) or not {"mode", "epoch", "iter"} <= record.keys():
         return None
-    return {name: value for name, value in record.items() if value is not None}  # what was not finite
+    return {name: value for name, value in record.items() if value is not None}  # None was not finite
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Time of a run's iterations, in seconds.
+    """Time per iteration of a run, in seconds.
 
     Attributes:
-        mean: over all of them.
-        fastest: number of the epoch with the lowest mean, and that mean.
-        slowest: the same of the highest.
-        data: mean of the part that was spent waiting for data.
-        iterations: how many the log covers.
+        mean: Mean over all iterations.
+        fastest: Number of the epoch with the lowest mean, and that mean.
+        slowest: Number of the epoch with the highest mean, and that mean.
+        data: Mean time spent waiting for data.
+        iterations: Number of iterations in the log.
     """
 
     mean: float
@@ -116,10 +116,10 @@ class Timing:
 
 
 def measure_time(run: Run) -> Timing:
-    """Time per iteration; a record counts for the iterations since the one before it.
+    """Return the time per iteration; a record counts for all iterations since the previous one.
 
     Raises:
-        DataError: nothing was trained.
+        DataError: Nothing was trained.
     """
     epochs: dict[int, list[tuple[int, float, float]]] = {}
     last = (0, 0)
@@ -128,7 +128,7 @@ def measure_time(run: Run) -> Timing:
         last = record["epoch"], record["iter"]
         epochs.setdefault(record["epoch"], []).append((number, record["time"], record.get("data_time", 0.0)))
     if not epochs:
-        raise DataError(f"the log of '{run.name}' has no record of training.")
+        raise DataError(f"the log of '{run.name}' has no training records.")
     weights, times, waits = np.array([row for rows in epochs.values() for row in rows]).T
     means = {epoch: _weighted(rows) for epoch, rows in epochs.items()}
     fastest, slowest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
@@ -147,15 +147,15 @@ def _weighted(rows: Sequence[tuple[int, float, float]]) -> float:
 
 
 def draw_curves(runs: Sequence[Run], keys: Sequence[str] = ("loss", "top-1"), axis: str = "epoch") -> Figure:
-    """A panel for each key with a line for each run: dashed for training, solid for validation.
+    """Draw a panel per key with a line per run: dashed for training, solid for validation.
 
     Args:
-        runs: what is compared.
-        keys: quantities; `val/top-1` or `train/loss` for those of one mode.
-        axis: a key of `AXES`.
+        runs: Runs to compare.
+        keys: Quantities; `val/top-1` or `train/loss` for those of one mode.
+        axis: Key of `AXES`.
 
     Raises:
-        ConfigError: an unknown axis, or a key that no run has.
+        ConfigError: An unknown axis, or a key that no run has.
     """
     if axis not in AXES:
         raise ConfigError(f"there is no axis '{axis}'{suggest(axis, AXES)} Known: {', '.join(AXES)}.")
@@ -221,15 +221,15 @@ def _finish(panel: Axes, title: str, unit: str, axis: str) -> None:
 
 
 def draw_results(run: Run, best: Mapping[str, Mapping[str, Any]] | None = None, quantized_from: int = 0) -> Figure:
-    """Loss and accuracy of a run against the images seen, with the epochs along the top.
+    """Draw a run's loss and accuracy against the images seen, with the epochs along the top.
 
-    The loss of training is that of batches, as the log has it; those of validation, and of the training set in eval
-    mode where it was measured, stand at the ends of epochs. A log that does not count images is drawn against epochs.
+    The training loss is the logged loss of batches; the losses of validation, and of the training set in eval mode if
+    it was measured, are at the ends of epochs. A log that does not count images is drawn against epochs.
 
     Args:
-        run: its records.
-        best: what was kept as best, by phase: dicts with `key`, `value` and `epoch`.
-        quantized_from: number of epochs that were trained before the quantizers came on; 0: not shown.
+        run: Records of the run.
+        best: Best results by phase: dicts with `key`, `value` and `epoch`.
+        quantized_from: Number of epochs trained before the quantizers were enabled; 0: not shown.
     """
     scale = _images_per_epoch(run) or 1
     with style():
@@ -262,7 +262,7 @@ def _mark_best(panel: Axes, phase: str, entry: Mapping[str, Any], scale: float) 
 
 
 def _images_per_epoch(run: Run) -> float | None:
-    """Images learned from in an epoch; None where a record does not count them, or nothing was learned yet."""
+    """Return the training images per epoch; None if a record does not count them, or nothing was trained yet."""
     counted = [(r["images"], run._place(r, "epoch")) for r in run.records if "images" in r]
     if len(counted) < len(run.records) or not counted[-1][0]:
         return None
@@ -270,7 +270,7 @@ def _images_per_epoch(run: Run) -> float | None:
 
 
 def _epochs_axis(panel: Axes, scale: float) -> None:
-    """A second axis along the top, `scale` images to an epoch."""
+    """Add a second axis along the top, with `scale` images per epoch."""
     functions: Any = (lambda images: images / scale, lambda epoch: epoch * scale)  # of arrays
     top = panel.secondary_xaxis("top", functions=functions)
     top.set_xlabel("epoch", fontsize=8)

@@ -1,6 +1,6 @@
-"""What the pictures share: colours, fonts, a figure that a notebook shows, and writing it whole.
+"""Common parts of the figures: colors, fonts, display in notebooks, and atomic writing.
 
-Figures are made without pyplot, so that no window system is asked for and nothing global is changed.
+Figures are created without pyplot, so that no window system is needed and no global state changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMATS = (".png", ".pdf", ".svg", ".jpg")
 DPI = 110
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS")
 _STYLE: dict[str, Any] = {
-    "text.parse_math": False,  # a class may be called "5$ note"
+    "text.parse_math": False,  # a class name may be "5$ note"
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "font.size": 9,
@@ -53,7 +53,7 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of the pictures, while figures are made in it."""
+    """Apply the figures' style within the block."""
     import matplotlib
 
     look: Any = {**_STYLE, "font.family": _fonts()}
@@ -63,7 +63,7 @@ def style() -> Iterator[None]:
 
 @cache
 def _fonts() -> list[str]:
-    """Those of `_FONTS` that are installed; the first comes with matplotlib."""
+    """Return the installed fonts of `_FONTS`; the first comes with matplotlib."""
     from matplotlib.font_manager import fontManager
 
     present = set(fontManager.get_font_names())
@@ -72,7 +72,7 @@ def _fonts() -> list[str]:
 
 @cache
 def _letters() -> frozenset[int]:
-    """The characters that the fonts have."""
+    """Return the characters that the fonts contain."""
     from matplotlib.font_manager import findfont
     from matplotlib.ft2font import FT2Font
 
@@ -80,14 +80,14 @@ def _letters() -> frozenset[int]:
 
 
 def can_draw(text: str) -> bool:
-    """Whether the fonts of this machine have every character of `text`; the others are drawn as boxes."""
+    """Return True if this machine's fonts contain every character of `text`; missing ones are drawn as boxes."""
     return all(ord(letter) in _letters() for letter in text)
 
 
 def new_figure(width: float, height: float, arranged: bool = True) -> Figure:
-    """An empty figure of so many inches, which a notebook shows as its cell's result.
+    """Create an empty figure of `width` by `height` inches, which a notebook displays as a cell's result.
 
-    `arranged`: labels make room for themselves, which takes a second where there are many.
+    `arranged`: reserve room for the labels, which takes a second if there are many.
     """
     from matplotlib.figure import Figure
 
@@ -97,14 +97,14 @@ def new_figure(width: float, height: float, arranged: bool = True) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """Return the figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     _write(figure, buffer, "png")
     return buffer.getvalue()
 
 
 def pixels(picture: str | Path | BinaryIO) -> np.ndarray:
-    """A picture that was saved, uint8 (H, W, 3)."""
+    """Read a saved figure, uint8 (H, W, 3)."""
     from PIL import Image
 
     with Image.open(picture) as image:
@@ -112,15 +112,15 @@ def pixels(picture: str | Path | BinaryIO) -> np.ndarray:
 
 
 def rendered(figure: Figure) -> np.ndarray:
-    """The figure as an image, uint8 (H, W, 3)."""
+    """Return the figure as an image, uint8 (H, W, 3)."""
     return pixels(io.BytesIO(png(figure)))
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure to `path`, whole or not at all; the suffix names the format.
+    """Write the figure to `path` atomically, in the format of the suffix.
 
     Raises:
-        ConfigError: a format that is not known.
+        ConfigError: Unknown format.
     """
     path = check_path(path)
     write_whole(path, lambda temporary: _write(figure, temporary, path.suffix.lower()[1:]))
@@ -128,13 +128,13 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def check_path(path: str | Path, option: str = "--out") -> Path:
-    """`path`, to which a picture can be written; `ConfigError` where it cannot, or its suffix names no format.
+    """Return `path` after a check that a figure can be written to it; else raise `ConfigError`, also for the suffix.
 
-    `option` is how the user named it, for the message.
+    `option` is the name of the user's option, for the message.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in FORMATS or path.is_dir():
-        raise ConfigError(f"a picture is written to a file {', '.join('*' + f for f in FORMATS)}; got '{path}'.")
+        raise ConfigError(f"a figure's file must be {', '.join('*' + f for f in FORMATS)}; got '{path}'.")
     return check_writable(path, option)
 
 
@@ -145,7 +145,7 @@ def _write(figure: Figure, target: Any, kind: str) -> None:
 
 
 def shorten(text: str, length: int) -> str:
-    """`text` with an ellipsis in its middle where it is longer than `length`."""
+    """Return `text` with an ellipsis in its middle if it is longer than `length`."""
     if len(text) <= length:
         return text
     tail = (length - 1) // 3

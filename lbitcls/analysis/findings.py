@@ -1,4 +1,4 @@
-"""What a comparison of two models found, as plain data."""
+"""Results of a comparison of two models, as plain data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lbitcls.analysis.tensors import TensorReport
 
 @dataclass(frozen=True)
 class OutputReport:
-    """The output of a layer.
+    """Error of a layer's output.
 
     Attributes:
-        own_sqnr_db: what quantizing this layer changes of its output, its inputs being as they are; None: nothing.
-        own_cosine: likewise; None where nothing is quantized.
-        sqnr_db: of the output against the reference's at the same layer; None: the same.
-        cosine: likewise.
+        own_sqnr_db: SQNR of the output with this layer quantized, for the same inputs; None: no change.
+        own_cosine: Cosine similarity for the same; None if nothing is quantized.
+        sqnr_db: SQNR of the output against the reference's at the same layer; None: they are equal.
+        cosine: Cosine similarity for the same.
     """
 
     own_sqnr_db: float | None
@@ -31,24 +31,24 @@ class LayerReport:
     """One convolution or matrix product.
 
     Attributes:
-        name: its full name in the model.
-        kind: its float type.
-        method: of its quantizers; None: it stays float.
-        shape: of its weight.
-        num_bit_w: bits of the weight, 32 where float.
-        num_bit_a: bits of the input, 32 where float.
-        folded: whether its weight is quantized with its BatchNorm folded into it.
-        parameters: number of parameters.
-        macs: multiply-accumulates for one image.
+        name: Full name in the model.
+        kind: Float type.
+        method: Method of its quantizers; None: it stays float.
+        shape: Shape of its weight.
+        num_bit_w: Bits of the weight, 32 for float.
+        num_bit_a: Bits of the input, 32 for float.
+        folded: True if its weight is quantized with its BatchNorm folded into it.
+        parameters: Number of parameters.
+        macs: Multiply-accumulates per image.
         bit_operations: macs · bits of the weight · bits of the input.
-        float_bit_operations: those of the float layer.
-        size_bits: parameters at their bits.
-        float_size_bits: parameters at 32 bits.
-        weight_similarity: cosine of the weight with the float model's; None without one.
-        weight: what becomes of the weight.
-        input: what becomes of the inputs.
-        output: None where one float model is looked at.
-        scan: None where the layer stays float.
+        float_bit_operations: Bit-operations of the float layer.
+        size_bits: Size of the parameters at their bits, in bits.
+        float_size_bits: Size of the parameters at 32 bits, in bits.
+        weight_similarity: Cosine similarity of the weight and the float model's; None without one.
+        weight: Quantization of the weight.
+        input: Quantization of the inputs.
+        output: Error of the output; None for a single float model.
+        scan: Effect on the model's output; None if the layer stays float.
     """
 
     name: str
@@ -73,15 +73,15 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Totals:
-    """The whole model, for one image where that matters.
+    """Costs of the whole model, per image if applicable.
 
     Attributes:
-        parameters: their number.
-        macs: multiply-accumulates.
-        bit_operations: at the bits of the layers.
-        float_bit_operations: at 32 bits.
-        size_kib: weights at their bits, scales, and the rest of what inference needs in 32 bits.
-        float_size_kib: all of it in 32 bits.
+        parameters: Number of parameters.
+        macs: Multiply-accumulates.
+        bit_operations: Bit-operations at the layers' bits.
+        float_bit_operations: Bit-operations at 32 bits.
+        size_kib: Weights at their bits, scales, and everything else that inference needs at 32 bits, in KiB.
+        float_size_kib: All of it at 32 bits, in KiB.
     """
 
     parameters: int
@@ -94,24 +94,24 @@ class Totals:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `compare_models` found.
+    """Result of `compare_models`.
 
     Attributes:
-        images: their number.
+        images: Number of images.
         image_shape: (C, H, W).
-        labelled: whether their classes are known.
-        reference: what the quantized model is compared with: `'float'`: the float model, `'own'`: itself without its
-            quantizers; None: one float model was looked at.
-        retrained: whether weights differ from the float model's.
-        float_top1: share of the images that the float model gets right, where there are both.
-        top1: likewise of the model that is looked at.
-        error: its output against the reference's.
-        own_error: its output against its own without quantizers.
-        weight_similarity: cosine of all quantized weights with the float model's.
-        totals: costs.
-        basis: of the scan, `'float'` or `'own'`; None without a scan.
-        everything: the basis with all layers quantized, against it without any.
-        layers: in the order of the forward pass.
+        labelled: True if the images' labels are known.
+        reference: Model that the quantized one is compared with: `'float'`: the float model, `'own'`: itself without
+            its quantizers; None: only one float model is described.
+        retrained: True if weights differ from the float model's.
+        float_top1: Top-1 accuracy of the float model as a fraction, if there are two models.
+        top1: Top-1 accuracy of the analyzed model as a fraction.
+        error: Error of its output against the reference's.
+        own_error: Error of its output against its own without quantizers.
+        weight_similarity: Cosine similarity of all quantized weights and the float model's.
+        totals: Costs.
+        basis: Basis of the scan, `'float'` or `'own'`; None without a scan.
+        everything: Error of the basis with all layers quantized, against itself without any.
+        layers: Layers in forward order.
     """
 
     images: int
@@ -131,6 +131,6 @@ class Analysis:
 
     @property
     def ranked(self) -> list[LayerReport]:
-        """The quantized layers, those that cost most first."""
+        """Return the quantized layers, the most expensive ones first."""
         ranks = [(layer.scan.rank, layer) for layer in self.layers if layer.scan]
         return [layer for _, layer in sorted(ranks, key=lambda pair: pair[0])]

@@ -1,10 +1,10 @@
-"""What is measured of tensors and of a model's output: SQNR, cosine similarity, histograms, KL divergence.
+"""Measures of tensors and of a model's output: SQNR, cosine similarity, histograms, KL divergence.
 
     SQNR = 10 · log10(Σ r² / Σ (r - q)²) dB        cosine = Σ r·q / sqrt(Σ r² · Σ q²)
     KL = mean over the images of Σ_k p_k · log(p_k / q_k), p and q the softmax of the logits, in nats
 
-r is the reference, q what is compared with it. Sums are kept in float64 and tensors are dropped, so that any number
-of images can be measured in the memory of one batch.
+r is the reference, q the tensor compared with it. Sums are accumulated in float64 and tensors are dropped, so any
+number of images can be measured in the memory of one batch.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 
 VALUE_BINS = 96
 _PART = 2**17
-_STEP_BINS = 160  # at most so many, and more than half of them
+_STEP_BINS = 160  # maximum; more than half of it is used
 
 
 class Similarity:
-    """Sums over pairs of values, from which SQNR and cosine similarity follow."""
+    """Sums over pairs of values, from which SQNR and cosine similarity are computed."""
 
     def __init__(self) -> None:
         self._sums = [0.0] * 4  # Σ r², Σ q², Σ r·q, Σ (r - q)²
 
     def add(self, reference: Tensor, other: Tensor) -> None:
-        """Count the values of two tensors of one shape."""
+        """Add the values of two tensors of one shape."""
         for one, two in zip(parts(reference), parts(other), strict=True):
             r, q = one.double(), two.double()
             noise = r - q
@@ -41,25 +41,25 @@ class Similarity:
 
     @property
     def sqnr_db(self) -> float | None:
-        """In dB; None where there is no error, or no signal."""
+        """SQNR in dB; None if there is no error, or no signal."""
         signal, _, _, noise = self._sums
         return 10 * math.log10(signal / noise) if signal and noise else None
 
     @property
     def cosine(self) -> float | None:
-        """-1 to 1; None where either is all zeros."""
+        """Cosine similarity, -1 to 1; None if either tensor is all zeros."""
         signal, other, product, _ = self._sums
         norms = math.sqrt(signal * other)
         return min(1.0, max(-1.0, product / norms)) if norms else None
 
 
 def parts(x: Tensor) -> tuple[Tensor, ...]:
-    """The values of a tensor in parts that stay in a CPU's cache while they are worked on."""
+    """Return the values of a tensor in parts that fit into a CPU's cache."""
     return x.detach().flatten().split(_PART if x.device.type == "cpu" else max(x.numel(), 1))
 
 
 class Histogram:
-    """Counts of values in `bins` bins of one `width` from `start` on; the outer ones hold what lies beyond them too."""
+    """Counts of values in `bins` bins of one `width` from `start` on; the outer bins include all values beyond."""
 
     def __init__(self, start: float, width: float, bins: int) -> None:
         self.start, self.width, self.bins = start, width, bins
@@ -72,31 +72,31 @@ class Histogram:
             self.counts += torch.bincount(place.to(torch.int32), minlength=self.bins).cpu()
 
     def add_counted(self, values: Tensor, counts: Tensor) -> None:
-        """Count each of `values` as often as `counts` says."""
+        """Add `counts` occurrences of `values`, element by element."""
         place = (values.double().cpu() - self.start).div_(self.width).floor_().clamp_(0, self.bins - 1)
         self.counts.index_add_(0, place.long(), counts)
 
     def empty_copy(self) -> Histogram:
-        """A histogram with the same bins and no values."""
+        """Return a histogram with the same bins and no values."""
         return Histogram(self.start, self.width, self.bins)
 
 
 def value_bins(lowest: float, highest: float) -> Histogram:
-    """Bins over a range of values, of whatever width."""
+    """Return bins over a range of values, of arbitrary width."""
     width = (highest - lowest) / VALUE_BINS or 1.0
     return Histogram(lowest, width, VALUE_BINS)
 
 
 def step_bins(quant_min: int, quant_max: int, lowest: float, highest: float) -> Histogram:
-    """Bins in steps of a grid, whose borders fall between two integers, or on fractions 1/2^k of a step.
+    """Return bins in steps of a grid, with borders between two integers, or at fractions 1/2^k of a step.
 
-    They cover the grid, and what lies beyond it up to half its span on either side.
+    They cover the grid, and up to half its span beyond it on either side.
 
     Args:
-        quant_min: smallest integer of the grid.
-        quant_max: largest integer.
-        lowest: smallest value that is counted, in steps.
-        highest: largest value.
+        quant_min: Smallest integer of the grid.
+        quant_max: Largest integer of the grid.
+        lowest: Smallest value to count, in steps.
+        highest: Largest value to count, in steps.
     """
     span = max(quant_max - quant_min, 1)
     low = min(quant_min - 1.0, max(lowest, quant_min - span / 2))
@@ -108,13 +108,13 @@ def step_bins(quant_min: int, quant_max: int, lowest: float, highest: float) -> 
 
 @dataclass(frozen=True)
 class OutputError:
-    """How a model's output differs from a reference's.
+    """Difference of a model's output from a reference's.
 
     Attributes:
-        kl: KL divergence of the softmaxed outputs from the reference's, in nats, mean over the images.
-        sqnr_db: of the logits; None: they are the same.
-        changed: share of the images whose class with the highest score is another.
-        top1: share of the images that the model gets right; None: their labels are not known.
+        kl: KL divergence of the softmax outputs from the reference's, in nats, mean over the images.
+        sqnr_db: SQNR of the logits, in dB; None: they are equal.
+        changed: Fraction of the images whose top-scoring class differs.
+        top1: Fraction of the images that the model classifies correctly; None: labels are unknown.
     """
 
     kl: float
@@ -140,12 +140,12 @@ def output_error(reference: Tensor, logits: Tensor, labels: Tensor | None = None
 
 
 def top1(logits: Tensor, labels: Tensor | None) -> float | None:
-    """Share of the images whose class with the highest logit is the true one; None without labels."""
+    """Return the fraction of images whose class with the highest logit is the true one; None without labels."""
     return None if labels is None else (logits.argmax(1) == labels).double().mean().item()
 
 
 def entropy_bits(counts: Tensor) -> float:
-    """Entropy of a distribution given by its counts, in bits: how many bits its values would need on average."""
+    """Return the entropy of a distribution of counts, in bits: the mean number of bits that its values would need."""
     p = counts[counts > 0].double()
     p = p / p.sum()
     return float(-(p * p.log2()).sum().abs().neg())

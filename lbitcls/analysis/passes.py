@@ -1,4 +1,4 @@
-"""Forward passes in which hooks look at the layers: nothing is kept of an activation but sums, counts and a sample."""
+"""Forward passes with hooks on the layers; of activations, only sums, counts and a sample are kept."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from lbitcls.quant.quantizer import Quantizer
 from lbitcls.utils.errors import DataError
 
 SAMPLE = 2**16
-"""Values of a layer's output, for each batch, that are compared between two models: of more, so many at random."""
+"""Values of a layer's output per batch to compare between two models; a random sample if there are more."""
 
 Look = Callable[[str, nn.Module, Tensor, Tensor], None]
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The convolutions and matrix products of a model, quantized or not, by name, in order of definition."""
+    """Return the convolutions and matrix products of a model, quantized or not, by name, in order of definition."""
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) or kind_of(m) is not None}
 
 
 def quantizers_of(layer: nn.Module) -> list[Quantizer]:
-    """The quantizers of a layer, its weight's first; none where it is float."""
+    """Return the quantizers of a layer, its weight's first; an empty list for a float layer."""
     return [m for m in layer.children() if isinstance(m, Quantizer)]
 
 
 def input_quantizer(layer: nn.Module) -> Quantizer | None:
-    """The quantizer of a layer's input, if it quantizes."""
+    """Return the quantizer of a layer's input, if it is enabled."""
     found: Any = getattr(layer, "input_quantizer", None)
     return found if isinstance(found, Quantizer) and found.is_enabled else None
 
 
 def weight_quantizer(layer: nn.Module) -> Quantizer | None:
-    """The quantizer of a layer's weight, if it quantizes."""
+    """Return the quantizer of a layer's weight, if it is enabled."""
     found: Any = getattr(layer, "weight_quantizer", None)
     return found if isinstance(found, Quantizer) and found.is_enabled else None
 
 
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; each module's own mode is put back."""
+    """Set eval mode without gradients for the block; restore each module's own mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -62,7 +62,7 @@ def in_eval(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def looking(model: nn.Module, look: Look) -> Iterator[None]:
-    """`look(name, layer, input, output)` is called whenever a layer was computed."""
+    """Call `look(name, layer, input, output)` after each layer's forward pass within the block."""
     hooks = [
         layer.register_forward_hook(lambda m, x, y, name=name: look(name, m, x[0], y))
         for name, layer in layers_of(model).items()
@@ -75,19 +75,19 @@ def looking(model: nn.Module, look: Look) -> Iterator[None]:
 
 
 def predict(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    """Logits (N, K) of all batches, float32 on the CPU; the model is in eval mode (`in_eval`)."""
+    """Return the logits (N, K) of all batches, float32 on the CPU; the model must be in eval mode (`in_eval`)."""
     logits = [predictor(model)(batch).float().cpu() for batch in batches]
     return torch.cat(logits)
 
 
 @dataclass
 class Survey:
-    """What the first pass over the images found of a model.
+    """Result of the first pass over the images.
 
     Attributes:
         logits: (N, K).
-        order: the layers in the order in which they were first called.
-        extents: the range of each layer's inputs, as its quantizer sees them.
+        order: Layers in the order of their first call.
+        extents: Range of each layer's inputs, as its quantizer sees them.
     """
 
     logits: Tensor
@@ -96,16 +96,16 @@ class Survey:
 
 
 def survey(model: nn.Module, batches: Sequence[Tensor], quantizers: dict[str, Quantizer | None], what: str) -> Survey:
-    """Run the model once: its logits, the order of its layers, the range of their inputs.
+    """Run the model once and record its logits, the order of its layers, and the range of their inputs.
 
     Args:
-        model: in eval mode.
-        batches: images.
-        quantizers: of the inputs of each layer, whose grid the range is counted on.
-        what: the model is called in a message.
+        model: Model in eval mode.
+        batches: Images.
+        quantizers: Quantizer of each layer's inputs, on whose grid the range is counted.
+        what: Name of the model in messages.
 
     Raises:
-        DataError: its output is not finite.
+        DataError: The model's output is not finite.
     """
     found: dict[str, Extent] = {}
 
@@ -120,7 +120,7 @@ def survey(model: nn.Module, batches: Sequence[Tensor], quantizers: dict[str, Qu
 
 
 class OutputSamples:
-    """Some values of each layer's output for one batch, to compare with what another model computes there."""
+    """Sample of each layer's output for one batch, to compare with another model's values at the same places."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int], Tensor] = {}
@@ -128,7 +128,7 @@ class OutputSamples:
         self._places: dict[int, Tensor] = {}
 
     def new_batch(self) -> None:
-        """Forget the last batch."""
+        """Discard the last batch."""
         self._kept.clear()
         self._calls.clear()
 
@@ -137,11 +137,11 @@ class OutputSamples:
         self._kept[self._key(name)] = self._sample(y)
 
     def other_model(self) -> None:
-        """From now on outputs of the other model come, for the same batch."""
+        """Switch to the outputs of the other model, for the same batch."""
         self._calls.clear()
 
     def compare(self, name: str, y: Tensor, similarity: Similarity) -> None:
-        """Count what was kept of a layer against what the other model computes."""
+        """Add the kept values of a layer and the other model's to `similarity`."""
         similarity.add(self._kept[self._key(name)], self._sample(y))
 
     def _key(self, name: str) -> tuple[str, int]:
@@ -160,7 +160,7 @@ class OutputSamples:
 
 @dataclass
 class LayerWatch:
-    """What the second pass counts at one layer: its inputs, its own error, and that against the reference."""
+    """Counts of the second pass at one layer: its inputs, its own error, and its error against the reference."""
 
     inputs: TensorWatch
     own: Similarity = field(default_factory=Similarity)
@@ -173,13 +173,13 @@ def watch_layers(
     batches: Sequence[Tensor],
     watches: dict[str, LayerWatch],
 ) -> None:
-    """Run both models, batch by batch, and count at each layer what `watches` ask for.
+    """Run both models, batch by batch, and count at each layer as `watches` request.
 
     Args:
-        model: the model that is looked at, in eval mode.
-        reference: a float model with the same layers; None: `model` with its quantizers off.
-        batches: images.
-        watches: by the names of layers; filled.
+        model: Analyzed model, in eval mode.
+        reference: Float model with the same layers; None: `model` with its quantizers disabled.
+        batches: Images.
+        watches: Watches by layer name; they are filled.
     """
     samples = OutputSamples()
 

@@ -1,4 +1,4 @@
-"""Labelled images: grids of a training batch and of predictions with the wrong ones marked, and a single picture."""
+"""Labeled images: grids of a training batch and of predictions with errors marked, and a single image."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SIDE, _GAP, _LINE = 1.6, 0.08, 0.155  # inches: of an image, between two, of a line of text
-_CAPTION = 20  # characters that fit below it
-_SMALLEST, _LARGEST, _THINNEST = 3.6, 8.0, 0.05  # inches: the longer side of a labelled picture; its shorter side
-_MARGIN, _ENTRY, _LETTERS = 0.1, 0.3, 10  # inches: around it, for each class below it; letters in an inch
+_SIDE, _GAP, _LINE = 1.6, 0.08, 0.155  # inches: side of an image, gap between two, height of a line of text
+_CAPTION = 20  # characters that fit below an image
+_SMALLEST, _LARGEST, _THINNEST = 3.6, 8.0, 0.05  # inches: longer side of a labeled image; its shorter side
+_MARGIN, _ENTRY, _LETTERS = 0.1, 0.3, 10  # inches: around it, per class below it; letters per inch
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said of one image.
+    """Prediction of a model for one image.
 
     Attributes:
-        index: of the image in its data set.
-        label: the true class.
-        predicted: the class with the highest score.
-        confidence: its probability, 0 to 1.
-        probability: of the true class, 0 to 1.
+        index: Index of the image in its data set.
+        label: True class.
+        predicted: Class with the highest score.
+        confidence: Probability of the predicted class, 0 to 1.
+        probability: Probability of the true class, 0 to 1.
     """
 
     index: int
@@ -40,12 +40,12 @@ class Prediction:
 
     @property
     def wrong(self) -> bool:
-        """Whether the predicted class is not the true one."""
+        """True if the predicted class is not the true one."""
         return self.label != self.predicted
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
-    """Name of a class; its number where the names are not known, or no font has the name's characters."""
+    """Return a class's name, or `class N` if names are unknown or no font has the name's characters."""
     if names is None or label >= len(names):
         return str(label)
     return str(names[label]) if can_draw(str(names[label])) else f"class {label}"
@@ -58,14 +58,14 @@ def draw_batch(
     title: str = "",
     columns: int | None = None,
 ) -> Figure:
-    """A grid of images with their labels below.
+    """Draw a grid of images with their labels below.
 
     Args:
-        images: each (H, W) or (H, W, 3), float in 0-1.
-        labels: class of each image.
-        names: of the classes in order of their labels; None: numbers are shown.
-        title: above the grid.
-        columns: images in a row; None: as suits their number.
+        images: Images, each (H, W) or (H, W, 3), float in 0-1.
+        labels: Class of each image.
+        names: Class names in label order; None: labels are shown.
+        title: Title above the grid.
+        columns: Images per row; None: chosen by their number.
     """
     with style():
         figure, cells = _grid(len(images), 1, title, columns)
@@ -82,14 +82,14 @@ def draw_predictions(
     title: str = "",
     columns: int | None = None,
 ) -> Figure:
-    """A grid of images with the predicted class and its confidence; a wrong one has a red frame and its true class.
+    """Draw a grid of images with predicted class and confidence; errors get a red frame and the true class.
 
     Args:
-        images: each (H, W) or (H, W, 3), float in 0-1.
-        predictions: of each image.
-        names: of the classes in order of their labels; None: numbers are shown.
-        title: above the grid.
-        columns: images in a row; None: as suits their number.
+        images: Images, each (H, W) or (H, W, 3), float in 0-1.
+        predictions: Prediction for each image.
+        names: Class names in label order; None: labels are shown.
+        title: Title above the grid.
+        columns: Images per row; None: chosen by their number.
     """
     with style():
         figure, cells = _grid(len(images), 2, title, columns)
@@ -100,11 +100,11 @@ def draw_predictions(
 
 
 def draw_result(image: np.ndarray, said: Sequence[tuple[str, float]]) -> Figure:
-    """A picture with the classes that a model sees in it below, each with its score as a number and as a bar.
+    """Draw an image with the predicted classes below, each with its score as a number and as a bar.
 
     Args:
         image: uint8 (H, W, 3).
-        said: name and score (0-1) of each class, best first.
+        said: Name and score (0-1) of each class, best first.
     """
     height, width = image.shape[:2]
     longest = min(max(max(height, width) / DPI, _SMALLEST), _LARGEST)
@@ -127,7 +127,7 @@ def draw_result(image: np.ndarray, said: Sequence[tuple[str, float]]) -> Figure:
 
 
 def _entry(bars: Axes, place: int, name: str, score: float, letters: int) -> None:
-    """A class's name, score and bar, in the line `place`."""
+    """Draw a class's name, score and bar in row `place`."""
     first = place == 0
     look: dict[str, Any] = dict(
         va="bottom", fontsize=10.5, color=INK if first else GREY, fontweight="bold" if first else "normal"
@@ -139,7 +139,7 @@ def _entry(bars: Axes, place: int, name: str, score: float, letters: int) -> Non
 
 
 def _said(prediction: Prediction, names: Sequence[str] | None) -> list[tuple[str, str]]:
-    """The lines below an image, with their colours."""
+    """Return the lines below an image, with their colors."""
     said = f"{shorten(class_name(names, prediction.predicted), _CAPTION - 6)}, {_percent(prediction.confidence)}"
     if not prediction.wrong:
         return [(f"✓ {said}", GREEN)]
@@ -154,9 +154,9 @@ def _percent(probability: float) -> str:
 
 
 def _grid(number: int, lines: int, title: str, columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure with a cell for each of `number` images, which have so many lines below them.
+    """Create a figure with a cell for each of `number` images, with `lines` lines of text below each.
 
-    The cells are placed by hand: a layout engine would take seconds for what is known beforehand.
+    The cells are placed by hand: a layout engine would take seconds for a known layout.
     """
     columns = columns or (8 if number > 12 else max(3, number if number <= 4 else -(-number // 2)))
     rows = max(1, -(-number // columns))
@@ -182,7 +182,7 @@ def _show(cell: Axes, image: np.ndarray, frame: str | None = None) -> None:
 
 
 def _caption(cell: Axes, lines: Sequence[tuple[str, str]]) -> None:
-    """Lines of text, with their colours, below an image."""
+    """Draw lines of text, with their colors, below an image."""
     for number, (text, color) in enumerate(lines):
         offset = (0, -5 - 72 * _LINE * number)
         cell.annotate(

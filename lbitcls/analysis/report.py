@@ -1,7 +1,7 @@
-"""A comparison as one HTML page that needs nothing else, and as JSON beside it.
+"""Comparison report as one self-contained HTML page, with JSON next to it.
 
-The page holds its style, its script, plotly.js and the data. Table and summary are plain HTML; plotly.js is only run
-when the page has been painted and can be used, before the first plot.
+The page contains its style, its script, plotly.js and the data. Table and summary are plain HTML; plotly.js runs only
+after the page has been painted and is usable, before the first plot.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from lbitcls.utils.jsontext import json_text
 from lbitcls.version import __version__
 
 _PAGE = Path(__file__).parent / "page"
-_DIGITS = 6  # of a number in the report
+_DIGITS = 6  # significant digits of a number in the report
 
 
 def check_target(path: str | Path, option: str, *inputs: str | Path) -> tuple[Path, Path]:
-    """The files of the page and of the JSON, to both of which can be written, with the packages that it takes.
+    """Return the paths of the page and the JSON file, after a check that both are writable and the packages installed.
 
     Args:
-        path: of the page, `.html`.
-        option: how the user named it.
-        inputs: files that must not be replaced.
+        path: Path of the page, `.html`.
+        option: Name of the user's option, for messages.
+        inputs: Files that must not be replaced.
 
     Raises:
-        ConfigError: another suffix, or a file that cannot be written.
+        ConfigError: Another suffix, or a file that cannot be written.
         DependencyError: plotly or Jinja2 is missing.
     """
     if Path(path).suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"{option} names the page to write, *.html; got '{path}'.")
+        raise ConfigError(f"{option} must name a page to write, *.html; got '{path}'.")
     page = check_writable(path, option, *inputs)
     _plotly_js()
     _environment()
-    return page, check_writable(page.with_suffix(".json"), f"{option} (the figures beside the page)", *inputs)
+    return page, check_writable(page.with_suffix(".json"), f"{option} (the figures next to the page)", *inputs)
 
 
 def write_report(analysis: Analysis, page: Path, figures: Path, about: Mapping[str, Any]) -> None:
-    """Write the page and the figures, each whole or not at all.
+    """Write the page and the figures, each atomically.
 
     Args:
-        analysis: what was found.
-        page: file for the HTML page.
-        figures: file for the JSON.
-        about: what was compared: `title`, and texts by what they are (`images`, `float config`, …).
+        analysis: Results of the comparison.
+        page: HTML file to write.
+        figures: JSON file to write.
+        about: Description of the compared models: `title`, and texts by topic (`images`, `float config`, …).
     """
     data = report_data(analysis, about)
     html = render(data)
@@ -60,7 +60,7 @@ def write_report(analysis: Analysis, page: Path, figures: Path, about: Mapping[s
 
 
 def report_data(analysis: Analysis, about: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures as plain data, numbers to 6 digits, a dict for each layer. The keys are those of `findings`."""
+    """Return all results as plain data, numbers to 6 digits, a dict per layer. The keys are those of `findings`."""
     return _rounded(
         {
             "lbitcls_version": __version__,
@@ -72,7 +72,7 @@ def report_data(analysis: Analysis, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render(data: dict[str, Any]) -> str:
-    """The page for the data of `report_data`."""
+    """Return the page for the data of `report_data`."""
     template = _environment().get_template("report.html")
     return template.render(
         data=data,
@@ -94,7 +94,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _lines(data: Mapping[str, Any]) -> str:
-    """JSON with a line for each key and for each layer."""
+    """Return JSON with one line per key and per layer."""
     parts = {key: json_text(value, ensure_ascii=False) for key, value in data.items()}
     layers = [json_text(layer, ensure_ascii=False) for layer in data["layers"]]
     parts["layers"] = "[\n" + ",\n".join(layers) + "\n]"
@@ -102,7 +102,7 @@ def _lines(data: Mapping[str, Any]) -> str:
 
 
 def _for_script(text: str) -> str:
-    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    """Return JSON that is safe in a script element: nothing in it ends the element or starts a comment."""
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -128,12 +128,12 @@ def _plotly_js() -> str:
 
 def _missing(package: str, error: ImportError) -> DependencyError:
     return DependencyError(
-        f"the package {package} is needed and cannot be imported ({error}); pip install lbitcls[analysis] brings it."
+        f"the package {package} is required but cannot be imported ({error}): pip install lbitcls[analysis]."
     )
 
 
 def _code(text: str) -> Any:
-    """What stands between backticks as code, the rest escaped."""
+    """Return `text` with backticked parts as code elements, and everything escaped."""
     from markupsafe import Markup, escape
 
     parts = text.split("`")
@@ -144,14 +144,14 @@ def _code(text: str) -> Any:
 
 
 def _breakable(name: str) -> Any:
-    """A dotted name that may be broken behind its dots."""
+    """Return a dotted name that may be broken after its dots."""
     from markupsafe import Markup, escape
 
     return Markup(".<wbr>").join(escape(part) for part in name.split("."))
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    """A number for a reader: thousands apart, so many digits behind the point; a dash for None."""
+    """Format a number for the page: grouped thousands, `digits` decimals; a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 

@@ -1,12 +1,12 @@
-"""Where the error comes from: quantizers are switched on and off, layer by layer, and the output is compared.
+"""Origin of the error: quantizers are enabled and disabled layer by layer, and the output is compared.
 
     alone      only this layer is quantized          compared with the model without any quantizer
     without    all layers but this one
-    up to      this layer and all that come before it
+    up to      this layer and all before it
 
-The scan runs on a *basis*: a model with all quantizers, whose output without them is worth comparing with. For a
-network that was trained after it was quantized, that is the float model with the trained grids (`graft`): its own
-weights have grown together with their grids, and without them it may predict nothing.
+The scan runs on a *basis*: a model with all quantizers whose output without them is a meaningful reference. For a
+network that was trained after quantization, that is the float model with the trained grids (`graft`): the network's own
+weights have adapted to their grids, and without the grids its predictions may be meaningless.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from lbitcls.quant.quantizer import Quantizer
 from lbitcls.utils.logging import track
 
 SPLIT = 5
-"""So many layers, those that cost most, are quantized in their weight alone and in their input alone, too."""
+"""Number of most sensitive layers to quantize also in their weight alone and in their input alone."""
 RELATED = 0.5
-"""Least cosine similarity of two models' weights at which one was made from the other."""
+"""Cosine similarity of two models' weights from which one counts as derived from the other."""
 
 
 @dataclass(frozen=True)
 class LayerScan:
-    """What a layer does to the output; see the head of this file.
+    """Effect of a layer on the output; see the module's docstring.
 
     Attributes:
-        rank: 1 for the layer whose `alone.kl` is the largest.
-        alone: only this layer is quantized.
-        without: all others are.
-        up_to: this one and those before it are.
-        weight_alone: only its weight is; None where not measured, or the weight stays float.
-        input_alone: only its input is; likewise.
+        rank: Rank by `alone.kl`; 1 for the largest.
+        alone: Error with only this layer quantized.
+        without: Error with all layers but this one quantized.
+        up_to: Error with this layer and those before it quantized.
+        weight_alone: Error with only its weight quantized; None if not measured, or if the weight stays float.
+        input_alone: Error with only its input quantized; None likewise.
     """
 
     rank: int
@@ -54,12 +54,12 @@ class LayerScan:
 
 @dataclass(frozen=True)
 class Scan:
-    """The scan of a model.
+    """Scan of a model.
 
     Attributes:
         basis: `'float'`: the float model on the quantized one's grids; `'own'`: the quantized model itself.
-        everything: all layers are quantized.
-        layers: by name, in the order of the forward pass.
+        everything: Error with all layers quantized.
+        layers: Scans by layer name, in forward order.
     """
 
     basis: str
@@ -68,7 +68,7 @@ class Scan:
 
 
 def graft(quantized: nn.Module, float_model: nn.Module) -> nn.Module:
-    """A copy of `quantized` with the weights, biases and statistics of `float_model`, on the same grids."""
+    """Return a copy of `quantized` with the weights, biases and statistics of `float_model`, on the same grids."""
     both = copy_model(quantized)
     own = both.state_dict()
     fits = {name: value for name, value in float_model.state_dict().items() if name in own}
@@ -77,7 +77,7 @@ def graft(quantized: nn.Module, float_model: nn.Module) -> nn.Module:
 
 
 def weight_similarity(quantized: nn.Module, float_model: nn.Module) -> float:
-    """Cosine similarity of all weights that are quantized in `quantized` with those of `float_model`."""
+    """Return the cosine similarity of all weights quantized in `quantized` and those of `float_model`."""
     similarity = Similarity()
     for name, layer in quantized.named_modules():
         if isinstance(layer, QuantLayer) and weight_quantizer(layer) is not None:
@@ -97,12 +97,12 @@ def scan(
     """Quantize the layers of `basis` one by one.
 
     Args:
-        basis: in eval mode, without gradients.
+        basis: Model in eval mode, without gradients.
         kind: `'float'` or `'own'`.
-        names: the quantized layers in the order of the forward pass.
-        batches: images; the model runs 3 · len(names) + 2 · SPLIT + 2 times over them.
-        labels: (N,) int64, where known.
-        shown: a progress bar on a terminal.
+        names: Quantized layers in forward order.
+        batches: Images; the model runs 3 · len(names) + 2 · SPLIT + 2 times over them.
+        labels: (N,) int64, if known.
+        shown: Show a progress bar on a terminal.
     """
     parts = {name: [q for q in quantizers_of(basis.get_submodule(name)) if q.is_enabled] for name in names}
     with quantizing(basis):
@@ -137,7 +137,7 @@ def scan(
 def _split(
     layer: nn.Module, error: Callable[[Collection[Quantizer]], OutputError]
 ) -> tuple[OutputError | None, OutputError | None]:
-    """The weight quantized alone, and the input alone, where both are quantized at all."""
+    """Return the errors with only the weight and only the input quantized, if both are quantized."""
     weight = weight_quantizer(layer)
     both = [q for q in quantizers_of(layer) if q.is_enabled]
     if weight is None or len(both) < 2:

@@ -1,4 +1,4 @@
-"""What the quantizers of a model do to its weights and to one batch of inputs, at the moment: while it trains, say."""
+"""Snapshot of what a model's quantizers do to its weights and to one batch of inputs, for example during training."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 
 MOST = 2**20
-"""Values of a layer's inputs that are counted: as many of the images as have no more, and one at least."""
+"""Maximum number of a layer's input values to count: the images that fit into it, but at least one."""
 
 
 @dataclass(frozen=True)
 class LayerSnapshot:
-    """One layer.
+    """Snapshot of one layer.
 
     Attributes:
-        weight: what becomes of its weight.
-        input: what becomes of its inputs; None: none reached it.
+        weight: Quantization of its weight.
+        input: Quantization of its inputs; None: no input reached it.
     """
 
     weight: TensorReport
@@ -35,16 +35,16 @@ class LayerSnapshot:
 def take_snapshot(
     model: nn.Module, images: Tensor | None, names: Collection[str]
 ) -> tuple[dict[str, LayerSnapshot], Tensor | None]:
-    """Run the model once, in eval mode and without gradients; nothing of it changes.
+    """Run the model once, in eval mode and without gradients, and leave it unchanged.
 
     Args:
-        model: quantized, its quantizers initialized, or float, or float for the time being.
-        images: (N, C, H, W) on its device; None: the weights alone are looked at.
-        names: of the layers that are looked at (`layers_of`). Of one that is called several times the first call
+        model: Quantized model with initialized quantizers, or a float one, permanently or temporarily.
+        images: (N, C, H, W) on the model's device; None: inspect only the weights.
+        names: Names of the layers to inspect (`layers_of`). For a layer that is called several times, the first call
             counts.
 
     Returns:
-        The layers in the order of definition, and the logits (N, K), float32 on the CPU; None without images.
+        The layers in order of definition, and the logits (N, K), float32 on the CPU; None without images.
     """
     inputs: dict[str, TensorReport] = {}
 
@@ -74,6 +74,6 @@ def _report(x: Tensor, quantizer: Quantizer | None) -> TensorReport:
 
 @torch.no_grad()
 def _weight(layer: nn.Module) -> Tensor:
-    """The weight as its quantizer sees it, or as it is."""
+    """Return the weight as its quantizer sees it, or unchanged if it has none."""
     weight: Any = layer.weight_to_quantize() if isinstance(layer, QuantLayer) else layer.weight
     return weight.detach()

@@ -1,4 +1,4 @@
-"""What stands out in a comparison, in sentences. Names of layers stand between backticks."""
+"""Key findings of a comparison, in sentences. Layer names are in backticks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from lbitcls.analysis.findings import Analysis, LayerReport
 from lbitcls.analysis.scan import LayerScan
 from lbitcls.analysis.tensors import TensorReport
 
-_CLIPPED = 0.05  # share of the inputs: more is worth a sentence
-_FEW_LEVELS = 0.5  # share of the levels that occur: less is worth one
-_MUCH_NOISE = 0.05  # share of the squared error
+_CLIPPED = 0.05  # fraction of the inputs; more is worth a sentence
+_FEW_LEVELS = 0.5  # fraction of the levels that occur; less is worth a sentence
+_MUCH_NOISE = 0.05  # fraction of the squared error
 _SHOWN = 3
-_BROKEN = 0.5  # share of changed classes: above it a model without its quantizers is no measure for one with them
+_BROKEN = 0.5  # fraction of changed classes above which a model without its quantizers is no useful reference
 
 
 def describe(analysis: Analysis) -> list[str]:
-    """Sentences on the quantized model; on a float model alone none."""
+    """Return sentences on the quantized model; none for a single float model."""
     if analysis.everything is None or not analysis.ranked:
         return []
     sentences = [_most_expensive(analysis), _training(analysis), _basis(analysis)]
@@ -27,18 +27,18 @@ def _most_expensive(analysis: Analysis) -> str:
     scan, everything = _scan(first), analysis.everything
     assert everything is not None
     if not scan.alone.kl:
-        return "Quantizing the layers one by one changes nothing of the output on these images."
+        return "Quantizing the layers one by one does not change the output on these images."
     total = sum(_scan(layer).alone.kl for layer in analysis.ranked)
     said = (
-        f"`{first.name}` costs most: quantized alone, it moves the output by {_nats(scan.alone.kl)} (KL divergence), "
-        f"{_percent(scan.alone.kl / total)} of what the {len(analysis.ranked)} layers, each alone, add up to."
+        f"`{first.name}` is the most sensitive layer: quantized alone, it changes the output by {_nats(scan.alone.kl)} "
+        f"(KL divergence), {_percent(scan.alone.kl / total)} of the sum over {len(analysis.ranked)} layers, each alone."
     )
     if everything.changed <= _BROKEN and everything.kl:
         gain = 1 - scan.without.kl / everything.kl
         if gain > 0.01:
-            said += f" With this one layer in float and all others quantized, the divergence is {_percent(gain)} lower."
+            said += f" With this layer alone in float, the divergence is {_percent(gain)} lower."
         else:
-            said += " Leaving it alone in float gains nothing all the same: the errors of the others remain."
+            said += " Even so, leaving it alone in float gains nothing: the errors of the others remain."
     return f"{said} {_which_part(first, scan)}".rstrip()
 
 
@@ -48,19 +48,19 @@ def _which_part(layer: LayerReport, scan: LayerScan) -> str:
         return ""
     parts = f"weight alone {_nats(weight.kl)}, inputs alone {_nats(inputs.kl)}"
     if weight.kl > 3 * inputs.kl:
-        return f"It is due to its weight ({parts}). {_outliers(layer.weight, 'weights')}"
+        return f"The cause is its weight ({parts}). {_outliers(layer.weight, 'weights')}"
     if inputs.kl > 3 * weight.kl:
-        return f"It is due to its inputs ({parts}). {_outliers(layer.input, 'inputs')}"
-    return f"Both its weight and its inputs take part ({parts})."
+        return f"The cause is its inputs ({parts}). {_outliers(layer.input, 'inputs')}"
+    return f"Both its weight and its inputs contribute ({parts})."
 
 
 def _outliers(tensor: TensorReport, what: str) -> str:
-    """A few values beyond the grid that make much of the error."""
+    """Return a sentence on a few values beyond the grid that cause much of the error, or an empty string."""
     grid = tensor.grid
     if grid is None or grid.clipped_noise is None or grid.clipped_noise < max(_MUCH_NOISE, 10 * grid.clipped):
         return ""
     return (
-        f"{_percent(grid.clipped)} of the {what} lie beyond the outermost levels and make "
+        f"{_percent(grid.clipped)} of the {what} lie beyond the outermost levels and cause "
         f"{_percent(grid.clipped_noise)} of the squared error."
     )
 
@@ -72,9 +72,9 @@ def _training(analysis: Analysis) -> str:
     left = error.kl / everything.kl
     much = "most" if left < 0.5 else "some" if left < 0.9 else "little"
     return (
-        f"Training made up for {much} of it: on these grids the float model's weights, as they are, would be "
-        f"{_nats(everything.kl)} off, with another class for {_percent(everything.changed)} of the images; trained, it "
-        f"is {_nats(error.kl)} and {_percent(error.changed)}."
+        f"Training removed {much} of the error: on these grids, the float model's unchanged weights would have a "
+        f"divergence of {_nats(everything.kl)}, with another class for {_percent(everything.changed)} of the images; "
+        f"after training, it is {_nats(error.kl)} and {_percent(error.changed)}."
     )
 
 
@@ -82,17 +82,17 @@ def _basis(analysis: Analysis) -> str:
     own = analysis.own_error
     assert own is not None
     together = (
-        f"without its quantizers the trained model gives another class to {_percent(own.changed)} of the images, so "
-        "far have its weights grown together with their grids"
+        f"without its quantizers, the trained model predicts another class for {_percent(own.changed)} of the images, "
+        "because its weights have adapted to their grids"
     )
     if analysis.basis == "float":
         if not analysis.retrained:
             return ""
-        said = "The ranking is of rounding alone: it takes the float model's weights as they are, on the trained grids"
+        said = "The ranking reflects rounding alone: it uses the float model's unchanged weights on the trained grids"
         return f"{said}; {together}." if own.changed > _BROKEN else f"{said}."
-    said = "The ranking is of the quantized model itself, beside its own output without quantizers"
+    said = "The ranking compares the quantized model with its own output without quantizers"
     if analysis.reference == "float":
-        said += f" (its weights do not come from the float model's: cosine {analysis.weight_similarity:.2f})"
+        said += f" (its weights do not derive from the float model's: cosine {analysis.weight_similarity:.2f})"
     return f"{said}. Read it with care: {together}." if own.changed > _BROKEN else f"{said}."
 
 
@@ -102,24 +102,24 @@ def _few_levels(analysis: Analysis) -> str:
         for what, tensor in (("weight", layer.weight), ("inputs", layer.input)):
             grid = tensor.grid
             if grid is not None and grid.levels_used < _FEW_LEVELS * grid.levels_available:
-                said = f"the {what} of `{layer.name}` {grid.levels_used} of {grid.levels_available}"
+                said = f"{what} of `{layer.name}` ({grid.levels_used} of {grid.levels_available})"
                 found.append((grid.levels_used / grid.levels_available, said))
     if not found:
         return ""
     named = [text for _, text in sorted(found)[:_SHOWN]]
-    more = f" ({len(found)} such grids in all)" if len(found) > _SHOWN else ""
-    return f"Levels lie idle: {_listed(named)}{more}."
+    more = f"; {len(found)} such grids in all" if len(found) > _SHOWN else ""
+    return f"Few levels are used: {_listed(named)}{more}."
 
 
 def _clipping(analysis: Analysis) -> str:
-    """Of inputs alone: a narrow grid of weights clips by design."""
+    """Return a sentence on clipped inputs, not weights: a narrow grid of weights clips by design."""
     inputs = [(layer.input.grid.clipped, layer.name) for layer in analysis.layers if layer.input.grid is not None]
     found = [(clipped, name) for clipped, name in inputs if clipped > _CLIPPED]
     if not found:
         return ""
     clipped, name = max(found)
     rest = f"; {len(found)} layers clip more than {_percent(_CLIPPED)}" if len(found) > 1 else ""
-    return f"Of the inputs of `{name}` {_percent(clipped)} are clipped{rest}."
+    return f"In `{name}`, {_percent(clipped)} of the inputs are clipped{rest}."
 
 
 def _in_float(analysis: Analysis) -> str:

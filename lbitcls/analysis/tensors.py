@@ -1,7 +1,7 @@
-"""What becomes of a layer's weight, or of its inputs, at the quantizer: counted batch by batch.
+"""Effect of quantization on a layer's weight or inputs, counted batch by batch.
 
-A value x is seen at three places: as it is (`normalize(x)`, what the method divides by its scale), in steps of the
-grid (`normalize(x) / scale + zero_point`, whose nearest level is the integer), and as the level that it becomes.
+A value x is measured in three forms: in its own units (`normalize(x)`, which the method divides by its scale), in steps
+of the grid (`normalize(x) / scale + zero_point`, whose nearest level is the integer), and as its quantized level.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lbitcls.analysis.measures import Histogram, Similarity, entropy_bits, parts
 from lbitcls.quant.quantizer import Quantizer, per_grid
 from lbitcls.quant.spec import along
 
-_TOLERANCE = 1e-3  # steps: a value at the end of the range may be computed a little beyond it
+_TOLERANCE = 1e-3  # steps: rounding may put a value at the end of the range slightly beyond it
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Bins:
     """Histograms over common bins.
 
     Attributes:
-        start: lower border of the first bin.
-        width: of each bin.
-        float_model: counts of the float model; empty where there is none.
-        before: counts before quantization.
-        after: counts after it; empty where nothing is quantized, or the levels are counted instead.
+        start: Lower border of the first bin.
+        width: Width of each bin.
+        float_model: Counts of the float model; empty if there is none.
+        before: Counts before quantization.
+        after: Counts after quantization; empty if nothing is quantized, or if levels are counted instead.
     """
 
     start: float
@@ -40,27 +40,27 @@ class Bins:
 
 @dataclass(frozen=True)
 class GridReport:
-    """A quantizer's grid, and how it is used.
+    """Quantizer's grid and its usage.
 
     Attributes:
-        quantizer: name of its class.
-        num_bits: of the grid.
-        quant_min: smallest integer.
-        quant_max: largest integer.
-        scales: how many there are: 1 per tensor, C per channel.
-        scale_min: the smallest of them.
-        scale_median: the median.
-        scale_max: the largest.
-        zero_point_min: the smallest zero point, an integer.
-        zero_point_max: the largest.
-        levels: the integers that can occur, where not every one in the range can; else None.
-        counts: how often each level occurs, in ascending order.
-        levels_available: how many levels there are.
-        levels_used: how many occur.
-        levels_used_per_channel: mean over the channels; None per tensor.
-        clipped: share of the values beyond the outermost levels.
-        clipped_noise: share of the squared error that those values have; None: there is no error.
-        entropy_bits: of the levels: `num_bits` where all occur equally often.
+        quantizer: Class name.
+        num_bits: Bits of the grid.
+        quant_min: Smallest integer.
+        quant_max: Largest integer.
+        scales: Number of scales: 1 per tensor, C per channel.
+        scale_min: Smallest scale.
+        scale_median: Median scale.
+        scale_max: Largest scale.
+        zero_point_min: Smallest zero point, an integer.
+        zero_point_max: Largest zero point.
+        levels: Integers that can occur, if not all in the range can; else None.
+        counts: Count of each level, in ascending order.
+        levels_available: Number of levels.
+        levels_used: Number of levels that occur.
+        levels_used_per_channel: Mean over the channels; None per tensor.
+        clipped: Fraction of the values beyond the outermost levels.
+        clipped_noise: Fraction of the squared error due to those values; None: there is no error.
+        entropy_bits: Entropy of the levels: `num_bits` if all occur equally often.
     """
 
     quantizer: str
@@ -85,20 +85,20 @@ class GridReport:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """A weight or the inputs of a layer; the figures are of the model that is looked at, before quantization.
+    """Statistics of a layer's weight or inputs; of the analyzed model and before quantization, unless noted.
 
     Attributes:
-        number: of values.
-        minimum: of the values.
-        maximum: of the values.
-        mean: of the values.
-        deviation: their standard deviation.
-        zeros: share of them that is exactly 0.
-        grid: None where nothing is quantized.
-        sqnr_db: of the quantized values, in dB; None: no error.
-        cosine: of the quantized values with those before; None where nothing is quantized.
-        values: histograms of the values.
-        steps: histograms in steps of the grid; None where nothing is quantized.
+        number: Number of values.
+        minimum: Smallest value.
+        maximum: Largest value.
+        mean: Mean of the values.
+        deviation: Standard deviation of the values.
+        zeros: Fraction of the values that are exactly 0.
+        grid: Grid and its usage; None if nothing is quantized.
+        sqnr_db: SQNR of the quantized values, in dB; None: no error.
+        cosine: Cosine similarity of the values before and after quantization; None if nothing is quantized.
+        values: Histograms of the values.
+        steps: Histograms in steps of the grid; None if nothing is quantized.
     """
 
     number: int
@@ -116,7 +116,7 @@ class TensorReport:
 
 @dataclass
 class Extent:
-    """The range of values seen: of both models as they are, and in steps."""
+    """Range of the values seen: of both models in their own units, and in steps."""
 
     lowest: float = float("inf")
     highest: float = float("-inf")
@@ -135,11 +135,11 @@ class Extent:
 
 
 class TensorWatch:
-    """Counts what becomes of tensors at one place of a model.
+    """Counter of tensors at one place of a model, before and after quantization.
 
     Args:
-        quantizer: the quantizer there; None: the values stay float.
-        extent: the range of all values that will be seen.
+        quantizer: Quantizer at this place; None: the values stay float.
+        extent: Range of all values that will be seen.
     """
 
     def __init__(self, quantizer: Quantizer | None, extent: Extent) -> None:
@@ -168,12 +168,12 @@ class TensorWatch:
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Count a tensor before it is quantized, and what it becomes."""
+        """Count a tensor before and after quantization."""
         for part in self._split(x):
             self._add(part)
 
     def _split(self, x: Tensor) -> Iterable[Tensor]:
-        """Inputs in parts, since each value is quantized by itself; a weight as a whole."""
+        """Return inputs in parts, since each value is quantized by itself; a weight as a whole."""
         whole = self.quantizer is not None and self.quantizer.role == "weight"
         return [x] if whole else parts(x)
 
@@ -210,7 +210,7 @@ class TensorWatch:
         return x.detach() if self.quantizer is None else self.quantizer.normalize(x.detach())
 
     def report(self, x: Tensor | None = None) -> TensorReport:
-        """What was seen; `x` is the weight, where the grid follows it."""
+        """Return the statistics of everything counted; `x` is the weight, if the grid depends on it."""
         if self.quantizer is not None and self.quantizer.channel_axis is None:
             qparams = self.quantizer.qparams(x)
             integers = torch.arange(qparams.quant_min, qparams.quant_max + 1, device=qparams.scale.device)
@@ -260,7 +260,7 @@ class TensorWatch:
 
 
 def _in_steps(value: Tensor, x: Tensor, quantizer: Quantizer) -> Tensor:
-    """`value`, on the scale of the normalized `x`, in steps from integer 0."""
+    """Return `value`, on the scale of the normalized `x`, in steps from integer 0."""
     scale, zero = quantizer.grid(x)[0].detach(), quantizer.zero_point().detach()
     axis = quantizer.channel_axis
     return value / along(scale, value.dim(), axis) + along(zero, value.dim(), axis)
@@ -278,7 +278,7 @@ def _bins(before: Histogram, of_float: Histogram, after: Histogram | None = None
 
 
 def watch_weight(quantizer: Quantizer | None, weight: Tensor, float_weight: Tensor | None) -> TensorReport:
-    """The report of a weight; `float_weight` is the float model's, None where there is none."""
+    """Return the report of a weight; `float_weight` is the float model's, None if there is none."""
     extent = Extent()
     for tensor in (weight, float_weight):
         if tensor is not None:

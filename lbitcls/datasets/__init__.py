@@ -1,4 +1,4 @@
-"""Data sets, their pipelines and loaders; the public names are imported when first asked for."""
+"""Data sets, pipelines and loaders; public names are imported on first use."""
 
 from typing import TYPE_CHECKING
 

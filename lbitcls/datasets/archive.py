@@ -1,9 +1,9 @@
-"""Archives from anywhere, unpacked with nothing outside of one folder, and nothing in it but files and folders.
+"""Safe unpacking of untrusted archives: only files and folders, and nothing outside the target folder.
 
-The members are written here, under names that are checked here: tarfile's own filter can be led outside by a chain of
-long links in Python before 3.11.13. Refused are links, devices and pipes; names that lead outside, or that no file
-system takes; archives that are cut off, encrypted or compressed in an unknown way; and those that would become much
-more than they are.
+Members are written here, under names that are checked here: before Python 3.11.13, a chain of long links could lead
+tarfile's own filter outside the target. Links, devices and pipes are refused; so are names that lead outside or that no
+file system accepts, archives that are truncated, encrypted or compressed by an unknown method, and those that unpack to
+far more than their own size.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from lbitcls.utils.files import open_regular
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 MOST_FILES = 10_000_000
-MOST_BYTES = 2**32  # that any archive may become; a larger one `MOST_RATIO` times its size
-MOST_RATIO = 100  # photos hardly shrink, drawings to a fiftieth, a bomb to a thousandth
+MOST_BYTES = 2**32  # limit for any archive, unless `MOST_RATIO` times its size is larger
+MOST_RATIO = 100  # photos hardly compress, drawings to a fiftieth, a zip bomb to a thousandth
 _LONGEST_PART, _LONGEST_NAME = 255, 2000  # bytes
-_LARGEST_HEADER = 2**22  # bytes that are read at once; a file's are read in smaller parts
-_BLOCK = 512  # of tar
+_LARGEST_HEADER = 2**22  # bytes per read; file contents are read in smaller chunks
+_BLOCK = 512  # tar's block size in bytes
 _KNOWN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class ArchiveError(Exception):
-    """An archive that is not unpacked: why."""
+    """An archive was refused or is corrupt; the message gives the reason."""
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive, compressed or not, or a zip archive into `folder`, which is empty.
+    """Unpack a tar archive (compressed or not) or a zip archive into the empty folder `folder`.
 
     Raises:
-        ArchiveError: the archive is cut off, or is refused.
-        Exception: whatever else its reader says of a corrupt one, or the system of the disk.
+        ArchiveError: The archive is truncated or refused.
+        Exception: Anything else that its reader raises for a corrupt archive, or the system for the disk.
     """
     with io.BufferedReader(open_regular(archive)) as file:
         target = _Target(folder, os.fstat(file.fileno()).st_size)
@@ -56,11 +56,11 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 class _Target:
-    """The folder that members are written to, and how much it may get.
+    """Target folder for members, with a limit on how much is written.
 
     Args:
-        folder: where they go.
-        size: of the archive, in bytes.
+        folder: Folder to write to.
+        size: Size of the archive in bytes.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -69,26 +69,26 @@ class _Target:
         self.files = self.bytes = 0
 
     def expect(self, name: str, size: int) -> None:
-        """Count a member, before anything of it is written; `ArchiveError` where it is one too many."""
+        """Count a member before it is written; raise `ArchiveError` if it exceeds a limit."""
         self.files += 1
         self.bytes += max(size, 0)
         if self.files > MOST_FILES:
-            raise ArchiveError(f"it holds more than {MOST_FILES:,} files and folders")
+            raise ArchiveError(f"it contains more than {MOST_FILES:,} files and folders")
         if self.bytes > self.limit:
-            raise ArchiveError(f"with {name!r:.200} it becomes {self.bytes:,} bytes, more than {self.limit:,}")
+            raise ArchiveError(f"with {name!r:.200} it unpacks to {self.bytes:,} bytes, more than {self.limit:,}")
         free = shutil.disk_usage(self.folder).free if size > 2**20 else size
         if size > free:
             raise ArchiveError(f"{name!r:.200} has {size:,} bytes, but only {free:,} are free on the disk")
 
     def make_folder(self, name: str) -> None:
-        """Make the folder `name` and those that it lies in."""
+        """Create the folder `name` and its parents."""
         self.folder.joinpath(*checked_parts(name)).mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, size: int, source: IO[bytes]) -> None:
-        """Write `size` bytes of `source` as the file `name`; a member of the same name before it is replaced."""
+        """Write `size` bytes of `source` to the file `name`; replace an earlier member of the same name."""
         parts = checked_parts(name)
         if not parts:
-            raise ArchiveError(f"the name {name!r:.200} is none of a file")
+            raise ArchiveError(f"{name!r:.200} is not a file name")
         path = self.folder.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
@@ -98,22 +98,22 @@ class _Target:
                 file.write(block)
                 left -= len(block)
         if left:
-            raise ArchiveError(f"{name!r:.200} is cut off: {left:,} of its {size:,} bytes are missing")
+            raise ArchiveError(f"{name!r:.200} is truncated: {left:,} of its {size:,} bytes are missing")
 
 
 def checked_parts(name: str) -> list[str]:
-    """The folders and the file of a member's name, below the folder that it is unpacked to; none for that one itself.
+    """Return the path components of a member's name, relative to the target folder; empty for the folder itself.
 
     Raises:
-        ArchiveError: the name leads outside (it is absolute, has `..` or a drive's letter), or no file can have it.
+        ArchiveError: The name leads outside (absolute, `..` or a drive letter), or no file can have it.
     """
     plain = name.replace("\\", "/")
     parts = [part for part in plain.split("/") if part not in ("", ".")]
     if plain.startswith("/") or ".." in parts or re.match("[A-Za-z]:", plain):
-        raise ArchiveError(f"the name {name!r:.200} leads outside of the archive's folder")
+        raise ArchiveError(f"the name {name!r:.200} leads outside the archive's folder")
     lengths = [len(os.fsencode(part)) for part in parts]
     if "\0" in name or max(lengths, default=0) > _LONGEST_PART or sum(lengths) + len(lengths) > _LONGEST_NAME:
-        raise ArchiveError(f"the name {name!r:.200} is none that a file can have (a NUL, or too long)")
+        raise ArchiveError(f"{name!r:.200} cannot be a file name (it contains a NUL or is too long)")
     return parts
 
 
@@ -123,7 +123,7 @@ def checked_parts(name: str) -> list[str]:
 def _extract_zip(file: BinaryIO, target: _Target) -> None:
     with zipfile.ZipFile(file) as zipped:
         members = zipped.infolist()
-        for member in members:  # all of them before the first is written
+        for member in members:  # check all before writing the first
             _check_zipped(member)
             target.expect(member.filename, member.file_size)
         for member in members:
@@ -132,18 +132,18 @@ def _extract_zip(file: BinaryIO, target: _Target) -> None:
                 continue
             with zipped.open(member) as source:
                 target.write(member.filename, member.file_size, source)
-                source.read(1)  # to the end, where the checksum is compared
+                source.read(1)  # to the end, where the checksum is verified
 
 
 def _check_zipped(member: zipfile.ZipInfo) -> None:
     name, mode = member.filename, member.external_attr >> 16
-    checked_parts(member.orig_filename)  # `filename` ends at a NUL
+    checked_parts(member.orig_filename)  # `filename` is cut at a NUL
     if member.flag_bits & 0x1 or member.flag_bits & 0x40:
-        raise ArchiveError(f"{name!r:.200} is encrypted; unpack it with its password")
+        raise ArchiveError(f"{name!r:.200} is encrypted; unpack it yourself with its password")
     if member.compress_type not in _KNOWN:
         method = zipfile.compressor_names.get(member.compress_type, "unknown")  # type: ignore[attr-defined]
         raise ArchiveError(
-            f"{name!r:.200} is compressed by method {member.compress_type} ({method}), which Python does not know"
+            f"{name!r:.200} is compressed by method {member.compress_type} ({method}), which Python does not support"
         )
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise ArchiveError(f"{name!r:.200} is neither a file nor a folder; links and devices are refused")
@@ -153,7 +153,7 @@ def _check_zipped(member: zipfile.ZipInfo) -> None:
 
 
 class _Bounded:
-    """What tarfile reads from: a header that is said to be huge would be read into memory at once."""
+    """File wrapper for tarfile that limits each read: a forged header size would otherwise fill memory."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -166,14 +166,14 @@ class _Bounded:
 
 
 def _extract_tar(file: BinaryIO, target: _Target) -> None:
-    magic = file.peek(6)[:6]  # type: ignore[attr-defined]  # of BufferedReader
+    magic = file.peek(6)[:6]  # type: ignore[attr-defined]  # a BufferedReader has it
     opener = next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
     plain = _Bounded(opener(file) if opener else file)
     with tarfile.open(fileobj=cast(BinaryIO, plain), mode="r:") as tar:
         while member := tar.next():
-            tar.members = []  # type: ignore[attr-defined]  # which tarfile would collect
-            if tar.offset <= member.offset:  # of a size below 0: it would come for ever
-                raise ArchiveError(f"{member.name!r:.200} is corrupt: the member after it would begin before it")
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would collect all members here
+            if tar.offset <= member.offset:  # a negative size: tarfile would loop forever
+                raise ArchiveError(f"{member.name!r:.200} is corrupt: the next member would start before it")
             if not (member.isreg() or member.isdir()):
                 raise ArchiveError(
                     f"{member.name!r:.200} is neither a file nor a folder; links and devices are refused"
@@ -183,19 +183,19 @@ def _extract_tar(file: BinaryIO, target: _Target) -> None:
                 target.make_folder(member.name)
                 continue
             source = tar.extractfile(member)
-            assert source is not None  # as for every regular file
+            assert source is not None  # true for every regular file
             with source:
                 target.write(member.name, member.size, source)
         _check_end(plain, tar.offset, target)
 
 
 def _check_end(plain: _Bounded, offset: int, target: _Target) -> None:
-    """Raise `ArchiveError` unless the archive ends as one does: tarfile takes one that is cut off for one that ends."""
+    """Raise `ArchiveError` unless the archive ends properly: tarfile accepts a truncated one as complete."""
     plain.seek(offset)
     if plain.read(_BLOCK) != bytes(_BLOCK):
-        raise ArchiveError("it is cut off, or corrupt: the mark at the end of an archive is missing")
+        raise ArchiveError("it is truncated or corrupt: the end-of-archive marker is missing")
     rest = 0
-    while block := plain.read(2**18):  # to the end of what is compressed, where its checksum is compared
+    while block := plain.read(2**18):  # to the end of the compressed data, where its checksum is verified
         rest += len(block)
         if rest > target.limit:
-            raise ArchiveError("there is too much after its end")
+            raise ArchiveError("too much data follows its end")

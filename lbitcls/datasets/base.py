@@ -1,7 +1,7 @@
-"""What every data set has: labels, class names, a pipeline, samples that depend on (seed, epoch, index).
+"""Base classes of data sets: labels, class names, a pipeline, and samples that depend on (seed, epoch, index).
 
-A data set of your own derives from `FileDataset` (paths and labels) or `MemoryDataset` (images and labels),
-is registered with `@DATASETS.register_module()` and is built from `data.train` of a config.
+A custom data set derives from `FileDataset` (paths and labels) or `MemoryDataset` (images and labels), is
+registered with `@DATASETS.register_module()` and is built from a config's `data.train`.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from lbitcls.utils.files import read_lines
 
 Key = int | tuple[int, int]
 
-LEAVE_OUT = "A data set leaves such images out with on_error='skip'."
+LEAVE_OUT = "To skip such images, set on_error='skip' in the data set."
 
 logger = logging.getLogger("lbitcls")
 
 
 class BaseDataset(Dataset):
-    """A labelled set of images.
+    """Labeled set of images.
 
     Args:
-        labels: class of each sample, integers (N,).
-        pipeline: steps, as in a config. Without a `Collect` at its end the image and its label are collected.
-        class_names: names of the classes in order of their labels, or None when they are not known.
-        on_error: what a loader does with an image that cannot be read: `'raise'`, or `'skip'` (the batch gets
-            smaller and `skipped` holds the message).
+        labels: Class of each sample, integers (N,).
+        pipeline: Steps, as in a config. If it does not end in a `Collect`, the image and its label are collected.
+        class_names: Class names in label order, or None if unknown.
+        on_error: Action of a loader on an unreadable image: `'raise'`, or `'skip'` (the batch gets smaller and
+            `skipped` records the message).
 
     Attributes:
         labels: int64 array (N,).
-        CLASSES: tuple of str, or None.
-        seed: of the augmentation when samples are taken by `ds[key]`; a loader has its own.
-        skipped: message by index of every image that a loader left out.
-        images: uint8 (N, C, H, W) when the images are in memory, else None.
+        CLASSES: Tuple of str, or None.
+        seed: Augmentation seed for samples accessed by `ds[key]`; a loader has its own.
+        skipped: Message for each image that a loader skipped, by index.
+        images: uint8 (N, C, H, W) if the images are in memory, else None.
     """
 
-    # Not annotated with a value: a subclass may hold its names in the class (`ImageNet.CLASSES`).
+    # Not annotated with a value: a subclass may define its names on the class (`ImageNet.CLASSES`).
     CLASSES: Any = None
     images: Tensor | None = None
 
@@ -62,7 +62,7 @@ class BaseDataset(Dataset):
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ConfigError(
-                f"on_error is 'raise' or 'skip'; got {on_error!r}{suggest(str(on_error), ['raise', 'skip'])}"
+                f"on_error must be 'raise' or 'skip'; got {on_error!r}{suggest(str(on_error), ['raise', 'skip'])}"
             )
         self.labels = np.asarray(labels, dtype=np.int64)
         if not len(self.labels):
@@ -70,7 +70,7 @@ class BaseDataset(Dataset):
         if class_names is not None:
             self.CLASSES = tuple(class_names)
         if not isinstance(pipeline, Sequence) or isinstance(pipeline, str):
-            raise ConfigError(f"{type(self).__name__}: pipeline is a list of steps; got {pipeline!r}.")
+            raise ConfigError(f"{type(self).__name__}: pipeline must be a list of steps; got {pipeline!r}.")
         steps = list(pipeline)
         if not any(_is_collect(step) for step in steps):
             steps.append(Collect(keys=["img", "gt_label"]))
@@ -89,18 +89,18 @@ class BaseDataset(Dataset):
         return self.sample(self.seed, epoch, index % len(self))
 
     def describe(self, index: int) -> str:
-        """Path or name of a sample."""
+        """Return the path or name of a sample."""
         raise NotImplementedError
 
     def info(self, index: int) -> dict[str, Any]:
-        """What the pipeline starts from."""
+        """Return the dict that the pipeline starts from."""
         raise NotImplementedError
 
     def sample(self, seed: int, epoch: int, index: int) -> dict[str, Any]:
-        """One sample: `img` float32 (C, H, W), `gt_label` int64 (), and whatever else the pipeline collects.
+        """Return one sample: `img` float32 (C, H, W), `gt_label` int64 (), and anything else the pipeline collects.
 
         Raises:
-            UnreadableImage: the image is missing or corrupt.
+            UnreadableImage: The image is missing or corrupt.
         """
         start = self.info(index)
         start["gt_label"] = self.labels[index]
@@ -111,11 +111,11 @@ class BaseDataset(Dataset):
 
     @property
     def batchwise(self) -> bool:
-        """Whether `batch` can be used: images in memory, and a batch form of every step of the pipeline."""
+        """True if `batch` can be used: images in memory, and a batch form of every pipeline step."""
         return self.images is not None and self.pipeline.batchwise
 
     def batch(self, seed: int, epoch: int, indices: np.ndarray) -> dict[str, Any]:
-        """The samples `indices`, int64 (N,), at once; equal to those that `sample` gives one by one."""
+        """Return the samples `indices`, int64 (N,), at once; equal to the results of `sample` one by one."""
         assert self.images is not None
         keys = fold_array(epoch_key(seed, epoch), indices)
         img = self.pipeline.batch(self.images[torch.from_numpy(indices)], keys)
@@ -127,12 +127,12 @@ def _is_collect(step: Any) -> bool:
 
 
 class FileDataset(BaseDataset):
-    """Images in files.
+    """Data set of image files.
 
     Args:
-        paths: path of each image.
-        in_memory: decode every image when the data set is built and keep them as bytes, which needs images of
-            one size; then they are augmented batch by batch.
+        paths: Path of each image.
+        in_memory: Decode all images when the data set is built and keep them as bytes; they must be of one size.
+            They are then augmented batch by batch.
 
     The other arguments are those of `BaseDataset`.
     """
@@ -160,7 +160,7 @@ class FileDataset(BaseDataset):
         return {"img_info": {"filename": self.describe(index)}, "img_prefix": None}
 
     def _read_all(self) -> Tensor:
-        """Every image, uint8 (N, C, H, W); under `on_error='skip'` unreadable ones leave the data set."""
+        """Read all images, uint8 (N, C, H, W); with `on_error='skip'`, drop unreadable ones from the data set."""
         images, kept = [], []
         for index in range(len(self)):
             try:
@@ -177,17 +177,17 @@ class FileDataset(BaseDataset):
                 f"{', '.join(map(str, sizes[:4])) or 'none'}{', …' if len(sizes) > 4 else ''} (C, H, W)."
             )
         if self.skipped:
-            logger.warning("%d of %d images cannot be read and are left out.", len(self.skipped), len(self))
+            logger.warning("Leaving out %d of %d images that cannot be read.", len(self.skipped), len(self))
         self._paths, self.labels = Paths([self._paths[index] for index in kept]), self.labels[kept]
         return torch.stack(images)
 
 
 class MemoryDataset(BaseDataset):
-    """Images in memory.
+    """Data set of images in memory.
 
     Args:
         images: uint8 (N, C, H, W), RGB or grayscale.
-        name: what a sample is called (`"MNIST train"`).
+        name: Name of a sample's source in messages (`"MNIST train"`).
 
     The other arguments are those of `BaseDataset`.
     """
@@ -214,19 +214,19 @@ class MemoryDataset(BaseDataset):
 
 
 def resolve_split(owner: str, split: str | None, train: bool | None, test_mode: bool | None) -> str:
-    """`'train'` or `'test'`, from the three ways in which configs say it; `'train'` when none is given.
+    """Return `'train'` or `'test'` from the three keys that configs use for it; `'train'` if none is given.
 
     Args:
-        owner: name of the data set, for messages.
+        owner: Name of the data set, for messages.
         split: `'train'` or `'test'`.
         train: torchvision's key.
         test_mode: mmcls's key.
 
     Raises:
-        ConfigError: another split, or keys that contradict each other.
+        ConfigError: Another split, or keys that contradict each other.
     """
     if split not in (None, "train", "test"):
-        raise ConfigError(f"{owner}: split is 'train' or 'test'; got {split!r}.")
+        raise ConfigError(f"{owner}: split must be 'train' or 'test'; got {split!r}.")
     said = {
         f"split={split!r}": split,
         f"train={train}": None if train is None else ("train" if train else "test"),
@@ -234,12 +234,12 @@ def resolve_split(owner: str, split: str | None, train: bool | None, test_mode: 
     }
     given = {key: value for key, value in said.items() if value is not None}
     if len(set(given.values())) > 1:
-        raise ConfigError(f"{owner}: {' and '.join(given)} contradict each other; give one of them.")
+        raise ConfigError(f"{owner}: {' and '.join(given)} contradict each other; give only one of them.")
     return next(iter(given.values()), "train")
 
 
 def read_class_names(classes: Sequence[str] | str | None) -> tuple[str, ...] | None:
-    """Class names as a config gives them: a list, the path of a text file with a name per line, or None."""
+    """Return class names from a config's value: a list, the path of a text file with one name per line, or None."""
     if classes is None:
         return None
     if not isinstance(classes, str):
@@ -247,5 +247,5 @@ def read_class_names(classes: Sequence[str] | str | None) -> tuple[str, ...] | N
     try:
         lines = read_lines(Path(classes).expanduser())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"classes is a list of names, or a file with a name per line; {error}.") from error
+        raise ConfigError(f"classes must be a list of names, or a file with one name per line; {error}.") from error
     return tuple(line.strip() for line in lines if line.strip())

@@ -1,4 +1,4 @@
-"""Samples to a batch, and a batch to its devices."""
+"""Collation of samples into batches, and scattering of batches over devices."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from lbitcls.utils.errors import DataError
 
 
 def collate(batch: Sequence[dict[str, Any]], samples_per_gpu: int = 1) -> dict[str, Any]:
-    """Make one batch of samples.
+    """Collate samples into one batch.
 
     Args:
-        batch: the samples: dicts with equal keys.
-        samples_per_gpu: part of the call as older scripts write it; the whole of `batch` becomes one batch.
+        batch: Samples, dicts with equal keys.
+        samples_per_gpu: Accepted for older scripts; all of `batch` becomes one batch.
 
     Returns:
-        A dict of the same keys: tensors and arrays are stacked to (N, ...), numbers become a tensor (N,),
+        A dict with the same keys: tensors and arrays are stacked to (N, ...), numbers become a tensor (N,),
         anything else (file names, metas) a list of length N.
 
     Raises:
-        DataError: tensors of different shapes.
+        DataError: Tensors have different shapes.
 
     Example:
         >>> collate([{"img": torch.zeros(3, 8, 8), "gt_label": 1}])["img"].shape
         torch.Size([1, 3, 8, 8])
     """
     if not batch:
-        raise DataError("a batch needs at least one sample; got an empty list.")
+        raise DataError("a batch must have at least one sample; got an empty list.")
     return {key: _collate_values(key, [sample[key] for sample in batch]) for key in batch[0]}
 
 
 def scatter(batch: Mapping[str, Any], devices: Sequence[torch.device | str | int]) -> list[dict[str, Any]]:
-    """Share a batch out over devices, as `mmcv.parallel.scatter` does: consecutive parts, as equal as possible.
+    """Split a batch over devices, as `mmcv.parallel.scatter` does: consecutive parts of nearly equal size.
 
     Args:
-        batch: what `collate` returned; its values have the length N.
-        devices: devices, or numbers of GPUs. A device that gets no sample is left out.
+        batch: Result of `collate`; its values have length N.
+        devices: Devices, or GPU indices. A device that gets no sample is left out.
 
     Returns:
-        A dict of the same keys for each device, tensors on it.
+        For each device, a dict with the same keys, its tensors on that device.
 
     Raises:
-        DataError: `devices` is empty, or a value has another length than the others.
+        DataError: `devices` is empty, or the values differ in length.
 
     Example:
         >>> [part["img"].shape[0] for part in scatter({"img": torch.zeros(5, 3, 8, 8)}, ["cpu", "cpu"])]
@@ -55,7 +55,7 @@ def scatter(batch: Mapping[str, Any], devices: Sequence[torch.device | str | int
     lengths = {key: len(value) for key, value in batch.items()}
     if not devices or len(set(lengths.values())) != 1:
         raise DataError(
-            f"scatter takes a batch whose values have one length, and devices; got lengths {lengths} and {devices!r}."
+            f"scatter needs a batch whose values have one length, and devices; got lengths {lengths} and {devices!r}."
         )
     parts = np.array_split(np.arange(next(iter(lengths.values()))), len(devices))
     return [
@@ -76,7 +76,7 @@ def _collate_values(key: str, values: list[Any]) -> Any:
     if len(shapes) > 1:
         raise DataError(
             f"the samples of a batch differ in the shape of '{key}': {', '.join(map(str, shapes))}. "
-            "Let a step of the pipeline fix the size: Resize(size=(h, w)), CenterCrop, RandomResizedCrop."
+            "Add a step that fixes the size to the pipeline: Resize(size=(h, w)), CenterCrop, RandomResizedCrop."
         )
     if isinstance(values[0], float):
         return torch.tensor(values, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A data set from its section of a config."""
+"""Builder of data sets from their config sections."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> BaseDataset:
     """Build a data set.
 
     Args:
-        cfg: `dict(type='ImageNet', data_prefix=…, ann_file=…, pipeline=[…])`; its `data_root` is searched
-            first, and `indices`, a list or range of positions, leaves the other samples out.
-        data_root: one folder or several, below which a relative path is looked for next (a `data_root` at the
-            top of the config, then the `--data-root` flag); None is left out. See `lbitcls.datasets.root`.
+        cfg: `dict(type='ImageNet', data_prefix=…, ann_file=…, pipeline=[…])`. Its `data_root` is searched first;
+            `indices`, a list or range of positions, selects a subset of the samples.
+        data_root: One or several folders to search next for a relative path (the config's top-level `data_root`,
+            then the `--data-root` flag); None is ignored. See `lbitcls.datasets.root`.
 
     Returns:
         The data set: see `lbitcls.datasets.base.BaseDataset`.
 
     Raises:
-        ConfigError: an unknown type or key.
-        DataError: the data is missing or corrupt.
+        ConfigError: Unknown type or key.
+        DataError: The data is missing or corrupt.
 
     Example:
         >>> len(build_dataset(dict(type="Digits", split="test", pipeline=[])))
         360
     """
     if not isinstance(cfg, dict) or "type" not in cfg:
-        raise ConfigError(f"a data set is given as dict(type='…', pipeline=[…], …); got {cfg!r}.")
+        raise ConfigError(f"a data set must be dict(type='…', pipeline=[…], …); got {cfg!r}.")
     arguments = with_roots(cfg, data_root)
     indices = None if "indices" in _keys(arguments) else arguments.pop("indices", None)
     dataset = DATASETS.build(arguments)
@@ -45,13 +45,13 @@ def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> BaseDataset:
 
 
 def check_dataset(cfg: Any) -> None:
-    """Check a data set's section without looking for its data: the type, its keys and their values, the pipeline.
+    """Check a data set's section without looking for its data: the type, its keys and values, and the pipeline.
 
     Raises:
-        ConfigError: as `build_dataset` would of the same section.
+        ConfigError: `build_dataset` would raise it for the same section.
     """
     if not isinstance(cfg, dict) or "type" not in cfg:
-        raise ConfigError(f"a data set is given as dict(type='…', pipeline=[…], …); got {shown(cfg)}.")
+        raise ConfigError(f"a data set must be dict(type='…', pipeline=[…], …); got {shown(cfg)}.")
     kind = DATASETS.resolve(cfg["type"])
     given = with_roots(cfg, None)
     own = {key: v for key, v in given.items() if key != "type" and (key != "indices" or key in _keys(cfg))}
@@ -62,9 +62,9 @@ def check_dataset(cfg: Any) -> None:
 
 
 def with_roots(cfg: dict[str, Any], data_root: Roots) -> dict[str, Any]:
-    """A data set's section whose `data_root` is every folder to search: its own, then `data_root`.
+    """Return a data set's section with all folders to search as its `data_root`: its own first, then `data_root`.
 
-    A class that knows where its data lies without being told gets none.
+    A class that has no `data_root` parameter because it knows where its data is gets none.
     """
     arguments = dict(cfg)
     roots = [*_as_list(arguments.pop("data_root", None)), *_as_list(data_root)]

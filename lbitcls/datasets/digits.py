@@ -1,4 +1,4 @@
-"""Handwritten digits that come with the package: a first run needs no network.
+"""Handwritten digits bundled with the package, so that a first run needs no network.
 
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, CC BY
 4.0; see `data/README.md`.
@@ -18,20 +18,20 @@ from lbitcls.datasets.root import Roots
 from lbitcls.registry import DATASETS
 
 _TRAIN = 1437
-_WHITE = 16  # the largest value in the file
+_WHITE = 16  # largest value in the file
 
 
 @DATASETS.register_module()
 class Digits(MemoryDataset):
-    """1,797 grayscale images of digits, 8×8 pixels: 1,437 to train, 360 (36 of each class) to test.
+    """1,797 grayscale images of digits, 8×8 pixels: 1,437 to train, 360 (36 per class) to test.
 
-    The split is fixed. Images are uint8 (1, 8, 8) with values 0-255; the training part's mean is 0.305 and
-    its standard deviation 0.376, in units of 0-1.
+    The split is fixed. Images are uint8 (1, 8, 8) with values 0-255; the training split has mean 0.305 and
+    standard deviation 0.376, in units of 0-1.
 
     Args:
-        pipeline: steps, as in a config.
-        split: `'train'` (default) or `'test'`; or give `train` (bool) or `test_mode` (bool).
-        data_root: not needed; the images come with the package.
+        pipeline: Steps, as in a config.
+        split: `'train'` (default) or `'test'`; alternatively `train` (bool) or `test_mode` (bool).
+        data_root: Not needed; the images come with the package.
     """
 
     CLASSES = tuple("0123456789")

@@ -1,4 +1,4 @@
-"""Images in folders: a folder for each class."""
+"""Images in class folders."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from lbitcls.registry import DATASETS
 from lbitcls.utils.errors import ConfigError, DataError, suggest
 from lbitcls.utils.files import read_lines
 
-_DIGITS = 18  # of a label; Python reads no number of thousands
-NO_DOWNLOAD = "It is not downloaded: put it there yourself."
+_DIGITS = 18  # longest label; Python refuses to parse numbers of thousands of digits
+NO_DOWNLOAD = "It cannot be downloaded; put it there yourself."
 
 
 def read_class_folders(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Paths and labels of the images in the class folders of `folder`.
+    """Return the paths and labels of the images in the class folders of `folder`.
 
     Args:
-        folder: holds the class folders.
-        names: of the class folders, in order of their labels.
+        folder: Folder that contains the class folders.
+        names: Names of the class folders, in label order.
 
     Raises:
-        DataError: no class folders, one that `names` does not hold, or one without images.
+        DataError: No class folders, one that is not in `names`, or one without images.
     """
     present = class_folders(folder)
     if not present:
-        raise DataError(f"{folder} has no class folders; a folder of images for each class is expected in it.")
+        raise DataError(f"{folder} has no class folders; expected one folder of images per class.")
     label_of = {name: label for label, name in enumerate(names)}
     found = images_of_classes(folder, present)
     paths: list[str] = []
     labels: list[int] = []
     for name in present:
         if name not in label_of:
-            raise DataError(f"{folder / name} is a folder of no class in classes{suggest(name, names)}")
+            raise DataError(f"the folder {folder / name} matches no name in classes{suggest(name, names)}")
         images = found[name]
         if not images:
-            raise DataError(f"{folder / name} has no images ({', '.join(IMAGE_SUFFIXES)}); remove it or fill it.")
+            raise DataError(f"{folder / name} has no images ({', '.join(IMAGE_SUFFIXES)}); remove or fill it.")
         paths += images
         labels += [label_of[name]] * len(images)
     return paths, labels
 
 
 def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[int]]:
-    """Paths and labels from a list file, `path label` in each line.
+    """Return paths and labels from a list file with `path label` on each line.
 
     Args:
-        path: the list file; its paths may hold spaces, empty lines count for nothing.
-        prefix: folder to which the paths are relative.
-        classes: number of classes; labels are below it.
+        path: List file; paths in it may contain spaces, and empty lines are ignored.
+        prefix: Folder to which the paths are relative.
+        classes: Number of classes; labels must be below it.
 
     Raises:
-        DataError: a line that is something else; the message gives its number.
+        DataError: A line has another form; the message gives its number.
     """
     paths, labels = [], []
     try:
@@ -67,31 +67,31 @@ def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[i
             continue
         name, _, label = line.strip().rpartition(" ")
         if not name or not (label.isascii() and label.isdigit()):
-            raise DataError(f"{path}:{number}: expected 'path label', the label a number; got {line.strip()!r:.200}.")
+            raise DataError(f"{path}:{number}: expected 'path label' with an integer label; got {line.strip()!r:.200}.")
         if len(label) > _DIGITS or int(label) >= classes:
-            raise DataError(f"{path}:{number}: label {label:.20} is not below {classes}, the number of classes.")
+            raise DataError(f"{path}:{number}: label {label:.20} must be below {classes}, the number of classes.")
         paths.append(os.path.join(prefix, name.strip()))
         labels.append(int(label))
     if not paths:
-        raise DataError(f"{path} lists no images; each line is 'path label'.")
+        raise DataError(f"{path} lists no images; each line must be 'path label'.")
     return paths, labels
 
 
 @DATASETS.register_module()
 class ImageFolder(FileDataset):
-    """A folder of images for each class; labels follow the sorted names of the folders.
+    """One folder of images per class; labels follow the sorted folder names.
 
     Args:
-        data_prefix: the folder that holds the class folders, looked for as `lbitcls.datasets.root` says.
-        pipeline: steps, as in a config.
-        ann_file: a list file with `path label` in each line, paths relative to `data_prefix`: only these images
-            are taken, and `classes` is needed. It is looked for like `data_prefix`, then in that folder.
-        classes: names of the class folders in the order of their labels (a list, or a file with a name per
-            line), where the sorted order is not wanted.
-        on_error: `'raise'` or `'skip'` images that cannot be read.
-        in_memory: keep all images decoded; they need one size.
-        test_mode: part of older configs; it changes nothing.
-        data_root: see `build_dataset`.
+        data_prefix: Folder that contains the class folders, searched for by the rule of `lbitcls.datasets.root`.
+        pipeline: Steps, as in a config.
+        ann_file: List file with `path label` on each line, paths relative to `data_prefix`: only these images are
+            used, and `classes` is required. Searched for like `data_prefix`, then in that folder.
+        classes: Names of the class folders in label order (a list, or a file with one name per line), if it is not
+            the sorted order.
+        on_error: `'raise'` or `'skip'` for unreadable images.
+        in_memory: Keep all images decoded in memory; they must be of one size.
+        test_mode: Accepted for older configs; has no effect.
+        data_root: See `build_dataset`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ImageFolder(FileDataset):
         folder = find_data(data_prefix, roots, owner, NO_DOWNLOAD)
         given = read_class_names(classes)
         if ann_file and not given:
-            raise ConfigError(f"{owner}: the labels in ann_file are of no known classes; give their names as classes.")
+            raise ConfigError(f"{owner}: ann_file gives labels of unknown classes; list the class names as classes.")
         names = given or class_folders(folder)
         if ann_file:
             paths, labels = read_list(find_data(ann_file, [*roots, folder], owner, NO_DOWNLOAD), folder, len(names))

@@ -13,7 +13,7 @@ from lbitcls.registry import DATASETS
 from lbitcls.utils.cache import exclusive, remove_partial
 from lbitcls.utils.errors import ConfigError, DataError
 
-_NAMES = ("hymenoptera_data", "hymenoptera_256")  # the tutorials' own, and one of smaller images
+_NAMES = ("hymenoptera_data", "hymenoptera_256")  # the tutorials' own, and one with smaller images
 _URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 _SHA256 = "fbc41b31d544714d18dd1230b1e2b455e1557766e13e67f9f5a7a23af7c02209"
 
@@ -23,14 +23,14 @@ class Hymenoptera(FileDataset):
     """Photos of ants (label 0) and bees (1).
 
     Args:
-        split: `'train'` (default) or `'val'`; or `test_mode=True` for `'val'`.
-        pipeline: steps, as in a config.
-        data_prefix: the folder that holds `train` and `val`; by default `hymenoptera_data` or `hymenoptera_256`,
-            looked for, as folders or archives, as `lbitcls.datasets.root` says.
-        download: fetch the tutorials' archive (45 MiB) when the data is nowhere, into the first data root.
-        on_error: `'raise'` or `'skip'` images that cannot be read.
-        test_mode: part of older configs: `split='val'`.
-        data_root: see `build_dataset`.
+        split: `'train'` (default) or `'val'`; alternatively `test_mode=True` for `'val'`.
+        pipeline: Steps, as in a config.
+        data_prefix: Folder that contains `train` and `val`; by default `hymenoptera_data` or `hymenoptera_256`, as a
+            folder or an archive, searched for by the rule of `lbitcls.datasets.root`.
+        download: Download the tutorials' archive (45 MiB) into the first data root if the data is not found.
+        on_error: `'raise'` or `'skip'` for unreadable images.
+        test_mode: Accepted for older configs; means `split='val'`.
+        data_root: See `build_dataset`.
     """
 
     CLASSES: Any = ("ants", "bees")
@@ -46,7 +46,7 @@ class Hymenoptera(FileDataset):
         data_root: Roots = None,
     ) -> None:
         if split not in (None, "train", "val") or (split, test_mode) in (("train", True), ("val", False)):
-            raise ConfigError(f"Hymenoptera: split is 'train' or 'val'; got {split!r} with test_mode={test_mode!r}.")
+            raise ConfigError(f"Hymenoptera: split must be 'train' or 'val'; got {split!r}, test_mode={test_mode!r}.")
         name = split or ("val" if test_mode else "train")
         roots = search_roots(data_root)
         folder = self._find(data_prefix, name, roots)
@@ -55,10 +55,10 @@ class Hymenoptera(FileDataset):
             folder = self._find(None, name, roots)
         if folder is None:
             wanted = Path(data_prefix or _NAMES[0], name)
-            hint = f"A folder or archive {_NAMES[1]} is taken too. download=True fetches it."
+            hint = f"A folder or archive {_NAMES[1]} is accepted too. download=True downloads it."
             raise DataError(missing(wanted, roots, "Hymenoptera", hint))
         paths, labels = read_class_folders(folder, self.CLASSES)
-        kept = [i for i, path in enumerate(paths) if not path.lower().endswith(".gif")]  # a picture of an error
+        kept = [i for i, path in enumerate(paths) if not path.lower().endswith(".gif")]  # an image included by mistake
         super().__init__([paths[i] for i in kept], [labels[i] for i in kept], pipeline, on_error=on_error)
 
     @staticmethod
@@ -78,6 +78,6 @@ def _download(root: Path) -> None:
                 torch.hub.download_url_to_file(_URL, str(target), _SHA256, progress=False)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"Hymenoptera: the download of {_URL} into {root} failed: {error}. Without a network put the archive, "
-            "fetched elsewhere, there."
+            f"Hymenoptera: the download of {_URL} into {root} failed: {error}. Without a network, put a copy of the "
+            "archive there."
         ) from error

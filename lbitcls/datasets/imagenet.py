@@ -1,4 +1,4 @@
-"""ImageNet, in class folders, in one flat folder, or with a list file."""
+"""ImageNet in class folders, in one flat folder, or with a list file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLASSES = 1000
 
 
 class _LazyNames:
-    """`ImageNet.CLASSES`, read when first asked for; an instance may have its own."""
+    """Descriptor for `ImageNet.CLASSES`, read on first use; an instance may override it."""
 
     def __get__(self, instance: Any, owner: Any = None) -> tuple[str, ...]:
         return imagenet_classes()
@@ -28,19 +28,19 @@ class _LazyNames:
 class ImageNet(FileDataset):
     """Images of the 1,000 ImageNet classes, or of others in the same layout.
 
-    Without `ann_file`, `data_prefix` holds a folder for each class (labels follow their sorted names), or
-    exactly 1,000 images, one of each class, whose sorted names follow the labels.
+    Without `ann_file`, `data_prefix` contains one folder per class (labels follow the sorted names), or exactly
+    1,000 images, one per class, whose sorted names follow the labels.
 
     Args:
-        data_prefix: folder of the images, looked for as `lbitcls.datasets.root` says.
-        pipeline: steps, as in a config.
-        ann_file: a list file with `path label` in each line, paths relative to `data_prefix`; it is looked
-            for like `data_prefix`, then in that folder.
-        classes: names of the classes (a list, or a file with a name per line), if they are not ImageNet's.
-        on_error: `'raise'` or `'skip'` images that cannot be read.
-        in_memory: keep all images decoded; they need one size.
-        test_mode: part of older configs; it changes nothing.
-        data_root: see `build_dataset`.
+        data_prefix: Folder of the images, searched for by the rule of `lbitcls.datasets.root`.
+        pipeline: Steps, as in a config.
+        ann_file: List file with `path label` on each line, paths relative to `data_prefix`; searched for like
+            `data_prefix`, then in that folder.
+        classes: Class names (a list, or a file with one name per line), if they are not ImageNet's.
+        on_error: `'raise'` or `'skip'` for unreadable images.
+        in_memory: Keep all images decoded in memory; they must be of one size.
+        test_mode: Accepted for older configs; has no effect.
+        data_root: See `build_dataset`.
     """
 
     CLASSES: Any = _LazyNames()
@@ -59,7 +59,7 @@ class ImageNet(FileDataset):
     ) -> None:
         owner = type(self).__name__
         if self._needs_list and not ann_file:
-            raise ConfigError(f"{owner} needs ann_file, a list of 'path label' lines; ImageNet reads folders.")
+            raise ConfigError(f"{owner} needs ann_file, a list of 'path label' lines; use ImageNet to read folders.")
         roots = search_roots(data_root)
         folder = find_data(data_prefix, roots, owner, NO_DOWNLOAD)
         names = read_class_names(classes)
@@ -72,7 +72,7 @@ class ImageNet(FileDataset):
 
 
 def _read_folder(folder: Path, names: tuple[str, ...] | None) -> tuple[list[str], list[int], tuple[str, ...] | None]:
-    """Paths, labels and class names of a folder; None for the names: ImageNet's."""
+    """Return paths, labels and class names of a folder; the names are None for ImageNet's own."""
     folders = class_folders(folder)
     if folders:
         paths, labels = read_class_folders(folder, folders)
@@ -85,7 +85,7 @@ def _read_folder(folder: Path, names: tuple[str, ...] | None) -> tuple[list[str]
     expected = len(names) if names else _CLASSES
     if len(paths) != expected:
         raise DataError(
-            f"{folder} has no class folders and {len(paths)} images; expected class folders, or one image of "
+            f"{folder} has no class folders and {len(paths)} images; expected class folders, or one image for "
             f"each of {expected} classes in the order of their names, or a list of 'path label' lines as ann_file."
         )
     return paths, list(range(expected)), names
@@ -93,7 +93,7 @@ def _read_folder(folder: Path, names: tuple[str, ...] | None) -> tuple[list[str]
 
 @DATASETS.register_module()
 class ImageNetV1(ImageNet):
-    """`ImageNet` with a list file, which is needed here: `ann_file` has `path label` in each line.
+    """`ImageNet` with a required list file: `ann_file` has `path label` on each line.
 
     The arguments are those of `ImageNet`.
     """

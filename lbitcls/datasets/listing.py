@@ -1,4 +1,4 @@
-"""Which files of a folder are images; no PyTorch is needed."""
+"""Search for image files in folders, without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _logger = logging.getLogger("lbitcls")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image."""
+    """Return True if a file name has an image suffix."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted; hidden ones are none.
+    """Return the sorted names of the class folders in `folder`, without hidden ones.
 
-    A link to a folder is one too, unless it leads to `folder` itself, to a folder that it lies in, or to a class folder
-    that is there already.
+    A link to a folder counts as one, unless it leads to `folder` itself, to one of its parents, or to a class folder
+    that is already listed.
     """
     with os.scandir(folder) as scan:
         entries = [entry for entry in scan if not entry.name.startswith(".") and _is_folder(entry)]
@@ -42,28 +42,28 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or leads to one; a link that leads to itself does not."""
+    """Return True for a folder or a link to one; False for a link to itself."""
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
 def images_of_classes(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """Paths of the images of each class folder in `folder`, as `images_below` finds them.
+    """Return the image paths of each class folder in `folder`, as `images_below` finds them.
 
-    A link from a class folder to another one is left out, with a warning.
+    A link from one class folder to another is left out, with a warning.
     """
     classes = {_identity(folder / name) for name in names}
     return {name: images_below(folder / name, classes) for name in names}
 
 
 def images_below(folder: Path, elsewhere: Iterable[tuple[int, int]] = ()) -> list[str]:
-    """Paths of the images in `folder` and its sub-folders, sorted.
+    """Return the sorted paths of the images in `folder` and its subfolders.
 
-    Links to files and to folders are followed, but each folder is entered once: a link to where the images are counted
-    already, or to a folder that `folder` lies in, is left out, with a warning.
+    Links to files and folders are followed, but each folder is entered once: a link to a folder whose images are
+    already counted, or to a parent of `folder`, is left out, with a warning.
 
     Args:
-        folder: where to begin.
-        elsewhere: (device, inode) of folders whose images are counted otherwise.
+        folder: Folder to start from.
+        elsewhere: (device, inode) of folders whose images are counted elsewhere.
     """
     seen = _lineage(folder).union(elsewhere)
     found, links = _walk(str(folder), seen)
@@ -83,7 +83,7 @@ def images_below(folder: Path, elsewhere: Iterable[tuple[int, int]] = ()) -> lis
 
 
 def _walk(folder: str, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    """The images in `folder` and its sub-folders, and the links to folders there; `seen` gets what was entered."""
+    """Return the images in `folder` and its subfolders, and the links to folders; add visited folders to `seen`."""
     found, links = [], []
     for parent, folders, names in os.walk(folder):
         identity = _identity(parent)
@@ -98,7 +98,7 @@ def _walk(folder: str, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]
 
 
 def _lineage(folder: str | Path) -> set[tuple[int, int]]:
-    """`folder` and all that it lies in."""
+    """Return the identities of `folder` and its parents."""
     real = Path(os.path.realpath(folder))
     return {_identity(above) for above in (real, *real.parents)}
 
@@ -111,7 +111,7 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 def _say_left_out(links: Sequence[str]) -> None:
     if links:
         shown = ", ".join(links[:3]) + (", …" if len(links) > 3 else "")
-        _say_once(f"Links to folders that are counted already are left out: {shown}.")
+        _say_once(f"Leaving out links to folders that are already counted: {shown}.")
 
 
 @cache
@@ -122,10 +122,10 @@ def _say_once(text: str) -> None:
 class Paths:
     """Many paths in two arrays: a list of a million strings would be copied, page by page, into every worker process.
 
-    Their lengths may differ without a cost: one that is long takes no more than its own bytes.
+    Lengths may differ at no cost: a long path uses only its own bytes.
 
     Args:
-        paths: as the file system has them.
+        paths: Paths as the file system reports them.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -143,14 +143,14 @@ class Paths:
 
 
 def images_of(path: Path) -> list[str]:
-    """Paths of the images in a folder and its sub-folders, sorted; of anything else the path itself.
+    """Return the sorted paths of the images in a folder and its subfolders, or the path itself if it is not a folder.
 
     Raises:
-        DataError: a folder without images.
+        DataError: The folder contains no images.
     """
     if not path.is_dir():
         return [str(path)]
     found = images_below(path)
     if not found:
-        raise DataError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+        raise DataError(f"the folder {path} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
     return found

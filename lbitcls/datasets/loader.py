@@ -1,7 +1,7 @@
-"""Batches of a data set, in an order and with an augmentation that depend on (seed, epoch, index) alone.
+"""Data loader whose order and augmentation depend on (seed, epoch, index) alone.
 
-So they are the same on any number of worker processes, whatever was read before, and when a run is taken up
-in the middle of an epoch. Neither does reading touch the global random number generators of the process.
+Batches are therefore the same for any number of worker processes, whatever was read before, and when a run resumes in
+the middle of an epoch. Reading does not touch the process's global random number generators either.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from lbitcls.datasets.rng import shuffled
 from lbitcls.datasets.workers import outlive_signals
 from lbitcls.utils.errors import MOST, ConfigError, DataError, LbitclsError, shown
 
-_MOST_WORKERS = 1024  # processes, each of which copies what this one holds
+_MOST_WORKERS = 1024  # processes, each a copy of this one's memory
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Key:
-    """What the sampler asks a worker for: some samples of an epoch."""
+    """Request from the sampler to a worker: some samples of an epoch."""
 
     epoch: int
     indices: np.ndarray
@@ -37,19 +37,19 @@ class _Key:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error for the user, on its way from a worker process (torch would wrap it into a traceback)."""
+    """User error on its way from a worker process (torch would wrap it in a traceback)."""
 
     error: LbitclsError
 
 
 class _Batches(Dataset):
-    """A data set whose items are whole batches; what a worker process holds.
+    """Data set whose items are whole batches; the worker processes' side of `Loader`.
 
     Args:
-        dataset: the data set.
-        seed: of the augmentation.
-        refill: put other samples in the place of a batch of which nothing can be read, so that training sees
-            every batch that it counts on.
+        dataset: Data set of single samples.
+        seed: Augmentation seed.
+        refill: Replace a batch in which nothing is readable by other samples, so that training gets every batch
+            it expects.
     """
 
     def __init__(self, dataset: BaseDataset, seed: int, refill: bool) -> None:
@@ -76,7 +76,7 @@ class _Batches(Dataset):
         return {**batch, "skipped": skipped} if skipped else batch
 
     def _read(self, epoch: int, index: int, skipped: dict[int, str]) -> dict[str, Any]:
-        """The sample, or an empty dict for one that is left out."""
+        """Return the sample, or an empty dict if it is skipped."""
         try:
             return {**self.dataset.sample(self.seed, epoch, index), "index": index}
         except UnreadableImage as error:
@@ -95,7 +95,7 @@ class _Batches(Dataset):
 
 
 class Loader:
-    """Batches of a data set; see `build_dataloader`."""
+    """Loader of a data set's batches; see `build_dataloader`."""
 
     def __init__(
         self,
@@ -120,69 +120,69 @@ class Loader:
         self.drop_last = drop_last
         self._pin = pin_memory and torch.cuda.is_available()
         self._batches = _Batches(dataset, seed, refill=shuffle)
-        # Worker processes would only add copies where a batch is a few operations on memory.
+        # Worker processes would only add copies if a batch is a few operations in memory.
         self._workers = 0 if dataset.batchwise else workers_per_gpu
         self._asked: list[_Key] = []
         self._processes: DataLoader | None = None
 
     @property
     def skipped(self) -> dict[int, str]:
-        """Message by index of every image that was left out so far (`on_error='skip'`)."""
+        """Message for each image skipped so far (`on_error='skip'`), by index."""
         return self.dataset.skipped
 
     def __len__(self) -> int:
-        """Batches of an epoch on this rank."""
+        """Return the number of batches per epoch on this rank."""
         count, size = self._samples(), self.batch_size
         return count // size if self.drop_last else -(-count // size)
 
     def _samples(self) -> int:
-        """Samples of an epoch on this rank."""
+        """Return the number of samples per epoch on this rank."""
         if self.shuffle:
             return -(-len(self.dataset) // self.world_size)
         return len(range(self.rank, len(self.dataset), self.world_size))
 
     def order(self, epoch: int) -> np.ndarray:
-        """Indices of this rank's samples in the order of the epoch, int64."""
+        """Return the indices of this rank's samples in the epoch's order, int64."""
         count = len(self.dataset)
         if not self.shuffle:
             return np.arange(self.rank, count, self.world_size)
         everywhere = shuffled(count, self.seed, epoch)
-        padded = np.resize(everywhere, self._samples() * self.world_size)  # repeats from the beginning
+        padded = np.resize(everywhere, self._samples() * self.world_size)  # wraps around to the beginning
         return padded[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate(0)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The batches of an epoch.
+        """Yield the batches of an epoch.
 
         Args:
-            epoch: decides the order (when shuffling) and the augmentation.
-            start: number of the first batch to give; those before it are not read.
+            epoch: Epoch, which determines the order (when shuffling) and the augmentation.
+            start: Index of the first batch to yield; earlier ones are not read.
 
         Raises:
-            DataError: an image cannot be read, or images of a batch differ in size.
+            DataError: An image cannot be read, or images of a batch differ in size.
         """
         for _, batch in self.read(epoch, range(start, len(self))):
             yield batch
 
     def indices(self, epoch: int) -> list[np.ndarray]:
-        """Indices of the samples of each batch of an epoch, int64."""
+        """Return the sample indices of each batch of an epoch, int64."""
         order, size = self.order(epoch), self.batch_size
         return [order[i * size : (i + 1) * size] for i in range(len(self))]
 
     def read(self, epoch: int, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Some batches of an epoch, each with its number; the others are not read.
+        """Yield selected batches of an epoch, each with its index; others are not read.
 
         Raises:
-            DataError: as `iterate`.
+            DataError: As for `iterate`.
         """
         indices = self.indices(epoch)
         batches = self._fetch([_Key(epoch, indices[number]) for number in numbers])
         for number, batch in zip(numbers, batches, strict=True):
             if isinstance(batch, _Failure):
-                # Now, not when the error is forgotten: torch takes seconds to stop workers that the garbage
-                # collector finds.
+                # Now rather than when the error is garbage-collected: stopping workers from the garbage collector takes
+                # torch seconds.
                 batches.close()
                 self.close()
                 raise batch.error
@@ -191,7 +191,7 @@ class Loader:
                 yield number, batch
 
     def close(self) -> None:
-        """Stop the worker processes; another iteration starts new ones."""
+        """Stop the worker processes; the next iteration starts new ones."""
         self._processes = None
 
     def _fetch(self, keys: list[_Key]) -> Generator[Any, None, None]:
@@ -214,7 +214,7 @@ class Loader:
             pin_memory=self._pin,
             collate_fn=_as_is,
             worker_init_fn=outlive_signals,
-            # Its own generator: otherwise torch draws the workers' seed from the global one.
+            # A separate generator: otherwise torch draws the workers' seed from the global one.
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -227,11 +227,11 @@ class Loader:
         for index, message in skipped.items():
             if index not in self.skipped:
                 self.skipped[index] = message
-                _logger.warning("left out an image (%d so far): %s", len(self.skipped), message)
+                _logger.warning("Leaving out an unreadable image (%d so far): %s", len(self.skipped), message)
 
 
 class _Asked:
-    """The sampler of the worker processes: the keys asked for, as they are when the iteration begins."""
+    """Sampler for the worker processes: the requested keys at the start of the iteration."""
 
     def __init__(self, keys: list[_Key]) -> None:
         self._keys = keys
@@ -249,7 +249,7 @@ def _as_is(batch: Any) -> Any:
 
 def _check_count(key: str, value: Any, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ConfigError(f"{key} is a whole number, at least {least} and at most {most:,}; got {shown(value)}.")
+        raise ConfigError(f"{key} must be an integer from {least} to {most:,}; got {shown(value)}.")
 
 
 def build_dataloader(
@@ -264,31 +264,31 @@ def build_dataloader(
     drop_last: bool = False,
     pin_memory: bool = False,
 ) -> Loader:
-    """Batch a data set.
+    """Build a loader that batches a data set.
 
     Args:
-        dataset: from `build_dataset`.
-        samples_per_gpu: samples in a batch.
-        workers_per_gpu: processes that read and augment; 0: in this process, as always for images in memory
-            whose pipeline has a batch form.
-        shuffle: another order in each epoch, a function of (seed, epoch). Ranks then get equally many
-            samples, some twice if need be. Without it rank r gets the samples r, r + world_size, …: each
+        dataset: Data set from `build_dataset`.
+        samples_per_gpu: Batch size, at least 1.
+        workers_per_gpu: Number of processes that read and augment. With 0, this process does; so it always does
+            for images in memory whose pipeline has a batch form.
+        shuffle: Use a different order in each epoch, a function of (seed, epoch). All ranks then get equally many
+            samples, some twice if necessary. Without it, rank r gets the samples r, r + world_size, …: each
             sample once.
-        seed: of order and augmentation.
-        rank: number of this process.
-        world_size: number of processes.
-        drop_last: leave out a last batch that is not full.
-        pin_memory: put batches into page-locked memory (where there is a GPU).
+        seed: Seed of order and augmentation.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        drop_last: Drop the last batch if it is not full.
+        pin_memory: Copy batches into page-locked memory (if there is a GPU).
 
     Returns:
-        A loader: `len(loader)` batches; `loader.iterate(epoch, start=0)` gives them from batch `start` on. A
-        batch is a dict: `img` float32 (N, C, H, W), `gt_label` int64 (N,), `index` int64 (N,), the position
-        in the data set, and what else the pipeline collects. Under `on_error='skip'` a batch lacks the images
-        that cannot be read; one of which none can is left out, or when shuffling filled with the samples that
-        follow.
+        A loader with `len(loader)` batches; `loader.iterate(epoch, start=0)` yields them from batch `start` on. A
+        batch is a dict: `img` float32 (N, C, H, W), `gt_label` int64 (N,), `index` int64 (N,), the position in
+        the data set, and anything else the pipeline collects. With `on_error='skip'`, unreadable images are
+        missing from a batch; a batch without any readable image is left out, or when shuffling, filled with the
+        samples that follow.
 
     Raises:
-        ConfigError: a count that is none.
+        ConfigError: A count is not an integer in its range.
     """
     return Loader(
         dataset,

@@ -1,4 +1,4 @@
-"""MNIST and FashionMNIST, from their idx files (plain or gzipped); torchvision downloads them."""
+"""MNIST and FashionMNIST from idx files (plain or gzipped); torchvision downloads them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _UNSIGNED_BYTE = 8
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array of an idx file (a magic number, big-endian sizes, then the bytes), gzipped or not.
+    """Read the uint8 array of an idx file (a magic number, big-endian sizes, then the bytes), gzipped or not.
 
     Raises:
-        DataError: the file is corrupt or holds something else.
+        DataError: The file is corrupt or has another content.
     """
     try:
         with open_regular(path) as file:
@@ -39,7 +39,7 @@ def read_idx(path: Path) -> np.ndarray:
     is_idx = content[:3] == bytes((0, 0, _UNSIGNED_BYTE)) and dims > 0 and len(content) >= start
     shape = np.frombuffer(content[4:start] if is_idx else b"", ">i4")
     if not is_idx or len(content) != start + shape.prod(dtype=int):
-        raise DataError(f"{path}: not a whole idx file of bytes ({len(content)} bytes).")
+        raise DataError(f"{path}: not a complete idx file of bytes ({len(content)} bytes).")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -48,12 +48,12 @@ class MNIST(MemoryDataset):
     """Handwritten digits, 60,000 to train and 10,000 to test; grayscale 28×28, uint8 (1, 28, 28).
 
     Args:
-        pipeline: steps, as in a config.
-        data_prefix: the folder with the idx files, or one that holds them in `raw/` or `MNIST/raw/`; by
-            default `MNIST`, looked for as `lbitcls.datasets.root` says.
-        split: `'train'` (default) or `'test'`; or give `train` (bool) or `test_mode` (bool).
-        download: fetch the files when they are nowhere, into the first data root.
-        data_root: see `build_dataset`.
+        pipeline: Steps, as in a config.
+        data_prefix: Folder of the idx files, or one that contains them in `raw/` or `MNIST/raw/`; by default `MNIST`,
+            searched for by the rule of `lbitcls.datasets.root`.
+        split: `'train'` (default) or `'test'`; alternatively `train` (bool) or `test_mode` (bool).
+        download: Download the files into the first data root if they are not found.
+        data_root: See `build_dataset`.
     """
 
     CLASSES: Any = tuple("0123456789")
@@ -76,12 +76,12 @@ class MNIST(MemoryDataset):
         if pair is None and download:
             pair = self._download(roots, split)
         if pair is None:
-            hint = f"It holds {_FILES[split]}-images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz. "
-            hint += "download=True fetches it."
+            hint = f"It must contain {_FILES[split]}-images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz. "
+            hint += "download=True downloads it."
             raise DataError(missing(data_prefix or owner, roots, owner, hint))
         images, labels = map(read_idx, pair)
         if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise DataError(f"{pair[0]}: {images.shape} images do not go with {labels.shape} labels of {pair[1]}.")
+            raise DataError(f"{pair[0]}: {images.shape} images do not match {labels.shape} labels of {pair[1]}.")
         # A copy: the array over the file's bytes is read-only.
         super().__init__(torch.from_numpy(images.copy())[:, None], labels, pipeline, name=f"{owner} {split}")
 
@@ -106,7 +106,7 @@ class MNIST(MemoryDataset):
 
 @DATASETS.register_module()
 class FashionMNIST(MNIST):
-    """Clothes, in the form of MNIST; its arguments are MNIST's."""
+    """Images of clothes in MNIST's format; its arguments are MNIST's."""
 
     CLASSES = tuple(torchvision.datasets.FashionMNIST.classes)
     _reader = torchvision.datasets.FashionMNIST

@@ -1,4 +1,4 @@
-"""Names of ImageNet's classes, which the package carries; no PyTorch is needed."""
+"""Names of ImageNet's classes, bundled with the package; PyTorch is not imported."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from importlib.resources import files
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 class names in order of their labels, as torchvision has them."""
+    """Return the 1,000 class names in label order, as torchvision spells them."""
     text = (files("lbitcls.datasets") / "data" / "imagenet_classes.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())

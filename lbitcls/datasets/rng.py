@@ -1,8 +1,8 @@
-"""Random numbers as a pure function of (seed, epoch, index), the same for one sample and for a batch of them.
+"""Random numbers as a pure function of (seed, epoch, index), the same for one sample and for a batch.
 
 `fold(key, i)` is the i-th number of the SplitMix64 stream seeded with `key` (Steele, Lea, Flood: "Fast
-splittable pseudorandom number generators", OOPSLA 2014, doi:10.1145/2660193.2660195). Being a function of a
-counter it needs no state: neither the order in which samples are drawn nor the process that draws them
+splittable pseudorandom number generators", OOPSLA 2014, doi:10.1145/2660193.2660195). As a function of a
+counter, it needs no state: neither the order in which samples are drawn nor the process that draws them
 matters, and whole batches are drawn at once with NumPy.
 """
 
@@ -23,7 +23,7 @@ _UNIT = 2.0**-53
 
 
 def fold(key: int, value: int) -> int:
-    """Number `value` of the stream `key`: an integer in [0, 2^64)."""
+    """Return number `value` of the stream `key`: an integer in [0, 2^64)."""
     z = (key + (value + 1) * _GAMMA) & _MASK
     z = ((z ^ (z >> 30)) * _MIX1) & _MASK
     z = ((z ^ (z >> 27)) * _MIX2) & _MASK
@@ -31,8 +31,8 @@ def fold(key: int, value: int) -> int:
 
 
 def fold_array(keys: np.ndarray | int, values: np.ndarray | int) -> np.ndarray:
-    """`fold` of uint64 arrays, element by element (one of the two may be an int)."""
-    # At least one dimension: NumPy warns when a scalar overflows, as all of these are meant to.
+    """Apply `fold` element by element to uint64 arrays (one of the two may be an int)."""
+    # At least one dimension: NumPy warns of overflow in scalars, and overflow is intended here.
     keys, values = np.atleast_1d(np.asarray(keys, np.uint64)), np.atleast_1d(np.asarray(values, np.uint64))
     z = keys + (values + np.uint64(1)) * np.uint64(_GAMMA)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
@@ -41,24 +41,24 @@ def fold_array(keys: np.ndarray | int, values: np.ndarray | int) -> np.ndarray:
 
 
 def epoch_key(seed: int, epoch: int) -> int:
-    """The stream from which the keys of an epoch's samples come."""
+    """Return the stream of an epoch, from which its samples' keys are drawn."""
     return fold(fold(0, seed), epoch)
 
 
 def sample_key(seed: int, epoch: int, index: int) -> int:
-    """The stream of one sample in one epoch."""
+    """Return the stream of one sample in one epoch."""
     return fold(epoch_key(seed, epoch), index)
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of `range(count)`, int64, that depends on (seed, epoch) alone."""
-    # A stream of its own: the order of the samples must not follow from their augmentation.
+    """Return a permutation of `range(count)`, int64, that depends on (seed, epoch) alone."""
+    # A separate stream: the order of the samples must not be correlated with their augmentation.
     stream = fold(epoch_key(seed, epoch), _MASK)
     return np.argsort(fold_array(stream, np.arange(count)), kind="stable")
 
 
 class Draws:
-    """Uniform random numbers in [0, 1) for one step of a pipeline; each call gives the next one."""
+    """Uniform random numbers in [0, 1) for one pipeline step; each call returns the next one."""
 
     __slots__ = ("_count", "_key")
 
@@ -72,7 +72,7 @@ class Draws:
 
 
 class BatchDraws:
-    """`Draws` of N samples at once: each call gives N numbers, those that the samples' own `Draws` give."""
+    """`Draws` of N samples at once: each call returns N numbers, equal to those of the samples' own `Draws`."""
 
     __slots__ = ("_count", "_keys")
 
@@ -86,15 +86,15 @@ class BatchDraws:
 
 
 def global_draw() -> float:
-    """A number in [0, 1) from torch's global generator, for a step that is called by itself."""
+    """Return a number in [0, 1) from torch's global generator, for a step that is called on its own."""
     return float(torch.rand((), dtype=torch.float64))
 
 
 @contextmanager
 def seeded_generators(key: int) -> Iterator[None]:
-    """Seed the generators of torch, NumPy and Python for the block, and put their states back afterwards.
+    """Seed the generators of torch, NumPy and Python for the block, and restore their states afterwards.
 
-    In a worker process nobody else uses them, so there the states are left as they are.
+    In a worker process nothing else uses them, so the states are not restored there.
     """
     alone = torch.utils.data.get_worker_info() is not None
     states = None if alone else (torch.get_rng_state(), np.random.get_state(), random.getstate())

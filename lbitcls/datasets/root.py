@@ -1,10 +1,10 @@
-"""Where data lies: one rule for every data set.
+"""Search for data: one rule for every data set.
 
-A path of a config is taken as it is when it is absolute. Otherwise it is looked for below the config's
-`data_root`, the `--data-root` flag, the environment variable `LBITCLS_DATA`, `data/`, and the current folder;
-the first that has it wins. A root has `flowers/train` when that folder is there, or an archive
-`flowers.tar.gz` (`.tgz`, `.tar`, `.zip`) that holds it. An archive is unpacked once, into
-`$XDG_CACHE_HOME/lbitcls/archives` (`~/.cache/…`), and again only when the archive has changed.
+An absolute path in a config is used unchanged. A relative one is searched for in the config's `data_root`, the
+`--data-root` flag, the environment variable `LBITCLS_DATA`, `data/`, and the current folder; the first match wins. A
+root contains `flowers/train` if that folder exists, or an archive `flowers.tar.gz` (`.tgz`, `.tar`, `.zip`) that
+contains it. An archive is unpacked once, into `$XDG_CACHE_HOME/lbitcls/archives` (`~/.cache/…`), and again only after
+it has changed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ _logger = logging.getLogger(__name__)
 
 
 def search_roots(given: Roots = None) -> list[Path]:
-    """The folders below which a relative path is looked for, in order.
+    """Return the folders in which a relative path is searched for, in order.
 
     Args:
-        given: what comes first, one folder or several (the config's `data_root`, then the flag); None is left
-            out.
+        given: One or several folders to search first (the config's `data_root`, then the flag); None is ignored.
     """
     first = [given] if isinstance(given, (str, os.PathLike)) or given is None else list(given)
     named = [root for root in (*first, os.environ.get("LBITCLS_DATA"), "data", ".") if root]
@@ -40,7 +39,7 @@ def search_roots(given: Roots = None) -> list[Path]:
 
 
 def download_root(roots: Sequence[Path]) -> Path:
-    """Where `download=True` puts data: the first root, made if it is not there."""
+    """Return the folder into which `download=True` puts data: the first root, created if necessary."""
     roots[0].mkdir(parents=True, exist_ok=True)
     return roots[0]
 
@@ -48,17 +47,17 @@ def download_root(roots: Sequence[Path]) -> Path:
 def find_data(
     name: str | os.PathLike, roots: Sequence[Path], owner: str, hint: str = "", archive: str | None = None
 ) -> Path:
-    """The path of `name` (file or folder) by the rule above.
+    """Return the path of `name` (file or folder) by the rule above.
 
     Args:
-        name: an absolute path, or one to be looked for below `roots`.
-        roots: from `search_roots`.
-        owner: who asks, as the message says it (`"ImageFolder"`).
-        hint: the end of the message about missing data (whether `download=True` fetches it).
-        archive: stem of an archive that holds `name`, where it is not named after it.
+        name: Absolute path, or one to search for in `roots`.
+        roots: Folders from `search_roots`.
+        owner: Name of the data set for the message (`"ImageFolder"`).
+        hint: End of the message about missing data (for example, that `download=True` downloads it).
+        archive: Stem of an archive that contains `name`, if it has another name.
 
     Raises:
-        DataError: it is nowhere; the message lists what was looked for where.
+        DataError: `name` was not found; the message lists what was searched for and where.
     """
     found = locate(name, roots, archive)
     if found is None:
@@ -69,21 +68,21 @@ def find_data(
 def missing(
     name: str | os.PathLike, roots: Sequence[Path], owner: str, hint: str = "", archive: str | None = None
 ) -> str:
-    """The message about data that is nowhere."""
+    """Return the message about missing data."""
     path = Path(name).expanduser()
     if path.is_absolute():
-        return f"{owner}: {path} does not exist, nor an archive that would hold it. {hint}".rstrip()
+        return f"{owner}: {path} does not exist, and no archive that would contain it. {hint}".rstrip()
     stem = archive or next((part for part in path.parts if part != ".."), ".")
     archives = ", ".join(stem + suffix for suffix in ARCHIVES)
     places = ", ".join(str(root.absolute()) for root in roots)
     return (
-        f"{owner}: found neither '{path}' nor an archive of it ({archives}) below {places}. Give the folder that "
-        f"holds it as data_root in the config, as --data-root, or as LBITCLS_DATA. {hint}"
+        f"{owner}: found neither '{path}' nor an archive of it ({archives}) in {places}. Set the folder that "
+        f"contains it: data_root in the config, --data-root, or LBITCLS_DATA. {hint}"
     ).rstrip()
 
 
 def locate(name: str | os.PathLike, roots: Sequence[Path], archive: str | None = None) -> Path | None:
-    """Like `find_data`, but None when it is nowhere."""
+    """Do as `find_data`, but return None if `name` is not found."""
     path = Path(name).expanduser()
     if path.is_absolute():
         roots, path = [Path(path.anchor)], path.relative_to(path.anchor)
@@ -97,7 +96,7 @@ def locate(name: str | os.PathLike, roots: Sequence[Path], archive: str | None =
 
 
 def _inside_archive(root: Path, path: Path, alias: str | None) -> Path | None:
-    """`path` below `root` where one of its folders is an archive; unpacks the archive."""
+    """Return `path` below `root` if one of its folders is an archive, which is unpacked; else None."""
     for depth in range(1, len(path.parts) + 1):
         folder = Path(*path.parts[:depth])
         stems = [folder.name] if alias is None or depth < len(path.parts) else [folder.name, alias]
@@ -110,7 +109,7 @@ def _inside_archive(root: Path, path: Path, alias: str | None) -> Path | None:
 
 
 def _below(unpacked_folder: Path, name: str, rest: Path) -> Path | None:
-    """`rest` in an unpacked archive, which holds a folder of its own name, or the content directly."""
+    """Return `rest` in an unpacked archive, which contains a folder of its own name or the content directly."""
     for candidate in (unpacked_folder / name / rest, unpacked_folder / rest):
         if candidate.exists():
             return candidate
@@ -118,14 +117,13 @@ def _below(unpacked_folder: Path, name: str, rest: Path) -> Path | None:
 
 
 def unpacked(archive: Path) -> Path:
-    """The folder with the content of `archive`, unpacked now if it is not in the cache yet.
+    """Return the folder with the content of `archive`, which is unpacked unless it is in the cache.
 
-    Safe against an interruption (the folder appears whole, by a rename) and against several processes at once
-    (one unpacks, the others wait).
+    Safe against interruption (the folder appears complete, by a rename) and against concurrent processes (one
+    unpacks, the others wait).
 
     Raises:
-        DataError: the archive is corrupt, or holds what `lbitcls.datasets.archive` refuses, or the cache cannot be
-            written.
+        DataError: The archive is corrupt or refused by `lbitcls.datasets.archive`, or the cache is not writable.
     """
     stat = archive.stat()
     identity = f"{archive.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
@@ -137,17 +135,17 @@ def unpacked(archive: Path) -> Path:
         with exclusive(target):
             if not target.is_dir():
                 _unpack(archive, target)
-    except Exception as error:  # the readers of archives raise many kinds on corrupt ones
+    except Exception as error:  # archive readers raise many kinds of error on corrupt files
         raise DataError(
-            f"cannot unpack {archive} into {target}: {error or type(error).__name__}. Mend the archive, or unpack it "
-            "beside itself; XDG_CACHE_HOME chooses another place for the cache."
+            f"cannot unpack {archive} into {target}: {error or type(error).__name__}. Repair the archive, or unpack it "
+            "next to itself; XDG_CACHE_HOME selects another folder for the cache."
         ) from error
     return target
 
 
 def _unpack(archive: Path, target: Path) -> None:
     _clear(target.parent, target)
-    _logger.info("unpacking %s into %s", archive, target)
+    _logger.info("Unpacking %s into %s", archive, target)
     temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp", dir=target.parent))
     try:
         extract(archive, temporary)
@@ -159,7 +157,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _clear(cache: Path, held: Path) -> None:
-    """Remove what killed processes left half unpacked, of the archive whose lock is held and of others."""
+    """Remove partially unpacked folders left by killed processes, of the locked archive and of others."""
     for stale in cache.glob("*.tmp*"):
         owner = stale.with_name(stale.name.rpartition(".tmp")[0])
         if owner == held:

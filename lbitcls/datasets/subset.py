@@ -1,4 +1,4 @@
-"""A part of a data set: what `indices` in a data set's section of a config makes of it."""
+"""Subset of a data set, as selected by `indices` in its config section."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lbitcls.utils.errors import ConfigError, DataError
 
 
 class Subset(BaseDataset):
-    """Some samples of a data set, with its pipeline and its class names.
+    """Selected samples of a data set, with its pipeline and class names.
 
     Args:
-        dataset: the whole.
-        indices: positions in `dataset`, from 0, in the order wanted: a list, a tuple or a range.
+        dataset: Full data set.
+        indices: Positions in `dataset`, from 0, in the desired order: a list, a tuple or a range.
 
     Raises:
-        ConfigError: `indices` is something else, or empty.
-        DataError: a position that `dataset` does not have.
+        ConfigError: `indices` has another type or is empty.
+        DataError: `dataset` lacks a position.
 
     Example:
         >>> from lbitcls.datasets import build_dataset
@@ -56,7 +56,7 @@ def _checked(indices: Sequence[int], dataset: BaseDataset) -> np.ndarray:
     name, given = type(dataset).__name__, f"{indices!r:.80}"
     whole = isinstance(indices, (list, tuple, range)) and all(type(index) is int for index in indices)
     if not whole or not len(indices):
-        raise ConfigError(f"{name}: indices is a list, tuple or range of positions from 0; got {given}.")
+        raise ConfigError(f"{name}: indices must be a list, tuple or range of positions from 0; got {given}.")
     if min(indices) < 0 or max(indices) >= len(dataset):
-        raise DataError(f"{name}: indices are positions from 0 to {len(dataset) - 1} here; got {given}.")
+        raise DataError(f"{name}: indices must be positions from 0 to {len(dataset) - 1}; got {given}.")
     return np.asarray(indices, dtype=np.int64)

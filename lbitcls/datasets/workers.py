@@ -1,4 +1,4 @@
-"""How worker processes take signals: they live until the main process has saved, and end when it says so."""
+"""Signal handling of worker processes: they live until the main process has saved and tells them to stop."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import threading
 def outlive_signals(worker: int) -> None:
     """Make this process, a loader's worker, ignore every SIGINT, and SIGTERM unless its parent sends it.
 
-    Ctrl-C and a scheduler's SIGTERM reach each process of a job, but the main one still needs its workers to
-    finish the iteration. multiprocessing ends workers with SIGTERM too, when a loader is dropped or the
-    program exits; to ignore that one would hang both.
+    Ctrl-C and a scheduler's SIGTERM reach every process of a job, but the main one still needs its workers to
+    finish the iteration. multiprocessing also ends workers with SIGTERM, when a loader is dropped or the
+    program exits; ignoring that one would hang both.
 
     Args:
-        worker: number of the worker, which torch gives.
+        worker: Index of the worker, passed by torch.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none; there SIGTERM ends a worker whoever sends it
+    if hasattr(signal, "sigwaitinfo"):  # macOS lacks it; there, SIGTERM ends a worker whoever sends it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
 
@@ -26,4 +26,4 @@ def outlive_signals(worker: int) -> None:
 def _end_for(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
-    os._exit(0)  # what torch expects of a worker that its parent ends
+    os._exit(0)  # the exit code torch expects from a worker that its parent ends

@@ -1,4 +1,4 @@
-"""Classifiers and their parts: backbone, neck, head, loss. Nothing here knows of quantization."""
+"""Classifiers and their parts: backbone, neck, head, loss. Nothing here depends on quantization."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of a training batch, by torchvision.
+"""Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of training batches, by torchvision.
 
     train_cfg = dict(augments=dict(type='BatchMixup', alpha=0.2, num_classes=10, prob=1.0))
 
@@ -25,13 +25,13 @@ _TRANSFORMS: dict[str, type] = {
 
 
 class BatchAugments(nn.Module):
-    """Mixes a batch by one of several augments, or, with the probability left over, leaves it as it is.
+    """Module that mixes a batch by one of several augments or, with the remaining probability, does not change it.
 
     Args:
-        augments: one `dict(type=…, alpha=1.0, num_classes=None, prob=…)` or a list of them; `type` is
-            BatchMixup (alias MixUp) or BatchCutMix (alias CutMix); `prob` is 1 shared evenly among the
-            augments by default, and the sum may not exceed 1; `num_classes` is the head's by default.
-        num_classes: K of the head, or None when it does not know.
+        augments: One `dict(type=…, alpha=1.0, num_classes=None, prob=…)` or a list of them; `type` is
+            BatchMixup (alias MixUp) or BatchCutMix (alias CutMix); `prob` defaults to 1 divided evenly among the
+            augments, and the sum may not exceed 1; `num_classes` defaults to the head's.
+        num_classes: K of the head, or None if it does not define K.
 
     Example:
         >>> augment = BatchAugments(dict(type="MixUp", alpha=0.2), num_classes=10)
@@ -56,7 +56,7 @@ class BatchAugments(nn.Module):
     # The mixing ratio is drawn as a Python number: a compiled model runs this part outside its graph.
     @torch.compiler.disable
     def forward(self, img: Tensor, gt_label: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) and labels: mixed, the labels as probabilities (N, K), or as they came."""
+        """Return images (N, C, H, W) and labels: both mixed, labels as probabilities (N, K), or both unchanged."""
         draw = torch.rand(()).item()
         for transform, probability in zip(self.transforms, self.probabilities, strict=True):
             if draw < probability:
@@ -75,13 +75,13 @@ def _build(config: dict, num_classes: int | None) -> nn.Module:
     reject_unknown_keys(f"train_cfg.augments ({kind})", config, ("type", "alpha", "num_classes", "prob"))
     alpha = config.get("alpha", 1.0)
     if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
-        raise ConfigError(f"train_cfg.augments ({kind}): alpha={alpha!r}, expected a number above 0.")
+        raise ConfigError(f"train_cfg.augments ({kind}): alpha must be a number above 0; got {alpha!r}.")
     return _TRANSFORMS[kind](alpha=alpha, num_classes=_class_count(config.get("num_classes"), num_classes, kind))
 
 
 def _class_count(given: int | None, of_head: int | None, kind: str) -> int | None:
     if given is None and of_head is None:
-        raise ConfigError(f"train_cfg.augments ({kind}) needs num_classes: this head does not know it.")
+        raise ConfigError(f"train_cfg.augments ({kind}) needs num_classes: this head does not define it.")
     if given is not None and of_head is not None and given != of_head:
         raise ConfigError(f"train_cfg.augments ({kind}): num_classes={given}, but the head has {of_head} classes.")
     return given if given is not None else of_head

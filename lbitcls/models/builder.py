@@ -1,4 +1,4 @@
-"""From a config's `model` section, or one of its parts, to the module."""
+"""Builders of modules from a config's `model` section, or from one of its parts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def build_classifier(cfg: dict, pretrained: bool = True) -> nn.Module:
     """Build the classifier that `cfg.model` describes.
 
     Args:
-        cfg: the section.
-        pretrained: False: leave out the weights to start from, where a checkpoint is to replace them.
+        cfg: The section.
+        pretrained: False skips loading pretrained weights, for a model whose weights a checkpoint will replace.
 
     Raises:
-        ConfigError: an unknown name or key, or parts that do not fit each other.
+        ConfigError: An unknown name or key, or parts that do not match each other.
 
     Example:
         >>> model = build_classifier(dict(
@@ -33,7 +33,7 @@ def build_classifier(cfg: dict, pretrained: bool = True) -> nn.Module:
 
 
 def _without_pretrained(cfg: dict) -> dict:
-    """The section without files of weights, but for those of a backbone that checkpoints do not hold."""
+    """Return the section without weight files, except those of a backbone whose weights checkpoints do not contain."""
     keys = ("pretrained", "init_cfg")
     plain: dict[str, Any] = {key: value for key, value in cfg.items() if key not in keys}
     backbone = plain.get("backbone")
@@ -50,7 +50,7 @@ def build_backbone(cfg: dict) -> nn.Module:
 
 
 def build_neck(cfg: dict) -> nn.Module:
-    """Build a neck: the backbone's tuple of features -> what the head takes."""
+    """Build a neck: the backbone's tuple of features -> the head's input."""
     return NECKS.build(cfg)
 
 

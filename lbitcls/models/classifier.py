@@ -18,31 +18,30 @@ from lbitcls.utils import load_checkpoint
 from lbitcls.utils.errors import ConfigError, DataError, reject_unknown_keys
 from lbitcls.utils.published import is_published
 
-_MOVING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # what differs in training and eval mode
+_MOVING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # differ in training and eval mode
 
 
 @CLASSIFIERS.register_module()
 class ImageClassifier(FreezableModule):
-    """A classifier of images.
+    """Image classifier.
 
     Args:
-        backbone: config of the backbone. Its `pretrained=FILE`, or
-            `init_cfg=dict(type='Pretrained', checkpoint=FILE)`, loads the backbone's part of a file alone;
-            `frozen=True` keeps all of it as it is (no gradients, normalization in eval mode), so that the head alone
-            trains.
-        head: config of the head.
-        neck: config of the neck, or None.
-        pretrained: weights to start from, `'torchvision://mobilenet_v2'` or a local file, published or our own; what
-            fits is loaded, the rest is reported. A head for other classes starts anew.
+        backbone: Config of the backbone. Its `pretrained=FILE`, or
+            `init_cfg=dict(type='Pretrained', checkpoint=FILE)`, loads only the backbone's part of a file;
+            `frozen=True` freezes all of it (no gradients, normalization in eval mode), so that only the head trains.
+        head: Config of the head.
+        neck: Config of the neck, or None.
+        pretrained: Weights to initialize from, `'torchvision://mobilenet_v2'` or a local file, published or our own;
+            whatever matches is loaded, the rest is reported. A head for other classes starts from scratch.
         train_cfg: `dict(augments=…)`: mixup and cutmix of the training batches, see `BatchAugments`.
-        init_cfg: `dict(type='Pretrained', checkpoint=FILE)`, another way to write `pretrained=FILE`.
+        init_cfg: `dict(type='Pretrained', checkpoint=FILE)`, equivalent to `pretrained=FILE`.
 
     Attributes:
-        CLASSES: names of the classes, or None; whoever knows them sets it.
-        cfg: the config the model was made from, or None; likewise.
+        CLASSES: Class names, or None; set from outside.
+        cfg: Config that the model was built from, or None; set from outside.
 
     Raises:
-        ConfigError: parts that do not fit each other, such as a head for another number of channels.
+        ConfigError: Parts that do not match each other, such as a head for another number of channels.
 
     Example:
         >>> model = ImageClassifier(
@@ -66,7 +65,7 @@ class ImageClassifier(FreezableModule):
         backbone = dict(backbone)
         frozen = backbone.pop("frozen", False)
         if not isinstance(frozen, bool):
-            raise ConfigError(f"model.backbone.frozen is True or False; got {frozen!r}. For a part: frozen_stages.")
+            raise ConfigError(f"model.backbone.frozen must be True or False; got {frozen!r}. See also frozen_stages.")
         own = None if _loads_itself(backbone) else backbone.pop("pretrained", None)
         backbone_file = _pretrained_file("model.backbone", own, backbone.pop("init_cfg", None))
         self.backbone = BACKBONES.build(backbone)
@@ -81,7 +80,7 @@ class ImageClassifier(FreezableModule):
 
     @property
     def num_classes(self) -> int | None:
-        """K, from the head or else the backbone; None when neither says it."""
+        """Number of classes, K, from the head or else the backbone; None if neither defines it."""
         of_head = getattr(self.head, "num_classes", None)
         return of_head if of_head is not None else getattr(self.backbone, "num_classes", None)
 
@@ -93,15 +92,15 @@ class ImageClassifier(FreezableModule):
         img_metas: Any = None,
         features: Tensor | None = None,
     ) -> dict[str, Tensor] | np.ndarray:
-        """Losses of a batch, or its scores.
+        """Return the losses of a batch, or its scores.
 
         Args:
             img: (N, C, H, W) float, or None with `features`.
-            gt_label: (N,) int64, needed for the losses.
-            return_loss: True for a dict of scalar tensors: `loss` (to minimise) and the accuracies `top-k`
-                in percent; False for the softmaxed scores, a NumPy array (N, K).
-            img_metas: taken because batches of the tutorial carry it; not used.
-            features: what `fixed_features` gave for the images, in their place: the head alone works, for its loss.
+            gt_label: (N,) int64, required for the losses.
+            return_loss: True for a dict of scalar tensors: `loss` (to minimize) and the accuracies `top-k`
+                in percent; False for the softmax scores, a NumPy array (N, K).
+            img_metas: Accepted because the tutorial's batches contain it; not used.
+            features: Result of `fixed_features`, instead of images: only the head is run, for its loss.
         """
         if features is not None and gt_label is not None:
             return self.loss(self.predict_features(features), gt_label)
@@ -116,18 +115,18 @@ class ImageClassifier(FreezableModule):
         return self.loss(self.predict(img), gt_label)
 
     def extract_feat(self, img: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Features as the head takes them."""
+        """Return features in the form of the head's input."""
         self._check_image(img)
         features = self.backbone(img)
         return features if self.neck is None else self.neck(features)
 
     def predict(self, img: Tensor) -> Tensor:
-        """Logits (N, K)."""
+        """Return logits (N, K)."""
         return self.head(self.extract_feat(img))
 
     @property
     def moving_parts(self) -> list[str]:
-        """Names of the parts before the head that training changes, or that differ in training and eval mode."""
+        """Return the names of parts before the head that training changes, or whose training and eval modes differ."""
         modules = [*self.backbone.named_modules(prefix="backbone")]
         modules += [] if self.neck is None else self.neck.named_modules(prefix="neck")
         return [
@@ -139,33 +138,33 @@ class ImageClassifier(FreezableModule):
 
     @torch.no_grad()
     def fixed_features(self, img: Tensor) -> Tensor:
-        """What the head uses of the features of images, (N, C) or (N, C, H, W); while no part before it moves."""
+        """Return the head's input for images, (N, C) or (N, C, H, W), valid while no part before the head changes."""
         features = self.extract_feat(img)
         return features[-1] if isinstance(features, tuple) else features
 
     def predict_features(self, features: Tensor) -> Tensor:
-        """Logits (N, K) from what `fixed_features` gave."""
+        """Return logits (N, K) for the result of `fixed_features`."""
         return self.head(features)
 
     def loss(self, logits: Tensor, gt_label: Tensor) -> dict[str, Tensor]:
-        """What `forward` returns for training, from logits: for validation, which has them already."""
+        """Return the losses of `forward` from logits, for validation, which has computed them already."""
         return self.head.loss(logits, gt_label)
 
     @torch.no_grad()
     def scores(self, img: Tensor) -> np.ndarray:
-        """Softmaxed scores, float32, (N, K)."""
+        """Return softmax scores, float32, (N, K)."""
         return self.predict(img).float().softmax(dim=1).cpu().numpy()
 
     def adapt_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A published state dict with the names of this model; the same mapping when it has them already."""
+        """Return a published state dict under this model's names; the same mapping if it already has them."""
         return to_classifier_names(state_dict, self.backbone, self.head)
 
     def _check_image(self, img: Tensor) -> None:
         expected = getattr(self.backbone, "in_channels", None)
         if img.dim() != 4 or (expected is not None and img.shape[1] != expected):
             raise DataError(
-                f"{type(self.backbone).__name__} takes images (N, {expected or 'C'}, H, W), got "
-                f"{tuple(img.shape)}; mend the pipeline, or set in_channels of a backbone that has it."
+                f"{type(self.backbone).__name__} needs images (N, {expected or 'C'}, H, W); got "
+                f"{tuple(img.shape)}. Fix the pipeline, or set in_channels of a backbone that has it."
             )
 
 
@@ -193,14 +192,14 @@ def _load_pretrained(module: nn.Module, file: str | None) -> None:
 
 
 def _pretrained_file(owner: str, pretrained: Any, init_cfg: dict | None) -> str | None:
-    """The file that either key of `owner` names, or None."""
+    """Return the file that either key of `owner` names, or None."""
     if init_cfg is not None:
         reject_unknown_keys(f"{owner}.init_cfg", init_cfg, ["type", "checkpoint", "prefix"])
         known_prefix = init_cfg.get("prefix", "backbone") in ("backbone", "backbone.")
         if init_cfg.get("type") != "Pretrained" or not known_prefix or pretrained is not None:
             raise ConfigError(
-                f"{owner}.init_cfg={init_cfg!r}: expected dict(type='Pretrained', checkpoint=FILE), and no "
-                f"{owner}.pretrained beside it."
+                f"{owner}.init_cfg must be dict(type='Pretrained', checkpoint=FILE), without {owner}.pretrained; "
+                f"got {init_cfg!r}."
             )
         pretrained = init_cfg.get("checkpoint")
     if pretrained is None or pretrained is False:
@@ -214,5 +213,5 @@ def _pretrained_file(owner: str, pretrained: Any, init_cfg: dict | None) -> str 
 
 
 def _loads_itself(backbone: dict) -> bool:
-    """Whether the backbone's class takes `pretrained` itself, having weights that only it can find."""
+    """Return True if the backbone's class accepts `pretrained` itself, since only it can find its weights."""
     return "type" in backbone and "pretrained" in inspect.signature(BACKBONES.resolve(backbone["type"])).parameters

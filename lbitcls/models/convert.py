@@ -1,6 +1,6 @@
-"""The published CIFAR ResNets, `resnet20-*.th` of akamaster/pytorch_resnet_cifar10 (GitHub), as checkpoints.
+"""Conversion of the published CIFAR ResNets, `resnet20-*.th` of akamaster/pytorch_resnet_cifar10, to checkpoints.
 
-Their files hold the state dict of a `DataParallel` model (`module.conv1.weight`, …, `module.linear.bias`) and
+Their files contain the state dict of a `DataParallel` model (`module.conv1.weight`, …, `module.linear.bias`) and
 the best accuracy. They were trained on images normalized with ImageNet's mean and standard deviation.
 """
 
@@ -34,19 +34,19 @@ CIFAR10_CLASSES = (
 
 
 def convert_cifar_resnet(source: str | Path, target: str | Path) -> dict:
-    """Write the option-A CIFAR ResNet in `source` as a checkpoint; its size is read off the weights.
+    """Write the option-A CIFAR ResNet in `source` as a checkpoint; its size is inferred from the weights.
 
     Nothing in the file is executed: it is read as plain data (`weights_only`).
 
     Args:
-        source: a published `resnet*.th`.
-        target: the checkpoint to write.
+        source: Published file `resnet*.th`.
+        target: Checkpoint to write.
 
     Returns:
         The config of the model, as `cfg.model`.
 
     Raises:
-        CheckpointError: the file cannot be read as plain data, or is of another network.
+        CheckpointError: The file cannot be read as plain data, or belongs to another network.
     """
     state = plain_state_dict(read_checkpoint(source)["state_dict"])
     config = cifar_resnet_config(state, str(source))
@@ -59,14 +59,14 @@ def convert_cifar_resnet(source: str | Path, target: str | Path) -> dict:
 
 
 def cifar_resnet_config(state: Mapping[str, Tensor], source: str) -> dict:
-    """The config of the classifier whose published weights are `state`; messages call the file `source`."""
+    """Return the config of the classifier whose published weights are `state`; messages call the file `source`."""
     blocks = {key.split(".")[1] for key in state if key.startswith("layer1.")}
     dims = [state[name].dim() for name in ("conv1.weight", "linear.weight") if name in state]
     if dims != [4, 2] or not blocks:
         found = sorted({key.split(".")[0] for key in state})
         raise CheckpointError(
-            f"{source} is no CIFAR ResNet with option-A shortcuts: expected conv1 (4 axes), layer1 … layer3 and linear "
-            f"(2 axes), found {listed(found)}."
+            f"{source} is not a CIFAR ResNet with option-A shortcuts: expected conv1 (4 axes), layer1 … layer3 and "
+            f"linear (2 axes); got {listed(found)}."
         )
     base_channels, in_channels = state["conv1.weight"].shape[:2]
     num_classes, features = state["linear.weight"].shape

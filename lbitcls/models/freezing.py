@@ -1,4 +1,4 @@
-"""Freezing parts of a model by name: no gradients, normalization and dropout in eval mode, until they are unfrozen."""
+"""Freezing of a model's parts by name: no gradients, normalization and dropout in eval mode, until unfrozen."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ Self = TypeVar("Self", bound="FreezableModule")
 
 
 class FreezableModule(nn.Module):
-    """A module whose parts can be frozen: their parameters take no gradient and they stay in eval mode.
+    """Module whose parts can be frozen: their parameters get no gradient and they stay in eval mode.
 
-    What is frozen goes by names, so that it holds for layers that replace others later, and for the quantizers in them.
-    A part keeps the rules of its own: `unfreeze` lets no parameter train that did not before.
+    Frozen parts are identified by name, so layers that replace others later stay frozen, and so do their quantizers.
+    A part's own rules still apply: `unfreeze` does not train a parameter that did not train before.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._frozen: dict[str, bool] = {}  # by the longest name that contains a part's: whether it is frozen
-        self._held: set[str] = set()  # parameters that would train
+        self._frozen: dict[str, bool] = {}  # True if frozen; the longest name that contains a part's applies
+        self._held: set[str] = set()  # parameters that would otherwise train
 
     def freeze(self, name: str) -> None:
-        """Freeze the submodule `name` with all that is in it."""
+        """Freeze the submodule `name` with everything in it."""
         self._mark(name, True)
         self.hold_frozen()
 
     def unfreeze(self, name: str) -> None:
-        """Let the submodule `name`, with all that is in it, train as it did before it was frozen."""
+        """Let the submodule `name`, with everything in it, train as it did before it was frozen."""
         self._mark(name, False)
         for key, parameter in self.named_parameters():
             if key in self._held and not self.is_frozen(key):
@@ -38,20 +38,20 @@ class FreezableModule(nn.Module):
                 self._held.remove(key)
 
     def is_frozen(self, name: str) -> bool:
-        """Whether the submodule or parameter `name` is frozen."""
+        """Return True if the submodule or parameter `name` is frozen."""
         while name not in self._frozen and name:
             name = name.rpartition(".")[0]
         return self._frozen.get(name, False)
 
     def hold_frozen(self) -> None:
-        """Take the gradients from what is frozen again, after something else (switching quantizers on) gave them."""
+        """Disable the gradients of frozen parts again, after something else (enabling quantizers) has enabled them."""
         for key, parameter in self.named_parameters():
             if parameter.requires_grad and self.is_frozen(key):
                 parameter.requires_grad_(False)
                 self._held.add(key)
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Set the mode; what is frozen stays in eval mode."""
+        """Set the mode; frozen parts stay in eval mode."""
         super().train(mode)
         if mode and self._frozen:
             for name, module in self.named_modules():
@@ -60,23 +60,23 @@ class FreezableModule(nn.Module):
         return self
 
     def find_parts(self, patterns: list[str], place: str) -> list[str]:
-        """Names of the submodules that `patterns` name: full names, or with `*`, `?` and `[…]` in them.
+        """Return the names of the submodules that match `patterns`: full names, or with `*`, `?` and `[…]`.
 
-        A submodule inside another of them is left out.
+        A submodule inside another match is left out.
 
         Args:
-            patterns: of the names.
-            place: where in the config they stand, for messages.
+            patterns: Patterns of the names.
+            place: Place of the patterns in the config, for messages.
 
         Raises:
-            ConfigError: a pattern matches none.
+            ConfigError: A pattern matches nothing.
         """
         names = [name for name, _ in self.named_modules() if name]
         found: list[str] = []
         for pattern in patterns:
             matching = [name for name in names if fnmatchcase(name, pattern)]
             if not matching:
-                raise ConfigError(f"{place}: '{pattern}' names no part of the model{suggest(pattern, names)}")
+                raise ConfigError(f"{place}: '{pattern}' matches no part of the model{suggest(pattern, names)}")
             found += matching
         return [name for name in dict.fromkeys(found) if not any(name.startswith(f"{other}.") for other in found)]
 

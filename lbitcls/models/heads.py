@@ -16,12 +16,12 @@ logger = logging.getLogger("lbitcls")
 
 @torch.no_grad()
 def topk_accuracy(logits: Tensor, gt_label: Tensor, topk: Sequence[int]) -> dict[str, Tensor]:
-    """Percent of samples whose label is among the k largest logits, for each k that is not above K.
+    """Return the percentage of samples whose label is among the k largest logits, for each k up to K.
 
     Args:
         logits: (N, K).
-        gt_label: (N,) class numbers, or (N, K) probabilities, of which the largest counts.
-        topk: the values of k.
+        gt_label: (N,) labels, or (N, K) probabilities, of which the largest counts.
+        topk: Values of k.
 
     Returns:
         `{"top-1": scalar tensor, …}`, in 0-100.
@@ -35,32 +35,32 @@ def topk_accuracy(logits: Tensor, gt_label: Tensor, topk: Sequence[int]) -> dict
     if not counted:
         return {}
     hits = logits.topk(max(counted), dim=1).indices == label.unsqueeze(1)
-    # The sum times 100 is exact in float32 up to 2^24; a mean times 100 gives 99.99999.
+    # The sum times 100 is exact in float32 up to 2^24; a mean times 100 would give 99.99999.
     return {f"top-{k}": hits[:, :k].sum().float() * 100 / len(logits) for k in counted}
 
 
 def _checked_topk(topk: int | Sequence[int]) -> tuple[int, ...]:
     values = (topk,) if isinstance(topk, int) else tuple(topk)
     if not values or any(type(k) is not int or k < 1 for k in values):
-        raise ConfigError(f"topk={topk!r}: expected one or more whole numbers from 1 on, such as (1, 5).")
+        raise ConfigError(f"topk must be one or more integers ≥ 1, such as (1, 5); got {topk!r}.")
     return values
 
 
 @HEADS.register_module()
 class ClsHead(nn.Module):
-    """Head of a backbone that gives logits itself (`LeNet5` and `VGG` with `num_classes`).
+    """Head for a backbone that returns logits itself (`LeNet5` and `VGG` with `num_classes`).
 
     Args:
-        loss: config of the loss; cross entropy when not given.
-        topk: the k of the accuracies reported. A k above the number of classes is not reported: with two
-            classes `(1, 5)` gives `top-1` alone.
+        loss: Config of the loss; cross entropy by default.
+        topk: Values of k of the reported accuracies. A k above the number of classes is not reported: with two
+            classes, `(1, 5)` gives `top-1` alone.
 
     Attributes:
-        num_classes: K, or None where the backbone decides it.
-        in_channels: channels it needs, or None.
+        num_classes: K, or None if the backbone determines it.
+        in_channels: Required channels, or None.
     """
 
-    # Name of the layer that takes the classifier of a published file, where the head has one.
+    # Name of the layer that receives the weights of a published file's classifier, if the head has one.
     classifier_layer: str | None = None
 
     def __init__(self, loss: dict | None = None, topk: int | Sequence[int] = (1, 5)) -> None:
@@ -71,17 +71,17 @@ class ClsHead(nn.Module):
         self.compute_loss = LOSSES.build(loss if loss is not None else {"type": "CrossEntropyLoss"})
 
     def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """Logits (N, K)."""
+        """Return logits (N, K)."""
         logits = self._last(features)
         if logits.dim() != 2:
             raise ConfigError(
-                f"{type(self).__name__} takes logits (N, K), but the backbone gives {tuple(logits.shape)}: "
+                f"{type(self).__name__} needs logits (N, K), but the backbone returns {tuple(logits.shape)}: "
                 "give the backbone num_classes, or use a GlobalAveragePooling neck and a LinearClsHead."
             )
         return logits
 
     def loss(self, logits: Tensor, gt_label: Tensor) -> dict[str, Tensor]:
-        """`loss` (scalar, to minimise) and the accuracies `top-k` in percent."""
+        """Return `loss` (scalar, to minimize) and the accuracies `top-k` in percent."""
         accuracies = topk_accuracy(logits, gt_label, self.topk)
         return {"loss": self.compute_loss(logits, gt_label), **accuracies}
 
@@ -97,7 +97,7 @@ def _init_normal(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 class _HeadWithClasses(ClsHead):
-    """What the heads with a layer of their own share: K, the channels they need, and dropout."""
+    """Base of the heads with their own layer: K, the required channels, and dropout."""
 
     def __init__(
         self, num_classes: int, in_channels: int, loss: dict | None, topk: int | Sequence[int], dropout: float
@@ -106,15 +106,15 @@ class _HeadWithClasses(ClsHead):
         owner = type(self).__name__
         for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
             if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{owner}({key}={value!r}): expected a whole number from 1 on.")
+                raise ConfigError(f"{owner}: {key} must be an integer ≥ 1; got {value!r}.")
         if not 0 <= dropout < 1:
-            raise ConfigError(f"{owner}(dropout={dropout}): expected a probability, 0 <= dropout < 1.")
+            raise ConfigError(f"{owner}: dropout must be a probability, 0 <= dropout < 1; got {dropout}.")
         unreported = [k for k in self.topk if k > num_classes]
         if len(unreported) == len(self.topk):
             raise ConfigError(f"{owner}(topk={topk!r}): every k is above num_classes={num_classes}; use topk=(1,).")
         if unreported:
             names = ", ".join(f"top-{k}" for k in unreported)
-            logger.info("%s is not reported: there are %d classes.", names, num_classes)
+            logger.info("Not reporting %s: there are only %d classes.", names, num_classes)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.dropout = nn.Dropout(dropout)
@@ -127,9 +127,9 @@ class LinearClsHead(_HeadWithClasses):
     Args:
         num_classes: K.
         in_channels: C, the channels of the backbone's last feature.
-        loss: config of the loss; cross entropy when not given.
-        topk: the k of the accuracies reported, those above K left out.
-        dropout: probability of zeroing a feature in training, before `fc`.
+        loss: Config of the loss; cross entropy by default.
+        topk: Values of k of the reported accuracies; those above K are left out.
+        dropout: Probability of zeroing a feature in training, before `fc`.
     """
 
     classifier_layer = "fc"
@@ -150,8 +150,8 @@ class LinearClsHead(_HeadWithClasses):
         feature = self._last(features)
         if feature.dim() != 2:
             raise ConfigError(
-                f"LinearClsHead takes features (N, C), got {tuple(feature.shape)}; "
-                "add neck=dict(type='GlobalAveragePooling') to the model."
+                f"LinearClsHead needs features (N, C); got {tuple(feature.shape)}. "
+                "Add neck=dict(type='GlobalAveragePooling') to the model."
             )
         return self.fc(self.dropout(feature))
 
@@ -160,14 +160,14 @@ class LinearClsHead(_HeadWithClasses):
 class ConvClsHead(_HeadWithClasses):
     """SqueezeNet's head: dropout, 1x1 convolution `conv`, ReLU, mean over the map: (N, C, H, W) -> (N, K).
 
-    It takes the feature map itself, so the model has no neck.
+    Its input is the feature map itself, so the model has no neck.
 
     Args:
         num_classes: K.
         in_channels: C, the channels of the backbone's last feature map.
-        loss: config of the loss; cross entropy when not given.
-        topk: the k of the accuracies reported, those above K left out.
-        dropout: probability of zeroing a feature in training, before `conv`.
+        loss: Config of the loss; cross entropy by default.
+        topk: Values of k of the reported accuracies; those above K are left out.
+        dropout: Probability of zeroing a feature in training, before `conv`.
     """
 
     classifier_layer = "conv"
@@ -190,7 +190,7 @@ class ConvClsHead(_HeadWithClasses):
         feature = self._last(features)
         if feature.dim() != 4:
             raise ConfigError(
-                f"ConvClsHead takes a feature map (N, C, H, W), got {tuple(feature.shape)}; "
-                "leave the neck out of the model."
+                f"ConvClsHead needs a feature map (N, C, H, W); got {tuple(feature.shape)}. "
+                "Leave the neck out of the model."
             )
         return self.avgpool(self.relu(self.conv(self.dropout(feature)))).flatten(1)

@@ -1,4 +1,4 @@
-"""Necks: from the backbone's feature maps to what the head takes."""
+"""Necks: from the backbone's feature maps to the head's input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lbitcls.registry import NECKS
 
 @NECKS.register_module()
 class GlobalAveragePooling(nn.Module):
-    """Mean over height and width: (N, C, H, W) -> (N, C). Features that are (N, C) already pass as they are.
+    """Mean over height and width: (N, C, H, W) -> (N, C). Features (N, C) pass unchanged.
 
     A tuple of features gives a tuple.
     """

@@ -1,10 +1,10 @@
-"""From the names of a published state dict to those of a classifier.
+"""Mapping of the names in a published state dict to those of a classifier.
 
 Published files name the layers of a whole classifier as their own project does (`conv1`, `layer1.0.conv1`,
-`fc`); here the same layers are `backbone.conv1`, `backbone.layer1.0.conv1`, `head.fc`. The backbone says
-how its file calls the last layer (`published_classifier`) and what stands before its own names
-(`state_prefix`); the head says which of its layers takes the last one (`classifier_layer`). Shapes are not
-compared here: the loader reports those that differ.
+`fc`); here the same layers are `backbone.conv1`, `backbone.layer1.0.conv1`, `head.fc`. The backbone defines
+its file's name of the last layer (`published_classifier`) and the prefix of its own names (`state_prefix`);
+the head defines which of its layers receives the last one (`classifier_layer`). Shapes are not compared here:
+the loader reports those that differ.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import nn
 
-# What wrappers put before every name: DataParallel and DDP, torch.compile.
+# Prefixes that wrappers add to every name: DataParallel and DDP, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
-# Where training scripts keep the state dict inside a checkpoint.
+# Keys under which training scripts store the state dict in a checkpoint.
 _CONTAINERS = ("state_dict", "model")
 
 
 def plain_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict inside `checkpoint`, without the prefixes of DataParallel, DDP and torch.compile.
+    """Return the state dict inside `checkpoint`, without the prefixes of DataParallel, DDP and torch.compile.
 
     Example:
         >>> plain_state_dict({"state_dict": {"module.fc.bias": 0}, "epoch": 3})
@@ -33,7 +33,7 @@ def plain_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _unwrapped(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What one container or prefix holds; None: there is neither."""
+    """Return the content of one container or prefix; None if there is neither."""
     for key in _CONTAINERS:
         if isinstance(checkpoint.get(key), Mapping):
             return checkpoint[key]
@@ -44,7 +44,7 @@ def _unwrapped(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def to_classifier_names(state_dict: Mapping[str, Any], backbone: nn.Module, head: nn.Module) -> Mapping[str, Any]:
-    """`state_dict` with the names of a classifier made of `backbone` and `head`, if not so already."""
+    """Return `state_dict` under the names of a classifier of `backbone` and `head`, if it does not have them yet."""
     state = plain_state_dict(state_dict)
     # Not "head.": torchvision's Swin calls its last layer `head`.
     if any(key.startswith("backbone.") for key in state):
@@ -63,7 +63,7 @@ def to_classifier_names(state_dict: Mapping[str, Any], backbone: nn.Module, head
 
 
 def to_backbone_names(state_dict: Mapping[str, Any], backbone: nn.Module) -> Mapping[str, Any]:
-    """The part of `state_dict`, a classifier's or a backbone's, that is `backbone`'s, by its names."""
+    """Return `backbone`'s part of `state_dict`, a classifier's or a backbone's, under the backbone's names."""
     state = plain_state_dict(state_dict)
     prefix = "backbone."
     if any(key.startswith(prefix) for key in state):

@@ -1,4 +1,4 @@
-"""Helpers that every part of the package may use; the public ones are imported when first asked for."""
+"""Helpers for all parts of the package; public names are imported on first use."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
-"""Config files: mmengine's `Config`, with its traps closed.
+"""Config files: mmengine's `Config` without its pitfalls.
 
-A syntax error names its file; a file with imports is never mistaken for mmengine's "lazy" kind; a number written as
-`1e-3` in YAML is a number, and nothing in YAML is run; an option for a key that is not there, a section's name nearly
-right, or a section of another framework is a `ConfigError` with a suggestion.
+A syntax error names its file; a file with imports is never mistaken for mmengine's "lazy" kind; `1e-3` in YAML is a
+number, and nothing in YAML is executed; an option for a missing key, a misspelled section, or a section of another
+framework is a `ConfigError` with a suggestion.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from lbitcls.utils.shapes import check_shapes
 SECTIONS: dict[str, str] = {
     "model": "the classifier: backbone, neck, head",
     "data": "data sets, pipelines, batch size, workers",
-    "data_root": "where relative data paths start",
-    "evaluation": "how often and by what to validate",
-    "quant_transformer": "which layers become quantized, and how",
-    "calibration": "when and from how much data the quantizers take their first values",
+    "data_root": "base folder of relative data paths",
+    "evaluation": "validation interval and metric",
+    "quant_transformer": "layers to quantize, and how",
+    "calibration": "when to initialize the quantizers, and on how much data",
     "optimizer": "a torch optimizer by name",
     "optimizer_config": "gradient clipping and accumulation",
-    "lr_config": "learning-rate policy and warm-up",
+    "lr_config": "learning-rate policy and warmup",
     "total_epochs": "length of the run",
     "checkpoint_config": "how often to save, how many to keep",
     "log_config": "loggers and their interval",
     "log_level": "INFO, DEBUG, WARNING",
-    "load_from": "weights to start from",
-    "resume_from": "a run to go on with",
-    "work_dir": "where a run writes",
+    "load_from": "weights to initialize from",
+    "resume_from": "run to resume",
+    "work_dir": "output folder of a run",
     "workflow": "order of train and val epochs",
     "dist_params": "backend of torch.distributed",
     "fp16": "float16 autocast",
@@ -48,20 +48,20 @@ SECTIONS: dict[str, str] = {
     "seed": "seed of everything random",
     "deterministic": "only deterministic kernels",
     "cudnn_benchmark": "let cuDNN choose kernels by timing",
-    "find_unused_parameters": "as DDP takes it",
+    "find_unused_parameters": "DDP's option of this name",
     "sycbn": "BatchNorm statistics over all GPUs",
     "cpu_only": "train on the CPU",
     "device": "device to train on",
-    "num_threads": "threads of a process on the CPU",
+    "num_threads": "CPU threads per process",
     "gpu_ids": "GPUs to train on",
-    "custom_hooks": "hooks of your own",
-    "custom_imports": "modules of your own to import",
+    "custom_hooks": "custom hooks",
+    "custom_imports": "custom modules to import",
     "compile": "torch.compile the model",
     "kernels": "of quantizers: auto, plain or fused",
-    "ema": "average of the weights",
-    "feature_cache": "keep the features of a frozen backbone",
+    "ema": "moving average of the weights",
+    "feature_cache": "cache the features of a frozen backbone",
     "channels_last": "memory format of images and convolutions",
-    "export": "write the best weights as an integer model when the run is complete",
+    "export": "export the best weights as an integer model when the run is complete",
 }
 
 _FOREIGN: dict[str, str] = {
@@ -77,7 +77,7 @@ _FOREIGN: dict[str, str] = {
     "data_preprocessor": "Normalize in the pipelines of data",
     "train_cfg": "total_epochs, and evaluation.interval",
     "randomness": "seed and deterministic",
-    "runner": "total_epochs (of mmcls's, dict(type='EpochBasedRunner', max_epochs=N) is understood)",
+    "runner": "total_epochs (mmcls's dict(type='EpochBasedRunner', max_epochs=N) is accepted)",
 }
 
 
@@ -100,15 +100,15 @@ class Config(_MMEngineConfig):
 
     @staticmethod
     def fromfile(filename: str | Path, **kwargs: Any) -> Config:
-        """Read a config file with its `_base_` files, check the sections' names, import its `custom_imports`.
+        """Read a config file with its `_base_` files, check the section names, and import its `custom_imports`.
 
-        It is a `.py`, `.yaml`, `.yml` or `.json` file. A path that begins with `configs/` and is not there is looked
-        for among the configs of the package. A Python config is a program, which is run; in safe mode
-        (`lbitcls.utils.safe`) it is refused, as are such bases and `custom_imports`.
+        The file is a `.py`, `.yaml`, `.yml` or `.json` file. A missing path that starts with `configs/` is searched for
+        among the package's configs. A Python config is a program and is executed; in safe mode
+        (`lbitcls.utils.safe`) it is refused, as are Python bases and `custom_imports`.
 
         Raises:
-            ConfigError: the file is missing, cannot be read, or has a name that is nearly a section's; a module of
-                `custom_imports` is not there; it would run code in safe mode.
+            ConfigError: The file is missing, cannot be read, or has a name close to a section's; a module of
+                `custom_imports` is missing; it would run code in safe mode.
         """
         path = existing(Path(filename).expanduser())
         loaded = read_config(path, **kwargs)
@@ -120,29 +120,29 @@ class Config(_MMEngineConfig):
 
     @staticmethod
     def fromstring(cfg_str: str, file_format: str = ".py") -> Config:
-        """A config from its text, as a checkpoint keeps it in `meta['config']`. Nothing in it is run.
+        """Parse a config from text, such as a checkpoint's `meta['config']`. Nothing in it is executed.
 
         Raises:
-            ConfigError: it has more in it than `name = value` with plain values.
+            ConfigError: It contains more than `name = value` with plain values.
         """
         if file_format == ".py":
             return Config(read_sections(cfg_str), cfg_text=cfg_str)
         if file_format not in (".yaml", ".yml", ".json"):
-            raise ConfigError(f"the text of a config is .py, .yaml, .yml or .json; got {file_format!r}.")
+            raise ConfigError(f"the format of a config's text must be .py, .yaml, .yml or .json; got {file_format!r}.")
         try:
             sections = json.loads(cfg_str) if file_format == ".json" else read_yaml(cfg_str)
             return Config(numbers(dict(sections), Path(f"text{file_format}")), cfg_text=cfg_str)
-        except Exception as error:  # of the kinds of two readers
+        except Exception as error:  # from either of two readers
             raise ConfigError(f"the text of this config cannot be read: {error}.") from error
 
     def merge_from_dict(self, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
         """Override values by dotted keys: `{'optimizer.lr': 0.01, 'data.train.pipeline.0.type': 'X'}`.
 
-        A key must be there already, so that a typo cannot pass; a leading `+` adds one (`+optimizer.nesterov`).
-        Sections of the framework may be set whether the config has them or not.
+        A key must exist, so that a typo cannot pass; a leading `+` adds one (`+optimizer.nesterov`). The framework's
+        sections may be set even if the config lacks them.
 
         Raises:
-            ConfigError: a key is not there (with the nearest one), or a value cannot be put where it says.
+            ConfigError: A key does not exist (with the nearest one), or a value cannot be set there.
         """
         for key in options:
             if not key.startswith("+"):
@@ -156,20 +156,20 @@ class Config(_MMEngineConfig):
 
     @property
     def pretty_text(self) -> str:
-        """The config as Python text that reads back equal.
+        """Return the config as Python text that reads back equal.
 
         Raises:
-            ConfigError: a value is none that a text can hold.
+            ConfigError: A value cannot be written as text.
         """
         return format_config(self.to_dict())
 
     def dump(self, file: str | Path | None = None) -> str | None:
-        """Write the config to `file`, whole; None: return its text.
+        """Write the config to `file` atomically, or return its text if `file` is None.
 
-        In a `.yaml`, `.yml` or `.json` file tuples, ranges and sets become lists.
+        In a `.yaml`, `.yml` or `.json` file, tuples, ranges and sets become lists.
 
         Raises:
-            ConfigError: a value is none that a text can hold.
+            ConfigError: A value cannot be written as text.
         """
         text = self.pretty_text
         if file is None:
@@ -183,14 +183,14 @@ class Config(_MMEngineConfig):
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """`"optimizer.lr=1e-3"` to `("optimizer.lr", 0.001)`: Python literals, `true`/`false`/`none`, else the text.
+    """Parse `"optimizer.lr=1e-3"` to `("optimizer.lr", 0.001)`: a Python literal, `true`/`false`/`none`, or a string.
 
     Raises:
-        ConfigError: there is no `=` in it.
+        ConfigError: The text contains no `=`.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"an option is written key=value, as in optimizer.lr=0.01; got '{text}'.")
+        raise ConfigError(f"an option must be key=value, as in optimizer.lr=0.01; got '{text}'.")
     words = {"true": True, "false": False, "none": None}
     if value.lower() in words:
         return key, words[value.lower()]
@@ -203,26 +203,26 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def check_sections(cfg: Config) -> None:
-    """Raise `ConfigError` for a top-level name that is nearly a section's, or another framework's, or of a wrong form.
+    """Raise `ConfigError` for a misspelled section, one of another framework, or one of the wrong form.
 
-    Any other name is the config's own helper variable.
+    Any other top-level name is the config's own helper variable.
     """
     check_shapes(cfg._cfg_dict, SECTIONS)
     for name in cfg._cfg_dict:
         if name in SECTIONS:
             continue
         if name in _FOREIGN:
-            raise ConfigError(f"'{name}' is a section of mmengine's runner; here it is {_FOREIGN[name]}.")
+            raise ConfigError(f"'{name}' is a section of mmengine's runner; use {_FOREIGN[name]} instead.")
         close = nearest(name, SECTIONS, cutoff=0.85)
         if close is not None:
             raise ConfigError(
-                f"'{name}' is no section of a config; did you mean '{close}' ({SECTIONS[close]})? "
-                "A helper variable needs a name less like it."
+                f"'{name}' is not a section of a config. Did you mean '{close}' ({SECTIONS[close]})? "
+                "A helper variable needs a less similar name."
             )
 
 
 def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
-    """Raise `ConfigError` when the config lacks one of `names`, which `purpose` ("training") needs, or is not plain."""
+    """Raise `ConfigError` if the config lacks one of `names`, needed for `purpose` ("training"), or is not plain."""
     values = {name: cfg.get(name) for name in names}
     missing = [f"{name} ({SECTIONS[name]})" for name, v in values.items() if v is None or v is False or v == ""]
     if missing:
@@ -231,7 +231,7 @@ def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
 
 
 def _values(sections: Any) -> Any:
-    """`sections` in plain values; without helpers that are none, as the classes that a config imports."""
+    """Return `sections` as plain values, without helpers that are not, such as imported classes."""
     kept = {name: plain_values(value) for name, value in sections.items() if name in SECTIONS or _is_plain(value)}
     return type(sections)(kept)
 
@@ -245,7 +245,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _with_total_epochs(sections: Any) -> Any:
-    """mmcls's `runner = dict(type='EpochBasedRunner', max_epochs=N)` becomes `total_epochs = N`.
+    """Replace mmcls's `runner = dict(type='EpochBasedRunner', max_epochs=N)` by `total_epochs = N`.
 
     Any other runner stays, and is refused with the sections of other frameworks.
     """
@@ -256,7 +256,7 @@ def _with_total_epochs(sections: Any) -> Any:
     if sections.get("total_epochs") not in (None, epochs):
         raise ConfigError(
             f"runner.max_epochs={epochs} and total_epochs={sections['total_epochs']} contradict each other; "
-            "give one of them."
+            "give only one of them."
         )
     rest = {name: value for name, value in sections.items() if name != "runner"}
     return type(sections)({**rest, "total_epochs": epochs})

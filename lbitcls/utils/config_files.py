@@ -1,6 +1,6 @@
-"""Reading a config's file, and those it inherits from, by mmengine, with its traps closed.
+"""Reading of a config file and its bases with mmengine, without mmengine's pitfalls.
 
-YAML makes no objects of Python, in safe mode no Python runs, a byte order mark is no syntax, and a syntax error names
+YAML creates no Python objects, no Python runs in safe mode, a byte order mark is ignored, and a syntax error names
 its file.
 """
 
@@ -28,10 +28,10 @@ _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 def read_config(path: Path, **kwargs: Any) -> _MMEngineConfig:
-    """What mmengine makes of the file `path` and its bases, and their text.
+    """Read the file `path` and its bases with mmengine; return the result with their text.
 
     Raises:
-        ConfigError: it cannot be read, or would run code in safe mode.
+        ConfigError: It cannot be read, or would run code in safe mode.
     """
     check_syntax(path, ())
     try:
@@ -40,12 +40,12 @@ def read_config(path: Path, **kwargs: Any) -> _MMEngineConfig:
                 str(path),
                 use_environment_variables=False,
                 lazy_import=False,
-                import_custom_modules=False,  # done by our own, with our search path and message
+                import_custom_modules=False,  # ours does it, with our search path and message
                 **kwargs,
             )
-    except Exception as error:  # a config is a program: whatever it raises is the user's to see, with its place
+    except Exception as error:  # a config is a program: the user must see whatever it raises, with its location
         if explain(error) is not None:
-            raise  # our own, or a full disk's
+            raise  # our own error, or that of a full disk
         raise ConfigError(
             f"config {path} cannot be read: {type(error).__name__}: {error}{_line(error, path)}"
         ) from error
@@ -53,28 +53,28 @@ def read_config(path: Path, **kwargs: Any) -> _MMEngineConfig:
 
 
 def existing(path: Path) -> Path:
-    """`path`, or the config of the library that it names.
+    """Return `path`, or the library config that it names.
 
     Raises:
-        ConfigError: there is no such config file; the message names the nearest.
+        ConfigError: There is no such config file; the message names the nearest.
     """
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder; a config is a .py, .yaml, .yml or .json file.")
+        raise ConfigError(f"{path} is a folder; a config must be a .py, .yaml, .yml or .json file.")
     if not path.is_file():
         shipped = find_shipped(path)
         if shipped is not None:
             return shipped
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         ours = None if nearest(path.name, siblings) else nearest_config(path)
-        hint = suggest(path.name, siblings) if ours is None else f"; did you mean {ours}, which comes with the package?"
+        hint = suggest(path.name, siblings) if ours is None else f". Did you mean {ours}, which comes with the package?"
         raise ConfigError(f"there is no config file {path}{hint}")
     if path.suffix not in (".py", ".yaml", ".yml", ".json"):
-        raise ConfigError(f"a config is a .py, .yaml, .yml or .json file; got {path}.")
+        raise ConfigError(f"a config must be a .py, .yaml, .yml or .json file; got {path}.")
     return path
 
 
 def check_syntax(path: Path, children: tuple[Path, ...]) -> None:
-    """Parse a Python config and its bases for syntax alone, since mmengine's message does not name the file."""
+    """Check the syntax of a Python config and its bases, since mmengine's message does not name the file."""
     if path in children:
         raise ConfigError(f"config {path} is its own base: {' -> '.join(map(str, (*children, path)))}.")
     if path.suffix != ".py":
@@ -101,20 +101,20 @@ def _bases(tree: ast.Module, path: Path) -> list[str]:
                 return []
             bases = [value] if isinstance(value, str) else value
             if not isinstance(bases, (list, tuple)) or not all(isinstance(base, str) for base in bases):
-                raise ConfigError(f"config {path} has _base_ = {shown(value)}; it is a path, or a list of paths.")
+                raise ConfigError(f"config {path}: _base_ must be a path, or a list of paths; got {shown(value)}.")
             return list(bases)
     return []
 
 
 class _PlainYaml(YamlHandler):
-    """mmengine's reader of YAML makes any object of Python that the file names, which runs code; this one does not."""
+    """YAML reader without mmengine's creation of arbitrary Python objects, which runs code."""
 
     def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
         return _sections(read_yaml(file), "YAML")
 
 
 class _PlainJson(JsonHandler):
-    """mmengine's reader of JSON, for configs alone."""
+    """mmengine's JSON reader, for configs only."""
 
     def load_from_fileobj(self, file: Any) -> Any:
         return _sections(super().load_from_fileobj(file), "JSON")
@@ -122,7 +122,7 @@ class _PlainJson(JsonHandler):
 
 def _sections(value: Any, kind: str) -> Any:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"a config in {kind} has sections at its top, 'name: value'; it has {shown(value)}.")
+        raise ConfigError(f"a config in {kind} must have sections at its top, 'name: value'; got {shown(value)}.")
     return value
 
 
@@ -131,10 +131,10 @@ _READING = threading.RLock()
 
 @contextlib.contextmanager
 def _guarded() -> Iterator[None]:
-    """Let mmengine read a config and all its bases safely.
+    """Make mmengine read a config and all its bases safely.
 
-    YAML is read by `read_yaml`, Python not at all in safe mode, and the byte order mark that editors on Windows put
-    before UTF-8 is dropped from the copy of each file that mmengine works on.
+    YAML is read by `read_yaml`, Python is refused in safe mode, and the byte order mark that Windows editors put before
+    UTF-8 is removed from mmengine's copy of each file.
     """
     read_file, copy = _MMEngineConfig._file2dict, _MMEngineConfig._substitute_predefined_vars
 
@@ -163,7 +163,7 @@ def _guarded() -> Iterator[None]:
 
 
 def _line(error: BaseException, path: Path) -> str:
-    """` (line 7)` when the config's own code raised `error`."""
+    """Return ` (line 7)` if the config's own code raised `error`."""
     lines = []
     trace = error.__traceback__
     while trace is not None:
@@ -174,7 +174,7 @@ def _line(error: BaseException, path: Path) -> str:
 
 
 def numbers(value: Any, path: Path) -> Any:
-    """YAML 1.1 reads `1e-3` as a string: in YAML and JSON files a string that is a float is one."""
+    """Convert strings that are floats to floats in YAML and JSON files: YAML 1.1 reads `1e-3` as a string."""
     if path.suffix == ".py":
         return value
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Overriding values of a config by dotted keys: which keys may be named, and how mmengine takes them."""
+"""Overrides of config values by dotted keys: check of the keys, and conversion to mmengine's form."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lbitcls.utils.errors import ConfigError, suggest
 
 
 def mergeable(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:
-    """An override in the form that mmengine merges, which puts no plain value into a list and no dict over None.
+    """Return an override in a form that mmengine can merge: no plain value into a list, and no dict over None.
 
-    An item of a list, `a.b.1=x`, becomes `a.b=[…, x, …]`; a dict in the place of None replaces it.
+    A list item, `a.b.1=x`, becomes `a.b=[…, x, …]`; a dict replaces a None.
     """
     parent, _, last = dotted.rpartition(".")
     node: Any = root
@@ -32,7 +32,7 @@ def mergeable(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:
 
 
 def check_override(root: ConfigDict, dotted: str, sections: Iterable[str]) -> None:
-    """Raise unless every part of `dotted` exists, or the section it names is a known one that the config lacks."""
+    """Raise unless every part of `dotted` exists, or its section is a known one that the config lacks."""
     node: Any = root
     parts = dotted.split(".")
     if parts[0] not in root and parts[0] in sections:
@@ -43,15 +43,15 @@ def check_override(root: ConfigDict, dotted: str, sections: Iterable[str]) -> No
             known += sections
         if isinstance(node, (list, tuple)) and part not in known:
             raise ConfigError(
-                f"the option '{dotted}': '{'.'.join(parts[:depth])}' is a list of {len(node)}, whose items are "
-                f"numbered from 0; it has no item '{part}'. To make it longer give the whole list."
+                f"the option '{dotted}': '{'.'.join(parts[:depth])}' is a list of length {len(node)}, "
+                f"numbered from 0; it has no item '{part}'. To extend it, give the whole list."
             )
         if part not in known:
             full = ".".join((*parts[:depth], part))
             hint = suggest(part, known)
             raise ConfigError(
-                f"the option '{dotted}' overrides a key that is not there: '{full}'{hint} "
-                f"To add a new key write +{dotted}=…"
+                f"the option '{dotted}' overrides a key that does not exist: '{full}'{hint} "
+                f"To add a new key, write +{dotted}=…"
             )
         node = node[int(part)] if isinstance(node, (list, tuple)) else node.get(part)
         if depth + 1 < len(parts) and not isinstance(node, (dict, list, tuple)):

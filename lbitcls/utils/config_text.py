@@ -1,7 +1,7 @@
-"""A config as Python text: written so that it reads back equal, and read as plain values without being run.
+"""Configs as Python text, written so that it reads back equal, and read as plain values without executing it.
 
-Every value is a number, a text, bytes, None, a list, tuple, set, range or dict, or made of those. Paths are written as
-texts, NumPy's numbers and arrays as Python's.
+Every value is a number, string, bytes, None, a list, tuple, set, range or dict, or composed of those. Paths are written
+as strings, NumPy's numbers and arrays as Python's.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 from lbitcls.utils.errors import ConfigError
 
-WIDTH = 120  # of a line, where its values let it be
+WIDTH = 120  # of a line, if its values allow
 _CALLED = ("dict", "float", "globals", "range", "set")  # names that the text itself uses
-_REST = "globals().update"  # sets the names that no assignment can
+_REST = "globals().update"  # sets the names that an assignment cannot
 
 
 def format_config(sections: Mapping[Any, Any]) -> str:
-    """The text of a config: `name = value` for each section, long values over several lines.
+    """Return the text of a config: `name = value` for each section, long values over several lines.
 
     Raises:
-        ConfigError: a value is none that a text can hold (a class, a function, …), with its place.
+        ConfigError: A value cannot be written as text (a class, a function, …); the message gives its place.
     """
     try:
         named = {name: value for name, value in sections.items() if _assignable(name)}
@@ -42,13 +42,13 @@ def _assignable(name: Any) -> bool:
 
 
 def _is_name(key: Any) -> bool:
-    if not isinstance(key, str) or not key.isascii() or key == "__debug__":  # that one is a constant
+    if not isinstance(key, str) or not key.isascii() or key == "__debug__":  # `__debug__` is a constant
         return False
     return key.isidentifier() and not keyword.iskeyword(key)
 
 
 def _text(value: Any, where: str, column: int, indent: int) -> str:
-    """`value` from `column` on; what does not fit goes on at `indent` and deeper."""
+    """Return `value` as text starting at `column`; what does not fit continues at `indent` and deeper."""
     flat, parts = _flat(value, where), _parts(value, where)
     if parts is None or column + len(flat) < WIDTH:
         return flat
@@ -59,7 +59,7 @@ def _text(value: Any, where: str, column: int, indent: int) -> str:
 
 
 def _flat(value: Any, where: str) -> str:
-    """`value` on one line."""
+    """Return `value` on one line."""
     parts = _parts(value, where)
     if parts is None:
         return _scalar(plain(value), where)
@@ -68,7 +68,7 @@ def _flat(value: Any, where: str) -> str:
 
 
 def _parts(value: Any, where: str) -> tuple[str, list[tuple[str, Any, str]], str] | None:
-    """What opens a container, its items (text before it, item, its place) and what closes it; None: no container."""
+    """Return a container's opening, its items (text before it, item, its place) and closing; None for other values."""
     value = plain(value)
     if isinstance(value, Mapping):
         if all(map(_is_name, value)):
@@ -84,7 +84,7 @@ def _parts(value: Any, where: str) -> tuple[str, list[tuple[str, Any, str]], str
 
 
 def plain(value: Any) -> Any:
-    """A path as its text, a NumPy number or array as Python's; anything else as it is."""
+    """Return a path as a string and NumPy numbers and arrays as Python's; anything else unchanged."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
@@ -93,7 +93,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_values(value: Any) -> Any:
-    """`value` with `plain` for everything in its dicts, lists and tuples, which keep their kinds."""
+    """Apply `plain` to everything in `value`'s dicts, lists and tuples, which keep their types."""
     if isinstance(value, dict):
         return type(value)({plain(key): plain_values(item) for key, item in value.items()})
     if type(value) in (list, tuple):
@@ -102,7 +102,7 @@ def plain_values(value: Any) -> Any:
 
 
 def with_lists(value: Any) -> Any:
-    """`value` for YAML and JSON, which know no tuples, ranges and sets: lists in their places."""
+    """Return `value` for YAML and JSON, with lists in place of tuples, ranges and sets."""
     value = plain(value)
     if isinstance(value, Mapping):
         return {plain(key): with_lists(item) for key, item in value.items()}
@@ -118,16 +118,16 @@ def _scalar(value: Any, where: str) -> str:
         if isinstance(value, kind):
             try:
                 return write(value)
-            except ValueError:  # Python writes no int of more than some thousand digits
+            except ValueError:  # Python refuses to write an int of more than a few thousand digits
                 break
-    raise ConfigError(f"{where} is {_described(value)}; a config holds plain values: numbers, texts, lists, dicts.")
+    raise ConfigError(f"{where} is {_described(value)}; config values must be plain: numbers, strings, lists, dicts.")
 
 
 def _described(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__qualname__}, for which its name is written, '{value.__name__}'"
     if isinstance(value, int):
-        return f"a whole number of {value.bit_length():,} bits"
+        return f"an integer of {value.bit_length():,} bits"
     return f"an object, {value!r:.80}"
 
 
@@ -136,7 +136,7 @@ def _float(value: float) -> str:
 
 
 def _quoted(literal: str) -> str:
-    return literal.replace("{{", "{\\x7b")  # else a reader would take it for a placeholder
+    return literal.replace("{{", "{\\x7b")  # otherwise a reader would take it for a placeholder
 
 
 _SCALARS: dict[type, Callable[[Any], str]] = {
@@ -148,10 +148,10 @@ _SCALARS: dict[type, Callable[[Any], str]] = {
 
 
 def read_sections(text: str) -> dict[str, Any]:
-    """The values of a config's text; a file from elsewhere may hold it, so it is read and not run.
+    """Return the values of a config's text; it may come from an untrusted file, so it is parsed, not executed.
 
     Raises:
-        ConfigError: it has more in it than `format_config` writes.
+        ConfigError: It contains more than `format_config` writes.
     """
     sections: dict[str, Any] = {}
     try:
@@ -168,11 +168,11 @@ def _assigned(node: ast.stmt) -> dict[str, Any]:
     call = node.value if isinstance(node, ast.Expr) else None
     if isinstance(call, ast.Call) and ast.unparse(call.func) == _REST and len(call.args) == 1 and not call.keywords:
         return dict(_value(call.args[0]))
-    raise ValueError(f"line {node.lineno} is no plain value")
+    raise ValueError(f"line {node.lineno} is not a plain value")
 
 
 def _value(node: ast.expr) -> Any:
-    """The value of an expression that is a literal, a call of `dict`, `range`, `float` or `set`, or made of those."""
+    """Return the value of an expression made of literals and calls of `dict`, `range`, `float` or `set`."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return _called(node.func.id, node)
     if isinstance(node, ast.List):

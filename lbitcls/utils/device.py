@@ -1,4 +1,4 @@
-"""Names of devices: `cpu`, `cuda`, `cuda:1`, and the older spellings `gpu:1` and `1`."""
+"""Device names: `cpu`, `cuda`, `cuda:1`, and the older spellings `gpu:1` and `1`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _NAME = re.compile(r"(?:cpu|(?:cuda|gpu)(?::(\d+))?|(\d+))")
 
 
 def parse_device(name: str) -> torch.device:
-    """The device that `name` says, whether this machine has it or not.
+    """Return the device named `name`, even if this machine lacks it.
 
     Raises:
-        ConfigError: `name` is neither `cpu`, nor a GPU's number, nor `cuda` or `gpu` with or without one.
+        ConfigError: `name` is neither `cpu`, nor a GPU index, nor `cuda` or `gpu` with or without one.
 
     Example:
         >>> parse_device("gpu:1")
@@ -25,7 +25,7 @@ def parse_device(name: str) -> torch.device:
     """
     found = _NAME.fullmatch(name.strip().lower())
     if found is None:
-        raise ConfigError(f"'{name}' names no device; a device is cpu, cuda, cuda:N, gpu:N or N (its number from 0).")
+        raise ConfigError(f"a device must be cpu, cuda, cuda:N, gpu:N or N (its index from 0); got '{name}'.")
     if name.strip().lower() == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", int(found[1] or found[2] or 0))
@@ -39,17 +39,17 @@ def choose_device(
     gpu_ids: Sequence[int] | None = None,
     local_rank: int | None = None,
 ) -> torch.device:
-    """The device to run on: the one asked for, or the CPU (saying so) where there is no GPU.
+    """Return the device to run on: the requested one, or the CPU (logged) if there is no GPU.
 
     Args:
-        logger: told when the choice is not what was asked for.
-        name: a device's name; None: the first GPU, or the CPU.
-        cpu_only: the CPU, whatever else is asked for.
-        gpu_ids: numbers of the GPUs to use; one without a launcher, one per process of a node with one.
-        local_rank: this process's number on its node, under a launcher.
+        logger: Logger for a choice that differs from the request.
+        name: Device name; None: the first GPU, or the CPU.
+        cpu_only: Use the CPU, whatever else is requested.
+        gpu_ids: Indices of the GPUs to use; one without a launcher, one per process of a node with one.
+        local_rank: This process's index on its node, under a launcher.
 
     Raises:
-        ConfigError: the name is no device's, or the machine has fewer GPUs than the number says.
+        ConfigError: The name is not a device, or the machine has fewer GPUs than its index requires.
     """
     wanted = parse_device(name) if name else torch.device("cuda", _index(gpu_ids, local_rank))
     if cpu_only or wanted.type == "cpu":
@@ -58,10 +58,10 @@ def choose_device(
         wanted = torch.device("cuda", _index(gpu_ids, local_rank))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        logger.info("No GPU here: running on the CPU.")
+        logger.info("Running on the CPU: this machine has no GPU.")
         return torch.device("cpu")
     if wanted.index >= count:
-        raise ConfigError(f"{wanted} is asked for, but this machine has {count} GPU(s), numbered from 0.")
+        raise ConfigError(f"{wanted} is requested, but this machine has {count} GPU(s), numbered from 0.")
     torch.cuda.set_device(wanted)
     return wanted
 
@@ -69,14 +69,14 @@ def choose_device(
 def _index(gpu_ids: Sequence[int] | None, local_rank: int | None) -> int:
     rank = local_rank or 0
     if gpu_ids is not None and not isinstance(gpu_ids, Sequence):
-        raise ConfigError(f"gpu_ids is a list of the GPUs' numbers, [0, 1]; got {gpu_ids!r}.")
+        raise ConfigError(f"gpu_ids must be a list of GPU indices, such as [0, 1]; got {gpu_ids!r}.")
     if not gpu_ids:
         return rank
     if local_rank is None and len(gpu_ids) > 1:
         raise ConfigError(
-            f"gpu_ids names {len(gpu_ids)} GPUs, but one process trains on one: "
-            f"start ./tools/dist_train.sh CONFIG {len(gpu_ids)}, or name one GPU."
+            f"gpu_ids names {len(gpu_ids)} GPUs, but one process trains on one GPU: "
+            f"run ./tools/dist_train.sh CONFIG {len(gpu_ids)}, or name one GPU."
         )
     if rank >= len(gpu_ids):
-        raise ConfigError(f"gpu_ids names {len(gpu_ids)} GPU(s), but process {rank} of this node needs one of its own.")
+        raise ConfigError(f"gpu_ids names {len(gpu_ids)} GPU(s), but process {rank} of this node needs its own.")
     return gpu_ids[rank]

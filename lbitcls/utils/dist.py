@@ -1,6 +1,6 @@
-"""Processes that train together: who this one is, and the few collectives that are needed.
+"""Distributed training: this process's place, and the few collectives that the package uses.
 
-Every function works without a process group too, as the only process of one.
+Every function also works without a process group, as if this were its only process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LAUNCHERS = ("none", "pytorch", "slurm")
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands: its rank of `world_size`, and its number on its node (None without a launcher)."""
+    """Place of this process: its rank of `world_size`, and its index on its node (None without a launcher)."""
 
     rank: int = 0
     world_size: int = 1
@@ -30,10 +30,10 @@ class Place:
 
 
 def find_place(launcher: str) -> Place:
-    """This process's place, from the variables that torchrun or Slurm sets.
+    """Return this process's place, from the variables set by torchrun or Slurm.
 
     Raises:
-        ConfigError: there is no such launcher, or the process was not started by it.
+        ConfigError: Unknown launcher, or the process was not started by it.
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(
@@ -58,16 +58,16 @@ def init_processes(
 ) -> None:
     """Join the process group (nothing to do for launcher `none`).
 
-    The backend is what `dist_params` says, else the device's; NCCL becomes gloo on a CPU, saying so.
+    The backend is that of `dist_params`, else the device's default; on a CPU, gloo replaces NCCL, which is logged.
     """
     if backend == "nccl" and device.type == "cpu":
-        logger.info("dist_params: NCCL needs GPUs; on the CPU the backend is gloo.")
+        logger.info("Using gloo: the backend NCCL of dist_params needs GPUs.")
         backend = "gloo"
     if launcher == "none" or dist.is_initialized():
         return
     backend = backend or ("gloo" if device.type == "cpu" else "nccl")
     if backend not in ("nccl", "gloo", "mpi"):
-        raise ConfigError(f"dist_params: there is no backend '{backend}'; known: nccl, gloo, mpi.")
+        raise ConfigError(f"dist_params: unknown backend '{backend}'. Known: nccl, gloo, mpi.")
     if launcher == "slurm":
         os.environ.setdefault("MASTER_ADDR", _first_slurm_host())
         os.environ.setdefault("MASTER_PORT", os.environ.get("PORT", "29500"))
@@ -76,28 +76,28 @@ def init_processes(
 
 
 def leave_processes() -> None:
-    """Leave the process group, if this process is in one."""
+    """Leave the process group, if this process is a member."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and logs."""
+    """Return True in the process that writes files and logs."""
     return rank() == 0
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's `value` (any plain object) on every rank."""
+    """Return rank 0's `value` (any plain object) on every rank."""
     if world_size() == 1:
         return value
     box = [value]
@@ -106,14 +106,14 @@ def broadcast_object(value: Any) -> Any:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of `tensor` over all ranks, in place."""
+    """Sum `tensor` over all ranks, in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's `value`, in the order of ranks, on rank 0; an empty list on the others."""
+    """Return every rank's `value`, in rank order, on rank 0; an empty list on the others."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] | None = [None] * world_size() if is_main() else None
@@ -122,7 +122,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def check_equal(name: str, value: int) -> None:
-    """Raise `DataError` on all ranks unless `value`, which messages call `name`, is the same on every one."""
+    """Raise `DataError` on all ranks unless all have the same `value`, called `name` in the message."""
     if world_size() == 1:
         return
     values: list[Any] = [None] * world_size()
@@ -133,17 +133,17 @@ def check_equal(name: str, value: int) -> None:
 
 
 def broadcast_module(module: nn.Module, parameters: bool = True) -> None:
-    """Give every rank rank 0's buffers, and its parameters too unless `parameters` is False."""
+    """Copy rank 0's buffers to every rank, and its parameters too unless `parameters` is False."""
     if world_size() == 1:
         return
     tensors = [*module.buffers(), *(module.parameters() if parameters else ())]
     for tensor in tensors:
         dist.broadcast(tensor.data, src=0)
-        torch.autograd.graph.increment_version(tensor)  # a collective writes without counting it as a change
+        torch.autograd.graph.increment_version(tensor)  # a collective does not count as a change by itself
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether `error` only says that another process has ended, so that the cause is in that one's message."""
+    """Return True if `error` only reports the end of another process, whose own message gives the cause."""
     text = str(error).lower()
     return dist.is_initialized() and any(
         sign in text for sign in ("connection closed by peer", "connection reset by peer", "broken pipe")

@@ -1,4 +1,4 @@
-"""What a run stands on: host, versions, seeds, deterministic kernels."""
+"""Environment of a run: host, versions, seeds, deterministic kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MASK = (1 << 64) - 1
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware, as a log's head shows them (no environment variables)."""
+    """Return versions and hardware for the head of a log (no environment variables)."""
     import torchvision
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
 
 
 def host() -> str:
-    """`user@machine`, or the machine alone where the user has no name."""
+    """Return `user@machine`, or only the machine if the user has no name."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):
@@ -46,7 +46,7 @@ def host() -> str:
 
 
 def draw_seed() -> int:
-    """A seed for a run that names none."""
+    """Return a random seed, for a run whose config sets none."""
     return secrets.randbelow(2**31)
 
 
@@ -58,7 +58,7 @@ def seed_everything(seed: int) -> None:
 
 
 def mix_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; near numbers give seeds that have nothing in common (splitmix64)."""
+    """Return one 63-bit seed from several numbers; close numbers give unrelated seeds (splitmix64)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & _MASK
@@ -69,7 +69,7 @@ def mix_seed(*numbers: int) -> int:
 
 
 def use_deterministic_kernels() -> None:
-    """Only kernels that give the same bits each time; an operation that has none raises."""
+    """Allow only kernels that give the same bits every time; an operation without one raises."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""What ends a command and is no mistake in it: a full disk, a limit, too little memory, a process that was killed."""
+"""Failures beyond a command's control: a full disk, a limit, too little memory, a killed process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 from lbitcls.utils.errors import LbitclsError, ResourceError
 
 _STORAGE = {
-    errno.ENOSPC: "the disk is full. Make room, or name a folder elsewhere",
-    errno.EDQUOT: "the disk quota is used up. Make room, or name a folder elsewhere",
-    errno.EFBIG: "a limit on the size of files is reached. Raise it (ulimit -f), or name a folder elsewhere",
-    errno.EROFS: "the file system is read-only, as it becomes after an error of the disk. Name a folder elsewhere",
-    errno.EIO: "the disk reports an error. Name a folder on another one",
-    errno.ESTALE: "the network file system has lost the file. Mount it again, or name a folder elsewhere",
+    errno.ENOSPC: "the disk is full. Free some space, or choose a folder elsewhere",
+    errno.EDQUOT: "the disk quota is exhausted. Free some space, or choose a folder elsewhere",
+    errno.EFBIG: "the limit on file sizes is reached. Raise it (ulimit -f), or choose a folder elsewhere",
+    errno.EROFS: "the file system is read-only, possibly after a disk error. Choose a folder elsewhere",
+    errno.EIO: "the disk reports an error. Choose a folder on another disk",
+    errno.ESTALE: "the network file system has lost the file. Remount it, or choose a folder elsewhere",
 }
 _KILLED = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)"
@@ -23,7 +23,7 @@ _MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|Can
 
 
 def explain(error: BaseException) -> LbitclsError | None:
-    """The error that says what happened and what to do; `error` itself where it does, None where nothing is known."""
+    """Return an error that says what happened and what to do: `error` itself if it does, None if nothing is known."""
     if isinstance(error, LbitclsError):
         return error
     if isinstance(error, OSError):
@@ -32,7 +32,7 @@ def explain(error: BaseException) -> LbitclsError | None:
         return _out_of_memory("memory", str(error))
     if not isinstance(error, RuntimeError):
         return None
-    cause = error.__cause__  # where a worker has died torch raises from what the signal of its death raised
+    cause = error.__cause__  # after a worker's death, torch raises from the error that its signal raised
     return (_explain_process(str(cause)) if isinstance(cause, RuntimeError) else None) or _explain_process(str(error))
 
 
@@ -51,13 +51,13 @@ def _explain_process(text: str) -> ResourceError | None:
     killed = _KILLED.search(text)
     if shared:
         return ResourceError(
-            "the shared memory (/dev/shm), by which worker processes hand over their batches, is full. Make it larger "
+            "the shared memory (/dev/shm), through which worker processes pass their batches, is full. Enlarge it "
             "(docker run --shm-size=8g), or lower data.workers_per_gpu or data.samples_per_gpu."
         )
     if killed:
         how = f"was killed by the system ({killed[2].strip()})" if killed[2] else "ended unexpectedly"
         return ResourceError(
-            f"a process that reads data (pid {killed[1].strip()}) {how}; mostly it is that memory ran out. Lower "
+            f"a process that reads data (pid {killed[1].strip()}) {how}, most likely because memory ran out. Lower "
             "data.workers_per_gpu or data.samples_per_gpu, or give the job more memory."
         )
     return _out_of_memory("the GPU's memory" if "CUDA" in text else "memory", text) if _MEMORY.search(text) else None

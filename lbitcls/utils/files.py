@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and whether they can be written; no PyTorch is needed."""
+"""Atomic writing of files, and checks that they can be written, without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lbitcls.utils.temporary import hold, new_temporary, remove_leftovers, tempo
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, and only then give it its name.
+    """Let `write` fill a temporary file next to `path`, sync it, and only then rename it to `path`.
 
-    Where `path` is a symbolic link, it stays one, and the file that it points to is replaced.
+    If `path` is a symbolic link, it stays one, and its target is replaced.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,10 +26,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             write(temporary)
             os.fsync(descriptor)
             if not os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
-                raise OSError(errno.EEXIST, "something else took the place of a temporary file", str(temporary))
+                raise OSError(errno.EEXIST, "something else replaced a temporary file", str(temporary))
             temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # a full disk's error names no file, others the temporary one
+        error.filename = str(path)  # a full disk's error names no file, other errors the temporary one
         raise
     sync_folder(path.parent)
 
@@ -44,20 +44,20 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike) -> io.FileIO:
-    """Open a regular file, or a link to one, to be read; without a buffer.
+    """Open a regular file, or a link to one, for unbuffered reading.
 
-    A pipe, a socket or a device of that name may wait for ever, or have no end: it is not even opened.
+    A pipe, a socket or a device could block forever or have no end, so it is not even opened.
 
     Raises:
-        OSError: it is missing, no regular file, or cannot be read; also where the name cannot be a file's.
+        OSError: It is missing, not a regular file, or unreadable, or the name cannot be a file's.
     """
     try:
         _require_regular(os.stat(path), path)
-    except ValueError as error:  # a NUL in the name, or what no encoding of names has
+    except ValueError as error:  # the name contains a NUL, or characters that no file name can encode
         raise OSError(errno.EINVAL, str(error), repr(os.fspath(path))) from error
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        _require_regular(os.fstat(descriptor), path)  # it may be another one by now
+        _require_regular(os.fstat(descriptor), path)  # it may have been replaced meanwhile
         return io.FileIO(descriptor)
     except BaseException:
         os.close(descriptor)
@@ -65,11 +65,11 @@ def open_regular(path: str | os.PathLike) -> io.FileIO:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8; editors on Windows put a mark before the text.
+    """Return the lines of a UTF-8 text file; the byte order mark that Windows editors write is dropped.
 
     Raises:
-        OSError: it is missing, no regular file, or cannot be read.
-        UnicodeDecodeError: it is no UTF-8.
+        OSError: It is missing, not a regular file, or unreadable.
+        UnicodeDecodeError: It is not UTF-8.
     """
     with open_regular(path) as file:
         return file.readall().decode("utf-8-sig").splitlines()
@@ -78,11 +78,11 @@ def read_lines(path: Path) -> list[str]:
 def _require_regular(status: os.stat_result, path: str | os.PathLike) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "of another kind")
-        raise OSError(errno.EINVAL, f"no regular file but {kind}", os.fspath(path))
+        raise OSError(errno.EINVAL, f"not a regular file but {kind}", os.fspath(path))
 
 
 def write_out(path: Path, content: bytes) -> None:
-    """Write a file whole; to what exists and is no regular file, a pipe or a terminal, directly."""
+    """Write a file atomically; write directly to an existing path that is not a regular file (a pipe, a terminal)."""
     if path.exists() and not path.is_file():
         path.write_bytes(content)
     else:
@@ -90,7 +90,7 @@ def write_out(path: Path, content: bytes) -> None:
 
 
 def is_standard_output(path: str | Path) -> bool:
-    """Whether `path` is `-` or another name of this process's standard output, as `/dev/stdout`."""
+    """Return True if `path` is `-` or another name of this process's standard output, such as `/dev/stdout`."""
     if str(path) == "-":
         return True
     try:
@@ -100,19 +100,19 @@ def is_standard_output(path: str | Path) -> bool:
 
 
 def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: bool = False) -> Path:
-    """`path` without `~`, to which `write_whole` will be able to write: asked before the work whose result it is.
+    """Return `path` with `~` expanded, after a check, before the work starts, that `write_whole` can write it.
 
-    Nothing is left behind: a folder that is missing is only made when the file is written. What killed commands left
-    in a folder that is there is removed.
+    Nothing is left behind: a missing folder is created only when the file is written. Leftovers of killed commands in
+    an existing folder are removed.
 
     Args:
-        path: file to be written.
-        option: how the user named it (`--out`), for the message.
-        inputs: files that the command reads or writes otherwise, none of which it may replace.
-        streams: take pipes and devices too, for `write_out`.
+        path: File to write.
+        option: Name of the option by which the user gave it (`--out`), for the message.
+        inputs: Other files that the command reads or writes, none of which it may replace.
+        streams: Accept pipes and devices too, for `write_out`.
 
     Raises:
-        ConfigError: `path` is a folder, a device (without `streams`) or one of `inputs`, or no file can be made there.
+        ConfigError: `path` is a folder, a device (without `streams`) or one of `inputs`, or cannot be created.
     """
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
@@ -122,54 +122,56 @@ def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: 
         if streams and path.exists() and not (path.is_file() or path.is_dir()):
             return path
         if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "no regular file"
-            raise ConfigError(f"{path} is {kind}; {option} names the file to write.")
+            kind = "a folder" if target.is_dir() else "not a regular file"
+            raise ConfigError(f"{option} must name a file to write; {path} is {kind}.")
         folder = next(above for above in target.parents if above.exists())
         if len(os.fsencode(target.name)) > os.pathconf(folder, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         _probe(folder)
     except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; name a file elsewhere.") from error
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose a file elsewhere.") from error
     return path
 
 
 def check_folder(path: str | Path, option: str) -> Path:
-    """`path` without `~`, a folder that can be made, where it is missing, and written to; nothing is left behind.
+    """Return `path` with `~` expanded, after a check that the folder exists or can be created, and is writable.
+
+    Nothing is left behind.
 
     Args:
-        path: the folder.
-        option: how the user named it, for the message.
+        path: The folder.
+        option: Name of the option by which the user gave it, for the message.
 
     Raises:
-        ConfigError: it is no folder, or nothing can be written there.
+        ConfigError: It is not a folder, or nothing can be written there.
     """
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
     try:
         _probe(next(above for above in (target, *target.parents) if above.exists()))
     except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; name another folder.") from error
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose another folder.") from error
     return path
 
 
 def _probe(folder: Path) -> None:
-    """Make a file in `folder` and remove it, as well as what killed processes left there; `OSError` where it fails."""
+    """Create a file in `folder` and remove it, and leftovers of killed processes; raise `OSError` if that fails."""
     with new_temporary(folder):
         pass
     remove_leftovers(folder)
 
 
 def link_whole(target: Path, link: Path) -> None:
-    """Make `link` another name of the file `target` (a copy where the file system has no hard links), atomically.
+    """Make `link` another name of the file `target` (a copy if the file system has no hard links), atomically.
 
-    A `link` that is a symbolic one is replaced: what it points to would be an older checkpoint.
+    A symbolic `link` is replaced: it would point to an older checkpoint.
     """
     import shutil
 
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(link.parent)
     with open(target, "rb") as file:
-        hold(file.fileno(), shared=True)  # of `temporary` too, which is the same file
+        hold(file.fileno(), shared=True)  # holds `temporary` too, which is the same file
         try:
             os.link(target, temporary)
         except OSError:
@@ -182,7 +184,7 @@ def link_whole(target: Path, link: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in `folder` outlive a power cut, where the system can."""
+    """Make new names in `folder` survive a power failure, if the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

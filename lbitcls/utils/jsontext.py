@@ -1,4 +1,4 @@
-"""JSON as every program reads it: NaN and infinities, which are none, never get into a file."""
+"""Standard JSON: NaN and infinity, which JSON does not allow, are never written to a file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lbitcls.utils.errors import DataError
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """`value` as JSON.
+    """Return `value` as JSON.
 
     Args:
-        value: plain data.
-        options: of `json.dumps`.
+        value: Plain data.
+        options: Options of `json.dumps`.
 
     Raises:
-        DataError: it holds a number that is not finite; names the place.
+        DataError: It contains a number that is not finite; the message gives the place.
 
     Example:
         >>> json_text({"top-1": 97.5})
@@ -31,12 +31,12 @@ def json_text(value: Any, **options: Any) -> str:
             raise
         place, number = next(_not_finite(value, ""))
         raise DataError(
-            f"{place or 'a result'} is {number}, which JSON has no word for; nothing is written."
+            f"{place or 'a result'} is {number}, which JSON cannot represent; nothing is written."
         ) from error
 
 
 def with_nulls(value: Any) -> Any:
-    """`value` with None in the place of each number that is not finite, for logs: a record has to be written.
+    """Return `value` with numbers that are not finite replaced by None, for logs, whose records must be written.
 
     Example:
         >>> json_text(with_nulls({"loss": 0.5, "grad_norm": float("inf")}))

@@ -1,4 +1,4 @@
-"""The configs that come with the package, by the same name in a clone and in an installed package."""
+"""Configs that come with the package, by the same name in a clone and in an installed package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAME = "configs"
 
 
 def config_library() -> Path:
-    """The folder of the shipped configs: beside the package in a clone, inside it where it was installed.
+    """Return the folder of the package's configs: next to the package in a clone, inside it if installed.
 
     Example:
         >>> (config_library() / "LSQ" / "resnet50").is_dir()
@@ -21,7 +21,7 @@ def config_library() -> Path:
 
 
 def nearest_config(path: Path) -> str | None:
-    """The config of the library whose path is most like the missing `path`: of one name, else of the nearest name."""
+    """Return the library config closest to the missing `path`: one of the same name, else of the closest name."""
     library = config_library()
     known = [file.relative_to(library) for file in library.rglob("*.py") if "_base_" not in file.parts]
     name = nearest(path.name, [file.name for file in known], cutoff=0.75)
@@ -32,7 +32,7 @@ def nearest_config(path: Path) -> str | None:
 
 
 def find_shipped(path: Path) -> Path | None:
-    """The shipped config that a relative path such as `configs/LSQ/resnet50/….py` names, from any folder."""
+    """Return the library config that a relative path such as `configs/LSQ/resnet50/….py` names, from any folder."""
     if path.is_absolute() or path.parts[:1] != (NAME,):
         return None
     shipped = config_library().joinpath(*path.parts[1:])

@@ -1,4 +1,4 @@
-"""The package's logger: standard output, and a file in the work directory; rank 0 alone speaks."""
+"""Logger of the package, to standard output and a file in the work directory; only rank 0 reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class _Failing(logging.Handler):
-    """A handler that says once, on standard error, that it cannot write; the run goes on without its lines."""
+    """Handler that reports once, on standard error, that it cannot write; the run goes on without its lines."""
 
     _said = False
 
@@ -30,22 +30,22 @@ class _Failing(logging.Handler):
         elif not self._said:
             self._said = True
             with contextlib.suppress(OSError, ValueError):
-                print(f"{self.target()} cannot be written: {error.strerror}; going on without it.", file=sys.stderr)
+                print(f"{self.target()} cannot be written: {error.strerror}; continuing without it.", file=sys.stderr)
 
     def target(self) -> str:
-        """What it writes to."""
+        """Return a description of the destination."""
         raise NotImplementedError
 
 
 class LogFileHandler(_Failing, logging.FileHandler):
-    """Writes to the log file."""
+    """Handler for the log file."""
 
     def target(self) -> str:
         return f"the log {self.baseFilename}"
 
 
 class StdoutHandler(_Failing, logging.StreamHandler):
-    """Writes to whatever `sys.stdout` is at that moment, so that a progress bar can put lines above itself."""
+    """Handler for the current `sys.stdout`, so that a progress bar can put lines above itself."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -55,7 +55,7 @@ class StdoutHandler(_Failing, logging.StreamHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         super().handleError(record)
-        if self._said:  # what else is printed, and is still in the buffer, would fail too, at the latest at the exit
+        if self._said:  # other output still in the buffer would fail too, at the latest at exit
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -65,15 +65,15 @@ class StdoutHandler(_Failing, logging.StreamHandler):
 
 
 def get_logger() -> logging.Logger:
-    """The package's logger, as `setup_logger` left it."""
+    """Return the package's logger in its current configuration."""
     return logging.getLogger(NAME)
 
 
 def setup_logger(level: str | int = "INFO", log_file: Path | None = None, rank: int = 0) -> logging.Logger:
-    """Send the package's log to standard output and to `log_file`; ranks other than 0 only report errors.
+    """Send the package's log to standard output and to `log_file`; ranks other than 0 report only errors.
 
     Raises:
-        ConfigError: `level` is no level of `logging`.
+        ConfigError: `level` is not a level of `logging`.
     """
     name = logging.getLevelName(level) if isinstance(level, int) else str(level).upper()
     if name not in _LEVELS:
@@ -81,7 +81,7 @@ def setup_logger(level: str | int = "INFO", log_file: Path | None = None, rank: 
     logger = get_logger()
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        with contextlib.suppress(OSError):  # of a full disk, which was told of
+        with contextlib.suppress(OSError):  # a full disk's error, already reported
             handler.close()
     handlers: list[logging.Handler] = [StdoutHandler()]
     if log_file is not None and rank == 0:
@@ -95,7 +95,7 @@ def setup_logger(level: str | int = "INFO", log_file: Path | None = None, rank: 
 
 
 def log_to_file(level: str, message: str) -> None:
-    """Log to the log file alone, where there is one: what standard error says already."""
+    """Log to the log file alone, if there is one, for messages that standard error shows already."""
     logger = get_logger()
     record = logger.makeRecord(NAME, logging.getLevelName(level), "", 0, message, (), None)
     for handler in logger.handlers:
@@ -104,12 +104,12 @@ def log_to_file(level: str, message: str) -> None:
 
 
 def interactive() -> bool:
-    """Whether a person watches: standard output is a terminal."""
+    """Return True if standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def track(items: Iterable[T], total: int, description: str, shown: bool = True) -> Iterator[T]:
-    """Pass `items` on, with a progress bar when standard output is a terminal and `shown` is true."""
+    """Yield `items`, with a progress bar if standard output is a terminal and `shown` is true."""
     if not (shown and interactive()):
         yield from items
         return
@@ -119,7 +119,7 @@ def track(items: Iterable[T], total: int, description: str, shown: bool = True) 
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print a small table to standard output; a cell's text is taken as it is."""
+    """Print a small table to standard output; cell texts are printed literally."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,6 +1,6 @@
-"""Weights that torchvision publishes, by name: `torchvision://mobilenet_v2`.
+"""Weights published by torchvision, by name: `torchvision://mobilenet_v2`.
 
-torchvision knows the address of each file and the beginning of its SHA-256; torch keeps what was fetched in its cache
+torchvision defines each file's URL and the start of its SHA-256; torch keeps downloaded files in its cache
 (`torch.hub.get_dir()`: `$TORCH_HOME/hub`, `~/.cache/torch/hub`).
 """
 
@@ -18,24 +18,24 @@ from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
 from lbitcls.utils.logging import get_logger, interactive
 
 SCHEME = "torchvision://"
-_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # at the end of a file's name
-_PATIENCE = 30.0  # seconds without an answer
+_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # at the end of a file name
+_PATIENCE = 30.0  # timeout in seconds
 
 
 def is_published(name: object) -> bool:
-    """Whether `name` names published weights, and no file."""
+    """Return True if `name` names published weights rather than a file."""
     return isinstance(name, str) and name.startswith(SCHEME)
 
 
 def find_weights(name: str) -> Any:
-    """torchvision's entry for `name`: address, preprocessing, classes.
+    """Return torchvision's entry for `name`: URL, preprocessing, classes.
 
     Args:
-        name: `torchvision://` and a model's name, for its best weights (torchvision's `DEFAULT`); or that and the
-            weights' name, `torchvision://mobilenet_v2.IMAGENET1K_V1`.
+        name: `torchvision://` and a model's name, for its best weights (torchvision's `DEFAULT`); or with a name of
+            weights, `torchvision://mobilenet_v2.IMAGENET1K_V1`.
 
     Raises:
-        ConfigError: torchvision has no such model, or no such weights of it.
+        ConfigError: torchvision has no such model, or no such weights for it.
 
     Example:
         >>> find_weights("torchvision://mobilenet_v2.IMAGENET1K_V1").transforms().resize_size
@@ -54,18 +54,18 @@ def find_weights(name: str) -> Any:
             f"'{name}': {model} has no weights '{version}'{suggest(version, versions)} It has: {', '.join(versions)}."
         )
     if not versions:
-        raise ConfigError(f"'{name}': torchvision publishes no weights of {model}.")
+        raise ConfigError(f"'{name}': torchvision publishes no weights for {model}.")
     return entries[version] if version and version != "DEFAULT" else entries.DEFAULT
 
 
 def fetch_weights(name: str) -> Path:
-    """The file of the published weights `name`, from torch's cache or fetched into it now.
+    """Return the file of the published weights `name`, downloaded into torch's cache if necessary.
 
-    A file that is there already is used as it is; where its checksum is another than published, a warning says so.
+    An existing file is used unchanged; if its checksum differs from the published one, a warning is logged.
 
     Raises:
-        ConfigError: there are no such weights.
-        CheckpointError: the file is not in the cache and cannot be fetched.
+        ConfigError: There are no such weights.
+        CheckpointError: The file is not in the cache and cannot be downloaded.
     """
     import torch
 
@@ -77,7 +77,7 @@ def fetch_weights(name: str) -> Path:
         _fetch(name, url, path, checksum)
     elif checksum and not _sha256(path).startswith(checksum):
         get_logger().warning(
-            "%s is not the published file (another checksum); its weights are used all the same.", path
+            "Using the weights in %s although it is not the published file (its checksum differs).", path
         )
     return path
 
@@ -88,17 +88,17 @@ def _fetch(name: str, url: str, path: Path, checksum: str | None) -> None:
     before = socket.getdefaulttimeout()
     try:
         with exclusive(path):
-            if path.is_file():  # another process was first
+            if path.is_file():  # another process downloaded it first
                 return
-            get_logger().info("Fetching %s from %s", path.name, url)
+            get_logger().info("Downloading %s from %s", path.name, url)
             remove_partial(path)
             socket.setdefaulttimeout(_PATIENCE)
             torch.hub.download_url_to_file(url, str(path), checksum, progress=interactive())
-    except (OSError, RuntimeError) as error:  # no network, no such file there; another checksum
+    except (OSError, RuntimeError) as error:  # no network, no such file; a wrong checksum
         raise CheckpointError(
-            f"{name} cannot be fetched ({type(error).__name__}: {error}). Without a network put the file {path.name}, "
-            f"fetched elsewhere from {url}, into {path.parent} (TORCH_HOME names another cache), or give a file of "
-            "your own in its place."
+            f"{name} cannot be downloaded ({type(error).__name__}: {error}). Without a network, put a copy of "
+            f"{path.name} from {url} into {path.parent} (TORCH_HOME selects another cache), or give a file of your own "
+            "instead."
         ) from error
     finally:
         socket.setdefaulttimeout(before)

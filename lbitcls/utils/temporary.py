@@ -1,7 +1,7 @@
-"""Temporary files beside those that they become: named by chance, made exclusively, held while they are written.
+"""Temporary files next to their final names: random names, exclusive creation, locked while they are written.
 
-A process that is killed leaves its temporary file behind. `remove_leftovers` knows it by its name, which says what
-machine it is of, and by its lock, which ends with the process.
+A killed process leaves its temporary file behind. `remove_leftovers` recognizes it by its name, which identifies the
+machine, and by its lock, which ends with the process.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _NAME = re.compile(r"\.lbitcls-([0-9a-f]{8})-[0-9a-f]{16}\.tmp")
 
 @cache
 def _machine() -> str:
-    """Eight digits for this machine: locks of others cannot be seen in every shared folder."""
+    """Return eight hex digits for this machine: some shared folders do not show other machines' locks."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def temporary_name(folder: Path) -> Path:
-    """A name in `folder` that nothing has and nobody can foresee."""
+    """Return an unused and unpredictable name in `folder`."""
     return folder / f".lbitcls-{_machine()}-{secrets.token_hex(8)}.tmp"
 
 
 @contextmanager
 def new_temporary(folder: Path) -> Iterator[tuple[Path, int]]:
-    """An empty file in `folder`, new and held by this process, with its descriptor; removed at the end if still there.
+    """Create an empty file in `folder`, locked by this process; yield its path and descriptor, and remove it if unused.
 
     Raises:
-        OSError: nothing can be made there.
+        OSError: No file can be created there.
     """
     path, descriptor = _made(folder)
     try:
@@ -50,16 +50,16 @@ def new_temporary(folder: Path) -> Iterator[tuple[Path, int]]:
 def _made(folder: Path) -> tuple[Path, int]:
     while True:
         path = temporary_name(folder)
-        # With the umask's mode, not for the user alone: what it becomes is an ordinary file.
+        # The mode follows the umask rather than being private: the result is an ordinary file.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         hold(descriptor, wait=True)
         if os.fstat(descriptor).st_nlink:
             return path, descriptor
-        os.close(descriptor)  # `remove_leftovers` of another process was quicker than the lock
+        os.close(descriptor)  # another process's `remove_leftovers` was faster than the lock
 
 
 def hold(descriptor: int, wait: bool = False, shared: bool = False) -> bool:
-    """Lock a file until it is closed, or the process ends; False where another holds it, or nobody can."""
+    """Lock a file until it is closed or the process ends; return False if another holds it or nobody can."""
     import fcntl
 
     try:
@@ -71,12 +71,12 @@ def hold(descriptor: int, wait: bool = False, shared: bool = False) -> bool:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove the temporary files that killed processes of this user and this machine left in `folder`.
+    """Remove the temporary files that killed processes of this user and machine left in `folder`.
 
-    What a living process writes stays, as does every file of another name.
+    Files that a living process is writing stay, as do all files of other names.
 
     Returns:
-        What was removed.
+        The removed files.
     """
     removed = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:

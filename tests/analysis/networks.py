@@ -1,4 +1,4 @@
-"""Small networks that the tests of the analysis compare, and their quantized forms."""
+"""Small networks for the tests of the analysis, and their quantized forms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lbitcls.quant import build_mtransformer, calibrate
 
 
 class Network(nn.Module):
-    """Two convolutions, defined in the other order, the second called twice; a layer that is not used; a head."""
+    """Two convolutions, defined in reverse order, the second called twice; an unused layer; a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def float_network() -> Network:
 
 
 def quantized(model: nn.Module, entry: str = "LSQ", fold_bn: bool = False, **options: Any) -> Any:
-    """A calibrated copy; the head has 8 bits."""
+    """Return a calibrated copy; the head has 8 bits."""
     policy = dict(
         Conv2d=dict(type=f"{entry}Conv", **{"num_bit_w": 3, "num_bit_a": 3, **options}),
         Linear=dict(type=f"{entry}Linear", num_bit_w=8, num_bit_a=8),

@@ -1,4 +1,4 @@
-"""The comparison of two models: against the same computed by hand, for every kind of quantization."""
+"""Comparison of two models, checked against direct computation, for every kind of quantization."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from networks import float_network, images, quantized
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[nn.Module, nn.Module]:
-    """A quantized network whose weights moved a little, and the float one."""
+    """Return a quantized network whose weights changed a little, and the float one."""
     model = float_network()
     both = quantized(model)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_the_whole_is_compared_with_the_float_model(pair: Any, analysis: Analysi
 
 
 def test_the_scan_by_hand(pair: Any, analysis: Analysis) -> None:
-    """Each row is the float model with the quantizers of some layers, on the trained grids."""
+    """Each row is the float model with some layers' quantizers, on the trained grids."""
     both, model = pair
     grafted = copy.deepcopy(both)
     grafted.first.weight.data.copy_(model.first.weight)
@@ -146,7 +146,7 @@ def test_it_is_deterministic_and_changes_nothing(pair: Any, analysis: Analysis) 
 
 
 def test_no_activation_is_kept(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a layer's output at most a sample is held, and only while its batch is looked at."""
+    """At most a sample of a layer's output is kept, and only while its batch is processed."""
     monkeypatch.setattr(passes, "SAMPLE", 10)
     held: list[int] = []
     original = passes.OutputSamples.keep

@@ -13,7 +13,7 @@ from lbitcls.utils.errors import ConfigError, DataError
 
 
 def records(counted: bool = True) -> list[dict[str, Any]]:
-    """Two epochs of 6 iterations of 10 images, a record every 4; validation after each."""
+    """Two epochs of 6 iterations with 10 images each, a record every 4 iterations; validation after each epoch."""
     found: list[dict[str, Any]] = []
     for epoch in (1, 2):
         for i, seconds in ((4, 0.1), (6, 0.4 / epoch)):
@@ -47,18 +47,18 @@ def test_series(run: Run) -> None:
     assert run.series("loss", "val", "images")[0].tolist() == [60, 120]
     assert run.series("top-1", "val")[1].tolist() == [40, 80]
     assert run.quantities() == ["data_time", "loss", "lr", "time", "top-1"]
-    with pytest.raises(ConfigError, match="does not count the images"):
+    with pytest.raises(ConfigError, match="does not record the images"):
         Run("old", records(counted=False)).series("loss", "train", "images")
 
 
 def test_time_per_iteration(run: Run) -> None:
-    """A record stands for the iterations since the one before it."""
+    """A record stands for all iterations since the previous one."""
     timing = measure_time(run)
     assert timing.iterations == 12
     assert timing.mean == pytest.approx((4 * 0.1 + 2 * 0.4 + 4 * 0.1 + 2 * 0.2) / 12)
     assert timing.data == pytest.approx(timing.mean / 2)
     assert timing.slowest == (1, pytest.approx(0.2)) and timing.fastest == (2, pytest.approx(0.8 / 6))
-    with pytest.raises(DataError, match="no record of training"):
+    with pytest.raises(DataError, match="has no training records"):
         measure_time(Run("x", [r for r in run.records if r["mode"] == "val"]))
 
 
@@ -76,7 +76,7 @@ def test_curves_of_two_runs(run: Run) -> None:
 
 @pytest.mark.parametrize(("axis", "tick"), [("epoch", "1"), ("iter", "60,000"), ("images", "1,000,000")])
 def test_whole_numbers_along_the_axis(axis: str, tick: str, tmp_path: Path) -> None:
-    """Also where there is a single point."""
+    """This includes a curve with a single point."""
     train = dict(mode="train", epoch=1, iter=60_000, images=1_000_000, loss=1.0)
     panel = draw_curves([Run("a", [train, {**train, "mode": "val"}])], ["loss"], axis).axes[0]
     panel.figure.savefig(tmp_path / "x.png")
@@ -86,7 +86,7 @@ def test_whole_numbers_along_the_axis(axis: str, tick: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("keys", "axis", "message"),
-    [(["los"], "epoch", "did you mean 'loss'"), (["train/top-1"], "epoch", "no log has"), (["loss"], "step", "axis")],
+    [(["los"], "epoch", "Did you mean 'loss'"), (["train/top-1"], "epoch", "no log has"), (["loss"], "step", "axis")],
 )
 def test_what_cannot_be_drawn(keys: list[str], axis: str, message: str, run: Run) -> None:
     with pytest.raises(ConfigError, match=message):

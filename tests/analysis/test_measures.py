@@ -1,4 +1,4 @@
-"""The measures, by hand."""
+"""Measures, checked by hand."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_output_error_by_hand() -> None:
     q = math.e / (1 + math.e)
     second = 0.5 * math.log(0.5 / (1 - q)) + 0.5 * math.log(0.5 / q)
     assert error.kl == pytest.approx((first + second) / 2, rel=1e-6)
-    assert error.changed == 0.5  # the highest of equal logits is the first
+    assert error.changed == 0.5  # among equal logits, the first is the highest
     assert error.top1 == 1.0
     assert error.sqnr_db == pytest.approx(10 * math.log10(math.log(3) ** 2 / (math.log(3) ** 2 + 1)), rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""What the pictures show: captions, frames, the part of a large confusion matrix that is worth looking at."""
+"""Content of the figures: captions, frames, the interesting part of a large confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbitcls.utils.errors import ConfigError
 NAMES = ["ant", "蜂", "5$ no_te$", "a class with a name that is far too long"]
 
 
-BEE = class_name(NAMES, 1)  # a machine without a font for it shows the class's number
+BEE = class_name(NAMES, 1)  # on a machine without a suitable font, the class's number
 
 
 def captions(figure: Any) -> list[str]:
@@ -29,7 +29,7 @@ def test_batch(tmp_path: Path) -> None:
     figure = draw_batch(images, [0, 1, 2, 3], NAMES, "a title")
     said = captions(figure)
     assert said[:3] == ["ant", BEE, "5$ no_te$"] and said[3].startswith("a class") and "…" in said[3]
-    with Image.open(save(figure, tmp_path / "deep" / "batch.png")) as written:  # math and missing glyphs are no error
+    with Image.open(save(figure, tmp_path / "deep" / "batch.png")) as written:  # math and missing glyphs do not fail
         assert written.size[0] > 300
     assert figure._repr_png_()[:4] == b"\x89PNG"
 
@@ -53,7 +53,7 @@ def test_cells_do_not_overlap(number: int) -> None:
 
 
 def test_a_name_that_no_font_has() -> None:
-    """Boxes would not tell classes apart."""
+    """Boxes could not distinguish classes."""
     assert can_draw("Bienen & Wespen, éß") and not can_draw("bee \U000f0000")
     names = ["a", "b\U000f0000", "c\U000f0000"]
     assert [class_name(names, label) for label in range(4)] == ["a", "class 1", "class 2", "3"]
@@ -71,7 +71,7 @@ def test_small_confusion_matrix_shows_everything(classes: int, tmp_path: Path) -
     assert sorted(captions(figure)) == sorted(["10"] * classes + ["3"])
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [f"class {i}" for i in range(classes)]
-    assert f"{10 * classes} of {10 * classes + 3} right" in figure.get_suptitle()
+    assert f"{10 * classes} of {10 * classes + 3} correct" in figure.get_suptitle()
     assert pixels(save(figure, tmp_path / "c.png")).shape[2] == 3
 
 

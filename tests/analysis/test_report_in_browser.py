@@ -1,4 +1,4 @@
-"""The page in a real browser, headless Chromium: it opens, answers clicks, fits a phone, follows the colour scheme."""
+"""Report in a real browser, headless Chromium: it opens, reacts to clicks, fits a phone, follows the color scheme."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports of a pair of models, of a quantized and of a float one."""
+    """Reports of a pair of models, of a quantized model and of a float model."""
     folder = tmp_path_factory.mktemp("pages")
     model = float_network()
     both = quantized(model, per_channel=True)
@@ -75,7 +75,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 class Page:
-    """A page in the browser: its size, its colours, what is in it."""
+    """Page in the browser: its size, colors and content."""
 
     def __init__(self, browser: Any) -> None:
         self.browser = browser
@@ -100,12 +100,12 @@ class Page:
             time.sleep(0.02)
 
     def see(self, plot: str) -> None:
-        """Scroll to a plot of the network, and wait for it."""
+        """Scroll to a plot of the network, and wait until it is drawn."""
         self.run(f"document.getElementById('{plot}').scrollIntoView({{ block: 'center' }})")
         self.wait(f"document.querySelector('#{plot} .main-svg')")
 
     def mark(self, name: str) -> float:
-        """Seconds from the start of the navigation to what the page marked."""
+        """Return the seconds from the start of the navigation to the page's own mark."""
         return self.run(f"performance.getEntriesByName('{name}')[0].startTime") / 1000
 
     def click(self, selector: str, number: int = 0) -> None:
@@ -154,7 +154,7 @@ def test_it_opens_quickly(page: Page, pages: Any) -> None:
 
 
 def seconds_to_open(page: Page, path: Path) -> float:
-    """Until the page is painted and can be used; the least of three, since other programs may hold the machine up."""
+    """Time until the page is painted and usable; the minimum of three, since other programs may slow the machine."""
     seconds = []
     for _ in range(3):
         page.open(path)
@@ -163,7 +163,7 @@ def seconds_to_open(page: Page, path: Path) -> float:
 
 
 def test_plots_do_not_hold_the_page_up(page: Page, pages: Any) -> None:
-    """plotly.js is run when the page has been painted and the table can be used; then the plots in sight follow."""
+    """plotly.js runs after the page has been painted and the table is usable; the visible plots follow."""
     page.open(pages["pair"])
     page.click("#layers th button", 1)
     assert page.run("document.querySelector('th[aria-sort]').textContent") == "layer"
@@ -176,7 +176,7 @@ def test_plots_do_not_hold_the_page_up(page: Page, pages: Any) -> None:
 
 @pytest.mark.slow
 def test_it_opens_quickly_in_a_fresh_browser(pages: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing is compiled or kept from an earlier page: as a reader opens it."""
+    """Nothing is compiled in advance or cached from an earlier page: the reader's first visit."""
     seconds = []
     for _ in range(3):
         with started_browser(tmp_path_factory.mktemp("profile")) as driver:

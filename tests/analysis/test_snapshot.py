@@ -1,4 +1,4 @@
-"""A look at a model while it trains: the figures of the analysis report, and nothing of the model changes."""
+"""Snapshot of a model during training: same figures as in the analysis report, and the model does not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of weights and inputs at a quantizer, by hand and for every method."""
+"""Effect of a quantizer on weights and inputs, checked by hand and for every method."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_inputs_with_a_zero_point() -> None:
     assert report.steps is not None
     steps = [report.steps.start + (i + 0.5) * report.steps.width for i in range(len(report.steps.before))]
     seen = [step for step, count in zip(steps, report.steps.before, strict=True) if count]
-    # 0, 1, 3 and 6 on the axis of the integers; 6 is in the last bin, which holds what is beyond
+    # 0, 1, 3 and 6 on the axis of the integers; 6 is in the last bin, which includes everything beyond
     for place, expected in zip(seen, (0, 1, 3), strict=False):
         assert abs(place - expected) <= report.steps.width
 
@@ -95,7 +95,7 @@ def test_levels_that_are_not_uniform() -> None:
     assert grid is not None
     assert grid.levels == (0, 1, 2, 3, 4, 6, 8, 10)
     assert grid.levels_available == grid.levels_used == 8 and sum(grid.counts) == 101
-    assert grid.counts == (6, 10, 10, 10, 15, 20, 20, 10)  # half-way goes towards zero
+    assert grid.counts == (6, 10, 10, 10, 15, 20, 20, 10)  # ties are rounded towards zero
 
     weight = DoReFaWeight(2, role="weight").eval()
     grid = watch_weight(weight, torch.tensor([-1.0, -0.1, 0.1, 1.0]), None).grid

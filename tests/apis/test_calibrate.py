@@ -65,7 +65,7 @@ def test_mistakes_are_answered(
 ) -> None:
     arguments = ["calibrate", str(repo_root / CONFIG), str(float_checkpoint), "--out", str(tmp_path / "q.pth")]
     assert main([*arguments, "--method", "mze"]) == 2
-    assert "'mze'; did you mean 'mse'" in capsys.readouterr().err
+    assert "'mze'. Did you mean 'mse'" in capsys.readouterr().err
     assert main([*arguments, "--num-images", "0"]) == 2
     before = float_checkpoint.read_bytes()
     assert main([*arguments[:-1], str(float_checkpoint)]) == 2
@@ -73,7 +73,7 @@ def test_mistakes_are_answered(
     assert float_checkpoint.read_bytes() == before
     (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
     assert main([*arguments[:2], str(tmp_path / "model.onnx"), *arguments[3:]]) == 1
-    assert "model.onnx is an exported file" in capsys.readouterr().err
+    assert "model.onnx is an exported model" in capsys.readouterr().err
     assert not (tmp_path / "q.pth").exists()
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the data tests: a cache of their own, no data root but those a test names, small photos."""
+"""Fixtures of the data tests: a separate cache, no data roots except a test's own, small photos."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _alone(_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth colour image, uint8 (height, width, 3)."""
+    """Return a smooth color image, uint8 (height, width, 3)."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 

@@ -1,4 +1,4 @@
-"""Hostile and broken archives: nothing is written outside of the cache, and each has a message."""
+"""Hostile and broken archives: nothing is written outside the cache, and each has a message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lbitcls.datasets.root import unpacked
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.errors import DataError
 
-Member = tuple[str, bytes | str]  # a name, and the content of a file or the target of a link
+Member = tuple[str, bytes | str]  # name, and content of a file or target of a link
 
 OUTSIDE = ["../out.txt", "a/../../out.txt", "/tmp/out.txt", "//out.txt", "C:/out.txt", "c:out.txt", "..\\out.txt", ".."]
 IMPOSSIBLE = ["x" * 300, "/".join(["y" * 100] * 25), "é" * 200]
@@ -51,7 +51,7 @@ def _zip(path: Path, name: str, mode: int = 0, content: bytes = b"x") -> Path:
 
 def _refused(path: Path, message: str) -> None:
     around = {p for p in path.parent.rglob("*") if not p.name.endswith(".lock")}
-    with pytest.raises(DataError, match=f"(?s)cannot unpack .*{message}.*Mend the archive"):
+    with pytest.raises(DataError, match=f"(?s)cannot unpack .*{message}.*Repair the archive"):
         unpacked(path)
     assert {p for p in path.parent.rglob("*") if not p.name.endswith(".lock")} == around
     assert not [p for p in cache_folder("archives").iterdir() if not p.name.endswith(".lock")]
@@ -67,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
 @pytest.mark.parametrize(
     ("name", "message"),
-    [*((name, "leads outside") for name in OUTSIDE), *((name, "none that a file can have") for name in IMPOSSIBLE)],
+    [*((name, "leads outside") for name in OUTSIDE), *((name, "cannot be a file name") for name in IMPOSSIBLE)],
 )
 def test_names_that_are_refused(name: str, message: str, suffix: str, folder: Path) -> None:
     path = folder / f"evil{suffix}"
@@ -77,7 +77,7 @@ def test_names_that_are_refused(name: str, message: str, suffix: str, folder: Pa
 
 def test_a_name_with_a_nul() -> None:
     for name in ("a\0b", "\0"):
-        with pytest.raises(ArchiveError, match="none that a file can have"):
+        with pytest.raises(ArchiveError, match="cannot be a file name"):
             checked_parts(name)
     assert checked_parts("./a//b\\c/") == ["a", "b", "c"] and checked_parts("./") == []
 
@@ -94,7 +94,7 @@ def test_links_and_devices_in_zip(kind: int, folder: Path) -> None:
 
 
 def test_a_chain_of_long_links(folder: Path) -> None:
-    """The way around tarfile's own filter: a path too long for `realpath`, which then no longer follows its links."""
+    """The bypass of tarfile's own filter: a path too long for `realpath`, which then stops following its links."""
     long, members, at = "d" * 247, [], ""
     for step in "abcdefghijklmnop":
         members += [_member(at + long, tarfile.DIRTYPE), _member(at + step, tarfile.SYMTYPE, long)]
@@ -117,12 +117,12 @@ def _whole(folder: Path, suffix: str) -> Path:
 
 
 def _cuts(path: Path) -> Iterator[int]:
-    """Lengths at which an archive may be cut off: everywhere, and in a plain one between two members."""
+    """Return lengths at which to truncate an archive: everywhere, and in a plain one also between two members."""
     size = len(path.read_bytes())
     if path.suffix == ".tar":
         with tarfile.open(path) as tar:
             ends = [member.offset for member in tar.getmembers()]
-            size = tar.offset  # zeros alone come after it
+            size = tar.offset  # only zeros follow
         yield from (*ends, size)
     yield from range(0, size, max(1, size // 25))
 
@@ -179,7 +179,7 @@ def test_bombs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _refused(make(), "more than [0-9,]+")
     with gzip.open(folder / "tail.tar.gz", "wb") as file:
         file.write(_tar(folder / "b.tar", [_member("a")]).read_bytes() + bytes(5_000_000))
-    _refused(folder / "tail.tar.gz", "too much after its end")
+    _refused(folder / "tail.tar.gz", "too much data follows its end")
     _limits(monkeypatch, MOST_FILES=3)
     _refused(_tar(folder / "many.tar", [_member(str(n)) for n in range(4)]), "more than 3 files")
 
@@ -205,7 +205,7 @@ def test_a_size_below_0_does_not_come_for_ever(kind: bytes, folder: Path) -> Non
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (folder / "size.tar").write_bytes(_member("a").tobuf() + header + bytes(1024))
-    if kind == tarfile.DIRTYPE:  # of which no size counts
+    if kind == tarfile.DIRTYPE:  # its size does not count
         assert (unpacked(folder / "size.tar") / "b").is_dir()
     else:
         _refused(folder / "size.tar", "cut off|corrupt|neither a file")

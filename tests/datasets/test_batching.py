@@ -1,4 +1,4 @@
-"""Collating samples."""
+"""Collation of samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that cannot be read among those of a data set, wherever a folder of images is used."""
+"""Unreadable files in a data set, wherever a folder of images is used."""
 
 from __future__ import annotations
 

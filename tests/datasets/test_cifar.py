@@ -1,4 +1,4 @@
-"""CIFAR from its published files, written here in small."""
+"""CIFAR from small files in the published format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = np.random.default_rng(0).integers(0, 256, (40, 3072), dtype=np.uint8)
 
 
 def _small(folder: Path, monkeypatch: pytest.MonkeyPatch, hundred: bool = False) -> None:
-    """Files of 40 training (20 for CIFAR-100) and 20 test images, and a reader that knows their md5."""
+    """Files of 40 training (20 for CIFAR-100) and 20 test images, and a reader that expects their MD5."""
     base = torchvision.datasets.CIFAR100 if hundred else torchvision.datasets.CIFAR10
     key, count = ("fine_labels", 100) if hundred else ("labels", 10)
     sums = {}
@@ -76,12 +76,12 @@ def test_published_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pref
 def test_files_that_are_not_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small(tmp_path, monkeypatch)
     (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"something else")
-    with pytest.raises(DataError, match="CIFAR10: the files are there, but torchvision refuses them"):
+    with pytest.raises(DataError, match="CIFAR10: the files were found, but torchvision rejects them"):
         build_dataset(dict(type="CIFAR10"), data_root=tmp_path)
 
 
 def test_missing_mentions_the_download() -> None:
-    with pytest.raises(DataError, match=r"'cifar-10-batches-py'.*cifar-10-python\.tar\.gz.*download=True fetches it"):
+    with pytest.raises(DataError, match=r"'cifar-10-batches-py'.*cifar-10-python\.tar\.gz.*download=True downloads it"):
         build_dataset(dict(type="CIFAR10"))
 
 

@@ -1,4 +1,4 @@
-"""The digits that the package carries."""
+"""Digits bundled with the package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_both_parts() -> None:
     assert train.CLASSES == tuple("0123456789") and train.describe(3) == "Digits train[3]"
     sample = train[0]
     assert sample["img"].shape == (1, 8, 8) and sample["img"].max() == 1 and sample["gt_label"] == train.labels[0]
-    # The docstring's figures.
+    # The figures in the docstring.
     assert abs(train.images.float().mean() / 255 - 0.305) < 1e-3
     assert abs(train.images.float().std() / 255 - 0.376) < 1e-3
 
@@ -62,7 +62,7 @@ def test_the_ways_to_say_which_part(keys: dict, count: int) -> None:
 
 
 def test_wrong_parts() -> None:
-    with pytest.raises(ConfigError, match="split is 'train' or 'test'; got 'val'"):
+    with pytest.raises(ConfigError, match="split must be 'train' or 'test'; got 'val'"):
         build_dataset(dict(type="Digits", split="val"))
     with pytest.raises(ConfigError, match="split='train' and test_mode=True contradict"):
         build_dataset(dict(type="Digits", split="train", test_mode=True))

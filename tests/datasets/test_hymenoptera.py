@@ -22,7 +22,7 @@ def _nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(root: Path, name: str = "hymenoptera_data") -> Path:
-    """A folder of the data set's layout, 2 images of each class in each split, and the picture of an error."""
+    """Create a folder in the data set's layout, 2 images per class and split, and the image included by mistake."""
     for split in ("train", "val"):
         for kind in ("ants", "bees"):
             folder = root / name / split / kind
@@ -46,7 +46,7 @@ def test_folder_and_archive(tmp_path: Path, name: str) -> None:
         assert not any(train.describe(i).endswith(".gif") for i in range(len(train)))
         assert train[3]["img"].shape == (3, 10, 12) and train[3]["gt_label"] == 1
         assert "/val/" in dataset(split="val", data_root=str(tmp_path / "root")).describe(0)
-        if folder.exists():  # once more from an archive
+        if folder.exists():  # again, from an archive
             shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
             shutil.rmtree(folder)
 
@@ -57,13 +57,13 @@ def test_its_own_place(tmp_path: Path) -> None:
 
 
 def test_it_is_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"found neither 'hymenoptera_data/train'.*hymenoptera_256 is taken too"):
+    with pytest.raises(DataError, match=r"found neither 'hymenoptera_data/train'.*hymenoptera_256 is accepted too"):
         dataset()
 
 
 @pytest.mark.parametrize("keys", [dict(split="test"), dict(split="train", test_mode=True)])
 def test_wrong_splits(keys: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="split is 'train' or 'val'"):
+    with pytest.raises(ConfigError, match="split must be 'train' or 'val'"):
         dataset(**keys)
 
 
@@ -86,7 +86,7 @@ def test_download_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("torch.hub.urlopen", refuse)
-    with pytest.raises(DataError, match="the download of https.*failed.*Without a network put the archive"):
+    with pytest.raises(DataError, match="the download of https.*failed.*Without a network, put a copy of the archive"):
         dataset(download=True)
 
 

@@ -16,7 +16,7 @@ from lbitcls.datasets.base import MemoryDataset
 from lbitcls.datasets.loader import Loader
 from lbitcls.utils.errors import ConfigError, DataError
 
-# Steps of ours and torchvision's, which draw from the keyed and from the global generators.
+# Our own and torchvision's steps, which draw from the keyed and from the global generators.
 AUGMENTED = [
     dict(type="RandomResizedCrop", size=16),
     dict(type="ColorJitter", brightness=0.5, hue=0.2),
@@ -65,7 +65,7 @@ def test_the_same_with_any_number_of_workers_and_from_the_middle(image_folder: P
     assert not _same(expected[0], expected[1])
     for loader in loaders:
         assert _same(list(loader.iterate(1)), expected[1])
-        next(loader.iterate(3))  # an epoch that is given up
+        next(loader.iterate(3))  # an abandoned epoch
         assert _same(list(loader.iterate(0, start=1)), expected[0][1:])
         assert _same(list(loader), expected[0])
         assert list(loader.iterate(0, start=3)) == []
@@ -200,9 +200,9 @@ def test_a_corrupt_image_is_left_out_and_counted(
     assert [b["index"].tolist() for b in batches] == [[0, 1, 2, 3, 4], [5, 7, 9], [10, 11]]
     assert all(len(b["img"]) == len(b["gt_label"]) == len(b["index"]) for b in batches)
     assert list(loader.skipped) == [6, 8] and "dog/2.jpg" in loader.skipped[6]
-    assert [record.getMessage()[:32] for record in caplog.records] == [
-        "left out an image (1 so far): " + str(image_folder)[:2],
-        "left out an image (2 so far): " + str(image_folder)[:2],
+    assert [record.getMessage()[:46] for record in caplog.records] == [
+        "Leaving out an unreadable image (1 so far): " + str(image_folder)[:2],
+        "Leaving out an unreadable image (2 so far): " + str(image_folder)[:2],
     ]
 
 
@@ -213,7 +213,7 @@ def test_a_batch_of_corrupt_images(image_folder: Path, workers: int) -> None:
     assert [b["index"].tolist() for b in build_dataloader(dataset, 4, workers)] == [[0, 1, 2, 3], [8, 9, 10, 11]]
     loader = build_dataloader(dataset, 1, workers, shuffle=True)
     batches = list(loader)
-    # Training counts on len(loader) batches: other samples stand in.
+    # Training expects len(loader) batches: other samples are substituted.
     assert len(batches) == len(loader) == 12
     counts = Counter(torch.cat([b["index"] for b in batches]).tolist())
     assert counts == {0: 1, 1: 1, 2: 1, 3: 1, 8: 5, 9: 1, 10: 1, 11: 1}
@@ -236,7 +236,7 @@ def test_images_of_different_sizes(image_folder: Path) -> None:
 
 @pytest.mark.parametrize(("keys", "message"), [((0, 0), "samples_per_gpu"), ((4, -1), "workers_per_gpu")])
 def test_wrong_counts(keys: tuple[int, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"{message} is a whole number, at least"):
+    with pytest.raises(ConfigError, match=f"{message} must be an integer from"):
         build_dataloader(_digits(), *keys)
 
 

@@ -1,4 +1,4 @@
-"""The names of ImageNet's classes."""
+"""Names of ImageNet's classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counter-based generator: the two forms agree, the numbers are even and unrelated."""
+"""Counter-based generator: its two forms agree, its numbers are uniform and uncorrelated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`indices`: a part of a data set, in memory and from files."""
+"""`indices`: a subset of a data set, in memory and from files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_it_has_the_samples_of_the_whole(indices: Any) -> None:
     assert len(part) == 51 and part.CLASSES == whole.CLASSES and part.labels.tolist() == whole.labels[3::7].tolist()
     assert part.describe(2) == whole.describe(17)
     assert torch.equal(part.info(2)["img"], whole.info(17)["img"])
-    for position in (0, 2, -1):  # augmented alike, too
+    for position in (0, 2, -1):  # the augmentation is the same, too
         theirs = whole[range(3, 360, 7)[position]]
         assert torch.equal(part[position]["img"], theirs["img"]) and part[position]["gt_label"] == theirs["gt_label"]
 
@@ -53,11 +53,11 @@ def test_files_that_cannot_be_read_are_left_out(image_folder: Path) -> None:
 
 @pytest.mark.parametrize("indices", [[], range(0), "0:5", 5, [0.0, 1.0], [True], {0, 1}])
 def test_what_is_no_list_of_positions(indices: Any) -> None:
-    with pytest.raises(ConfigError, match="Digits: indices is a list, tuple or range of positions from 0; got "):
+    with pytest.raises(ConfigError, match="Digits: indices must be a list, tuple or range of positions from 0; got "):
         digits(indices=indices)
 
 
 @pytest.mark.parametrize("indices", [[360], [-1, 3], range(361)])
 def test_positions_that_are_not_there(indices: Any) -> None:
-    with pytest.raises(DataError, match="indices are positions from 0 to 359 here; got "):
+    with pytest.raises(DataError, match="indices must be positions from 0 to 359; got "):
         digits(indices=indices)

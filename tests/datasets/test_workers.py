@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-# A loader of two workers; the process tells their ids, waits for a line, reads on, and exits with the loader alive.
+# A loader with two workers; the process prints their ids, waits for a line, reads on, and exits with the loader alive.
 PROGRAM = """
 import multiprocessing, signal, sys
 import numpy as np, torch

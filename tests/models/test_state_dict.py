@@ -100,7 +100,7 @@ def test_classifier_of_other_size_is_left_to_the_report(work_dir: Path, caplog: 
 
 
 def images(archive: Path, folder: str = "", count: int | None = None) -> list[tuple[str, torch.Tensor]]:
-    """JPEG files of an archive below `folder`, the first `count`, as (name, normalized image)."""
+    """Return JPEG files of an archive in `folder`, the first `count`, as (name, normalized image)."""
     found: list[tuple[str, torch.Tensor]] = []
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -148,12 +148,12 @@ def test_conversion_by_command(shared_data: Path, work_dir: Path, capsys: pytest
     assert target.is_file()
     assert "'depth': 20" in capsys.readouterr().out
     assert main(["convert", str(source), str(target), "--format", "cifar-resnets"]) == 2
-    assert "did you mean 'cifar-resnet'" in capsys.readouterr().err
+    assert "Did you mean 'cifar-resnet'" in capsys.readouterr().err
 
 
 def test_conversion_refuses_other_networks(work_dir: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), work_dir / "other.pth")
-    with pytest.raises(CheckpointError, match="is no CIFAR ResNet with option-A shortcuts"):
+    with pytest.raises(CheckpointError, match="is not a CIFAR ResNet with option-A shortcuts"):
         convert_cifar_resnet(work_dir / "other.pth", work_dir / "out.pth")
     assert not (work_dir / "out.pth").exists()
 

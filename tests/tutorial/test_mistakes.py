@@ -65,36 +65,36 @@ def images_with_a_torn_one(images: Path, root: Path) -> None:
 
 OPTION = "train CONFIG --data-root DATA --options "
 MISTAKES = [
-    ("train TMP/section.py", 2, ["'optimiser'", "did you mean 'optimizer'"]),
-    ("train TMP/key.py --data-root DATA", 2, ["'stepp'", "did you mean 'step'"]),
+    ("train TMP/section.py", 2, ["'optimiser'", "Did you mean 'optimizer'"]),
+    ("train TMP/key.py --data-root DATA", 2, ["'stepp'", "Did you mean 'step'"]),
     ("train TMP/syntax.py", 2, ["syntax.py", "line "]),
     ("train TMP/name_error.py", 2, ["name_error.py", "workdir", "line "]),
     ("train TMP", 2, ["TMP is a folder"]),
     ("train TMP/config2_res18.py", 2, ["there is no config file", "config2_res18.py"]),
-    (OPTION + "optimizer.l=0.1", 2, ["optimizer.l", "did you mean 'lr'"]),
-    (OPTION + "optimizer.type=SDG", 2, ["'SDG'", "did you mean 'SGD'"]),
+    (OPTION + "optimizer.l=0.1", 2, ["optimizer.l", "Did you mean 'lr'"]),
+    (OPTION + "optimizer.type=SDG", 2, ["'SDG'", "Did you mean 'SGD'"]),
     (OPTION + "optimizer.lr=fast", 2, ["optimizer.lr", "'fast'"]),
-    (OPTION + "+optimizer.momentun=0.9", 2, ["'momentun'", "did you mean 'momentum'"]),
+    (OPTION + "+optimizer.momentun=0.9", 2, ["'momentun'", "Did you mean 'momentum'"]),
     (OPTION + "lr_config.policy=cosin", 2, ["'cosin'", "Known", "CosineAnnealing"]),
     (OPTION + "total_epochs=0", 2, ["total_epochs", "0"]),
     (OPTION + "total_epochs=ten", 2, ["total_epochs", "'ten'"]),
-    (OPTION + "model.backbone.type=ResNett", 2, ["'ResNett'", "did you mean 'ResNet'"]),
-    (OPTION + "model.backbone.depth=17", 2, ["depth=17", "18"]),
+    (OPTION + "model.backbone.type=ResNett", 2, ["'ResNett'", "Did you mean 'ResNet'"]),
+    (OPTION + "model.backbone.depth=17", 2, ["depth must be one of 18", "got 17"]),
     (OPTION + "model.head.in_channels=32", 2, ["in_channels=32", "64"]),
     (OPTION + "model.head.num_classes=3", 2, ["num_classes", "3"]),
-    (OPTION + "data.train.type=ImageNetV2", 2, ["'ImageNetV2'", "did you mean 'ImageNetV1'"]),
-    (OPTION + "data.train.pipeline.1.type=RandomResizeCrop", 2, ["did you mean 'RandomResizedCrop'"]),
-    (OPTION + "quant_transformer.special_layers.layers_name.1=head.fc1", 2, ["'head.fc1'", "did you mean 'head.fc'"]),
-    (OPTION + "quant_transformer.quan_policy.Conv2d.type=LSQConvv", 2, ["'LSQConvv'", "did you mean 'LSQConv'"]),
+    (OPTION + "data.train.type=ImageNetV2", 2, ["'ImageNetV2'", "Did you mean 'ImageNetV1'"]),
+    (OPTION + "data.train.pipeline.1.type=RandomResizeCrop", 2, ["Did you mean 'RandomResizedCrop'"]),
+    (OPTION + "quant_transformer.special_layers.layers_name.1=head.fc1", 2, ["'head.fc1'", "Did you mean 'head.fc'"]),
+    (OPTION + "quant_transformer.quan_policy.Conv2d.type=LSQConvv", 2, ["'LSQConvv'", "Did you mean 'LSQConv'"]),
     (OPTION + "quant_transformer.quan_policy.Conv2d.type=LSQLinear", 2, ["LSQLinear", "Conv2d"]),
     (OPTION + "quant_transformer.quan_policy.Conv2d.num_bit_w=1", 2, ["num_bit_w", "1"]),
-    (OPTION + "quant_transformer.type=mTransformer", 2, ["'mTransformer'", "did you mean 'mTransformerV2'"]),
-    (OPTION + "evaluation.metric=acuracy", 2, ["'acuracy'", "did you mean 'accuracy'"]),
-    (OPTION + "log_config.hooks.0.type=TextLogerHook", 2, ["did you mean 'TextLoggerHook'"]),
+    (OPTION + "quant_transformer.type=mTransformer", 2, ["'mTransformer'", "Did you mean 'mTransformerV2'"]),
+    (OPTION + "evaluation.metric=acuracy", 2, ["'acuracy'", "Did you mean 'accuracy'"]),
+    (OPTION + "log_config.hooks.0.type=TextLogerHook", 2, ["Did you mean 'TextLoggerHook'"]),
     (OPTION + "calibration.epoch=1", 2, ["calibration.epoch", "1"]),
     (OPTION + "dist_params.backend=ncccl --launcher pytorch", 2, ["launcher", "dist_train.sh"]),
     (OPTION + "optimizer=SGD", 2, ["optimizer = dict(", "'SGD'"]),
-    (OPTION + "data.train.pipeline=None", 2, ["pipeline is a list", "None"]),
+    (OPTION + "data.train.pipeline=None", 2, ["pipeline must be a list", "None"]),
     (OPTION + "data.samples_per_gpu=0", 2, ["samples_per_gpu", "0"]),
     (OPTION + "data.train.data_prefix=missing", 1, ["found neither 'missing'", "DATA", "--data-root"]),
     (OPTION + "load_from=TMP/none.pth", 1, ["there is no checkpoint", "none.pth"]),
@@ -110,8 +110,8 @@ MISTAKES = [
     ("test CONFIG TMP/seven.pth --data-root DATA", 1, ["seven.pth", "head.fc.weight (7, 64) for (1000, 64)"]),
     ("test CONFIG TMP/torn.pth --data-root DATA", 1, ["torn.pth", "damaged"]),
     ("test CONFIG WORK --data-root DATA", 1, ["WORK is a folder", "latest.pth"]),
-    ("test CONFIG WORK/last.pth --data-root DATA", 1, ["did you mean 'latest.pth'"]),
-    ("test CONFIG WORK/latest.pth --data-root DATA --metrics f1score", 2, ["'f1score'", "did you mean 'f1_score'"]),
+    ("test CONFIG WORK/last.pth --data-root DATA", 1, ["Did you mean 'latest.pth'"]),
+    ("test CONFIG WORK/latest.pth --data-root DATA --metrics f1score", 2, ["'f1score'", "Did you mean 'f1_score'"]),
     ("test CONFIG WORK/latest.pth --data-root DATA --predictions TMP/rows.txt", 2, [".csv", "rows.txt"]),
     ("test CONFIG WORK/latest.pth --data-root DATA --device gpu0", 2, ["'gpu0'", "cuda:N"]),
 ]
@@ -182,14 +182,14 @@ def test_corrupt_image(place: dict[str, Path], tmp_path: Path, capsys: Any) -> N
     assert "train/n1/5.jpg" in capsys.readouterr().err
     skip = ["--options", "+data.train.on_error=skip"]
     assert main(["train", str(place["CONFIG"]), *flags, *skip]) == 0
-    assert "left out an image (1 so far)" in capsys.readouterr().out
+    assert "Leaving out an unreadable image (1 so far)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
         ("train CONFIG --epochs 3", 2, ["unrecognized arguments: --epochs"]),
-        ("test CONFIG TMP/seven.pth --data-root DATA", 1, ["CheckpointError", "another model"]),
+        ("test CONFIG TMP/seven.pth --data-root DATA", 1, ["CheckpointError", "does not match the model"]),
         ("train TMP/syntax.py", 2, ["ConfigError", "syntax.py"]),
     ],
 )

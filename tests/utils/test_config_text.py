@@ -1,4 +1,4 @@
-"""The text of a config: what is written reads back equal, run or not; what cannot be written is named."""
+"""Configs as text: what is written reads back equal, executed or not; what cannot be written is named."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def sections_of(cfg: Config) -> dict[str, Any]:
 
 
 def kinds(value: Any) -> Any:
-    """The value with its types all the way down, since 1 == True == 1.0 and {} == ConfigDict()."""
+    """Return the value with its types at all levels, since 1 == True == 1.0 and {} == ConfigDict()."""
     if isinstance(value, dict):
         return dict, [(kinds(key), kinds(item)) for key, item in value.items()]
     if isinstance(value, (list, tuple)):
@@ -116,12 +116,12 @@ class Plain:
     [
         (
             dict(type=Plain),
-            r"optimizer\.type is the class Plain, for which its name is written, 'Plain'; a config holds",
+            r"optimizer\.type is the class Plain, for which its name is written, 'Plain'; config values must be plain",
         ),
         (dict(steps=[1, dict(f=len)]), r"optimizer\.steps\[1\]\.f is an object, <built-in function len>"),
         ({3: {(1, 2): Plain()}}, r"optimizer\[3\]\[\(1, 2\)\] is an object"),
         ({Plain: 1}, "optimizer is the class Plain"),
-        ({"lr": 10**5000}, r"optimizer\.lr is a whole number of 16,610 bits"),
+        ({"lr": 10**5000}, r"optimizer\.lr is an integer of 16,610 bits"),
     ],
 )
 def test_what_no_text_can_hold_is_named(value: Any, message: str) -> None:
@@ -141,7 +141,7 @@ def test_a_value_that_contains_itself() -> None:
 
 
 def test_objects_among_the_values_of_a_file(tmp_path: Path) -> None:
-    """Paths and NumPy's values become plain; what a config imports is no part of it."""
+    """Paths and NumPy's values become plain; imports of a config are not part of it."""
     path = tmp_path / "c.py"
     path.write_text(
         "from pathlib import Path\nimport numpy as np\nfrom collections import OrderedDict\n"
@@ -151,7 +151,7 @@ def test_objects_among_the_values_of_a_file(tmp_path: Path) -> None:
     cfg = Config.fromfile(path)
     expected = dict(work_dir="w/x", total_epochs=3, optimizer=dict(type="SGD", lr=0.5, betas=(0.1, [0, 1])))
     assert kinds(cfg.to_dict()) == kinds(expected)
-    cfg.work_dir, cfg.total_epochs = Path("y"), np.int64(4)  # as a program may set them
+    cfg.work_dir, cfg.total_epochs = Path("y"), np.int64(4)  # as set by a program
     again = Config.fromstring(cfg.pretty_text)
     assert kinds((again.work_dir, again.total_epochs)) == kinds(("y", 4))
 

@@ -1,4 +1,4 @@
-"""Who a process is; collectives of a process alone."""
+"""Place of a process; collectives with a single process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_not_started_by_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match=r"dist_train\.sh"):
         dist.find_place("pytorch")
-    with pytest.raises(ConfigError, match="did you mean 'pytorch'"):
+    with pytest.raises(ConfigError, match="Did you mean 'pytorch'"):
         dist.find_place("pytroch")
 
 

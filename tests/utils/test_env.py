@@ -1,4 +1,4 @@
-"""Seeds and what a log's head tells."""
+"""Seeds and the environment in the log's head."""
 
 from __future__ import annotations
 

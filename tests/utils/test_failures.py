@@ -1,4 +1,4 @@
-"""Errors of the machine become messages with what to do; all else stays as it is."""
+"""The machine's failures become messages that say what to do; other errors stay unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lbitcls.utils.failures import explain
             OSError(errno.ENOSPC, "No space left on device", "a.pth"),
             "a.pth cannot be written or read: the disk is full",
         ),
-        (OSError(errno.EDQUOT, "Quota"), "a file cannot be written or read: the disk quota is used up"),
+        (OSError(errno.EDQUOT, "Quota"), "a file cannot be written or read: the disk quota is exhausted"),
         (OSError(errno.EFBIG, "File too large"), r"ulimit -f"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
         (MemoryError(), r"memory ran out\. Lower data\.samples_per_gpu"),
@@ -78,7 +78,7 @@ for limit in map(int, sys.argv[2:]):
 
 
 def test_a_checkpoint_that_does_not_fit_is_an_os_error_and_the_old_one_stays(tmp_path: Path) -> None:
-    """Whether the limit is met early, late, or when the archive's end is written; torch says "unexpected pos"."""
+    """The limit may be hit early, late, or when the end of the archive is written; torch reports "unexpected pos"."""
     path = tmp_path / "a.pth"
     save_checkpoint(torch.nn.Linear(200, 200), path)
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The logger: standard output and a file, rank 0 alone; tables."""
+"""Logger: standard output and a file, rank 0 only; tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbitcls.utils.logging import get_logger, print_table, setup_logger, track
 
 @pytest.fixture(scope="module")
 def left_over(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log file that a fixture of the module opened, as a command does that it runs."""
+    """Log file opened by a module's fixture, as by a command that it runs."""
     path = tmp_path_factory.mktemp("left_over") / "x.log"
     setup_logger("ERROR", path)
     return path
@@ -46,7 +46,7 @@ def test_other_ranks_only_report_errors(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_unknown_level() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'INFO'"):
+    with pytest.raises(ConfigError, match="Did you mean 'INFO'"):
         setup_logger("INF")
 
 

@@ -1,4 +1,4 @@
-"""Configs from elsewhere: what may run code, and what the safe mode refuses."""
+"""Untrusted configs: what may run code, and what the safe mode refuses."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_plain_yaml_is_read(here: Path) -> None:
     assert cfg.a == cfg.b == [1e-3, 2] and cfg.model.topk == (1, 5)
     assert Config.fromstring("lr: 1e-3", ".yaml").lr == 1e-3 and Config.fromstring('{"x": "1e-3"}', ".json").x == 1e-3
     cfg.dump(here / "b.yaml")
-    again = Config.fromfile("b.yaml")  # YAML has no tuples of its own
+    again = Config.fromfile("b.yaml")  # YAML has no tuples
     assert (again.a, again.b, again.model.topk) == (cfg.a, cfg.b, [1, 5])
 
 
@@ -76,7 +76,7 @@ def test_aliases_that_make_much_of_little() -> None:
     lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))]
     with pytest.raises(ValueError, match="more than 1,000,000 values"):
         read_yaml("\n".join(lines))
-    with pytest.raises(ValueError, match="leads back to itself"):
+    with pytest.raises(ValueError, match="refers back to itself"):
         read_yaml("a: &a [*a]")
 
 

@@ -1,4 +1,4 @@
-"""Temporary files: no name that can be foreseen, no link followed, nothing left for good."""
+"""Temporary files: no predictable name, no link followed, nothing left behind for good."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_names_differ_each_time() -> None:
 
 @pytest.mark.parametrize("act", ["write", "link", "check", "folder"])
 def test_a_planted_link_is_not_followed(act: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the name could be foreseen."""
+    """This holds even if the name was predictable."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     for target in ("victim", "made"):
@@ -86,7 +86,7 @@ def test_a_file_that_was_exchanged_is_not_taken(tmp_path: Path) -> None:
         path.unlink()
         path.symlink_to("elsewhere")
 
-    with pytest.raises(OSError, match="took the place"):
+    with pytest.raises(OSError, match="replaced a temporary file"):
         write_whole(tmp_path / "out", exchange)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,16 +1,16 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const layers = data.layers;
-const drawn = new Map(); // element of a plot -> the function that draws it
+const drawn = new Map(); // plot element -> function that draws it
 
-// What is drawn takes its colours from the style sheet.
+// Plots take their colors from the style sheet.
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// Once the browser has painted what there is.
+// Resolves after the browser has painted the page.
 const afterPaint = (then) => requestAnimationFrame(() => setTimeout(then));
 
 function plotly() {
-  if (!window.Plotly) { // to compile it takes far longer than all else: run at the first plot, when the page is there
+  if (!window.Plotly) { // compiling it takes longest by far: run it at the first plot, when the page is visible
     const script = document.createElement("script");
     script.textContent = document.getElementById("plotly").textContent;
     document.head.append(script);
@@ -109,8 +109,8 @@ function work() {
 
 // One layer
 
-let place = 0; // its row in the table as it is sorted
-let current = null; // what the dialog shows
+let place = 0; // its row in the sorted table
+let current = null; // layer in the dialog
 let logarithmic = true;
 const dialog = document.getElementById("layer");
 const rows = () => [...document.querySelectorAll("#layers tbody tr")];
@@ -163,7 +163,7 @@ function costText(layer) {
 
 function outputText(layer) {
   if (!layer.output) return "";
-  const own = layer.output.own_sqnr_db === null ? "" : `${fixed(layer.output.own_sqnr_db, 1)} dB are left by its own rounding; `;
+  const own = layer.output.own_sqnr_db === null ? "" : `${fixed(layer.output.own_sqnr_db, 1)} dB after its own rounding; `;
   const there = data.reference === "float" ? "the float model’s" : "its own without quantizers";
   return `<p class="quiet">Output: ${own}${fixed(layer.output.sqnr_db, 1)} dB and cosine ${fixed(layer.output.cosine, 4)} against ${there}.</p>`;
 }
@@ -216,7 +216,7 @@ function drawLayer(layer) {
 
 const total = (counts) => counts.reduce((sum, count) => sum + count, 0);
 
-// Shares of the values in each bin, in percent.
+// Percentage of the values in each bin.
 function shares(counts, scale = 1) {
   const all = total(counts);
   return counts.map((count) => (100 * scale * count) / all);
@@ -261,7 +261,7 @@ function levelPlot(tensor) {
   return [traces, { xaxis: axis(""), yaxis: countAxis("% a level", traces), bargap: 0, shapes: [end(grid.quant_min), end(grid.quant_max)], barmode: "overlay" }];
 }
 
-// What the reader does
+// User actions
 
 function sort(header) {
   const column = [...header.parentNode.children].indexOf(header);
@@ -275,7 +275,7 @@ function sort(header) {
   const key = (row) => row.children[column].dataset.value;
   const compare = (a, b) => {
     const [p, q] = [key(a), key(b)];
-    if (p === "" || q === "") return (p === "") - (q === ""); // what has no value comes last
+    if (p === "" || q === "") return (p === "") - (q === ""); // rows without a value come last
     return sign * (text ? p.localeCompare(q, "en", { numeric: true }) : p - q);
   };
   document.querySelector("#layers tbody").append(...rows().sort(compare));
@@ -327,7 +327,7 @@ for (const button of document.querySelectorAll("[data-open]")) {
   button.addEventListener("click", () => openNamed(button.dataset.open));
 }
 
-// The plots of the network are drawn when they come into sight; the rest of the page does not wait for them.
+// Plots of the network are drawn when they scroll into view; the rest of the page does not wait for them.
 const networkPlots = { costs: [costs, layers.filter((layer) => layer.scan)], signal: [signal, layers], work: [work, layers] };
 const seen = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
@@ -347,5 +347,5 @@ for (const id in networkPlots) {
 afterPaint(() => {
   performance.mark("ready");
   document.documentElement.dataset.ready = "yes";
-  (window.requestIdleCallback || setTimeout)(plotly); // before a click asks for it
+  (window.requestIdleCallback || setTimeout)(plotly); // before a click needs it
 });

@@ -1,4 +1,4 @@
-"""Steps that turn a file, an array or a sample's dict into the tensor a model takes; `Compose` runs them."""
+"""Steps that turn a file, an array or a sample's dict into the model's input tensor; `Compose` runs them."""
 
 from typing import TYPE_CHECKING
 

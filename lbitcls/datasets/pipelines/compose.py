@@ -1,4 +1,4 @@
-"""A pipeline: its steps, built from a config and run one after the other."""
+"""Pipelines: steps built from a config and run in sequence."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def build_transform(cfg: Any) -> Step:
-    """Build a step of a pipeline.
+    """Build a pipeline step.
 
     Args:
-        cfg: `dict(type=NAME, …)`, where NAME is a registered step, `v2.NAME` a transform of torchvision,
-            `mmcv.NAME` one of mmcv; or a callable that takes a sample's dict and returns it.
+        cfg: `dict(type=NAME, …)`, where NAME is a registered step, `v2.NAME` a transform of torchvision, or
+            `mmcv.NAME` one of mmcv; or a callable that accepts a sample's dict and returns it.
 
     Raises:
-        ConfigError: an unknown name or key.
+        ConfigError: Unknown name or key.
     """
     if isinstance(cfg, dict):
         name = cfg.get("type")
         if name is not None and not isinstance(name, str) and not callable(name):
-            raise ConfigError(f"a step of a pipeline is dict(type='…', …); got {shown(cfg)}.")
+            raise ConfigError(f"a pipeline step must be dict(type='…', …); got {shown(cfg)}.")
         scope, _, rest = name.partition(".") if isinstance(name, str) else ("", "", "")
         arguments = {key: value for key, value in cfg.items() if key != "type"}
         if scope == "v2" and rest:
@@ -43,16 +43,16 @@ def build_transform(cfg: Any) -> Step:
             return MMCVTransform(rest, arguments)
         return PIPELINES.build(cfg)
     if not callable(cfg):
-        raise ConfigError(f"a step of a pipeline is dict(type='…', …); got {cfg!r}.")
+        raise ConfigError(f"a pipeline step must be dict(type='…', …); got {cfg!r}.")
     return cfg
 
 
 class Compose:
-    """Run steps one after the other.
+    """Run steps in sequence.
 
     Args:
-        transforms: the steps, as dicts or callables. Images are read by the first one, a `LoadImageFromFile`;
-            where there is none, one that keeps gray images gray is put before them.
+        transforms: Steps, as dicts or callables. The first one, a `LoadImageFromFile`, reads images; if it is
+            missing, one that keeps gray images gray is prepended.
 
     Example:
         >>> pipeline = Compose([dict(type="Resize", size=8), dict(type="CenterCrop", crop_size=8)])
@@ -62,7 +62,7 @@ class Compose:
 
     def __init__(self, transforms: Sequence[Any]) -> None:
         if isinstance(transforms, (str, dict)) or not isinstance(transforms, Sequence):
-            raise ConfigError(f"a pipeline is a list of steps; got {transforms!r}.")
+            raise ConfigError(f"a pipeline must be a list of steps; got {transforms!r}.")
         built = [build_transform(step) for step in transforms]
         self.transforms = [part for step in built for part in getattr(step, "steps", [step])]
         if not any(isinstance(step, LoadImageFromFile) for step in self.transforms):
@@ -74,12 +74,12 @@ class Compose:
         """Run the pipeline on one sample.
 
         Args:
-            data: a file name; an array, tensor or Pillow image (see `as_image`); or a dict with `img` or with
+            data: File name; an array, tensor or Pillow image (see `as_image`); or a dict with `img` or with
                 `img_info=dict(filename=…)` and `img_prefix`.
-            key: stream of the sample's random numbers; None takes them from the global generators.
+            key: Stream of the sample's random numbers; None draws them from the global generators.
 
         Returns:
-            The sample's dict, as the last step leaves it.
+            The sample's dict after the last step.
         """
         results = _as_dict(data)
         if key is None or not self._seeds:
@@ -95,25 +95,25 @@ class Compose:
                 else:
                     results = step(results)
             if results is None:
-                raise DataError(f"the pipeline's step {step!r} returned None instead of the sample's dict.")
+                raise DataError(f"the pipeline step {step!r} returned None instead of the sample's dict.")
         return results
 
     @property
     def random_steps(self) -> list[Step]:
-        """The steps that do not say that they do the same to an image each time."""
+        """Return the steps that are not marked as deterministic."""
         return [step for step in self.transforms if not getattr(step, "deterministic", False)]
 
     @property
     def batchwise(self) -> bool:
-        """Whether every step has a batch form."""
+        """True if every step has a batch form."""
         return all(isinstance(step, Transform) and step.batchwise for step in self.transforms)
 
     def batch(self, imgs: Tensor, keys: np.ndarray) -> Tensor:
-        """Run the pipeline on images (N, C, H, W) of one size, which it may overwrite.
+        """Run the pipeline on images (N, C, H, W) of one size, which may be overwritten.
 
         Args:
             imgs: uint8.
-            keys: stream of each sample, uint64 (N,).
+            keys: Stream of each sample, uint64 (N,).
         """
         for position, step in enumerate(self.transforms):
             assert isinstance(step, Transform)
@@ -122,7 +122,7 @@ class Compose:
         return imgs
 
     def load(self, path: str) -> Tensor:
-        """The image in a file as the pipeline reads it: uint8 (C, H, W)."""
+        """Return the image in a file as the pipeline reads it: uint8 (C, H, W)."""
         return next(step for step in self.transforms if isinstance(step, LoadImageFromFile)).load(path)
 
     def __repr__(self) -> str:
@@ -131,9 +131,9 @@ class Compose:
 
 @contextlib.contextmanager
 def _explained(step: Step) -> Iterator[None]:
-    """An error of a built-in step is that of its settings, or of an image that they do not suit; say of which step.
+    """Turn an error inside a built-in step into a `DataError` that names the step: its settings do not suit the image.
 
-    In a step of one's own it stays what it is, with its traceback.
+    An error in a custom step keeps its type and traceback.
     """
     try:
         yield
@@ -141,7 +141,7 @@ def _explained(step: Step) -> Iterator[None]:
         if type(step).__module__.partition(".")[0] != "lbitcls" or isinstance(error, NotImplementedError):
             raise
         raise DataError(
-            f"the pipeline's step {step!r} does not suit an image: {type(error).__name__}: {error}. Mend its settings, "
+            f"the pipeline step {step!r} does not suit an image: {type(error).__name__}: {error}. Fix its settings, "
             "or the steps before it."
         ) from error
 
@@ -153,4 +153,4 @@ def _as_dict(data: Any) -> dict[str, Any]:
         return {"img_info": {"filename": os.fspath(data)}, "img_prefix": None}
     if isinstance(data, (np.ndarray, torch.Tensor)) or hasattr(data, "convert"):
         return {"img": data}
-    raise DataError(f"a sample is a file name, an array, an image or a dict; got {type(data).__name__}.")
+    raise DataError(f"a sample must be a file name, an array, an image or a dict; got {type(data).__name__}.")

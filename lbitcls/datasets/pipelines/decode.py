@@ -1,8 +1,8 @@
-"""Files and arrays to uint8 image tensors (C, H, W), RGB or grayscale.
+"""Decoding of files and arrays to uint8 image tensors (C, H, W), RGB or grayscale.
 
-JPEG files are decoded by torchvision's operator, called directly: its Python function says with every call that it is
-deprecated in favour of torchcodec. Everything else (PNG, GIF, BMP, WebP, TIFF, a JPEG that it refuses) and a
-torchvision without the operator go through Pillow: torchvision's PNG decoder ends the process on a corrupt file.
+JPEG files are decoded by torchvision's operator, called directly: its Python wrapper warns on every call that it is
+deprecated in favor of torchcodec. Everything else (PNG, GIF, BMP, WebP, TIFF, a JPEG that the operator rejects), or a
+torchvision without the operator, goes through Pillow: torchvision's PNG decoder ends the process on a corrupt file.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from lbitcls.datasets.pipelines.rules import GRAY_WEIGHTS
 
 MODES = ("rgb", "gray", "unchanged")
 _NATIVE_MODE = {"unchanged": 0, "gray": 1, "rgb": 3}  # torchvision's ImageReadMode
-_LARGEST_JPEG = 2**30  # bytes that are read at once; Pillow reads a larger file by and by
+_LARGEST_JPEG = 2**30  # bytes read at once; Pillow reads a larger file in parts
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # JPEG markers without a length
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of an image's size
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the image size
 
 
 @cache
 def _native() -> Any:
-    """torchvision's operator decode_jpeg, or None without it."""
+    """Return torchvision's operator decode_jpeg, or None if there is none."""
     import torchvision  # noqa: F401  (loads the library of operators)
 
     try:
@@ -51,15 +51,15 @@ def read_image(path: str, mode: str = "rgb", upright: bool = True) -> Tensor:
     """Decode an image file.
 
     Args:
-        path: the file.
-        mode: `'rgb'`, `'gray'`, or `'unchanged'`: grayscale stays so and everything else becomes RGB.
-        upright: turn the image as its EXIF orientation says.
+        path: Image file.
+        mode: `'rgb'`, `'gray'`, or `'unchanged'`: grayscale is kept and everything else becomes RGB.
+        upright: Apply the EXIF orientation.
 
     Returns:
-        uint8 (C, H, W), C = 3 or 1. Its memory may be ordered (H, W, C), as decoders write it.
+        uint8 (C, H, W), C = 3 or 1. Its memory layout may be (H, W, C), as decoders write it.
 
     Raises:
-        UnreadableImage: the file is missing, corrupt, no image, no regular file, or too large.
+        UnreadableImage: The file is missing, corrupt, not an image, not a regular file, or too large.
     """
     file = open_image(path)
     with file:
@@ -70,7 +70,7 @@ def read_image(path: str, mode: str = "rgb", upright: bool = True) -> Tensor:
 
 
 def _by_torchvision(file: io.FileIO, path: str, mode: str, upright: bool) -> Tensor | None:
-    """The image in a JPEG file that torchvision can decode, or None."""
+    """Decode a JPEG file with torchvision; return None if torchvision cannot."""
     from PIL.Image import DecompressionBombError
 
     decode = _native()
@@ -91,25 +91,25 @@ def _by_torchvision(file: io.FileIO, path: str, mode: str, upright: bool) -> Ten
     except DecompressionBombError as error:
         raise UnreadableImage(f"{path}: {too_large(error)}") from error
     except (RuntimeError, OSError):
-        return None  # Pillow knows more kinds of JPEG, and says better what is wrong
+        return None  # Pillow supports more kinds of JPEG, and describes the fault better
 
 
 def jpeg_size(data: Any) -> tuple[int, int] | None:
-    """(width, height) as the head of a JPEG file says, or None where the head is broken.
+    """Return (width, height) from the header of a JPEG file, or None if the header is broken.
 
     Args:
-        data: the file's bytes, something of them that can be indexed.
+        data: Bytes of the file, or any indexable view of them.
     """
     at, end = 2, len(data) - 9
     while at < end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in _FRAMES:
             return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
-        if marker == 0xFF:  # fills
+        if marker == 0xFF:  # fill byte
             at += 1
         elif marker in _BARE:
             at += 2
-        elif not marker:  # decoders skip these two bytes alone, and would find another size than a segment's length
+        elif not marker:  # decoders skip only these two bytes, and would find another size than after a whole segment
             return None
         else:
             at += 2 + (data[at + 2] << 8 | data[at + 3])
@@ -117,16 +117,16 @@ def jpeg_size(data: Any) -> tuple[int, int] | None:
 
 
 def as_image(data: Any, upright: bool = True) -> Tensor:
-    """An image given as an array: uint8 (C, H, W).
+    """Convert an array, tensor or Pillow image to a uint8 tensor (C, H, W).
 
     Args:
-        data: NumPy array (H, W), (H, W, 1), (H, W, 3), RGB; tensor (H, W), (C, H, W); or a Pillow image.
-            uint8.
-        upright: turn a Pillow image as its EXIF orientation says.
+        data: uint8 NumPy array (H, W), (H, W, 1), (H, W, 3), RGB; uint8 tensor (H, W), (C, H, W); or a Pillow
+            image.
+        upright: Apply a Pillow image's EXIF orientation.
 
     Raises:
-        DataError: another type, shape or dtype.
-        UnreadableImage: a Pillow image cannot be read.
+        DataError: Another type, shape or dtype.
+        UnreadableImage: A Pillow image cannot be read.
     """
     if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim in (2, 3):
         image = torch.from_numpy(np.require(data, requirements=["C", "W"]))
@@ -143,7 +143,7 @@ def as_image(data: Any, upright: bool = True) -> Tensor:
 
 
 def with_channels(img: Tensor, channels: int) -> Tensor:
-    """The image or images (..., C, H, W) with 1 or 3 channels: gray by luminance, RGB by repetition."""
+    """Return the image or images (..., C, H, W) with 1 or 3 channels: gray by luminance, RGB by repetition."""
     have = img.size(-3)
     if have == channels:
         return img

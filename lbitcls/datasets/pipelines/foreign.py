@@ -1,7 +1,7 @@
-"""Steps of torchvision and mmcv, which take their random numbers from the global generators.
+"""Steps of torchvision and mmcv, which draw their random numbers from the global generators.
 
-`Compose` seeds those for each sample. So it does for a step of your own: a class
-registered with `@PIPELINES.register_module()` whose instances take a sample's dict and return it.
+`Compose` seeds those generators for each sample, for custom steps too: classes registered with
+`@PIPELINES.register_module()` whose instances accept a sample's dict and return it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _DETERMINISTIC = ("CenterCrop", "Grayscale", "Normalize", "Pad", "Resize", "ToDt
 
 
 class ImageFunction:
-    """A step that hands the sample's image to a function of tensors (C, H, W)."""
+    """Step that applies a function of tensors (C, H, W) to the sample's image."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
 
     @property
     def deterministic(self) -> bool:
-        """Whether the function does the same to an image each time."""
+        """True if the function gives the same result for the same image every time."""
         return type(self.function).__name__ in _DETERMINISTIC
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -43,15 +43,14 @@ class ImageFunction:
 
 
 def build_v2(name: str, arguments: dict[str, Any]) -> ImageFunction:
-    """The transform `name` of `torchvision.transforms.v2`, working on the image as a tensor.
+    """Return the transform `name` of `torchvision.transforms.v2`, applied to the image as a tensor.
 
     Args:
-        name: name of the class.
-        arguments: its arguments; `dtype` and `interpolation` may be given as strings, transforms inside as
-            dicts.
+        name: Class name.
+        arguments: Arguments of the class; `dtype` and `interpolation` may be strings, nested transforms dicts.
 
     Raises:
-        ConfigError: no such class, an argument it does not take, or a transform of whole batches.
+        ConfigError: Unknown class, unknown argument, or a transform of whole batches.
     """
     return ImageFunction(_v2_object(name, arguments))
 
@@ -60,7 +59,7 @@ def _v2_object(name: str, arguments: dict[str, Any]) -> Any:
     from torchvision.transforms import v2
 
     if name in _WHOLE_BATCH:
-        raise ConfigError(f"v2.{name} mixes the images of a batch; it is no step of a pipeline of single images.")
+        raise ConfigError(f"v2.{name} mixes the images of a batch; a pipeline processes single images.")
     kinds = {k: v for k, v in vars(v2).items() if isinstance(v, type) and issubclass(v, v2.Transform)}
     if name not in kinds:
         raise ConfigError(f"torchvision.transforms.v2 has no transform '{name}'{suggest(name, kinds)}")
@@ -90,10 +89,10 @@ class ColorJitter(ImageFunction):
     """Change brightness, contrast, saturation and hue at random (torchvision's `v2.ColorJitter`).
 
     Args:
-        brightness: a factor is drawn from [1 - b, 1 + b], or from (lower, upper).
-        contrast: as brightness.
-        saturation: as brightness.
-        hue: a shift is drawn from [-h, h], h at most 0.5.
+        brightness: Bound b of a factor drawn from [1 - b, 1 + b], or its range (lower, upper).
+        contrast: Bound or range of the contrast factor, as for brightness.
+        saturation: Bound or range of the saturation factor, as for brightness.
+        hue: Bound h of a shift drawn from [-h, h], at most 0.5.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class ColorJitter(ImageFunction):
 
 @PIPELINES.register_module()
 class AutoAugment(ImageFunction):
-    """A learned policy of augmentations (torchvision's `v2.AutoAugment`).
+    """Apply a learned augmentation policy (torchvision's `v2.AutoAugment`).
 
     Args:
         policy: `'imagenet'`, `'cifar10'` or `'svhn'`.
@@ -124,12 +123,12 @@ class AutoAugment(ImageFunction):
 
 @PIPELINES.register_module()
 class RandAugment(ImageFunction):
-    """Some augmentations at random, all of one strength (torchvision's `v2.RandAugment`).
+    """Apply random augmentations, all of one magnitude (torchvision's `v2.RandAugment`).
 
     Args:
-        num_ops: how many.
-        magnitude: their strength, 0 to `num_magnitude_bins` - 1.
-        num_magnitude_bins: number of strengths.
+        num_ops: Number of augmentations per image.
+        magnitude: Magnitude, 0 to `num_magnitude_bins` - 1.
+        num_magnitude_bins: Number of magnitudes.
     """
 
     def __init__(self, num_ops: int = 2, magnitude: int = 9, num_magnitude_bins: int = 31) -> None:
@@ -139,15 +138,15 @@ class RandAugment(ImageFunction):
 
 @PIPELINES.register_module()
 class RandomErasing(ImageFunction):
-    """Overwrite a rectangle with a probability (torchvision's `v2.RandomErasing`).
+    """Overwrite a rectangle with a given probability (torchvision's `v2.RandomErasing`).
 
     Args:
-        erase_prob: the probability.
-        min_area_ratio: smallest area, as a share of the image's.
-        max_area_ratio: largest area.
-        aspect_range: bounds of height / width, or one bound b for (b, 1 / b).
-        mode: `'const'` fills in `fill_color`, `'rand'` normal noise of the image's kind (after `Normalize`).
-        fill_color: one value or one for each channel, in the units that the image has at this step.
+        erase_prob: Probability.
+        min_area_ratio: Smallest area, as a fraction of the image's.
+        max_area_ratio: Largest area, as a fraction of the image's.
+        aspect_range: Bounds of height / width, or one bound b for (b, 1 / b).
+        mode: `'const'` fills with `fill_color`, `'rand'` with standard normal noise (for images after `Normalize`).
+        fill_color: One value, or one per channel, in the image's units at this step.
     """
 
     def __init__(
@@ -172,23 +171,23 @@ class RandomErasing(ImageFunction):
 
 
 class MMCVTransform:
-    """A transform of mmcv 2.x between our steps.
+    """mmcv 2.x transform as a step among the project's own.
 
-    mmcv's images are NumPy arrays (H, W, C) in BGR, so the image is converted on the way in and back to RGB
-    on the way out; after `mmcv.Normalize` the channels stay in the order that its `to_rgb` gave them.
+    mmcv's images are NumPy arrays (H, W, C) in BGR, so the image is converted before the transform and back to RGB
+    after it; after `mmcv.Normalize` the channels stay in the order given by its `to_rgb`.
 
     Args:
-        name: name of the class in `mmcv.transforms`.
-        arguments: its arguments.
+        name: Class name in `mmcv.transforms`.
+        arguments: Arguments of the class.
 
     Raises:
         DependencyError: mmcv is not installed.
-        ConfigError: no such class, or a wrong argument.
+        ConfigError: Unknown class, or a wrong argument.
     """
 
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         if name.startswith("Load"):
-            raise ConfigError(f"mmcv.{name}: files are read by LoadImageFromFile here; use that.")
+            raise ConfigError(f"mmcv.{name} is not supported: use LoadImageFromFile to read files.")
         try:
             transforms = importlib.import_module("mmcv.transforms")
         except ImportError as error:
@@ -215,5 +214,5 @@ class MMCVTransform:
 
 
 def _reordered(img: Tensor) -> Tensor:
-    """RGB to BGR and back."""
+    """Swap RGB and BGR."""
     return img.flip(0) if img.size(0) == 3 else img

@@ -1,4 +1,4 @@
-"""The last steps of a pipeline: tensors, and the keys that a batch is made of."""
+"""Final steps of a pipeline: conversion to tensors, and selection of the batch's keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lbitcls.utils.errors import ConfigError, suggest
 
 
 def to_float(img: Tensor) -> Tensor:
-    """float32 in [0, 1] from bytes; an image that is float already stays as it is."""
+    """Convert bytes to float32 in [0, 1]; return a float image unchanged."""
     if img.dtype == torch.uint8:
         return img.contiguous().to(torch.float32).div_(255)
     return img.to(torch.float32)
@@ -28,18 +28,18 @@ def _present(step: str, key: str, results: dict[str, Any]) -> Any:
 
 
 def texts(step: Transform, key: str, value: Any) -> tuple[str, ...]:
-    """`value` as a tuple of names, or a `ConfigError` when it is none."""
+    """Return `value` as a tuple of names; raise `ConfigError` if it is not a list of names."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"{type(step).__name__}: {key} is a list of names; got {value!r}.")
+        raise ConfigError(f"{type(step).__name__}: {key} must be a list of names; got {value!r}.")
     return tuple(value)
 
 
 @PIPELINES.register_module()
 class ImageToTensor(Transform):
-    """Make images float tensors: bytes that no `Normalize` met become float32 in [0, 1], (C, H, W).
+    """Convert images to float tensors: bytes not processed by `Normalize` become float32 in [0, 1], (C, H, W).
 
     Args:
-        keys: keys of the images in the sample's dict.
+        keys: Keys of the images in the sample's dict.
     """
 
     deterministic = True
@@ -62,10 +62,10 @@ class ImageToTensor(Transform):
 
 @PIPELINES.register_module()
 class ToTensor(Transform):
-    """Make numbers, sequences and arrays tensors; an image becomes float as by `ImageToTensor`.
+    """Convert numbers, sequences and arrays to tensors; an image becomes float, as in `ImageToTensor`.
 
     Args:
-        keys: keys of the sample's dict.
+        keys: Keys of the sample's dict.
     """
 
     deterministic = True
@@ -89,11 +89,11 @@ class ToTensor(Transform):
 
 @PIPELINES.register_module()
 class Collect(Transform):
-    """Keep what the model takes.
+    """Keep only the model's inputs.
 
     Args:
-        keys: these entries of the sample's dict stay as they are; `'img'` is one of them.
-        meta_keys: these go into a dict under `img_metas`: `filename`, `ori_shape` (H, W, C) or `img_shape`.
+        keys: Entries of the sample's dict to keep; `'img'` must be one of them.
+        meta_keys: Entries to put into a dict under `img_metas`: `filename`, `ori_shape` (H, W, C) or `img_shape`.
     """
 
     deterministic = True
@@ -101,7 +101,7 @@ class Collect(Transform):
     def __init__(self, keys: Sequence[str], meta_keys: Sequence[str] = ()) -> None:
         self.keys, self.meta_keys = texts(self, "keys", keys), texts(self, "meta_keys", meta_keys)
         if "img" not in self.keys:
-            raise ConfigError(f"Collect: keys names what the model takes, 'img' among them; got {keys!r}.")
+            raise ConfigError(f"Collect: keys must be a list of the model's inputs, with 'img'; got {keys!r}.")
 
     @property
     def batchwise(self) -> bool:  # type: ignore[override]

@@ -1,6 +1,6 @@
-"""Steps that cut, flip, pad and resize. Sizes are (height, width) in pixels.
+"""Steps that crop, flip, pad and resize. Sizes are (height, width) in pixels.
 
-Resizing is torchvision's antialiased one on bytes, which agrees with Pillow's.
+Resizing is torchvision's antialiased resizing of bytes, which agrees with Pillow's.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from lbitcls.utils.errors import ConfigError, DataError
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _PADDING_MODES = ("constant", "edge", "reflect", "symmetric")
 _FLIP_DIMS = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
-_ATTEMPTS = 10  # of RandomResizedCrop, as torchvision's
+_ATTEMPTS = 10  # of RandomResizedCrop, as in torchvision
 
 
 def resize(img: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
-    """The image or images (..., C, H, W) at `size` (h, w), in (C, H, W) memory order."""
+    """Resize the image or images (..., C, H, W) to `size` (h, w), in (C, H, W) memory order."""
     if img.shape[-2:] == size:
         return img
     images = img if img.dim() == 4 else img[None]
@@ -50,10 +50,10 @@ def resize(img: Tensor, size: tuple[int, int], interpolation: str = "bilinear") 
 
 
 def _accept_backend(step: str, backend: str | None) -> None:
-    """mmcls's key for the library that resizes: understood, and what it changes is said."""
+    """Accept mmcls's key for the resizing library, and log what differs."""
     one_of(step, "backend", backend, (None, "cv2", "pillow"))
     if backend == "cv2":
-        log_once(f"{step}: resizing is antialiased as Pillow's; OpenCV's, which backend='cv2' names, is not used")
+        log_once(f"{step}: resizing is antialiased like Pillow's; OpenCV's, requested by backend='cv2', is not used")
 
 
 @PIPELINES.register_module()
@@ -61,9 +61,9 @@ class Resize(FixedTransform):
     """Resize the image.
 
     Args:
-        size: an int or (int, -1): length of the short side, the other in proportion; (h, w): exactly this.
+        size: int or (int, -1): length of the short side, with the other in proportion; (h, w): exact size.
         interpolation: `'bilinear'`, `'bicubic'` or `'nearest'`.
-        backend: `'pillow'` or `'cv2'` as older configs have it; the method is Pillow's either way.
+        backend: `'pillow'` or `'cv2'`, accepted for older configs; the method is Pillow's in both cases.
     """
 
     def __init__(self, size: int | Sequence[int], interpolation: str = "bilinear", backend: str | None = None) -> None:
@@ -84,10 +84,10 @@ class Resize(FixedTransform):
 
 @PIPELINES.register_module()
 class Fit(FixedTransform):
-    """Cut out the largest window of the shape of `size` in the middle of the image, and resize it to `size`.
+    """Crop the largest centered window with the aspect ratio of `size`, and resize it to `size`.
 
     Args:
-        size: of the result, an int (a square) or (h, w).
+        size: Size of the result, an int (a square) or (h, w).
 
     Example:
         >>> Fit(size=8).change(torch.zeros(3, 20, 12, dtype=torch.uint8)).shape
@@ -104,10 +104,10 @@ class Fit(FixedTransform):
 
 @PIPELINES.register_module()
 class CenterCrop(FixedTransform):
-    """Cut out the middle; an image smaller than that is padded with zeros.
+    """Crop the center; a smaller image is padded with zeros.
 
     Args:
-        crop_size: an int (a square) or (h, w).
+        crop_size: Size of the crop, an int (a square) or (h, w).
     """
 
     def __init__(self, crop_size: int | Sequence[int]) -> None:
@@ -133,11 +133,11 @@ def _pad(img: Tensor, sides: list[int], value: Any, mode: str) -> Tensor:
 
 
 def _four_sides(step: str, padding: int | Sequence[int]) -> list[int]:
-    """[left, top, right, bottom] from an int, (left/right, top/bottom) or all four."""
+    """Return [left, top, right, bottom] from an int, (left/right, top/bottom) or all four."""
     given = [padding] if isinstance(padding, int) else list(padding)
     if len(given) not in (1, 2, 4) or not all(type(side) is int and 0 <= side <= MOST_SIDE for side in given):
         raise ConfigError(
-            f"{step}: padding is a number of pixels, (left and right, top and bottom), or (left, top, right, "
+            f"{step}: padding must be a number of pixels, (left and right, top and bottom), or (left, top, right, "
             f"bottom); got {padding!r}."
         )
     return given * (4 // len(given))
@@ -145,13 +145,13 @@ def _four_sides(step: str, padding: int | Sequence[int]) -> list[int]:
 
 @PIPELINES.register_module()
 class Pad(FixedTransform):
-    """Pad the image; give one of the first three arguments.
+    """Pad the image by exactly one of `padding`, `size` and `pad_to_square`.
 
     Args:
-        padding: on every side: an int, (left and right, top and bottom), or (left, top, right, bottom).
-        size: pad at the right and the bottom to (h, w).
-        pad_to_square: pad at the right and the bottom to a square.
-        pad_val: what is filled in, 0-255, a number or one for each channel.
+        padding: Pixels on every side: an int, (left and right, top and bottom), or (left, top, right, bottom).
+        size: Target size (h, w), reached by padding at the right and the bottom.
+        pad_to_square: Pad at the right and the bottom to a square.
+        pad_val: Fill value, 0-255, a number or one per channel.
         padding_mode: `'constant'`, `'edge'`, `'reflect'` or `'symmetric'`.
     """
 
@@ -164,7 +164,7 @@ class Pad(FixedTransform):
         padding_mode: str = "constant",
     ) -> None:
         if (padding is not None) + (size is not None) + pad_to_square != 1:
-            raise ConfigError("Pad takes exactly one of padding, size and pad_to_square=True.")
+            raise ConfigError("Pad needs exactly one of padding, size and pad_to_square=True.")
         self.padding_mode = one_of("Pad", "padding_mode", padding_mode, _PADDING_MODES)
         self.pad_val = list(pad_val) if isinstance(pad_val, Sequence) else pad_val
         self.padding, self.size, self.pad_to_square = padding, size, pad_to_square
@@ -183,14 +183,14 @@ class Pad(FixedTransform):
 
 @PIPELINES.register_module()
 class RandomCrop(Transform):
-    """Cut out a window at a random place.
+    """Crop a window at a random position.
 
     Args:
-        size: of the window, an int (a square) or (h, w).
-        padding: added first, as `Pad` takes it.
-        pad_if_needed: pad an image that is smaller than the window, as much on both sides as is missing.
-        pad_val: what padding fills in, 0-255.
-        padding_mode: as `Pad` takes it.
+        size: Size of the window, an int (a square) or (h, w).
+        padding: Padding added first, as in `Pad`.
+        pad_if_needed: Pad an image that is smaller than the window by the missing pixels on both sides.
+        pad_val: Fill value of padding, 0-255.
+        padding_mode: Padding mode, as in `Pad`.
     """
 
     batchwise = True
@@ -218,7 +218,7 @@ class RandomCrop(Transform):
         imgs, (down, right) = self._padded(imgs)
         tops, lefts = (draw() * (down + 1)).astype(int), (draw() * (right + 1)).astype(int)
         high, wide = self.size
-        # A loop of NumPy copies: 0.13 ms for 128 CIFAR images, against 0.37 ms for one advanced index of a
+        # A loop of NumPy copies: 0.13 ms for 128 CIFAR images, compared with 0.37 ms for one advanced index of a
         # view.
         source = imgs.numpy()
         cut = np.empty((*imgs.shape[:2], high, wide), source.dtype)
@@ -227,7 +227,7 @@ class RandomCrop(Transform):
         return torch.from_numpy(cut)
 
     def _padded(self, img: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The padded image or images, and by how many pixels the window can move down and right."""
+        """Return the padded image or images, and the window's freedom of movement, (down, right), in pixels."""
         if self._sides is not None:
             img = _pad(img, self._sides, self.pad_val, self.padding_mode)
         down, right = img.size(-2) - self.size[0], img.size(-1) - self.size[1]
@@ -245,16 +245,16 @@ class RandomCrop(Transform):
 
 @PIPELINES.register_module()
 class RandomResizedCrop(Transform):
-    """Cut out a window of random area and shape at a random place and resize it.
+    """Crop a window of random area, aspect ratio and position, and resize it.
 
     Args:
-        size: of the result, an int (a square) or (h, w).
-        scale: bounds of the window's area as a share of the image's.
-        ratio: bounds of width / height, drawn evenly on a logarithmic scale.
-        interpolation: as `Resize` takes it.
-        backend: as `Resize` takes it.
+        size: Size of the result, an int (a square) or (h, w).
+        scale: Bounds of the window's area as a fraction of the image's.
+        ratio: Bounds of width / height, drawn uniformly on a logarithmic scale.
+        interpolation: Interpolation, as in `Resize`.
+        backend: As in `Resize`.
 
-    After ten windows that do not fit, the largest middle one within `ratio` is taken, as torchvision does.
+    After ten windows that do not fit, the largest centered one within `ratio` is used, as in torchvision.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class RandomResizedCrop(Transform):
         self.size = size_pair("RandomResizedCrop", "size", size)
         for key, bounds in (("scale", scale), ("ratio", ratio)):
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
-                raise ConfigError(f"RandomResizedCrop: {key} is (lower, upper), both above 0; got {bounds!r}.")
+                raise ConfigError(f"RandomResizedCrop: {key} must be (lower, upper), both above 0; got {bounds!r}.")
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.interpolation = one_of("RandomResizedCrop", "interpolation", interpolation, _INTERPOLATIONS)
         _accept_backend("RandomResizedCrop", backend)
@@ -293,11 +293,11 @@ class RandomResizedCrop(Transform):
 
 @PIPELINES.register_module()
 class RandomFlip(Transform):
-    """Mirror the image with a probability.
+    """Mirror the image with a given probability.
 
     Args:
-        flip_prob: the probability.
-        direction: `'horizontal'` (left and right change sides), `'vertical'` or `'diagonal'` (both).
+        flip_prob: Probability.
+        direction: `'horizontal'` (left and right are swapped), `'vertical'` or `'diagonal'` (both).
     """
 
     batchwise = True

@@ -1,9 +1,9 @@
-"""Test pipelines in Pillow and NumPy: a program that only predicts need not import PyTorch, which takes seconds.
+"""Test pipelines in Pillow and NumPy, so that prediction need not import PyTorch, which takes seconds.
 
-The steps are those that nearly every test pipeline consists of, in the order that it has them: loading, `Resize` or
-`Fit` (bilinear) and `CenterCrop`, `Normalize`, and what makes tensors. From the same bytes all but resizing gives the
-same bits as the steps themselves. Resizing rounds twice, so a byte may differ from theirs by 1 or 2; in photos one in
-200 does. `light_pipeline` gives None for any other pipeline, which `Compose` then runs.
+The supported steps make up nearly every test pipeline, in this order: loading, `Resize` or `Fit` (bilinear) and
+`CenterCrop`, `Normalize`, and conversion to tensors. On the same bytes, all but resizing gives bit-identical results to
+the steps themselves. Resizing rounds twice, so a byte may differ by 1 or 2; in photos, one in 200 does.
+`light_pipeline` returns None for any other pipeline, which `Compose` then runs.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _STAGES = {
 
 
 class LightPipeline:
-    """What a test pipeline does to a picture. Made by `light_pipeline`.
+    """Test pipeline in Pillow and NumPy; built by `light_pipeline`.
 
     Args:
-        mode: of the images that are read: `'rgb'`, `'gray'` or `'unchanged'`.
-        upright: turn an image as its EXIF orientation says.
-        shapes: what cuts and resizes it.
-        finish: what makes float32 (C, H, W) of its bytes (H, W, C).
+        mode: Mode of the loaded images: `'rgb'`, `'gray'` or `'unchanged'`.
+        upright: Apply the EXIF orientation.
+        shapes: Functions that crop and resize the image.
+        finish: Function from bytes (H, W, C) to float32 (C, H, W).
     """
 
     def __init__(self, mode: str, upright: bool, shapes: Sequence[Shape], finish: Finish) -> None:
@@ -58,11 +58,11 @@ class LightPipeline:
         self._shapes, self._finish = tuple(shapes), finish
 
     def __call__(self, picture: Any) -> np.ndarray:
-        """The model's input, float32 (C, H, W), of a path, a uint8 array (H, W, 3) or (H, W), or a Pillow image.
+        """Return the model's input, float32 (C, H, W), for a path, uint8 array (H, W, 3) or (H, W), or Pillow image.
 
         Raises:
-            UnreadableImage: the file is missing, corrupt, no image, or too large.
-            DataError: an array of another type or shape, or an image that is too narrow.
+            UnreadableImage: The file is missing, corrupt, not an image, or too large.
+            DataError: An array of another type or shape, or an image that is too narrow.
         """
         image = self._read(picture)
         for shape in self._shapes:
@@ -78,7 +78,7 @@ class LightPipeline:
 
 
 def light_pipeline(steps: Sequence[Any]) -> LightPipeline | None:
-    """The pipeline of a config or of a shipped file; None where a step is not known here, or written unusually."""
+    """Build the pipeline of a config or an exported model; None if a step is unsupported or written unusually."""
     if not all(isinstance(step, Mapping) and step.get("type") in _STAGES for step in steps):
         return None
     stages = [_STAGES[step["type"]] for step in steps]
@@ -86,7 +86,7 @@ def light_pipeline(steps: Sequence[Any]) -> LightPipeline | None:
         return None
     try:
         parts = [_BUILDERS[step["type"]](**{key: step[key] for key in step if key != "type"}) for step in steps]
-    except (TypeError, ValueError):  # another key, or a value that is not taken here
+    except (TypeError, ValueError):  # another key, or an unsupported value
         return None
     of_stage = {stage: [part for part, at in zip(parts, stages, strict=True) if at == stage] for stage in _ORDER}
     mode, upright = next(iter(of_stage["load"]), COLOR_TYPES["unchanged"])
@@ -126,7 +126,7 @@ def _center_crop(crop_size: Any) -> Shape:
 
     def crop(image: Image.Image) -> Image.Image:
         top, left = middle(image.height, high), middle(image.width, wide)
-        return image.crop((left, top, left + wide, top + high))  # zeros where there is no image
+        return image.crop((left, top, left + wide, top + high))  # zeros outside the image
 
     return crop
 
@@ -153,7 +153,7 @@ def _to_unit(pixels: np.ndarray) -> np.ndarray:
 
 
 def _nothing(keys: Sequence[str] = ("img",), meta_keys: Sequence[str] = ()) -> None:
-    """Of the steps that choose what a model takes: here it takes the image."""
+    """Do nothing, for the steps that select the model's inputs: here the image is the only one."""
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {
@@ -175,12 +175,12 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _planes(pixels: np.ndarray) -> np.ndarray:
-    """(C, H, W) of (H, W, C)."""
+    """Return (H, W, C) as (C, H, W)."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """(H, W, C) with 1 or 3 channels: gray by luminance, RGB by repetition."""
+    """Return (H, W, C) with 1 or 3 channels: gray by luminance, RGB by repetition."""
     if pixels.shape[2] == channels:
         return pixels
     if channels == 3:
@@ -190,7 +190,7 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    """(h, w) from an int (a square) or a pair."""
+    """Return (h, w) from an int (a square) or a pair."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
     _require(len(pair) == 2 and all(map(_is_length, pair)))
     return pair
@@ -202,4 +202,4 @@ def _is_length(value: Any) -> bool:
 
 def _require(known: bool) -> None:
     if not known:
-        raise ValueError("this is for the steps themselves to judge")
+        raise ValueError("left to the steps themselves to check")

@@ -1,4 +1,4 @@
-"""The first step of a pipeline: where the image comes from."""
+"""First step of a pipeline: loading of the image."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _CHANNELS = {"rgb": 3, "gray": 1}
 
 @PIPELINES.register_module()
 class LoadImageFromFile(Transform):
-    """Decode an image file, or take the array that the sample already holds.
+    """Decode an image file, or use the array that the sample already contains.
 
-    Images are uint8 tensors (C, H, W), RGB (never BGR), whatever decoded them. A photo is turned as its EXIF
-    orientation says, like mmcv's `'color'`; `'color_ignore_orientation'` leaves it, like torchvision's
+    Images are uint8 tensors (C, H, W), RGB (never BGR), whichever decoder is used. A photo is rotated by its EXIF
+    orientation, like mmcv's `'color'`; `'color_ignore_orientation'` does not rotate, like torchvision's
     ImageFolder.
 
     Args:
-        color_type: `'color'` (3 channels), `'grayscale'` (1), `'unchanged'` (1 or 3, as the file has it), or
+        color_type: `'color'` (3 channels), `'grayscale'` (1), `'unchanged'` (1 or 3, as in the file), or
             `'color_ignore_orientation'`, `'grayscale_ignore_orientation'`.
-        to_float32: accepted; images stay bytes up to `Normalize`, which computes in float32.
-        file_client_args: `dict(backend='disk')`, the only store there is.
-        imdecode_backend: accepted; the decoder is torchvision's for JPEG, else Pillow.
+        to_float32: Accepted; images stay bytes until `Normalize`, which computes in float32.
+        file_client_args: `dict(backend='disk')`, the only supported storage.
+        imdecode_backend: Accepted; the decoder is torchvision's for JPEG, else Pillow.
 
-    The sample's dict holds either `img` (an array: see `as_image`), or `img_info=dict(filename=…)` with
-    `img_prefix` (a folder or None). Written: `img`, `filename`, `ori_shape` (H, W, C).
+    The sample's dict must contain either `img` (an array: see `as_image`), or `img_info=dict(filename=…)` with
+    `img_prefix` (a folder or None). The step writes `img`, `filename` and `ori_shape` (H, W, C).
     """
 
     batchwise = True
@@ -49,13 +49,13 @@ class LoadImageFromFile(Transform):
         self.color_type = color_type
         if file_client_args not in (None, {"backend": "disk"}):
             raise ConfigError(
-                "LoadImageFromFile reads files from disk: file_client_args is dict(backend='disk') or left "
+                "LoadImageFromFile reads files from disk: file_client_args must be dict(backend='disk') or left "
                 f"out; got {file_client_args!r}."
             )
         if to_float32 or imdecode_backend:
             log_once(
-                "LoadImageFromFile: to_float32 and imdecode_backend change nothing here: images are decoded "
-                "by torchvision (or Pillow) and stay bytes up to Normalize, which computes in float32"
+                "LoadImageFromFile: to_float32 and imdecode_backend have no effect: images are decoded "
+                "by torchvision (or Pillow) and stay bytes until Normalize, which computes in float32"
             )
         self._mode, self._upright = COLOR_TYPES[color_type]
 
@@ -86,7 +86,7 @@ def _path(results: dict[str, Any]) -> str:
     info = results.get("img_info")
     if not isinstance(info, dict) or "filename" not in info:
         raise DataError(
-            "a sample is a file name, an array, dict(img_info=dict(filename=…), img_prefix=… or None) or "
+            "a sample must be a file name, an array, dict(img_info=dict(filename=…), img_prefix=… or None) or "
             f"dict(img=array); got a dict with {', '.join(map(repr, results)) or 'no keys'}."
         )
     prefix = results.get("img_prefix")
@@ -95,10 +95,10 @@ def _path(results: dict[str, Any]) -> str:
 
 @PIPELINES.register_module()
 class LoadImageFromNori:
-    """Refused: the store that it read is private."""
+    """Step that always raises `ConfigError`: the storage it read from is private."""
 
     def __init__(self, **kwargs: Any) -> None:
         raise ConfigError(
-            "LoadImageFromNori reads a private store that is not available; use dict(type='LoadImageFromFile') "
+            "LoadImageFromNori reads private storage that is not available; use dict(type='LoadImageFromFile') "
             "with the images in a folder (data_prefix) and, if you have one, a list file (ann_file)."
         )

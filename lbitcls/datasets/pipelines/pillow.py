@@ -1,9 +1,9 @@
-"""Files to images by Pillow alone, for the kinds that torchvision does not decode and for programs without PyTorch.
+"""Decoding with Pillow alone, for formats that torchvision does not decode and for programs without PyTorch.
 
-Of an animation the first frame is taken, transparency is left out, 16 bits become 8. An image of more pixels than
-Pillow takes for harmless, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), is refused, whatever decodes it: a small
-file may hold it, and memory may not. Files are read as the formats in `FORMATS` only: Pillow knows others that start
-programs (EPS) or whose decoders are little tested.
+The first frame of an animation is used, transparency is dropped, 16 bits become 8. An image with more pixels than
+Pillow considers harmless, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), is refused, whichever decoder is used: it
+may fit in a small file, but not in memory. Files are read only as one of the formats in `FORMATS`: Pillow supports
+others that start programs (EPS) or whose decoders are little tested.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _TILE = (322, 323)  # of TIFF: TileWidth, TileLength
 
 
 class UnreadableImage(DataError):
-    """An image is missing or corrupt: what `on_error='skip'` leaves out."""
+    """An image is missing or corrupt; `on_error='skip'` skips it."""
 
 
 def read_with_pillow(path: str, mode: str, upright: bool = True) -> Image.Image:
-    """The image in a file, `'L'` or `'RGB'`.
+    """Return the image in a file, `'L'` or `'RGB'`.
 
     Args:
-        path: the file.
-        mode: `'rgb'`, `'gray'`, or `'unchanged'`: grayscale stays so and everything else becomes RGB.
-        upright: turn the image as its EXIF orientation says.
+        path: Image file.
+        mode: `'rgb'`, `'gray'`, or `'unchanged'`: grayscale is kept and everything else becomes RGB.
+        upright: Apply the EXIF orientation.
 
     Raises:
-        UnreadableImage: the file is missing, corrupt, no image, no regular file, or too large.
+        UnreadableImage: The file is missing, corrupt, not an image, not a regular file, or too large.
     """
     file = open_image(path)
     with file:
@@ -47,17 +47,17 @@ def read_with_pillow(path: str, mode: str, upright: bool = True) -> Image.Image:
 
 
 def open_image(path: str) -> io.FileIO:
-    """The file of an image, opened; `UnreadableImage` when there is none."""
+    """Open an image file; raise `UnreadableImage` if there is none."""
     try:
         return open_regular(path)
     except FileNotFoundError as error:
-        raise UnreadableImage(f"{path}: there is no such file.") from error
+        raise UnreadableImage(f"{path}: no such file.") from error
     except OSError as error:
-        raise UnreadableImage(f"{path}: cannot read this image: {error.strerror}. Mend or remove it.") from error
+        raise UnreadableImage(f"{path}: cannot read this image: {error.strerror}. Repair or remove it.") from error
 
 
 def decode_with_pillow(file: io.FileIO, path: str, mode: str, upright: bool = True) -> Image.Image:
-    """As `read_with_pillow`, of a file that is open, and closed at the end; `path` is for messages."""
+    """Do as `read_with_pillow`, for an open file, which is closed at the end; `path` is for messages."""
     # These two by name: Pillow would find them by loading all its plugins, which takes a tenth of a second.
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
@@ -66,28 +66,28 @@ def decode_with_pillow(file: io.FileIO, path: str, mode: str, upright: bool = Tr
         with io.BufferedReader(file) as buffered, Image.open(buffered, formats=FORMATS) as opened:
             _check_parts(opened)
             opened.load()
-            check_pixels(*opened.size)  # which only now may be known
+            check_pixels(*opened.size)  # some formats know their size only now
             return convert(opened, mode, upright)
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{path}: {too_large(error)}") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(
-            f"{path}: cannot read this image ({size} bytes): it is none of {', '.join(FORMATS)}. Mend or remove it."
+            f"{path}: cannot read this image ({size} bytes): it is none of {', '.join(FORMATS)}. Repair or remove it."
         ) from error
     # Pillow's readers raise many kinds of error on corrupt files (SyntaxError, struct.error, ValueError, …).
     except Exception as error:
         raise UnreadableImage(
-            f"{path}: cannot read this image ({size} bytes): {error or type(error).__name__}. Mend or remove it."
+            f"{path}: cannot read this image ({size} bytes): {error or type(error).__name__}. Repair or remove it."
         ) from error
 
 
 def too_large(error: Exception) -> str:
-    """What is said of an image with too many pixels, and what to do."""
+    """Return the message about an image with too many pixels, and what to do."""
     return f"{error} Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raise Pillow's `DecompressionBombError` for a size above the limit, `PIL.Image.MAX_IMAGE_PIXELS` twice."""
+    """Raise Pillow's `DecompressionBombError` for a size above the limit, twice `PIL.Image.MAX_IMAGE_PIXELS`."""
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS
@@ -96,7 +96,7 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def _check_parts(opened: Image.Image) -> None:
-    """Raise `DecompressionBombError` where a part of an image is said to be larger than images may be."""
+    """Raise `DecompressionBombError` if a part of an image claims a size above the limit for images."""
     tags = getattr(opened, "tag_v2", {})
     sides = [tags.get(tag, 1) for tag in _TILE]
     if all(isinstance(side, int) for side in sides):
@@ -104,45 +104,45 @@ def _check_parts(opened: Image.Image) -> None:
 
 
 def convert(image: Image.Image, mode: str, upright: bool = True) -> Image.Image:
-    """An image that Pillow opened, as `read_with_pillow` gives it.
+    """Convert an image that Pillow opened to the form that `read_with_pillow` returns.
 
     Raises:
-        ValueError: its pixels have no range of their own (32-bit integers or floats).
-        OSError: it is read only now, and cannot be.
+        ValueError: Its pixels have no defined range (32-bit integers or floats).
+        OSError: It is read only now, and cannot be.
     """
     from PIL import ExifTags, Image, ImageOps
 
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if image.mode in ("I", "F") and not sixteen_bits:
-        raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no range of their own; store 8 or 16 bits")
+        raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no defined range; store 8 or 16 bits")
     if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     target = ("L" if image.mode in _GRAY else "RGB") if mode == "unchanged" else _PIL_MODE[mode]
     if sixteen_bits:
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
     elif "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of going from a palette to RGB at once
+        image = image.convert("RGBA")  # Pillow warns on direct conversion from a palette to RGB
     return image if image.mode == target else image.convert(target)
 
 
 def convert_given(image: Image.Image, mode: str, upright: bool = True) -> Image.Image:
-    """As `convert`, for an image that is in memory, or that Pillow opened and has not read yet.
+    """Do as `convert`, for an image that is in memory, or that Pillow opened and has not read yet.
 
     Raises:
-        UnreadableImage: it cannot be read, or its pixels have no range of their own.
+        UnreadableImage: It cannot be read, or its pixels have no defined range.
     """
     try:
         image.load()
         return convert(image, mode, upright)
-    except Exception as error:  # of as many kinds as with files
+    except Exception as error:  # as many kinds as for files
         raise UnreadableImage(f"this Pillow image cannot be read: {error or type(error).__name__}.") from error
 
 
 def from_array(data: Any) -> Image.Image:
-    """An image `'L'` or `'RGB'` of a NumPy array, uint8 (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4).
+    """Return an image `'L'` or `'RGB'` from a NumPy array, uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with alpha.
 
     Raises:
-        DataError: another type, shape or dtype.
+        DataError: Another type, shape or dtype.
     """
     from PIL import Image
 
@@ -155,22 +155,22 @@ def from_array(data: Any) -> Image.Image:
 
 
 def not_an_image(data: Any) -> DataError:
-    """The error for what is no image."""
+    """Return the error for a value that is not an image."""
     shown = f"{data.dtype} {tuple(data.shape)}" if hasattr(data, "shape") else ""
     return DataError(
-        "an image is a uint8 array (H, W) or (H, W, 3) in RGB, a uint8 tensor (C, H, W), or a Pillow image; "
+        "an image must be a uint8 array (H, W) or (H, W, 3) in RGB, a uint8 tensor (C, H, W), or a Pillow image; "
         f"got {f'{type(data).__name__} {shown}'.rstrip()}."
     )
 
 
 def wrong_shape(data: Any) -> DataError:
-    """The error for an array that has another number of channels, or nothing in it."""
+    """Return the error for an array that has another number of channels, or is empty."""
     return DataError(
-        f"an image has 1 or 3 channels (a NumPy array has them last) and pixels; got shape {tuple(data.shape)}."
+        f"an image must have 1 or 3 channels (last in a NumPy array) and pixels; got shape {tuple(data.shape)}."
     )
 
 
 def as_array(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, C) of an image `'L'` or `'RGB'`, C = 1 or 3, in memory of its own."""
+    """Return an image `'L'` or `'RGB'` as uint8 (H, W, C), C = 1 or 3, in new memory."""
     array = np.array(image)
     return array if array.ndim == 3 else array[:, :, None]

@@ -1,4 +1,4 @@
-"""The preprocessing that belongs to published weights, from their metadata."""
+"""Preprocessing of published weights, from their metadata."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lbitcls.utils.published import find_weights, is_published
 
 @PIPELINES.register_module()
 class PretrainedPreprocessing(FixedTransform):
-    """What torchvision does to an image for published weights: `Resize`, `CenterCrop` and `Normalize` as one step.
+    """torchvision's preprocessing for published weights: `Resize`, `CenterCrop` and `Normalize` as one step.
 
-    A pipeline holds the three steps in its place, so that they are seen one by one.
+    A pipeline lists the three steps instead of this one, so that each is visible.
 
     Args:
-        weights: as `model.pretrained` names them: `'torchvision://mobilenet_v2'`.
-        crop: False: `Normalize` alone, after steps that make images of the right size at random.
+        weights: Published weights, named as in `model.pretrained`: `'torchvision://mobilenet_v2'`.
+        crop: False: `Normalize` alone, after steps that produce images of the right size at random.
 
     Attributes:
-        steps: the steps.
-        crop_size: (h, w) that the weights were tested with.
+        steps: The steps.
+        crop_size: Size (h, w) at which the weights were evaluated.
 
     Raises:
-        ConfigError: no such weights.
+        ConfigError: Unknown weights.
 
     Example:
         >>> PretrainedPreprocessing("torchvision://resnet18").steps[0]
@@ -40,8 +40,8 @@ class PretrainedPreprocessing(FixedTransform):
     def __init__(self, weights: str, crop: bool = True) -> None:
         if not is_published(weights):
             raise ConfigError(
-                f"PretrainedPreprocessing: weights='torchvision://NAME' names published weights, got {weights!r}; of "
-                "others write Resize, CenterCrop and Normalize."
+                f"PretrainedPreprocessing: weights must be published ones, 'torchvision://NAME'; got {weights!r}. For "
+                "others, write Resize, CenterCrop and Normalize."
             )
         self.weights, self.crop = weights, crop
         preset = find_weights(weights).transforms()
@@ -60,7 +60,7 @@ class PretrainedPreprocessing(FixedTransform):
 
 
 def written_out(pipeline: Sequence[Any]) -> list[Any]:
-    """A config's pipeline with the steps that a `PretrainedPreprocessing` stands for, as a config writes them.
+    """Return a config's pipeline with each `PretrainedPreprocessing` replaced by its steps, in config form.
 
     Example:
         >>> written_out([dict(type="PretrainedPreprocessing", weights="torchvision://resnet18")])[1]

@@ -1,4 +1,4 @@
-"""What a step of a pipeline is."""
+"""Base classes of pipeline steps, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ Draw = Callable[[], float]
 BatchDraw = Callable[[], np.ndarray]
 
 MOST_SIDE = 2**14
-"""Pixels of a side that a step may make."""
+"""Largest side that a step may produce, in pixels."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Transform:
-    """A step of a pipeline: a change of the image, or of the sample's dict.
+    """Pipeline step: a change of the image, or of the sample's dict.
 
-    A step takes its random numbers from `draw()`, each uniform in [0, 1). They belong to the sample, so that
-    a step does the same to it whether it comes alone (`apply`) or in a batch (`apply_batch`).
+    A step draws its random numbers from `draw()`, each uniform in [0, 1). They belong to the sample, so
+    a step treats the sample in the same way alone (`apply`) and in a batch (`apply_batch`).
     """
 
     batchwise = False
-    """Whether the step has a batch form."""
+    """True if the step has a batch form."""
     deterministic = False
-    """Whether the step does the same to an image each time."""
+    """True if the step gives the same result for the same image every time."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Do the step by itself, with random numbers from torch's global generator."""
+        """Run the step on its own, with random numbers from torch's global generator."""
         return self.process(results, global_draw)
 
     def process(self, results: dict[str, Any], draw: Draw) -> dict[str, Any]:
@@ -44,11 +44,11 @@ class Transform:
         return results
 
     def apply(self, img: Tensor, draw: Draw) -> Tensor:
-        """The image (C, H, W) after the step; `img` itself stays as it is."""
+        """Return the image (C, H, W) after the step, without changing `img`."""
         raise NotImplementedError
 
     def apply_batch(self, imgs: Tensor, draw: BatchDraw) -> Tensor:
-        """Images (N, C, H, W) after the step, which may write into `imgs`; `draw()` gives N numbers."""
+        """Return the images (N, C, H, W) after the step, which may overwrite `imgs`; `draw()` returns N numbers."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -57,13 +57,13 @@ class Transform:
 
 
 class FixedTransform(Transform):
-    """A step without random numbers, written once for (C, H, W) and (N, C, H, W)."""
+    """Step without random numbers, written once for (C, H, W) and (N, C, H, W)."""
 
     batchwise = True
     deterministic = True
 
     def change(self, img: Tensor) -> Tensor:
-        """The image or images (..., C, H, W) after the step."""
+        """Return the image or images (..., C, H, W) after the step."""
         raise NotImplementedError
 
     def apply(self, img: Tensor, draw: Draw) -> Tensor:
@@ -74,42 +74,44 @@ class FixedTransform(Transform):
 
 
 def chosen(draw: BatchDraw, probability: float) -> Tensor:
-    """Which images of a batch a step with this probability changes: bool (N,)."""
+    """Return the images of a batch that a step with this probability changes, as a mask: bool (N,)."""
     return torch.from_numpy(draw() < probability)
 
 
 @cache
 def log_once(message: str) -> None:
-    """Log an information once in a process."""
+    """Log a message at level INFO once per process."""
     _logger.info(message)
 
 
 def one_of(step: str, key: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """`value`, or a `ConfigError` when it is none of `choices`."""
+    """Return `value`; raise `ConfigError` if it is not one of `choices`."""
     from lbitcls.utils.errors import ConfigError, suggest
 
     if value not in choices:
         listed = ", ".join(map(repr, choices))
-        raise ConfigError(f"{step}: {key} is one of {listed}; got {value!r}{suggest(str(value), map(str, choices))}")
+        raise ConfigError(
+            f"{step}: {key} must be one of {listed}; got {value!r}{suggest(str(value), map(str, choices))}"
+        )
     return value
 
 
 def size_pair(step: str, key: str, value: Any) -> tuple[int, int]:
-    """(h, w) from an int (a square) or a pair of positive ints."""
+    """Return (h, w) from an int (a square) or a pair of positive ints."""
     from lbitcls.utils.errors import ConfigError
 
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
     if len(pair) != 2 or not all(type(side) is int and 0 < side <= MOST_SIDE for side in pair):
         raise ConfigError(
-            f"{step}: {key} is a number of pixels or (height, width), each from 1 to {MOST_SIDE:,}; got {value!r}."
+            f"{step}: {key} must be a number of pixels or (height, width), each from 1 to {MOST_SIDE:,}; got {value!r}."
         )
     return pair
 
 
 def probability(step: str, key: str, value: Any) -> float:
-    """`value` if it lies in [0, 1], else a `ConfigError`."""
+    """Return `value` if it lies in [0, 1]; else raise `ConfigError`."""
     from lbitcls.utils.errors import ConfigError
 
     if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ConfigError(f"{step}: {key} is a probability, 0 to 1; got {value!r}.")
+        raise ConfigError(f"{step}: {key} must be a probability from 0 to 1; got {value!r}.")
     return float(value)

@@ -1,1 +1,1 @@
-"""Backbones: torchvision's networks behind the tutorial's keys, and the small ones that it lacks."""
+"""Backbones: torchvision's networks under the tutorial's keys, and small ones that torchvision lacks."""

@@ -1,4 +1,4 @@
-"""What every backbone shares: frozen stages, the names of its layers elsewhere, the checks of keys."""
+"""Base classes of backbones: frozen stages, names of layers in published files, checks of keys."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Self = TypeVar("Self", bound="BaseBackbone")
 class BaseBackbone(nn.Module):
     """Image (N, in_channels, H, W) -> tuple of features, one for each of the `out_indices`, the deepest last.
 
-    A subclass sets `out_channels`, overrides `stages` when its stages can be frozen, and calls `freeze` at
+    A subclass sets `out_channels`, overrides `stages` if its stages can be frozen, and calls `freeze` at
     the end of its `__init__`. Layers are always found by name, because they may be replaced after the
     backbone was built.
 
     Attributes:
-        in_channels: channels of the image; None: not said, so that nobody checks it.
-        out_channels: channels of each feature.
-        layer_aliases: older name of a layer -> its name here.
-        published_classifier: name of the last layer in published state dicts of the whole classifier.
-        state_prefix: what stands before the published names of the layers here.
+        in_channels: Channels of the image; None if undefined, and then not checked.
+        out_channels: Channels of each feature.
+        layer_aliases: Older layer names, each with the name used here.
+        published_classifier: Name of the last layer in published state dicts of the whole classifier.
+        state_prefix: Prefix of the layers here before their published names.
     """
 
     in_channels: int | None = None
@@ -47,22 +47,22 @@ class BaseBackbone(nn.Module):
         return self.out_channels[-1]
 
     def stages(self) -> list[list[str]]:
-        """Names of the submodules of each stage that can be frozen; stage 0 is the stem."""
+        """Return the names of the submodules of each stage that can be frozen; stage 0 is the stem."""
         return []
 
     def freeze(self) -> None:
-        """Take stages 0 to `frozen_stages` out of the training; -1 freezes none."""
+        """Exclude stages 0 to `frozen_stages` from training; -1 freezes none."""
         last = len(self.stages()) - 1
         if not -1 <= self.frozen_stages <= last:
             raise ConfigError(
-                f"{type(self).__name__}(frozen_stages={self.frozen_stages}): expected -1 (none) to {last} "
-                "(0 is the stem alone)."
+                f"{type(self).__name__}: frozen_stages must be from -1 (none) to {last} (0 is the stem alone); "
+                f"got {self.frozen_stages}."
             )
         for module in self._frozen():
             module.requires_grad_(False)
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Set the mode; normalizations of frozen stages, and all with `norm_eval`, stay in eval mode."""
+        """Set the mode; normalizations of frozen stages, or all of them with `norm_eval`, stay in eval mode."""
         super().train(mode)
         if mode:
             for root in [self] if self.norm_eval else self._frozen():
@@ -72,7 +72,7 @@ class BaseBackbone(nn.Module):
         return self
 
     def adapt_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The backbone's part of a classifier's state dict, published or our own, by the names here."""
+        """Return the backbone's part of a classifier's state dict, published or our own, under the names used here."""
         return to_backbone_names(state_dict, self)
 
     def _frozen(self) -> list[nn.Module]:
@@ -80,16 +80,16 @@ class BaseBackbone(nn.Module):
 
 
 class StagedBackbone(BaseBackbone):
-    """A stem (`conv1`, `bn1`), then stages `layer1`, `layer2`, …; a subclass adds them and writes `stem`."""
+    """Stem (`conv1`, `bn1`), then stages `layer1`, `layer2`, …; a subclass adds them and implements `stem`."""
 
     out_indices: tuple[int, ...]
 
     def stem(self, img: Tensor) -> Tensor:
-        """What the first stage takes."""
+        """Return the input of the first stage."""
         raise NotImplementedError
 
     def layer_names(self) -> list[str]:
-        """Names of the stages up to the last that is asked for."""
+        """Return the names of the stages up to the last requested one."""
         return [f"layer{index + 1}" for index in range(self.out_indices[-1] + 1)]
 
     def stages(self) -> list[list[str]]:
@@ -106,9 +106,9 @@ class StagedBackbone(BaseBackbone):
 
 
 class SequenceBackbone(BaseBackbone):
-    """One sequence of layers, `features`; stage i ends at position `ends[i]` of it.
+    """One sequence of layers, `features`; stage i ends at its position `ends[i]`.
 
-    `num_stem` positions at the start belong to the stem.
+    The first `num_stem` positions belong to the stem.
     """
 
     features: nn.Sequential
@@ -134,7 +134,7 @@ class SequenceBackbone(BaseBackbone):
 
 
 def split_stages(name: str, layers: nn.Sequential, end: type[nn.Module]) -> list[list[str]]:
-    """Names of the layers of the sequence `name`, a list for each stage; one of the kind `end` ends it."""
+    """Return the layer names of the sequence `name`, one list per stage; a layer of type `end` ends a stage."""
     stages: list[list[str]] = [[]]
     for position, layer in enumerate(layers):
         stages[-1].append(f"{name}.{position}")
@@ -144,7 +144,7 @@ def split_stages(name: str, layers: nn.Sequential, end: type[nn.Module]) -> list
 
 
 def child_stages(backbone: nn.Module, name: str) -> list[list[str]]:
-    """The parts with parameters of the network `name`, each a stage: its children, those of `features` one by one."""
+    """Return the children with parameters of the network `name`, each a stage; those of `features` count one by one."""
     children: dict[str, nn.Module] = {}
     for key, child in backbone.get_submodule(name).named_children():
         opened = child.named_children() if key == "features" else [("", child)]
@@ -153,7 +153,7 @@ def child_stages(backbone: nn.Module, name: str) -> list[list[str]]:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Set torchvision's first weights: He normal (fan out), N(0, 0.01) in linear layers, biases 0."""
+    """Initialize weights as torchvision does: He normal (fan out), N(0, 0.01) in linear layers, biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -167,39 +167,39 @@ def check_choice(owner: str, key: str, value: Any, choices: Sequence[Any]) -> No
     """Raise `ConfigError` unless `value` is one of `choices`."""
     if value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
-        raise ConfigError(f"{owner}({key}={value!r}): expected one of {expected}.")
+        raise ConfigError(f"{owner}: {key} must be one of {expected}; got {value!r}.")
 
 
 def refuse(owner: str, **given: Any) -> None:
-    """Raise `ConfigError` for the first key that asks for what is not built (is not None or False)."""
+    """Raise `ConfigError` for the first key that requests an unsupported feature (is not None or False)."""
     for key, value in given.items():
         if value is not None and value is not False:
             raise ConfigError(f"{owner}({key}={value!r}) is not supported; leave {key} out of the config.")
 
 
 def checked_indices(owner: str, out_indices: Sequence[int], count: int) -> tuple[int, ...]:
-    """`out_indices` in ascending order; `ConfigError` unless there is one and each is in 0 … count - 1."""
+    """Return `out_indices` in ascending order; raise `ConfigError` if it is empty or one is not in 0 … count - 1."""
     if not isinstance(out_indices, Sequence) or not out_indices:
-        raise ConfigError(f"{owner}(out_indices={out_indices!r}): expected a tuple such as ({count - 1},).")
+        raise ConfigError(f"{owner}: out_indices must be a tuple such as ({count - 1},); got {out_indices!r}.")
     if any(not isinstance(index, int) or not 0 <= index < count for index in out_indices):
-        raise ConfigError(f"{owner}(out_indices={tuple(out_indices)}): expected numbers from 0 to {count - 1}.")
+        raise ConfigError(f"{owner}: out_indices must be integers from 0 to {count - 1}; got {tuple(out_indices)}.")
     return tuple(sorted(set(out_indices)))
 
 
 def norm_layer(owner: str, norm_cfg: dict | None) -> Callable[[int], nn.Module]:
-    """The function (channels) -> BatchNorm2d that `norm_cfg` describes.
+    """Return the function (channels) -> BatchNorm2d that `norm_cfg` describes.
 
     Args:
-        owner: the backbone, for messages.
-        norm_cfg: `dict(type='BN', requires_grad=True, eps=1e-5, momentum=0.1)`, each optional; None is the
-            same.
+        owner: Name of the backbone, for messages.
+        norm_cfg: `dict(type='BN', requires_grad=True, eps=1e-5, momentum=0.1)`, each key optional; None means
+            these defaults.
     """
     cfg = {"type": "BN", **(norm_cfg or {})}
     reject_unknown_keys(f"{owner}: norm_cfg", cfg, ("type", "requires_grad", "eps", "momentum"))
     if cfg["type"] not in ("BN", "BN2d"):
         raise ConfigError(
-            f"{owner}: norm_cfg type '{cfg['type']}' is not supported, only 'BN' is; for synchronised batch "
-            "normalization set sycbn=True at the top level of the config."
+            f"{owner}: norm_cfg type '{cfg['type']}' is not supported, only 'BN' is; for synchronized batch "
+            "normalization, set sycbn=True at the top level of the config."
         )
 
     def make(channels: int) -> nn.Module:

@@ -1,7 +1,7 @@
 """LeNet-5 (LeCun et al., "Gradient-based learning applied to document recognition", 1998), in mmcls's form.
 
-Three 5x5 convolutions with tanh, two average poolings, two linear layers. As in the paper the field is
-32x32: images of 28x28 (MNIST as it comes) get two zero pixels on each side.
+Three 5x5 convolutions with tanh, two average poolings, two linear layers. As in the paper, the input is
+32x32: images of 28x28 (original MNIST) are padded with two zero pixels on each side.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class LeNet5(BaseBackbone):
     """LeNet-5 for images of 32x32 or 28x28 pixels.
 
     Args:
-        num_classes: K; the backbone then gives logits (N, K), for a `ClsHead`. None (or -1): features
+        num_classes: K; the backbone then returns logits (N, K), for a `ClsHead`. None (or -1): features
             (N, 120, 1, 1), for `GlobalAveragePooling` and a `LinearClsHead` with 120 channels.
-        in_channels: channels of the image.
-        frozen_stages: stages kept as they are: -1 none; 0, 1, 2: up to that convolution.
-        norm_eval: taken because every backbone takes it; LeNet has no normalization.
+        in_channels: Channels of the image.
+        frozen_stages: Last frozen stage: -1 none; 0, 1, 2: up to that convolution.
+        norm_eval: Accepted as by every backbone; LeNet has no normalization.
 
     Example:
         >>> import torch
@@ -65,6 +65,6 @@ class LeNet5(BaseBackbone):
         if size == (28, 28):
             img = functional.pad(img, (2, 2, 2, 2))
         elif size != (32, 32):
-            raise DataError(f"LeNet5 takes images of 32x32 or 28x28 pixels, got {size[0]}x{size[1]}; resize them.")
+            raise DataError(f"LeNet5 needs images of 32x32 or 28x28 pixels; got {size[0]}x{size[1]}. Resize them.")
         feature = self.features(img)
         return (feature,) if self.num_classes is None else (self.classifier(feature.flatten(1)),)

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., arXiv:1801.04381), torchvision's, with its names."""
+"""MobileNetV2 (Sandler et al., arXiv:1801.04381), torchvision's implementation and layer names."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class MobileNetV2(SequenceBackbone):
     """MobileNetV2: the layers are `features.0` … `features.18`.
 
     Args:
-        widen_factor: factor on the channels of every layer; the last never has fewer than 1280.
-        out_indices: stages whose features are returned: 0 to 6 the seven groups of inverted residuals, 7
-            the last 1x1 convolution. Stages after the last of them are not built.
-        frozen_stages: stages kept as they are: -1 none, 0 the first convolution, n that and the first n
-            stages.
-        norm_eval: keep every normalization in eval mode during training.
+        widen_factor: Factor on the channels of every layer; the last never has fewer than 1280.
+        out_indices: Stages whose features are returned: 0 to 6 for the seven groups of inverted residuals, 7 for
+            the last 1x1 convolution. Later stages are not built.
+        frozen_stages: Last frozen stage: -1 none, 0 the first convolution, n the first convolution and the first
+            n stages.
+        norm_eval: Keep every normalization in eval mode during training.
         norm_cfg: `dict(type='BN', requires_grad=True, eps=…, momentum=…)`.
-        conv_cfg: only None is supported.
-        act_cfg: only ReLU6 is supported.
-        with_cp: only False is supported.
+        conv_cfg: Only None is supported.
+        act_cfg: Only ReLU6 is supported.
+        with_cp: Only False is supported.
 
     Example:
         >>> import torch
@@ -37,7 +37,7 @@ class MobileNetV2(SequenceBackbone):
     in_channels: int = 3
 
     published_classifier = "classifier.1"
-    # As mmcls calls the first convolution.
+    # mmcls's name of the first convolution.
     layer_aliases: Mapping[str, str] = {"conv1": "features.0.0", "conv1.conv": "features.0.0"}
     ends = (1, 3, 6, 10, 13, 16, 17, 18)
     num_stem = 1
@@ -55,7 +55,7 @@ class MobileNetV2(SequenceBackbone):
     ) -> None:
         super().__init__(frozen_stages, norm_eval)
         if not widen_factor > 0:
-            raise ConfigError(f"MobileNetV2(widen_factor={widen_factor!r}): expected a number above 0.")
+            raise ConfigError(f"MobileNetV2: widen_factor must be a number above 0; got {widen_factor!r}.")
         if act_cfg is not None and act_cfg != {"type": "ReLU6"}:
             refuse("MobileNetV2", act_cfg=act_cfg)
         refuse("MobileNetV2", conv_cfg=conv_cfg, with_cp=with_cp)

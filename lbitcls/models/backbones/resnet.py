@@ -1,4 +1,4 @@
-"""ResNet (He et al., arXiv:1512.03385), made of torchvision's blocks with torchvision's names.
+"""ResNet (He et al., arXiv:1512.03385), built from torchvision's blocks with torchvision's layer names.
 
 `style='pytorch'` puts the stride of a bottleneck on its 3x3 convolution, as torchvision and its published
 weights do; `style='caffe'` puts it on the first 1x1 convolution, as the paper does.
@@ -38,21 +38,21 @@ class ResNet(StagedBackbone):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        in_channels: channels of the image.
-        base_channels: channels of the stem; 64 in the published networks.
-        num_stages: number of stages, 1 to 4.
-        strides: stride of each stage's first block.
-        out_indices: stages whose features are returned, from 0. Stages after the last of them are not built:
-            nothing would train them.
-        style: where a bottleneck has its stride, 'pytorch' (3x3) or 'caffe' (first 1x1).
-        frozen_stages: stages kept as they are: -1 none, 0 the stem, n the stem and the first n stages.
-        norm_eval: keep every normalization in eval mode during training.
+        in_channels: Channels of the image.
+        base_channels: Channels of the stem; 64 in the published networks.
+        num_stages: Number of stages, 1 to 4.
+        strides: Stride of each stage's first block.
+        out_indices: Stages whose features are returned, from 0. Later stages are not built, since nothing would
+            train them.
+        style: Position of a bottleneck's stride, 'pytorch' (3x3) or 'caffe' (first 1x1).
+        frozen_stages: Last frozen stage: -1 none, 0 the stem, n the stem and the first n stages.
+        norm_eval: Keep every normalization in eval mode during training.
         norm_cfg: `dict(type='BN', requires_grad=True, eps=…, momentum=…)`.
-        zero_init_residual: start each residual branch at zero (False as in torchvision).
-        conv_cfg: only None is supported.
-        deep_stem: only False is supported.
-        avg_down: only False is supported.
-        with_cp: only False is supported.
+        zero_init_residual: Initialize each residual branch to zero (False as in torchvision).
+        conv_cfg: Only None is supported.
+        deep_stem: Only False is supported.
+        avg_down: Only False is supported.
+        with_cp: Only False is supported.
 
     Example:
         >>> import torch
@@ -87,7 +87,7 @@ class ResNet(StagedBackbone):
         check_choice(owner, "num_stages", num_stages, [1, 2, 3, 4])
         refuse(owner, conv_cfg=conv_cfg, deep_stem=deep_stem, avg_down=avg_down, with_cp=with_cp)
         if len(strides) < num_stages:
-            raise ConfigError(f"{owner}(strides={tuple(strides)}): expected {num_stages}, one for each stage.")
+            raise ConfigError(f"{owner}: strides must have {num_stages} values, one per stage; got {tuple(strides)}.")
         self.in_channels = in_channels
         self.out_indices = checked_indices(owner, out_indices, num_stages)
         block, counts = _BLOCKS[depth]
@@ -119,9 +119,9 @@ class ResNet(StagedBackbone):
 
 @BACKBONES.register_module()
 class ResNet_CIFAR(ResNet):
-    """ResNet for images of 32x32: the stem is a 3x3 convolution without stride or max-pooling.
+    """ResNet for images of 32x32: the stem is a 3x3 convolution without stride or max pooling.
 
-    Takes what `ResNet` takes. For the paper's own CIFAR networks, of 20 to 110 layers, see
+    The arguments are those of `ResNet`. For the paper's own CIFAR networks, of 20 to 110 layers, see
     `ResNetCIFAROptionA`.
 
     Example:

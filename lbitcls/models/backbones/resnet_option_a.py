@@ -1,8 +1,8 @@
-"""The CIFAR ResNets of He et al., arXiv:1512.03385, section 4.2: shortcuts without parameters ("option A").
+"""CIFAR ResNets of He et al., arXiv:1512.03385, section 4.2: shortcuts without parameters ("option A").
 
 Three stages of n blocks of two 3x3 convolutions, 6n + 2 layers in all: 20, 32, 44, 56 and 110 in the paper.
 Where a stage halves the map and doubles the channels, the shortcut takes every second pixel and appends
-channels of zeros, half of them before and half after. The layers' names are those of the published
+channels of zeros, half of them before and half after. The layer names are those of the published
 `resnet20-*.th` files (github.com/akamaster/pytorch_resnet_cifar10), whose `linear` is the head's `fc` here.
 """
 
@@ -37,7 +37,7 @@ class OptionABlock(nn.Module):
         return self.relu(out + self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Every `stride`-th pixel of `x`, and the new channels as zeros around its own."""
+        """Return every `stride`-th pixel of `x`, with the new channels as zeros around the old ones."""
         if self.stride == 1 and self.new_channels == 0:
             return x
         before = self.new_channels // 2
@@ -50,12 +50,12 @@ class ResNetCIFAROptionA(StagedBackbone):
     """ResNet-20 to -110 for small images (32x32, or 8x8): layers `conv1`, `bn1`, `layer1` … `layer3`.
 
     Args:
-        depth: 6n + 2: 20, 32, 44, 56 or 110 in the paper; 8 and 14 are there for small data sets.
-        in_channels: channels of the image.
-        base_channels: channels of the first stage; the others have twice and four times as many.
-        out_indices: stages whose features are returned, 0 to 2. Stages after the last of them are not built.
-        frozen_stages: stages kept as they are: -1 none, 0 the stem, n the stem and the first n stages.
-        norm_eval: keep every normalization in eval mode during training.
+        depth: 6n + 2: 20, 32, 44, 56 or 110 in the paper; 8 and 14 for small data sets.
+        in_channels: Channels of the image.
+        base_channels: Channels of the first stage; the others have twice and four times as many.
+        out_indices: Stages whose features are returned, 0 to 2. Later stages are not built.
+        frozen_stages: Last frozen stage: -1 none, 0 the stem, n the stem and the first n stages.
+        norm_eval: Keep every normalization in eval mode during training.
 
     Example:
         >>> import torch
@@ -76,7 +76,7 @@ class ResNetCIFAROptionA(StagedBackbone):
     ) -> None:
         super().__init__(frozen_stages, norm_eval)
         if depth < 8 or depth % 6 != 2:
-            raise ConfigError(f"ResNetCIFAROptionA(depth={depth}): expected 6n + 2, such as 20, 32, 44, 56, 110.")
+            raise ConfigError(f"ResNetCIFAROptionA: depth must be 6n + 2, such as 20, 32, 44, 56, 110; got {depth}.")
         self.in_channels = in_channels
         self.out_indices = checked_indices("ResNetCIFAROptionA", out_indices, 3)
         self.conv1 = nn.Conv2d(in_channels, base_channels, 3, padding=1, bias=False)

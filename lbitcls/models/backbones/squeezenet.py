@@ -1,4 +1,4 @@
-"""SqueezeNet (Iandola et al., arXiv:1602.07360), torchvision's, with its names."""
+"""SqueezeNet (Iandola et al., arXiv:1602.07360), torchvision's implementation and layer names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lbitcls.registry import BACKBONES
 
 @BACKBONES.register_module()
 class SqueezeNet(BaseBackbone):
-    """SqueezeNet without its classifier, which is `ConvClsHead` (and no neck).
+    """SqueezeNet without its classifier; use it with `ConvClsHead` and no neck.
 
     Args:
         version: '1_0' or '1_1' ('1.0' and '1.1' are the same).
-        frozen_stages: stages kept as they are: -1 none, 0 the stem, n the stem and the first n groups of fire
-            modules, 3 in all, each but the last ending in a max-pooling.
-        norm_eval: taken because every backbone takes it; SqueezeNet has no normalization.
+        frozen_stages: Last frozen stage: -1 none, 0 the stem, n the stem and the first n groups of fire
+            modules, 3 in all, each but the last ending in a max pooling.
+        norm_eval: Accepted as by every backbone; SqueezeNet has no normalization.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Any network of timm (github.com/huggingface/pytorch-image-models), by its name there, without its classifier."""
+"""Any network of timm (github.com/huggingface/pytorch-image-models), by its timm name, without its classifier."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lbitcls.utils.errors import CheckpointError, ConfigError, DependencyError, 
 
 @BACKBONES.register_module()
 class TimmBackbone(BaseBackbone):
-    """A network of timm; it needs the extra `timm`: `pip install 'lbitcls[timm]'`.
+    """Network of timm; needs the extra `timm`: `pip install 'lbitcls[timm]'`.
 
-    The network is the submodule `model`. Without `out_indices` it gives what its classifier takes, features (N, C), so
-    no neck is needed (one does no harm); with them feature maps (N, C, H, W).
+    The network is the submodule `model`. Without `out_indices` it returns its classifier's input, features (N, C), so
+    no neck is needed (one does no harm); with them, feature maps (N, C, H, W).
 
     Args:
-        name: as in `timm.list_models()`: `'resnet18'`, or with its weights' tag, `'resnet18.a1_in1k'`.
-        pretrained: True for the weights that timm fetches, by the tag of `name`; or a local file or
-            `'torchvision://…'`, of which what fits is loaded.
-        in_channels: channels of the image.
-        out_indices: stages whose feature maps are returned, as timm counts them.
-        frozen_stages: stages kept as they are, -1 none. A stage is a part of the network with parameters, in its order.
-        norm_eval: keep every normalization in eval mode during training.
+        name: Name from `timm.list_models()`: `'resnet18'`, or with a tag of its weights, `'resnet18.a1_in1k'`.
+        pretrained: True for the weights that timm downloads, by the tag of `name`; or a local file or
+            `'torchvision://…'`, from which everything that matches is loaded.
+        in_channels: Channels of the image.
+        out_indices: Stages whose feature maps are returned, in timm's numbering.
+        frozen_stages: Last frozen stage, -1 none. Each part of the network that has parameters is a stage, in order.
+        norm_eval: Keep every normalization in eval mode during training.
 
     Raises:
         DependencyError: timm is not installed.
-        ConfigError: timm has no such network, or does not build it so.
-        CheckpointError: the weights cannot be fetched or read.
+        ConfigError: timm has no such network, or cannot build it with these options.
+        CheckpointError: The weights cannot be downloaded or read.
     """
 
     state_prefix = "model."
@@ -76,11 +76,11 @@ def _create(name: str, pretrained: bool, **options: Any) -> Any:
         raise ConfigError(f"TimmBackbone: timm has no network '{name}'{suggest(name, known)} It knows {len(known)}.")
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # timm's, and those of the hub that it fetches from
+    except Exception as error:  # timm's errors, and those of the hub that it downloads from
         reason = str(error).strip().partition("\n")[0]
         if pretrained:
             raise CheckpointError(
-                f"TimmBackbone: the weights of '{name}' cannot be fetched ({type(error).__name__}: {reason}). Without "
-                "a network give pretrained=FILE, a state dict of the network."
+                f"TimmBackbone: the weights of '{name}' cannot be downloaded ({type(error).__name__}: {reason}). "
+                "Without a network, give pretrained=FILE, a state dict of the network."
             ) from error
         raise ConfigError(f"TimmBackbone: timm cannot build '{name}' with {options}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Any classification network of torchvision, by its name there, with its last linear layer cut off."""
+"""Any classification network of torchvision, by its torchvision name, without its last linear layer."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from lbitcls.models.backbones.base import BaseBackbone, child_stages
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import ConfigError, suggest
 
-# Their side branches give a tuple in training.
+# Their auxiliary branches return a tuple in training.
 _WITH_SIDE_BRANCHES = ("googlenet", "inception_v3")
 
 
 @BACKBONES.register_module()
 class TorchvisionBackbone(BaseBackbone):
-    """A network of `torchvision.models` that gives what its last linear layer takes, features (N, C).
+    """Network of `torchvision.models` that returns the input of its last linear layer, features (N, C).
 
-    The network is the submodule `model`; its last linear layer becomes an identity, and a published file's
+    The network is the submodule `model`; its last linear layer is replaced by an identity, and a published file's
     weights of that layer go to the head. C is `num_features`; a head for another number of channels is
-    refused with the right one.
+    refused, and the message gives the right one.
 
     Args:
-        name: as in `torchvision.models.list_models()`, `'shufflenet_v2_x1_0'` for one. SqueezeNet has no
+        name: Name from `torchvision.models.list_models()`, such as `'shufflenet_v2_x1_0'`. SqueezeNet has no
             linear layer: use the backbone `SqueezeNet`.
-        frozen_stages: stages kept as they are, -1 none. A stage is a part of the network, in its order: a submodule
-            with parameters, or, where those are in one sequence `features`, a layer of it.
-        norm_eval: keep every normalization in eval mode during training.
+        frozen_stages: Last frozen stage, -1 none. Each part of the network is a stage, in order: a submodule with
+            parameters, or, if those are in one sequence `features`, a layer of it.
+        norm_eval: Keep every normalization in eval mode during training.
 
     Example:
         >>> TorchvisionBackbone("shufflenet_v2_x1_0").num_features
@@ -51,7 +51,7 @@ class TorchvisionBackbone(BaseBackbone):
         linear = [key for key, layer in self.model.named_modules() if isinstance(layer, nn.Linear)]
         if not linear:
             raise ConfigError(
-                f"TorchvisionBackbone: '{name}' has no linear layer to cut off; use "
+                f"TorchvisionBackbone: '{name}' has no linear layer to remove; use "
                 "backbone=dict(type='SqueezeNet', version='1_1') with head=dict(type='ConvClsHead', …)."
             )
         self.published_classifier = linear[-1]

@@ -1,9 +1,9 @@
-"""A quantized network of PyTorch, spelled out: its integers, and the grid of every tensor, in plain operations.
+"""A quantized network of PyTorch as plain float operations on its integers and the grid of every tensor.
 
-    quint8 tensor, scale s, zero point z     OnGrid: clip(round(x / s) + z, 0, 255), and (q - z) · s again
+    quint8 tensor, scale s, zero point z     OnGrid: clip(round(x / s) + z, 0, 255), then (q - z) · s
     qint8 weight, a scale for each channel   FromIntegers: the same integers times their scales, the bias added after
 
-Values are floats that lie on those grids. ONNX's QuantizeLinear and DequantizeLinear say the same.
+Values are floats that lie on those grids. ONNX's QuantizeLinear and DequantizeLinear define the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LIMITS = (0, 255)  # of quint8
 
 
 class OnGrid(nn.Module):
-    """A tensor brought to the grid of a quint8 one: QuantizeLinear and DequantizeLinear where it is traced for ONNX."""
+    """Rounding of a tensor to a quint8 grid; traced for ONNX as QuantizeLinear and DequantizeLinear."""
 
     scale: Tensor
     zero_point: Tensor
@@ -42,11 +42,11 @@ class OnGrid(nn.Module):
 
 
 class FromIntegers(nn.Module):
-    """A convolution or linear layer on integer weights, its bias added afterwards, and the ReLU that was fused with it.
+    """Convolution or linear layer with integer weights, the bias added afterwards, and an optional fused ReLU.
 
     Args:
         layer: PyTorch's quantized layer.
-        relu: whether a ReLU follows.
+        relu: True if a ReLU follows.
     """
 
     codes: Tensor
@@ -82,7 +82,7 @@ class FromIntegers(nn.Module):
 
 
 def _grids(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale, float32, and zero point, int8, of each output channel of a quantized weight."""
+    """Return scale, float32, and zero point, int8, of each output channel of a quantized weight."""
     if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
         scale, zero_point = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
     else:
@@ -114,9 +114,9 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "quantized.add_scalar": _add,
     "quantized.mul_scalar": _mul,
 }
-"""PyTorch's quantized operations, by their names, as operations on floats; the grid of the result follows."""
+"""PyTorch's quantized operations, by name, as float operations; the result's grid is applied afterwards."""
 _WITH_WEIGHTS = {"Conv2d": False, "ConvReLU2d": True, "Linear": False, "LinearReLU": True}
-"""Kinds of quantized layers with a weight, and whether a ReLU is in them."""
+"""Types of quantized layers with a weight, each with True if it includes a ReLU."""
 _WITHOUT: dict[str, Callable[[Any], nn.Module]] = {
     "Quantize": lambda layer: nn.Identity(),
     "DeQuantize": lambda layer: nn.Identity(),
@@ -126,12 +126,12 @@ _WITHOUT: dict[str, Callable[[Any], nn.Module]] = {
     "Sigmoid": lambda layer: nn.Sigmoid(),
     "LeakyReLU": lambda layer: nn.LeakyReLU(layer.negative_slope),
 }
-"""The other kinds of quantized layers, as layers of floats."""
-_KEEPING = (nn.MaxPool2d, nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten)  # results lie on the grid of what they take
+"""Other types of quantized layers, as float layers."""
+_KEEPING = (nn.MaxPool2d, nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten)  # results lie on the grid of the input
 
 
 class _Tracer(fx.Tracer):
-    """Notes the output of one module, a container or not."""
+    """Tracer that records the output of one module, a container or not."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Observer(fx.Interpreter):
-    """Runs a network and notes scale and zero point of every quantized tensor, which no image changes."""
+    """Interpreter that records scale and zero point of every quantized tensor, which do not depend on the image."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -161,20 +161,20 @@ class _Observer(fx.Interpreter):
 
 @torch.no_grad()
 def spelled_out(network: nn.Module, out_layer: str, image: Tensor) -> fx.GraphModule:
-    """A quantized network up to a layer, in plain operations: image (N, 3, H, W) -> tuple of one feature.
+    """Return a quantized network up to a layer, in plain operations: image (N, 3, H, W) -> tuple of one feature.
 
     Args:
-        network: quantized by PyTorch in eager mode, with uint8 tensors and int8 weights; it is not changed.
-        out_layer: name of the layer whose output is the feature.
-        image: float32 (1, 3, H, W), that the network can run.
+        network: Network quantized by PyTorch in eager mode, with uint8 tensors and int8 weights; it is not changed.
+        out_layer: Name of the layer whose output is the feature.
+        image: float32 (1, 3, H, W), of a size that the network accepts.
 
     Raises:
-        ConfigError: the network has operations that have no form here, which are named, or cannot be traced.
+        ConfigError: The network cannot be traced, or has operations without a plain form; the message names them.
     """
     tracer = _Tracer(out_layer)
     try:
         graph = tracer.trace(network)
-    except Exception as error:  # what the network's own code raises on traced values
+    except Exception as error:  # anything that the network's own code raises on traced values
         raise ConfigError(f"{type(network).__name__} cannot be traced up to '{out_layer}': {error}") from error
     assert tracer.reached is not None
     output = next(node for node in graph.nodes if node.op == "output")
@@ -189,12 +189,12 @@ def spelled_out(network: nn.Module, out_layer: str, image: Tensor) -> fx.GraphMo
 
 
 def layers_of(module: nn.Module) -> list[tuple[str, FromIntegers]]:
-    """Names and layers with integer weights of a network that was spelled out."""
+    """Return names and modules of the layers with integer weights in a `spelled_out` network."""
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, FromIntegers)]
 
 
 def _replace(module: fx.GraphModule, grids: dict[str, tuple[float, int]]) -> None:
-    """Put plain operations in the place of quantized ones, each followed by its grid."""
+    """Replace quantized operations by plain ones, each followed by its grid."""
     refused = []
     for node in list(module.graph.nodes):
         kept = False
@@ -222,7 +222,7 @@ def _replace(module: fx.GraphModule, grids: dict[str, tuple[float, int]]) -> Non
 
 
 def _plain_layer(layer: nn.Module) -> nn.Module | None:
-    """The layer of floats for a layer; itself where it is one; None where there is none."""
+    """Return the float layer for a layer: itself if it is one; None if there is none."""
     kind = type(layer).__name__
     if ".quantized" not in type(layer).__module__:
         return layer
@@ -232,7 +232,7 @@ def _plain_layer(layer: nn.Module) -> nn.Module | None:
 
 
 def _follow(module: fx.GraphModule, node: fx.Node, grid: tuple[float, int]) -> None:
-    """Bring the result of a node to its grid, for all that take it."""
+    """Round the result of a node to its grid, for all its users."""
     name = f"grids.{node.name}"
     module.add_submodule(name, OnGrid(*grid))
     with module.graph.inserting_after(node):

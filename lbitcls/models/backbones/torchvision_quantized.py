@@ -1,4 +1,4 @@
-"""The networks that torchvision publishes as integers (`torchvision.models.quantization`), as frozen extractors."""
+"""Networks that torchvision publishes as integers (`torchvision.models.quantization`), as frozen feature extractors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lbitcls.utils.published import SCHEME, fetch_weights
 
 logger = logging.getLogger("lbitcls")
 
-_SIZE = 224  # of the image of the first run, which finds the channels
+_SIZE = 224  # side of the image in the first run, which determines the channels
 
 
 class _Network:
-    """A quantized network that copies of the backbone share: it never changes."""
+    """Quantized network shared by copies of the backbone, since it never changes."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -33,7 +33,7 @@ class _Network:
 
 
 class _Widened(nn.Module):
-    """A backbone that computes in float32, for a model that computes in float64."""
+    """Backbone that computes in float32, wrapped for a model that computes in float64."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -44,35 +44,35 @@ class _Widened(nn.Module):
 
 
 class _Reached(Exception):
-    """Carries the output of the layer at which the network is cut."""
+    """Carrier of the output of the layer at which the network is cut."""
 
 
 @BACKBONES.register_module()
 class TorchvisionQuantizedBackbone(nn.Module):
-    """A network of `torchvision.models.quantization` up to a layer: image (N, 3, H, W) -> tuple of one feature.
+    """Network of `torchvision.models.quantization` up to a layer: image (N, 3, H, W) -> tuple of one feature.
 
-    It has no parameters and no gradient, is in eval mode always and runs on the CPU. Checkpoints hold a digest of its
-    weights, not the weights; loading one into another network warns. PyTorch has announced the end of the
-    operators it is made of: `IntegerBackbone` is what lasts.
+    It has no parameters and no gradient, is always in eval mode and runs on the CPU. Checkpoints contain a digest of
+    its weights, not the weights; loading one into another network logs a warning. PyTorch has announced the removal of
+    the operators that it uses; `IntegerBackbone` does not depend on them.
 
     Args:
-        name: without the prefix: `'resnet18'`, `'mobilenet_v2'`.
-        out_layer: name of the layer whose output is the feature, dequantized; feature maps need the neck
+        name: Name without the prefix: `'resnet18'`, `'mobilenet_v2'`.
+        out_layer: Name of the layer whose dequantized output is the feature; feature maps need the neck
             `GlobalAveragePooling`.
-        pretrained: True for the weights that torchvision publishes (a network is needed once); a local file, the state
+        pretrained: True for torchvision's published weights (needs a network connection once); a local file, the state
             dict of such a quantized network; False: random weights, always the same.
 
     Attributes:
-        out_channels: channels of the feature.
+        out_channels: Channels of the feature.
 
     Raises:
         ConfigError: torchvision has no such network, or the network no such layer.
-        CheckpointError: the weights cannot be fetched, read, or are of another network.
-        DependencyError: this version of torchvision or PyTorch has quantized networks no more.
+        CheckpointError: The weights cannot be downloaded or read, or belong to another network.
+        DependencyError: This version of torchvision or PyTorch no longer has quantized networks.
     """
 
     in_channels = 3
-    in_checkpoints = False  # its weights
+    in_checkpoints = False  # are its weights
 
     def __init__(self, name: str, out_layer: str = "avgpool", pretrained: bool | str = True) -> None:
         super().__init__()
@@ -94,11 +94,11 @@ class TorchvisionQuantizedBackbone(nn.Module):
 
     @property
     def quantization(self) -> str:
-        """What it is, for logs and tables."""
+        """Description of the quantization, for logs and tables."""
         return "torchvision W8A8"
 
     def size_bits(self) -> tuple[int, int]:
-        """Bits that its weights and biases take in float32, and as they are, with scales and zero points."""
+        """Return the bits of its weights and biases in float32, and as stored, with scales and zero points."""
         floats = integers = 0
         for _, layer in layers_of(self.spelled_out()):
             biases = 0 if layer.bias is None else layer.bias.numel()
@@ -107,18 +107,18 @@ class TorchvisionQuantizedBackbone(nn.Module):
         return floats, integers
 
     def spelled_out(self) -> nn.Module:
-        """Its integers in plain operations on floats: what is exported, and what float64 is computed with."""
+        """Return its integers in plain float operations, for export and for computing in float64."""
         with _undisturbed():
             return spelled_out(self._network.module, self.out_layer, torch.zeros(1, self.in_channels, _SIZE, _SIZE))
 
     def integer_layers(self) -> list[dict[str, str]]:
-        """Name (in the backbone) and kind of each layer with integer weights."""
+        """Return name (in the backbone) and kind of each layer with integer weights."""
         return [{"name": name, "kind": layer.kind} for name, layer in layers_of(self.spelled_out())]
 
     def computed_otherwise(self) -> nn.Module:
-        """The same integers computed on floats, features as float64: the yardstick of an exported file.
+        """Return the same integers computed in floats, features as float64: the reference for an exported model.
 
-        PyTorch's kernels add integers; engines add floats in one layer or another, and round a little differently.
+        PyTorch's kernels accumulate integers; engines accumulate floats in some layers, and round slightly differently.
         """
         return _Widened(self.spelled_out())
 
@@ -137,11 +137,11 @@ class TorchvisionQuantizedBackbone(nn.Module):
         return ((feature.dequantize() if feature.is_quantized else feature).to(img.device),)
 
     def get_extra_state(self) -> Tensor:
-        """Which weights it has: their SHA-256, uint8 (32,)."""
+        """Return the identity of its weights: their SHA-256, uint8 (32,)."""
         return torch.tensor(list(self._digest), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Compare the weights that a checkpoint was trained with."""
+        """Compare the weights with those that a checkpoint was trained with."""
         if bytes(state.tolist()) != self._digest:
             logger.warning("The head was trained on the features of other weights of the quantized %s.", self.name)
 
@@ -163,7 +163,7 @@ def _reach(module: nn.Module, args: Any, output: Any) -> NoReturn:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a state dict that is no tensor (packed weights and bias of a linear layer), as bytes."""
+    """Return as bytes a state dict's value that is not a tensor (packed weights and bias of a linear layer)."""
     return [_bytes(v) for v in value if isinstance(v, Tensor)] if isinstance(value, tuple) else value
 
 
@@ -185,7 +185,9 @@ def _build(name: str, pretrained: bool | str) -> nn.Module:
             f"Known: {', '.join(known)}."
         )
     if not isinstance(pretrained, bool | str):
-        raise ConfigError(f"TorchvisionQuantizedBackbone: pretrained is True, False or a file; got {pretrained!r}.")
+        raise ConfigError(
+            f"TorchvisionQuantizedBackbone: pretrained must be True, False or a file; got {pretrained!r}."
+        )
     file = fetch_weights(f"{SCHEME}quantized_{name}") if pretrained is True else pretrained or None
     try:
         with _undisturbed():
@@ -199,7 +201,7 @@ def _build(name: str, pretrained: bool | str) -> nn.Module:
 
 
 def torchvision_names(module: Any) -> list[str]:
-    """Names of the networks that are registered by `module` of torchvision."""
+    """Return the names of the networks registered by torchvision's `module`."""
     from torchvision.models import list_models
 
     return list_models(module=module)
@@ -209,8 +211,8 @@ def _gone(error: Exception) -> DependencyError:
     import torchvision
 
     return DependencyError(
-        f"TorchvisionQuantizedBackbone: quantized networks do not work in torch {torch.__version__} with torchvision "
-        f"{torchvision.__version__} here ({type(error).__name__}: {error}); use IntegerBackbone."
+        f"TorchvisionQuantizedBackbone: quantized networks do not work with torch {torch.__version__} and torchvision "
+        f"{torchvision.__version__} ({type(error).__name__}: {error}); use IntegerBackbone."
     )
 
 
@@ -219,7 +221,7 @@ def _load(network: nn.Module, file: str) -> None:
         with _undisturbed():
             state = torch.load(file, map_location="cpu", weights_only=True)
             network.load_state_dict(state)
-    except Exception as error:  # torch raises what the damage leads to
+    except Exception as error:  # torch raises many kinds on damaged files
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
             f"{file} cannot be read as the state dict of the quantized network ({type(error).__name__}: {reason})."
@@ -228,7 +230,7 @@ def _load(network: nn.Module, file: str) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Leave generators and the engine that new layers are packed for as they were; PyTorch's warnings are silent."""
+    """Restore the generators and the engine that new layers are packed for, and silence PyTorch's warnings."""
     engine = torch.backends.quantized.engine
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman, arXiv:1409.1556), torchvision's, with its names."""
+"""VGG (Simonyan and Zisserman, arXiv:1409.1556), torchvision's implementation and layer names."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _CHANNELS = {11: "A", 13: "B", 16: "D", 19: "E"}
 
 @BACKBONES.register_module()
 class VGG(SequenceBackbone):
-    """VGG: the convolutions are `features`; with `num_classes` three linear layers follow, `classifier`.
+    """VGG: the convolutions are `features`; with `num_classes`, three linear layers follow, `classifier`.
 
     Args:
         depth: 11, 13, 16 or 19.
-        num_classes: K; the backbone then gives logits (N, K), for a `ClsHead`. None (or -1): feature maps,
+        num_classes: K; the backbone then returns logits (N, K), for a `ClsHead`. None (or -1): feature maps,
             for `GlobalAveragePooling` and a `LinearClsHead` with 512 channels.
-        out_indices: stages, each ending in a max-pooling, whose features are returned, 0 to 4; (4,) by
-            default; not together with `num_classes`. Stages after the last of them are not built.
-        frozen_stages: number of stages, from the first, that are kept as they are; 0 and -1: none.
+        out_indices: Stages, each ending in a max pooling, whose features are returned, 0 to 4; (4,) by
+            default; not together with `num_classes`. Later stages are not built.
+        frozen_stages: Number of frozen stages, from the first; 0 and -1: none.
         norm_cfg: `dict(type='BN')` for the networks with batch normalization, None for those without.
-        norm_eval: keep every normalization in eval mode during training.
-        conv_cfg: only None is supported.
+        norm_eval: Keep every normalization in eval mode during training.
+        conv_cfg: Only None is supported.
 
     Example:
         >>> import torch
@@ -60,7 +60,7 @@ class VGG(SequenceBackbone):
         refuse("VGG", conv_cfg=conv_cfg)
         self.num_classes = None if num_classes in (None, -1) else num_classes
         if self.num_classes is not None and out_indices is not None:
-            raise ConfigError("VGG: with num_classes it returns logits alone; leave out_indices out, or num_classes.")
+            raise ConfigError("VGG: with num_classes it returns only logits; leave out out_indices or num_classes.")
         self.out_indices = checked_indices("VGG", out_indices if out_indices is not None else (4,), 5)
         features = vgg.make_layers(vgg.cfgs[_CHANNELS[depth]], batch_norm=norm_cfg is not None)
         self.ends = tuple(i for i, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d))

@@ -1,7 +1,7 @@
 """VGG-small, the CIFAR-10 network of LQ-Nets (Zhang et al., arXiv:1807.10029) and of papers that compare with it.
 
 Six 3x3 convolutions of 128, 128, 256, 256, 512 and 512 channels, each with BatchNorm and ReLU; after every second one a
-2x2 max-pooling, which comes before its BatchNorm, as in `cifar10-vgg-small.py` of microsoft/LQ-Nets. One linear layer,
+2x2 max pooling, which comes before its BatchNorm, as in `cifar10-vgg-small.py` of microsoft/LQ-Nets. One linear layer,
 the head's, takes all 512 x 4 x 4 features.
 """
 
@@ -23,8 +23,8 @@ class VGGSmall(BaseBackbone):
     """VGG-small for images of 32x32 pixels: features (N, 8192), for a `LinearClsHead` without a neck.
 
     Args:
-        frozen_stages: stages kept as they are, each of two convolutions: -1 none; 0, 1, 2: up to that one.
-        norm_eval: keep every normalization in eval mode during training.
+        frozen_stages: Last frozen stage, each of two convolutions: -1 none; 0, 1, 2: up to that one.
+        norm_eval: Keep every normalization in eval mode during training.
 
     Example:
         >>> import torch
@@ -57,5 +57,5 @@ class VGGSmall(BaseBackbone):
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         size = tuple(img.shape[-2:])
         if size != (32, 32):
-            raise DataError(f"VGGSmall takes images of 32x32 pixels, got {size[0]}x{size[1]}; resize them.")
+            raise DataError(f"VGGSmall needs images of 32x32 pixels; got {size[0]}x{size[1]}. Resize them.")
         return (self.features(img).flatten(1),)

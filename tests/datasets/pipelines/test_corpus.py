@@ -19,7 +19,7 @@ from lbitcls.datasets.listing import is_image
 from lbitcls.datasets.pipelines.decode import jpeg_size, read_image
 from lbitcls.datasets.pipelines.pillow import UnreadableImage, read_with_pillow
 
-COPIES = 60  # broken ones of each file
+COPIES = 60  # broken copies of each file
 READ_ALL = """
 import json, sys, warnings
 from pathlib import Path
@@ -76,7 +76,7 @@ def _sources() -> list[bytes]:
 
 
 def _broken(source: bytes, rng: np.random.Generator) -> bytes:
-    """The file cut off, or with bits flipped: anywhere, or near its head."""
+    """Return the file truncated, or with bits flipped, anywhere or near its header."""
     content, kind = bytearray(source), rng.integers(0, 4)
     if kind == 0:
         return bytes(content[: rng.integers(0, len(content))])
@@ -92,7 +92,7 @@ def test_no_broken_file_ends_the_process(tmp_path: Path) -> None:
     assert len(files) >= 2000
     for number, content in enumerate(files):
         (tmp_path / f"{number:05d}.jpg").write_bytes(content)
-    # A smaller limit than Pillow's own: flipped sizes within that one would take a gigabyte.
+    # A limit below Pillow's own: flipped sizes within Pillow's could take a gigabyte.
     code = f"from PIL import Image\nImage.MAX_IMAGE_PIXELS = 20_000\n{READ_ALL}"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
@@ -109,7 +109,7 @@ def test_a_png_with_a_flipped_bit_is_a_named_error(tmp_path: Path) -> None:
 
 
 def _of_size(kind: str, width: int, height: int) -> bytes:
-    """A small file of that format whose head says a size that it has not."""
+    """Return a small file of the format whose header claims a false size."""
     content = bytearray(_encoded(kind, "RGB", **({"lossless": True} if kind == "WEBP" else {})))
     if kind == "JPEG":
         at = content.index(b"\xff\xc0") + 5
@@ -129,7 +129,7 @@ def _of_size(kind: str, width: int, height: int) -> bytes:
 
 
 def _tiff(width: int, height: int, tile: int | None = None) -> bytes:
-    """A TIFF file in RGB with one strip, or one tile, of nothing, compressed by Deflate."""
+    """Return an RGB TIFF file with one strip or one tile, all zeros, compressed by Deflate."""
     layout = {273: 8, 278: height, 279: 0} if tile is None else {322: tile, 323: tile, 324: 8, 325: 0}
     tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1, **layout}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
@@ -165,7 +165,7 @@ def test_the_size_in_the_head_of_a_jpeg(options: dict[str, object]) -> None:
 @pytest.mark.parametrize("between", [b"\xff\x00", b"\xff\xff\x00", b"\xff\x01\xff\x00", b"\xff\xd0\xff\x00"])
 @pytest.mark.parametrize("read", [read_image, read_with_pillow])
 def test_a_second_size_does_not_hide_the_first(between: bytes, read: object, tmp_path: Path) -> None:
-    """What decoders skip byte by byte must not be taken for a segment that leads over the true size."""
+    """Bytes that decoders skip one by one must not be taken for a segment that hides the true size."""
     content = _of_size("JPEG", 16_000, 16_000)
     other = _encoded("JPEG", "RGB")
     second = other[other.index(b"\xff\xc0") :]
@@ -185,7 +185,7 @@ def test_only_regular_files_are_opened(read: object, tmp_path: Path) -> None:
     (tmp_path / "pipes.jpg").symlink_to("pipe.jpg")
     with socket.socket(socket.AF_UNIX) as server:
         here = os.getcwd()
-        os.chdir(tmp_path)  # a socket's path is short
+        os.chdir(tmp_path)  # a socket's path must be short
         try:
             server.bind("socket.jpg")
         finally:

@@ -1,4 +1,4 @@
-"""Cutting, flipping, padding, resizing: against torchvision, and alone against in a batch."""
+"""Cropping, flipping, padding, resizing: against torchvision, and single images against batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbitcls.utils.errors import ConfigError, DataError
 def _photo(height: int, width: int, seed: int = 0) -> torch.Tensor:
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
-    return torch.from_numpy(image).permute(2, 0, 1)  # memory in (H, W, C) order, as decoders give it
+    return torch.from_numpy(image).permute(2, 0, 1)  # memory in (H, W, C) order, as from decoders
 
 
 def _run(img: torch.Tensor, **cfg: object) -> torch.Tensor:
@@ -170,16 +170,16 @@ def test_no_batch_form() -> None:
     [
         (dict(type="Resize", size=0), "Resize: size"),
         (dict(type="Resize", size=(8, 8, 8)), "Resize: size"),
-        (dict(type="Resize", size=8, interpolation="lanczos"), "interpolation is one of"),
-        (dict(type="Resize", size=8, backend="turbo"), "backend is one of"),
+        (dict(type="Resize", size=8, interpolation="lanczos"), "interpolation must be one of"),
+        (dict(type="Resize", size=8, backend="turbo"), "backend must be one of"),
         (dict(type="CenterCrop", crop_size="8"), "CenterCrop: crop_size"),
-        (dict(type="RandomFlip", flip_prob=2), "flip_prob is a probability"),
-        (dict(type="RandomFlip", direction="up"), "direction is one of"),
-        (dict(type="RandomFlip", flip_ratio=0.5), "takes no 'flip_ratio'; did you mean 'flip_prob'"),
+        (dict(type="RandomFlip", flip_prob=2), "flip_prob must be a probability"),
+        (dict(type="RandomFlip", direction="up"), "direction must be one of"),
+        (dict(type="RandomFlip", flip_ratio=0.5), "does not accept 'flip_ratio'. Did you mean 'flip_prob'"),
         (dict(type="RandomCrop", size=8, padding=(1, 2, 3)), "RandomCrop: padding"),
-        (dict(type="RandomCrop", size=8, padding_mode="wrap"), "padding_mode is one of"),
-        (dict(type="RandomResizedCrop", size=8, scale=(0, 1)), "scale is"),
-        (dict(type="RandomResizedCrop", size=8, ratio=(2, 1)), "ratio is"),
+        (dict(type="RandomCrop", size=8, padding_mode="wrap"), "padding_mode must be one of"),
+        (dict(type="RandomResizedCrop", size=8, scale=(0, 1)), "scale must be"),
+        (dict(type="RandomResizedCrop", size=8, ratio=(2, 1)), "ratio must be"),
         (dict(type="Pad"), "exactly one of"),
         (dict(type="Pad", size=3, padding=2), "exactly one of"),
     ],

@@ -1,4 +1,4 @@
-"""Odd images: too large, of 32 bits, transparent, turned, cut off; whoever decodes them."""
+"""Unusual images: too large, 32-bit, transparent, rotated, truncated; with every decoder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
 def empty_png(width: int, height: int) -> bytes:
-    """The head of a PNG file, with hardly anything after it."""
+    """Return the header of a PNG file, with hardly anything after it."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0"))]
     parts = [struct.pack(">I", len(data)) + kind + data for kind, data in chunks]
     sums = [struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
@@ -34,7 +34,7 @@ def empty_png(width: int, height: int) -> bytes:
 
 
 def padded_jpeg(width: int, height: int, size: int) -> bytes:
-    """A JPEG file of `size` bytes whose head says other measures than it has."""
+    """Return a JPEG file of `size` bytes whose header claims a false image size."""
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "JPEG")
     content = bytearray(buffer.getvalue())
@@ -59,7 +59,7 @@ def test_images_with_too_many_pixels_are_refused(
 
 def test_the_limit_is_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.bmp")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # twice as many are refused
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # images are refused from twice that
     with pytest.raises(UnreadableImage, match=r"Image size \(54 pixels\) exceeds limit of 40"):
         read_image(str(tmp_path / "a.bmp"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -70,7 +70,7 @@ def test_the_limit_is_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_pixels_of_32_bits_are_refused(mode: str, tmp_path: Path) -> None:
     image = Image.new(mode, (4, 4), 70_000)
     image.save(tmp_path / "a.tiff")
-    with pytest.raises(UnreadableImage, match=rf"a\.tiff: cannot read .*32 bits \(mode {mode}\) have no range"):
+    with pytest.raises(UnreadableImage, match=rf"a\.tiff: cannot read .*32 bits \(mode {mode}\) have no defined range"):
         read_image(str(tmp_path / "a.tiff"))
     with pytest.raises(UnreadableImage, match="this Pillow image cannot be read: pixels of 32 bits"):
         as_image(image)

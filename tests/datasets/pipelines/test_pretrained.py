@@ -1,4 +1,4 @@
-"""The preprocessing of published weights agrees with torchvision's own."""
+"""Preprocessing of published weights agrees with torchvision's own."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_it_is_torchvisions(name: str, theirs: str) -> None:
     expected = get_weight(theirs).transforms()(img)
     got = Compose([dict(type="PretrainedPreprocessing", weights=name)])(img)["img"]
     assert got.shape == expected.shape == (3, 224, 224)
-    level = 1 / 255 / 0.224  # what one of the 256 is after the normalization
-    assert (got - expected).abs().max() < 1.01 * level  # it rounds once, the resizing of bytes after each direction
+    level = 1 / 255 / 0.224  # one of the 256 levels after normalization
+    assert (got - expected).abs().max() < 1.01 * level  # it rounds once, resizing of bytes after each direction
     assert (got - expected).abs().mean() < 0.2 * level
 
 
@@ -70,7 +70,7 @@ def test_which_steps_are_random() -> None:
         dict(type="Collect", keys=["img", "gt_label"]),
     ]
     pipeline = Compose(steps)
-    found = [pipeline.transforms.index(step) - 1 for step in pipeline.random_steps]  # LoadImageFromFile is the first
+    found = [pipeline.transforms.index(step) - 1 for step in pipeline.random_steps]  # without LoadImageFromFile
     assert found == [2, 3, 4, 5]
 
 

@@ -1,4 +1,4 @@
-"""Every backbone: builds, forwards, back-propagates, keeps torchvision's names, freezes, says what is wrong."""
+"""Every backbone: builds, runs forward and backward, keeps torchvision's names, freezes, reports mistakes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ ALL_SAME = [*SAME, *(pytest.param(*case, marks=pytest.mark.slow) for case in SAM
 @pytest.mark.parametrize("backbone, features, name", ALL_SAME)
 def test_published_file_gives_torchvisions_logits(backbone: dict, features: int, name: str) -> None:
     published = torchvision.models.get_model(name, weights=None).eval()
-    for parameter in published.parameters():  # biases and gains away from their first values
+    for parameter in published.parameters():  # biases and gains different from their initial values
         nn.init.normal_(parameter, std=0.05)
     model = build_classifier(dict(type="ImageClassifier", backbone=backbone, **head_for(backbone, features))).eval()
     model.load_state_dict(model.adapt_state_dict(published.state_dict()), strict=True)
@@ -151,7 +151,7 @@ def test_out_indices(config: dict, shapes: list[tuple[int, int]]) -> None:
     assert [(f.shape[1], f.shape[2]) for f in features] == shapes
     assert backbone.out_channels == tuple(channels for channels, _ in shapes)
     features[-1].mean().backward()
-    assert all(p.grad is not None for p in backbone.parameters())  # no layer that nothing trains
+    assert all(p.grad is not None for p in backbone.parameters())  # every layer is trained
 
 
 FROZEN = [
@@ -202,7 +202,7 @@ def test_every_family_freezes_its_stages(config: dict, image: tuple[int, int], f
     frozen = [backbone.get_submodule(name) for stage in backbone.stages() for name in stage]
     assert frozen and not any(p.requires_grad for module in frozen for p in module.parameters())
     assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
-    with pytest.raises(ConfigError, match=rf"expected -1 \(none\) to {last}"):
+    with pytest.raises(ConfigError, match=rf"must be from -1 \(none\) to {last}"):
         build_backbone({**config, "frozen_stages": last + 1})
     half = build_backbone({**config, "frozen_stages": last // 2})
     kept = [half.get_submodule(name) for stage in half.stages()[: last // 2 + 1] for name in stage]
@@ -257,7 +257,7 @@ def test_option_a_shortcut_by_hand() -> None:
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
 def test_option_a_has_the_papers_size(depth: int, millions: float) -> None:
     backbone = build_backbone(dict(type="ResNetCIFAROptionA", depth=depth))
-    count = sum(p.numel() for p in backbone.parameters()) + 650  # the last layer's
+    count = sum(p.numel() for p in backbone.parameters()) + 650  # plus the last layer
     assert abs(count / 1e6 - millions) < 0.035
     convolutions = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) + 1 == depth
@@ -271,7 +271,7 @@ def test_vgg_small_is_that_of_lq_nets() -> None:
     assert [layer.out_channels for layer in convolutions] == [128, 128, 256, 256, 512, 512]
     assert all(layer.bias is None and layer.kernel_size == (3, 3) for layer in convolutions)
     assert backbone.get_submodule(backbone.layer_aliases["conv1"]) is convolutions[0]
-    with pytest.raises(DataError, match="32x32 pixels, got 28x32"):
+    with pytest.raises(DataError, match="32x32 pixels; got 28x32"):
         backbone(torch.rand(1, 3, 28, 32))
 
 
@@ -279,7 +279,7 @@ def test_lenet_pads_mnist() -> None:
     backbone = build_backbone(dict(type="LeNet5", num_classes=10))
     img = torch.rand(2, 1, 28, 28)
     assert torch.equal(backbone(img)[0], backbone(nn.functional.pad(img, (2, 2, 2, 2)))[0])
-    with pytest.raises(DataError, match="32x32 or 28x28 pixels, got 30x28"):
+    with pytest.raises(DataError, match="32x32 or 28x28 pixels; got 30x28"):
         backbone(torch.rand(1, 1, 30, 28))
 
 
@@ -310,26 +310,26 @@ def test_stages_cover_the_network() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(type="ResNet", depth=20), "depth=20.*expected one of 18, 34, 50, 101, 152"),
-        (dict(type="ResNet", depth=18, style="torch"), "expected one of 'pytorch', 'caffe'"),
-        (dict(type="ResNet", depth=18, num_stages=5), "num_stages=5"),
-        (dict(type="ResNet", depth=18, num_stages=2), r"out_indices=\(3,\).*numbers from 0 to 1"),
-        (dict(type="ResNet", depth=18, out_indices=()), "expected a tuple"),
+        (dict(type="ResNet", depth=20), "depth must be one of 18, 34, 50, 101, 152; got 20"),
+        (dict(type="ResNet", depth=18, style="torch"), "style must be one of 'pytorch', 'caffe'"),
+        (dict(type="ResNet", depth=18, num_stages=5), "num_stages must be one of 1, 2, 3, 4; got 5"),
+        (dict(type="ResNet", depth=18, num_stages=2), r"out_indices must be integers from 0 to 1; got \(3,\)"),
+        (dict(type="ResNet", depth=18, out_indices=()), "must be a tuple"),
         (dict(type="ResNet", depth=18, strides=(1, 2)), "strides"),
-        (dict(type="ResNet", depth=18, frozen_stages=5), r"frozen_stages=5\): expected -1 \(none\) to 4"),
+        (dict(type="ResNet", depth=18, frozen_stages=5), r"frozen_stages must be from -1 \(none\) to 4 .*got 5"),
         (dict(type="ResNet", depth=18, deep_stem=True), "deep_stem=True.*is not supported"),
         (dict(type="ResNet", depth=18, norm_cfg=dict(type="SyncBN")), "set sycbn=True"),
-        (dict(type="ResNet", depth=18, norm_cfg=dict(typ="BN")), "did you mean 'type'"),
-        (dict(type="ResNetCIFAROptionA", depth=18), r"expected 6n \+ 2"),
+        (dict(type="ResNet", depth=18, norm_cfg=dict(typ="BN")), "Did you mean 'type'"),
+        (dict(type="ResNetCIFAROptionA", depth=18), r"depth must be 6n \+ 2"),
         (dict(type="MobileNetV2", widen_factor=0), "above 0"),
         (dict(type="MobileNetV2", act_cfg=dict(type="HSwish")), "act_cfg.*is not supported"),
-        (dict(type="MobileNetV2", out_indices=(8,)), "numbers from 0 to 7"),
-        (dict(type="VGG", depth=12), "expected one of 11, 13, 16, 19"),
-        (dict(type="VGG", depth=11, num_classes=3, out_indices=(4,)), "returns logits alone"),
-        (dict(type="SqueezeNet", version="1_2"), "expected one of '1_0', '1_1'"),
-        (dict(type="TorchvisionBackbone", name="shufflenet_v2_x10"), "did you mean 'shufflenet_v2_x1_0'"),
+        (dict(type="MobileNetV2", out_indices=(8,)), "integers from 0 to 7"),
+        (dict(type="VGG", depth=12), "depth must be one of 11, 13, 16, 19"),
+        (dict(type="VGG", depth=11, num_classes=3, out_indices=(4,)), "returns only logits"),
+        (dict(type="SqueezeNet", version="1_2"), "version must be one of '1_0', '1_1'"),
+        (dict(type="TorchvisionBackbone", name="shufflenet_v2_x10"), "Did you mean 'shufflenet_v2_x1_0'"),
         (dict(type="TorchvisionBackbone", name="squeezenet1_1"), "use backbone=dict"),
-        (dict(type="TimmBackbone", name="resnet10"), "did you mean 'resnet10t'"),
+        (dict(type="TimmBackbone", name="resnet10"), "Did you mean 'resnet10t'"),
         (dict(type="TimmBackbone", name="resnet10t", out_indices=[9]), "timm cannot build 'resnet10t'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""timm's networks: weights from files, quantization, what is said without timm or a network."""
+"""timm's networks: weights from files, quantization, messages without timm or without a network."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(CheckpointError, match="weights of 'resnet10t' cannot be fetched .*give pretrained=FILE"):
+    with pytest.raises(CheckpointError, match="weights of 'resnet10t' cannot be downloaded .*give pretrained=FILE"):
         build_backbone(dict(type="TimmBackbone", name=NAME, pretrained=True))

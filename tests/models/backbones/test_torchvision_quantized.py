@@ -46,7 +46,7 @@ def test_features_are_those_of_the_network(backbone: Any) -> None:
     feature = backbone(img)[-1]
     assert feature.shape == (2, 512, 1, 1) and backbone.num_features == 512
     assert feature.dtype == torch.float32 and not feature.requires_grad
-    assert len(feature.unique()) <= 256  # of a tensor of bytes
+    assert len(feature.unique()) <= 256  # dequantized bytes
     logits = network(backbone)(img)
     linear = network(backbone).fc
     scale = next(m for m in network(backbone).modules() if type(m).__name__ == "Quantize").scale.dtype
@@ -57,7 +57,7 @@ def test_features_are_those_of_the_network(backbone: Any) -> None:
 
 
 def _grid(backbone: Any) -> tuple[float, int]:
-    """Scale and zero point of the feature."""
+    """Return scale and zero point of the feature."""
     found = []
     layer = network(backbone).layer4[1].add_relu
     found.append((float(layer.scale), int(layer.zero_point)))
@@ -71,7 +71,7 @@ def test_random_weights_are_always_the_same_and_draw_nothing(backbone: Any) -> N
     assert torch.backends.quantized.engine == engine and torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # what reading a quantized tensor brings
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # raised when a quantized tensor is read
 def test_a_local_file(backbone: Any, file: str, tmp_path: Path) -> None:
     changed = torch.load(file, weights_only=True)
     changed["conv1.scale"] = changed["conv1.scale"] * 2
@@ -101,9 +101,9 @@ def test_only_the_head_trains_and_is_saved(file: str, tmp_path: Path, caplog: py
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (dict(name="resnet19"), "no quantized 'resnet19'; did you mean 'resnet18'"),
-        (dict(out_layer="averagepool"), "no layer 'averagepool'; did you mean 'avgpool'.*layer4, avgpool"),
-        (dict(pretrained=5), "pretrained is True, False or a file"),
+        (dict(name="resnet19"), "no quantized 'resnet19'. Did you mean 'resnet18'"),
+        (dict(out_layer="averagepool"), "no layer 'averagepool'. Did you mean 'avgpool'.*layer4, avgpool"),
+        (dict(pretrained=5), "pretrained must be True, False or a file"),
     ],
 )
 def test_mistakes(keys: dict[str, Any], message: str) -> None:
@@ -119,7 +119,7 @@ def test_files_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def _built_once(backbone: Any) -> Any:
-    """`_build` without the time that quantizing takes."""
+    """Do as `_build`, without the slow quantization."""
 
     def build(name: str, pretrained: str) -> torch.nn.Module:
         torchvision_quantized._load(copy.deepcopy(network(backbone)), pretrained)
@@ -135,7 +135,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr("torch.hub.urlopen", refuse)
-    with pytest.raises(CheckpointError, match="put the file resnet18_fbgemm_16fa66dd.pth.*into .*checkpoints"):
+    with pytest.raises(CheckpointError, match="put a copy of resnet18_fbgemm_16fa66dd.pth.*into .*checkpoints"):
         build_backbone({**CONFIG, "pretrained": True})
 
 
@@ -146,5 +146,5 @@ def test_when_pytorch_has_it_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotImplementedError("quantized engines were removed")
 
     monkeypatch.setattr(quantized, "resnet18", gone)
-    with pytest.raises(DependencyError, match="do not work in torch .*; use IntegerBackbone"):
+    with pytest.raises(DependencyError, match="do not work with torch .*; use IntegerBackbone"):
         build_backbone(CONFIG)
