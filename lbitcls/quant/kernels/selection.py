@@ -2,6 +2,9 @@
 
 `plain`: PyTorch's operators. `fused`: each formula compiled by inductor into one pass over memory, which needs a C++
 compiler (CPU) or Triton (GPU). Forward values are bit-equal in both.
+
+The runner calls `select_kernels` when it starts. Where nobody did, the first quantizer that needs a gradient selects
+`auto`. Until then `plain` kernels run, so a process that never trains compiles nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +19,34 @@ from pathlib import Path
 import torch
 
 from lbitcls.utils.errors import ConfigError, DependencyError, suggest
+from lbitcls.utils.logging import get_logger
 
 KINDS = ("plain", "fused")
-_active = "plain"
+_active: str | None = None  # None: not selected yet
 
 
 def active_kind() -> str:
     """The kind of kernels in use."""
-    return _active
+    return _active or "plain"
+
+
+def fused_now() -> bool:
+    """Whether fused kernels run here: not in a compiled model, nor in a traced one, where `plain` formulas are seen."""
+    return not torch.compiler.is_compiling() and active_kind() == "fused" and not torch.jit.is_tracing()
+
+
+def select_at_first_use(device: torch.device) -> None:
+    """Select `auto`, unless kernels are selected already; called where a gradient is needed."""
+    if _active is None and device.type != "meta":
+        kind = select_kernels("auto", device)
+        reason = "" if kind == "fused" else f": fused ones need {_needs(device.type)}"
+        get_logger().info("Quantizers run %s kernels%s. select_kernels() chooses others.", kind, reason)
 
 
 def select_kernels(kind: str = "auto", device: str | torch.device = "cpu") -> str:
     """Choose the kernels of this process.
+
+    Without a call `auto` is chosen when a quantizer first needs a gradient.
 
     Args:
         kind: `plain`, `fused`, or `auto`: `fused` where it can be compiled for `device`.
