@@ -1,9 +1,14 @@
 """Kernels: their selection, and quantized copies that the backward pass makes again."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,15 +29,38 @@ def plain_kernels_afterwards() -> Iterator[None]:
     select_kernels("plain")
 
 
-def test_auto_takes_fused_kernels_where_a_compiler_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_fused_kernels_where_a_compiler_works(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr(selection, "can_compile", lambda device: True)
+    monkeypatch.setattr(torch, "compile", lambda formula, **options: formula)
     assert select_kernels("auto") == active_kind() == "fused"
     monkeypatch.setattr(selection, "can_compile", lambda device: False)
-    assert select_kernels("auto") == active_kind() == "plain"
+    assert select_kernels("auto") == active_kind() == "plain" and not caplog.text
     with pytest.raises(DependencyError, match="needs a C\\+\\+ compiler"):
         select_kernels("fused")
     with pytest.raises(ConfigError, match="'fuse'; did you mean 'fused'"):
         select_kernels("fuse")
+
+
+BROKEN_COMPILER = """
+import torch
+from torch import nn
+from lbitcls.quant.kernels import active_kind
+from lbitcls.quant.methods import build_quant_layer
+
+layer = build_quant_layer(dict(type="LSQConv", num_bit_w=4, num_bit_a=4), nn.Conv2d(3, 8, 3)).train()
+layer(torch.randn(4, 3, 8, 8)).sum().backward()
+print(active_kind(), layer.weight.grad.isfinite().all().item())
+"""
+
+
+def test_a_compiler_that_is_broken_leaves_plain_kernels(compiler: None, tmp_path: Path) -> None:
+    """A new process: this one may have compiled the formula already."""
+    (tmp_path / "g++").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "g++").chmod(0o755)
+    env = {**os.environ, "CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", BROKEN_COMPILER], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["plain", "True"], done.stderr
+    assert "Quantizers run plain kernels: compiling for cpu failed" in done.stderr
 
 
 @pytest.fixture
