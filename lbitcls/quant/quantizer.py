@@ -142,7 +142,7 @@ class Quantizer(nn.Module):
         if not self._ready:
             self._take_first_values(x)
         grid = self.grid(x)
-        if self.training and _needs_gradient(x, *grid) and not torch.compiler.is_compiling():
+        if self.training and not torch.compiler.is_compiling() and _needs_gradient(x, *grid):
             select_at_first_use(x.device)
         if torch.is_grad_enabled() and worthwhile():
             self._recipe = partial(self._again, x, tuple(t.detach() for t in grid))
