@@ -1,6 +1,9 @@
 """Training step of quantized models against the float model: time and saved activations, as ratios measured in one run.
 
     python benchmarks/qat_step.py [--model resnet20] [--methods LSQ] [--bits 4] [--threads 1] [--device cpu] [--json F]
+                                  [--own-loop]
+
+`--own-loop` measures what a loop of one's own gets, in which nothing is said of kernels, beside the float step alone.
 
 Variants are built in one process and take turns, so that a busy machine slows all of them alike; each figure is the
 median of ratios of a variant's step to the float step beside it (`compiled` ones: to the compiled float step). `+ pass`
@@ -35,9 +38,9 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {
 
 
 class Variant:
-    """A model with an optimizer, stepped on one fixed batch with the kernels it is measured with."""
+    """A model with an optimizer, stepped on one fixed batch with the kernels it is measured with (None: unselected)."""
 
-    def __init__(self, args: argparse.Namespace, method: str | None, kernels: str, compiled: bool) -> None:
+    def __init__(self, args: argparse.Namespace, method: str | None, kernels: str | None, compiled: bool) -> None:
         self.kernels, self.compiled = kernels, compiled
         backbone, shape, channels = MODELS[args.model]
         torch.manual_seed(0)
@@ -65,20 +68,24 @@ class Variant:
 
     def step(self) -> None:
         """One training step."""
-        select_kernels(self.kernels, self.images.device)
+        self._select()
         self.optimizer.zero_grad()
         self._loss().backward()
         self.optimizer.step()
 
     def saved_bytes(self) -> int:
         """Bytes of all different blocks of memory that autograd keeps between forward and backward pass."""
-        select_kernels(self.kernels, self.images.device)
+        self._select()
         held: list[torch.Tensor] = []
         baseline = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
             self._loss()
         blocks = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
         return sum(size for block, size in blocks.items() if block not in baseline)
+
+    def _select(self) -> None:
+        if self.kernels is not None:
+            select_kernels(self.kernels, self.images.device)
 
     def _loss(self) -> torch.Tensor:
         return self.model(self.images, gt_label=self.labels, return_loss=True)["loss"] + regularization(self.model)
@@ -107,6 +114,9 @@ def pass_seconds(variant: Variant, args: argparse.Namespace) -> float:
 
 def variants(args: argparse.Namespace) -> dict[str, Variant]:
     """The float step, and every method with each kind of kernels; compiled ones where there is a compiler."""
+    if args.own_loop:
+        own = {f"{method} own loop": Variant(args, method, None, False) for method in args.methods}
+        return {"float": Variant(args, None, None, False), **own}
     compiles = can_compile(torch.device(args.device).type)
     torch._dynamo.config.recompile_limit = 8 + len(args.methods)  # the models share their code
     built = {"float": Variant(args, None, "plain", False)}
@@ -141,7 +151,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         for name, variant in built.items():
             times[name].append(seconds(variant.step, args))
     float_bytes = built["float"].saved_bytes()
-    floor = pass_seconds(built[f"{args.methods[0]} plain"], args)
+    floor = pass_seconds(built[f"{args.methods[0]} {'own loop' if args.own_loop else 'plain'}"], args)
     rows = []
     for name, variant in built.items():
         base = times["float compiled" if variant.compiled else "float"]
@@ -173,6 +183,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--own-loop", action="store_true", help="no call of select_kernels, as in a loop of one's own")
     parser.add_argument("--json", type=Path, help="write the rows there too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

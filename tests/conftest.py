@@ -25,6 +25,7 @@ from lbitcls.utils.logging import get_logger
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)
+selection.select_kernels("plain")  # where a test selects no others: compiling takes seconds
 settings.register_profile("lbitcls", deadline=None, derandomize=True, database=None)
 settings.load_profile("lbitcls")
 

@@ -11,7 +11,6 @@ optimizer, EMA and DDP keep seeing the same tensors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -19,19 +18,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lbitcls.quant.functional import SMALLEST_SCALE
+from lbitcls.quant.grid_facts import GRID, describe, read_facts, sign_name
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.recompute import worthwhile
+from lbitcls.quant.kernels.selection import select_at_first_use
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
 from lbitcls.utils.jsontext import json_text
 
 RangeRule = Callable[[Tensor, "Quantizer"], tuple[Tensor, Tensor]]
-GRID = "grid"
-"""The entry of a quantizer's state dict that says which grid the others belong to: JSON text, as bytes."""
 
 
 class NotInitializedError(LbitclsError):
     """A quantizer is used in eval before it ever saw data."""
+
+
+class ScaleError(LbitclsError):
+    """A quantizer's scale is not finite, or not positive."""
 
 
 class Quantizer(nn.Module):
@@ -138,6 +142,8 @@ class Quantizer(nn.Module):
         if not self._ready:
             self._take_first_values(x)
         grid = self.grid(x)
+        if self.training and not torch.compiler.is_compiling() and _needs_gradient(x, *grid):
+            select_at_first_use(x.device)
         if torch.is_grad_enabled() and worthwhile():
             self._recipe = partial(self._again, x, tuple(t.detach() for t in grid))
         return self.formula(self.normalize(x), self.channel_axis, *grid).to(x.dtype)
@@ -165,8 +171,12 @@ class Quantizer(nn.Module):
 
         Args:
             x: the weight; needed where the grid follows it (DoReFa's 1-bit weights).
+
+        Raises:
+            ScaleError: a scale is NaN or infinite, or 0: a learned one that is no larger than `SMALLEST_SCALE`.
         """
         scale = self.grid(self.low.new_zeros((1, 1, 1, 1)) if x is None else x)[0]
+        self._require_usable(scale)
         zero_point = self.zero_point().to(torch.int32).expand(scale.shape)
         return QParams(
             scale.clone(), zero_point.clone(), self.quant_min, self.quant_max, self.channel_axis, self.levels()
@@ -227,10 +237,23 @@ class Quantizer(nn.Module):
         if not finite.all():
             cause = "weights of a run that diverged" if self.role == "weight" else "an image, or weights that diverged"
             raise DataError(
-                f"{self.place or f'a {self.num_bits}-bit {self.role} quantizer ({type(self).__name__})'} cannot take "
-                f"first values: {what} {int((~finite).sum())} of {x.numel()} values that are NaN or infinite. Look for "
-                f"{cause}."
+                f"{self._name} cannot take first values: {what} {int((~finite).sum())} of {x.numel()} values that are "
+                f"NaN or infinite. Look for {cause}."
             )
+
+    def _require_usable(self, scale: Tensor) -> None:
+        smallest = SMALLEST_SCALE if self.needs_data else 0.0
+        bad = ~(scale.isfinite() & (scale > smallest))
+        if bad.any():
+            raise ScaleError(
+                f"{self._name}: {int(bad.sum())} of {scale.numel()} scales are not finite or not positive (the first: "
+                f"{scale[bad][0].item():.3g}), so there is no grid. The training diverged or the checkpoint is "
+                "damaged: take an earlier checkpoint, or calibrate the model again."
+            )
+
+    @property
+    def _name(self) -> str:
+        return self.place or f"a {self.num_bits}-bit {self.role} quantizer ({type(self).__name__})"
 
     def enable(self, enabled: bool = True) -> None:
         """Switch the quantizer on or off; while off, its parameters need no gradient."""
@@ -285,16 +308,21 @@ class Quantizer(nn.Module):
         lacking = [name for name in own if name not in given]
         if not given:
             return None
+        theirs = read_facts(given[GRID]) if GRID in given else {}
+        if theirs and theirs.get("method") != type(self).__name__:
+            return f"{describe(theirs)} there; {describe(self.grid_facts())} here"
         if lacking:
             return f"it lacks {', '.join(lacking)}"
         if self._signed_by_config not in (None, bool(given["negative"])):
-            return f"{_sign(not self._signed_by_config)} there, {_sign(bool(self._signed_by_config))} here"
+            return f"{sign_name(not self._signed_by_config)} there, {sign_name(bool(self._signed_by_config))} here"
         facts = self.grid_facts(bool(given["negative"]))
-        theirs = _read_facts(given[GRID]) if GRID in given else facts
-        if theirs != facts:
-            return f"{_describe(theirs)} there; {_describe(facts)} here"
+        if GRID in given and theirs != facts:
+            return f"{describe(theirs)} there; {describe(facts)} here"
         other = [name for name, value in own.items() if given[name].shape != value.shape]
         return f"{', '.join(other)} of another shape" if other else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_recipe": None}  # it holds a tensor of a forward pass, which cannot be copied
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -333,28 +361,8 @@ class Quantizer(nn.Module):
         return f"{self.num_bits} bits, {self.role}, {sign}, {channels}{state}{'' if self._active else ', off'}"
 
 
-def _read_facts(text: Tensor) -> dict[str, Any]:
-    """The facts in an entry `GRID`; none where it is damaged."""
-    try:
-        facts = json.loads(bytes(text.flatten().tolist()))
-    except (ValueError, TypeError, RecursionError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def _describe(facts: Mapping[str, Any]) -> str:
-    """A grid in words."""
-    if not facts:
-        return "a grid that is not told"
-    channels, integers = facts.get("channels"), facts.get("integers")
-    span = f", integers {integers[0]} to {integers[-1]}" if isinstance(integers, list) and integers else ""
-    per = "" if channels is None else f", {channels} channels"
-    folded = ", BatchNorm folded" if facts.get("folded") else ""
-    return f"{facts.get('method')}, {facts.get('bits')} bits{span}{per}{folded}"
-
-
-def _sign(signed: bool) -> str:
-    return "signed" if signed else "unsigned"
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def per_grid(x: Tensor, channel_axis: int | None) -> Tensor:

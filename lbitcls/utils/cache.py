@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lbitcls.utils.temporary import hold
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 
 def cache_folder(kind: str) -> Path:
-    """`$XDG_CACHE_HOME/lbitcls/<kind>` (`~/.cache/…`)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lbitcls" / kind
+    """`<kind>` in the package's folder among the user's caches (Linux: `$XDG_CACHE_HOME/lbitcls`, `~/.cache/…`)."""
+    return user_cache_path("lbitcls") / kind
 
 
 @contextmanager
@@ -25,18 +24,14 @@ def exclusive(target: Path, wait: bool = True) -> Iterator[bool]:
         target: what is made.
         wait: for another process that holds the lock; False: give False then.
     """
-    import fcntl
-
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = target.with_name(target.name + ".lock")
-    # Not through a link that somebody put there, nor on a pipe that waits.
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    lock = FileLock(target.with_name(target.name + ".lock"))
+    with suppress(Timeout):
+        lock.acquire(timeout=-1 if wait else 0)
     try:
-        if wait:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield wait or hold(descriptor)
+        yield lock.is_locked
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def remove_partial(target: Path) -> None:

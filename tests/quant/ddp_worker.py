@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lbitcls.quant import calibrate, refresh
+from lbitcls.quant import calibrate, refresh, select_kernels
 from lbitcls.quant.methods import METHODS, build_quant_layer
 from lbitcls.registry import QUANT_LAYERS
 from lbitcls.utils.dist import broadcast_module
@@ -32,6 +32,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     QUANT_LAYERS.names()
+    select_kernels("plain")  # nothing to compile for each method
     for method in METHODS:
         torch.manual_seed(0)
         model = network(method)

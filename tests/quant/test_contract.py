@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lbitcls.quant.kernels import select_kernels
 from lbitcls.quant.methods import METHODS
-from lbitcls.quant.quantizer import GRID, NotInitializedError, Quantizer
+from lbitcls.quant.quantizer import GRID, NotInitializedError, Quantizer, ScaleError
 from lbitcls.quant.spec import along
 from lbitcls.registry import QUANT_LAYERS
 
@@ -166,6 +166,42 @@ def test_strange_data_stays_finite(case: Case, kind: str) -> None:
     assert all(p.isfinite().all() and (p.grad is None or p.grad.isfinite().all()) for p in quantizer.parameters())
 
 
+def nan_stays(case: Case) -> None:
+    quantizer, x = ready(case), data(case)
+    clean = quantizer(x)
+    x[1, ::7] = torch.nan
+    y = quantizer(x)
+    assert y[x.isnan()].isnan().all()
+    if case[1] == "input":  # a weight is normalized by all its values
+        assert torch.equal(y[~x.isnan()], clean[~x.isnan()])
+
+
+@each_case
+def test_a_nan_stays_one(case: Case) -> None:
+    nan_stays(case)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf], ids=str)
+@each_case
+def test_a_scale_that_is_none_is_refused(case: Case, value: float) -> None:
+    quantizer = ready(case)
+    learned = [name for name, _ in quantizer.named_parameters() if name in ("scale", "clip", "upper")]
+    for name in learned:
+        with torch.no_grad():
+            getattr(quantizer, name).view(-1)[0] = value
+    if getattr(quantizer, "lower", None) is not None:
+        quantizer.lower.data.zero_()
+    if case[0] == "TorchQAT" and value:  # an empty range has a scale of its own
+        quantizer.highest.view(-1)[0] = value
+        learned = ["highest"]
+    if learned:
+        quantizer.place = "head.fc.weight_quantizer"
+        with pytest.raises(ScaleError, match=r"head\.fc.*: 1 of (1|3) scales are not finite or not positive"):
+            quantizer.qparams(data(case))
+    else:
+        assert (quantizer.qparams(data(case)).scale > 0).all()
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c[3]], ids=str)
 def test_per_channel_is_per_tensor_slice_by_slice(case: Case) -> None:
     whole, x = ready(case), data(case, 2)
@@ -221,6 +257,7 @@ def test_fused_kernels_agree_with_plain_ones(case: Case, fused: None) -> None:
         results.append((y, x.grad, *(p.grad for p in quantizer.parameters())))
     for plain, fused_one in zip(*results):
         torch.testing.assert_close(plain, fused_one, rtol=2e-4, atol=1e-6)
+    nan_stays(case)
 
 
 @pytest.mark.slow

@@ -110,6 +110,17 @@ def test_a_plain_state_dict_is_refused_by_another_grid() -> None:
         quantized("LSQ", 4).load_state_dict(quantized("LSQ", 8).state_dict())
 
 
+@pytest.mark.parametrize("there", ["LSQ", "PACT", "TorchQAT", "EWGS"])
+def test_another_method_is_named_whatever_its_tensors(there: str, tmp_path: Path, caplog: Any) -> None:
+    source = quantized(there, 4)
+    save_checkpoint(source, tmp_path / "x.pth")
+    load_checkpoint(quantized("APoT", 4), tmp_path / "x.pth")
+    theirs = type(dict(named_quantizers(source))["4.input_quantizer"]).__name__
+    assert f"{theirs}, 4 bits" in caplog.text and "APoT, 4 bits" in caplog.text and "lacks" not in caplog.text
+    with pytest.raises(RuntimeError, match=f"{theirs}, 4 bits.* there; APoT, 4 bits.* here"):
+        quantized("APoT", 4).load_state_dict(source.state_dict(), strict=False)
+
+
 def test_files_of_before_say_no_grid(tmp_path: Path, caplog: Any) -> None:
     """They load as they did; that nothing says what the values mean is said."""
     source = quantized("LSQ", 4)

@@ -1,11 +1,19 @@
 """Kernels: their selection, and quantized copies that the backward pass makes again."""
 
 import copy
+import os
+import pickle
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lbitcls.quant import functional
 from lbitcls.quant.calibration import calibrate
@@ -21,15 +29,128 @@ def plain_kernels_afterwards() -> Iterator[None]:
     select_kernels("plain")
 
 
-def test_auto_takes_fused_kernels_where_a_compiler_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_fused_kernels_where_a_compiler_works(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr(selection, "can_compile", lambda device: True)
+    monkeypatch.setattr(torch, "compile", lambda formula, **options: formula)
     assert select_kernels("auto") == active_kind() == "fused"
     monkeypatch.setattr(selection, "can_compile", lambda device: False)
-    assert select_kernels("auto") == active_kind() == "plain"
+    assert select_kernels("auto") == active_kind() == "plain" and not caplog.text
     with pytest.raises(DependencyError, match="needs a C\\+\\+ compiler"):
         select_kernels("fused")
     with pytest.raises(ConfigError, match="'fuse'. Did you mean 'fused'"):
         select_kernels("fuse")
+
+
+BROKEN_COMPILER = """
+import torch
+from torch import nn
+from lbitcls.quant.kernels import active_kind
+from lbitcls.quant.methods import build_quant_layer
+
+layer = build_quant_layer(dict(type="LSQConv", num_bit_w=4, num_bit_a=4), nn.Conv2d(3, 8, 3)).train()
+layer(torch.randn(4, 3, 8, 8)).sum().backward()
+print(active_kind(), layer.weight.grad.isfinite().all().item())
+"""
+
+
+def test_a_compiler_that_is_broken_leaves_plain_kernels(compiler: None, tmp_path: Path) -> None:
+    """A new process: this one may have compiled the formula already."""
+    (tmp_path / "g++").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "g++").chmod(0o755)
+    env = {**os.environ, "CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", BROKEN_COMPILER], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["plain", "True"], done.stderr
+    assert "Quantizers run plain kernels: compiling for cpu failed" in done.stderr
+
+
+@pytest.fixture
+def unselected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process: no kernels are selected."""
+    monkeypatch.setattr(selection, "_active", None)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_first_gradient_selects_auto_once(
+    training: bool, unselected: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Own loops need no call; in eval the backward pass decides, so that a forward pass compiles nothing."""
+    monkeypatch.setattr(selection, "can_compile", lambda device: False)
+    caplog.set_level("INFO", "lbitcls")
+    model, x = layers(), torch.randn(8, 3, 8, 8)
+    calibrate(model, [x])
+    with torch.no_grad():
+        model.train()(x)
+    assert model.eval()(x).requires_grad
+    assert selection._active is None and active_kind() == "plain"
+    y = model.train(training)(x)
+    assert selection._active == ("plain" if training else None)
+    y.sum().backward()
+    assert selection._active == "plain"
+    model(x).sum().backward()
+    assert caplog.text.count("plain kernels: fused ones need a C++ compiler") == 1
+
+
+def test_the_first_gradient_selects_fused_kernels_with_a_compiler(unselected: None, compiler: None) -> None:
+    model, x = layers(), torch.randn(512, 3, 8, 8)
+    calibrate(model, [x])
+    needed = saved_bytes(model.train(), x)
+    assert selection._active == "fused"
+    select_kernels("plain")
+    assert needed < 0.75 * saved_bytes(model, x)
+
+
+def test_a_selected_kind_stays(unselected: None) -> None:
+    select_kernels("plain")
+    model = layers().train()
+    model(torch.randn(8, 3, 8, 8)).sum().backward()
+    assert active_kind() == "plain"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_is_selected_where_no_gradient_is_needed(frozen: bool, unselected: None) -> None:
+    model, x = layers(), torch.randn(8, 3, 8, 8)
+    calibrate(model, [x])
+    if frozen:
+        model.requires_grad_(False).train()(x)
+    else:
+        model.to("meta").train()(x.to("meta"))
+    assert selection._active is None
+
+
+def test_compiled_and_traced_models_hold_plain_formulas(unselected: None, compiler: None) -> None:
+    model, x = layers().train(), torch.randn(8, 3, 8, 8)
+    calibrate(model, [x])
+    expected = model.eval()(x)
+    compiled = torch.compile(model.train(), backend="eager", fullgraph=True)
+    compiled(x).sum().backward()
+    assert selection._active is None
+    select_kernels("fused")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and warns of each number that it makes a constant
+        assert torch.equal(torch.jit.trace(model.eval(), x)(x), expected)
+
+
+def test_a_quantizer_that_ran_can_be_copied(compiler: None) -> None:
+    """What it keeps to compute its result again holds a tensor with a history, which cannot be copied."""
+    select_kernels("fused")
+    quantizer = layers()[0].input_quantizer
+    x = torch.randn(8, requires_grad=True) * 1
+    y = quantizer(x)
+    assert torch.equal(copy.deepcopy(quantizer).eval()(x), y)
+    assert torch.equal(pickle.loads(pickle.dumps(quantizer)).eval()(x), y)
+
+
+@pytest.mark.slow
+def test_checkpointed_activations_train_from_an_unselected_start(unselected: None, compiler: None) -> None:
+    """Kernels that are selected in the first backward pass do not disturb the forward pass that it runs again."""
+    model, x = layers(), torch.randn(512, 3, 8, 8)
+    calibrate(model, [x])
+    checkpoint(model.eval(), x, use_reentrant=False).sum().backward()
+    assert selection._active == "fused"
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(x).sum().backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(found, model.parameters()))
 
 
 def test_a_formula_is_summed_over_what_shares_a_parameter() -> None:

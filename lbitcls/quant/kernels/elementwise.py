@@ -82,7 +82,7 @@ class Elementwise:
 
     def value(self, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]) -> Tensor:
         """The value, without a gradient, by the kernels in use."""
-        if not torch.compiler.is_compiling() and selection.active_kind() == "fused":
+        if selection.fused_now():
             x = _dense(x)
             rows = self._fused_forward(_as_rows(x, channel_axis), *self._columns(parameters, channel_axis))
             return _like(rows, x, channel_axis)
@@ -97,7 +97,8 @@ class Elementwise:
             if self._apart is not None:
                 return tuple(torch.ops.lbitcls.gradients(self._apart, grad, x, channel_axis, list(parameters)))
             return self._gradients_by(self._backward, grad, x, channel_axis, parameters)
-        if selection.active_kind() == "fused":
+        selection.select_at_first_use(x.device)  # a forward pass in eval does not
+        if selection.fused_now():
             return self.gradients_fused(grad, x, channel_axis, parameters)
         return self.gradients_plain(grad, x, channel_axis, parameters)
 

@@ -47,7 +47,7 @@ def recomputing(operation: Callable[[], Tensor], *quantized: tuple[Tensor, Calla
 
 def worthwhile() -> bool:
     """Whether to make tensors again: with fused kernels, outside of a compiled model (which decides by itself)."""
-    return not torch.compiler.is_compiling() and selection.active_kind() == "fused"
+    return selection.fused_now()
 
 
 def _unpack(saved: Any) -> Tensor:

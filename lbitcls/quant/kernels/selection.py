@@ -2,6 +2,9 @@
 
 `plain`: PyTorch's operators. `fused`: each formula compiled by inductor into one pass over memory, which needs a C++
 compiler (CPU) or Triton (GPU). Forward values are bit-equal in both.
+
+The runner calls `select_kernels` when it starts. Where nobody did, the first quantizer that needs a gradient selects
+`auto`. Until then `plain` kernels run, so a process that never trains compiles nothing.
 """
 
 from __future__ import annotations
@@ -16,21 +19,37 @@ from pathlib import Path
 import torch
 
 from lbitcls.utils.errors import ConfigError, DependencyError, suggest
+from lbitcls.utils.logging import get_logger
 
 KINDS = ("plain", "fused")
-_active = "plain"
+_active: str | None = None  # None: not selected yet
 
 
 def active_kind() -> str:
     """The kind of kernels in use."""
-    return _active
+    return _active or "plain"
+
+
+def fused_now() -> bool:
+    """Whether fused kernels run here: not in a compiled model, nor in a traced one, where `plain` formulas are seen."""
+    return not torch.compiler.is_compiling() and active_kind() == "fused" and not torch.jit.is_tracing()
+
+
+def select_at_first_use(device: torch.device) -> None:
+    """Select `auto`, unless kernels are selected already; called where a gradient is needed."""
+    if _active is None and device.type != "meta":
+        kind = select_kernels("auto", device)
+        reason = "" if can_compile(device.type) else f": fused ones need {_needs(device.type)}"
+        get_logger().info("Quantizers run %s kernels%s. select_kernels() chooses others.", kind, reason)
 
 
 def select_kernels(kind: str = "auto", device: str | torch.device = "cpu") -> str:
     """Choose the kernels of this process.
 
+    Without a call `auto` is chosen when a quantizer first needs a gradient.
+
     Args:
-        kind: `plain`, `fused`, or `auto`: `fused` where it can be compiled for `device`.
+        kind: `plain`, `fused`, or `auto`: `fused` where a first formula compiles for `device`.
         device: where the model runs.
 
     Returns:
@@ -49,8 +68,26 @@ def select_kernels(kind: str = "auto", device: str | torch.device = "cpu") -> st
             f"kernels='fused' compiles for {device} and needs {_needs(torch.device(device).type)}; "
             "install it, or use kernels='plain'."
         )
-    _active = ("fused" if compiles else "plain") if kind == "auto" else kind
-    return _active
+    if kind == "auto":
+        kind = "fused" if compiles and _first_formula_compiles(device) else "plain"
+    _active = kind
+    return kind
+
+
+def _first_formula_compiles(device: str | torch.device) -> bool:
+    """Whether the compiler that is there works; a warning says why it does not."""
+    try:
+        with torch.no_grad():
+            torch.compile(_first_formula, dynamic=True)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a broken compiler, missing headers or a full cache folder raise
+        said = str(error).strip().partition("\n")[0]
+        get_logger().warning("Quantizers run plain kernels: compiling for %s failed (%s).", device, said)
+        return False
+    return True
+
+
+def _first_formula(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
 
 
 def _needs(device_type: str) -> str:

@@ -75,7 +75,7 @@ def project_plain(
 ) -> Tensor:
     """`project` by a table, where nothing is compiled."""
     v = x.div(scale).clamp_(low, high)
-    return torch.copysign(_look_up(v, lookup), v).mul_(scale)
+    return torch.copysign(_look_up(v, lookup), v).add_(v.mul_(0)).mul_(scale)  # + 0, or NaN for NaN
 
 
 def project_gradients(
@@ -122,11 +122,12 @@ def _look_up(v: Tensor, lookup: Tensor) -> Tensor:
 
 
 def _nearest(v: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
-    """The level nearest to the magnitude of `v`."""
+    """The level nearest to the magnitude of `v`, which is finite or NaN; NaN for NaN."""
     magnitude = v.abs()
     if len(bounds) > MOST_COMPARISONS:
-        return levels[torch.bucketize(magnitude.reshape(-1), bounds)].view(v.shape)
-    steps = torch.zeros_like(magnitude)
+        steps = levels[torch.bucketize(magnitude.reshape(-1), bounds)].view(v.shape)
+        return torch.where(magnitude.isnan(), magnitude, steps)
+    steps = magnitude * 0
     for i in range(len(bounds)):  # compiled, this is one pass over memory; a search is not
         steps = torch.where(magnitude > bounds[i], levels[i + 1], steps)
     return steps

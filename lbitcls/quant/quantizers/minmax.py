@@ -95,7 +95,7 @@ class MinMax(Quantizer):
         lowest, highest = self.lowest.clamp(max=0), self.highest.clamp(min=0)
         steps = self.high - self.low
         width = 2 * torch.maximum(-lowest, highest) if self.symmetric else highest - lowest
-        return torch.where(width > 0, width, torch.ones_like(width)) / steps
+        return torch.where(width == 0, torch.ones_like(width), width) / steps  # NaN stays NaN
 
 
 register_method("TorchQAT", weight=MinMax, input=MinMax)
