@@ -333,6 +333,11 @@ class Quantizer(nn.Module):
         return f"{self.num_bits} bits, {self.role}, {sign}, {channels}{state}{'' if self._active else ', off'}"
 
 
+def is_active(quantizer: Quantizer | None) -> bool:
+    """Whether there is a quantizer, and it is switched on."""
+    return quantizer is not None and quantizer.is_enabled
+
+
 def _read_facts(text: Tensor) -> dict[str, Any]:
     """The facts in an entry `GRID`; none where it is damaged."""
     try:

@@ -1,4 +1,4 @@
-"""What a shipped ONNX file says of itself: one JSON text in its metadata, so that the file alone suffices to run it.
+"""An exported model's record of itself: one JSON text in its metadata, so that the file alone suffices to run it.
 
 Reading it needs the package `onnx`, not PyTorch.
 """
@@ -41,7 +41,7 @@ _SEALED = re.compile(SEAL.encode() + rb"\x12\x40([0-9a-f]{64})")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """Facts about a shipped model.
+    """Facts about an exported model.
 
     Attributes:
         version: of lbitcls, that wrote the file.
@@ -55,7 +55,8 @@ class ModelInfo:
         layers: a dict for each quantized layer: `name`, `kind`, `method`, `weight_bits`, `input_bits`, `container`,
             `packed`.
         residual_bits: of the skip connections, or None where they stay float.
-        target: what the file was made for: `'cpu'` or `'tensorrt'`.
+        target: name of the target that the file was made for: `'cpu'`, `'tensorrt'`, or one's own.
+        engines: names of the engines that compute it as it was meant; None: it does not say.
         config: the config's text.
         out_channels: of a backbone's features.
         feature_shapes: of a backbone's features, without N.
@@ -73,6 +74,7 @@ class ModelInfo:
     layers: list[dict[str, Any]]
     residual_bits: int | None = None
     target: str = "cpu"
+    engines: list[str] | None = None
     config: str = ""
     out_channels: list[int] | None = None
     feature_shapes: list[list[int]] | None = None
