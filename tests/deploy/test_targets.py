@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from lbitcls.deploy.passes.containers import to_uint8
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.passes.guards import guard_scales
 from lbitcls.deploy.targets import cpu
-from lbitcls.deploy.targets.base import Choice, find_target
+from lbitcls.deploy.targets.base import Choice, Target, find_target
 from lbitcls.deploy.verification.placement import integer_layers
+from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant.quantizers.lsq import LSQ
 from lbitcls.quant.ranges import minmax
+from lbitcls.registry import TARGETS
 from lbitcls.utils.errors import ConfigError
 
 Exports = Callable[..., Any]
@@ -235,3 +237,94 @@ def test_an_exact_zero_stays_one_where_it_matters(after: str, guarded: bool, bet
     guard_scales(graph)
     assert ("Add" in [node.op_type for node in graph.nodes]) == guarded
     assert not np.sign(computed(graph, np.zeros(3, np.float32))).any() or guarded
+
+
+# Targets of one's own
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[..., type[Target]]]:
+    """A function that registers a target with the given attributes under a name, for the time of a test."""
+    made: list[str] = []
+
+    def add(name: str, **attributes: Any) -> type[Target]:
+        made.append(name)
+        return TARGETS.register_module(name=name)(type(name, (Target,), attributes))
+
+    yield add
+    for name in made:
+        TARGETS.module_dict.pop(name)
+
+
+def test_a_target_that_defines_nothing_has_portable_rules(
+    quantized: Quantized, exports: Exports, register: Any
+) -> None:
+    """Files without a guard or a measurement, on the containers that the grids have; ONNX Runtime judges them."""
+    register("plain")
+    for method in ("LSQ", "LSQPlus"):
+        model = quantized(net(), method, 4, 4, images())
+        report = exports(model, images(), target="plain")
+        assert report.info.target == "plain" and report.info.engines == ["onnxruntime"] and report.container_ms == {}
+        zeros = {zero.dtype.name for _, zero in quantize_nodes(report.path)}
+        assert zeros == ({"int8", "uint8"} if method == "LSQ" else {"uint8"})
+        found = verify(model, report.path, [images()], threads=1)
+        assert found.passed and {row.name for row in found.rows} == {"integer", "onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    "rule, options, match",
+    [
+        (dict(kinds=("Conv2d",)), {}, r"5: narrow takes no quantized Linear \(Conv2d only\); leave it float"),
+        (dict(weight_bits=3), {}, r"0, 3, 5: its weights' integers do not fit 3 bits"),
+        (dict(containers=("uint8",), zero_points=False), {}, r"0, 5: its input's integers go down to -8, uint8's to 0"),
+        (dict(opsets=(17, 19)), {}, r"opset 21 is not written for narrow; it is 17 to 19"),
+        (dict(packed_weights=False), dict(pack=True), "narrow takes no layers with packed weights"),
+        (dict(problems=lambda self, layer, opset: ["no"] * (layer.name == "3")), {}, "narrow at opset 21:\n  3: no"),
+        (dict(faults=lambda self, graph: ["too long"]), {}, "the file is not what narrow takes: too long"),
+    ],
+)
+def test_the_rules_of_a_target_are_applied(
+    quantized: Quantized, register: Any, tmp_path: Path, rule: dict[str, Any], options: dict[str, Any], match: str
+) -> None:
+    register("narrow", **rule)
+    model = quantized(net(), "LSQ", 4, 4, images())
+    with pytest.raises(ConfigError, match=match):
+        export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 6, 6), target="narrow", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("containers", [("uint8",), ("int8",)])
+def test_all_inputs_are_in_the_container_of_a_target(
+    quantized: Quantized, exports: Exports, register: Any, containers: tuple[str, ...]
+) -> None:
+    register("one", containers=containers)
+    report = exports(quantized(net(), "LSQ", 4, 4, images()), images(), target="one")
+    assert {zero.dtype.name for _, zero in quantize_nodes(report.path)} == set(containers)
+    assert {layer["container"] for layer in report.info.layers} == set(containers)
+
+
+def test_what_a_target_does_to_the_graph_is_in_the_file(quantized: Quantized, exports: Exports, register: Any) -> None:
+    def mark(self: Target, graph: Graph) -> None:
+        lowest = graph.add_constant("lowest", np.array(-1e30, np.float32))
+        for node in [node for node in graph.nodes if node.op_type == "Conv"]:
+            graph.append_to(node, "Max", lowest, "marked")
+
+    register("marking", shape=mark)
+    report = exports(quantized(net(), "LSQ", 4, 4, images()), images(), target="marking")
+    assert "marked" in [node.name for node in onnx.load(str(report.path)).graph.node]
+
+
+@pytest.mark.parametrize("registered", [nn.ReLU, dict, lambda name: None])
+def test_what_is_no_target_is_refused(registered: Any, tmp_path: Path) -> None:
+    TARGETS.register_module(name="wrong", module=registered)
+    try:
+        with pytest.raises(ConfigError, match=r"the target 'wrong' is .*; it should be a subclass of .*base\.Target"):
+            export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target="wrong")
+    finally:
+        TARGETS.module_dict.pop("wrong")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["cpu"], {}])
+def test_a_target_that_is_no_name(name: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a target is given by its name: cpu, tensorrt; got"):
+        export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target=name)
