@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -250,6 +250,22 @@ FAMILIES = [
 ]
 
 
+def settle_norms(model: nn.Module, images: Tensor) -> None:
+    """Give BatchNorms the statistics of these images, exactly, and biases of about 1.
+
+    With others, random weights say little. Running statistics that are not the data's let the signal die from layer to
+    layer, until logits hardly differ and their order is rounding. And with biases of 0, where each ReLU cuts half of
+    its inputs, a random network of 50 layers makes the differences grow from layer to layer, which a trained one does
+    not: then not even float64 is near float32.
+    """
+    for norm in (m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        norm.train().momentum = 1.0
+        nn.init.uniform_(norm.bias, 0.5, 1.5)
+    with torch.no_grad():
+        cast(Any, model).predict(images)
+    model.eval()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("bits", [4, 8])
@@ -261,9 +277,7 @@ def test_families(tmp_path: Path, backbone: dict[str, Any], channels: int, side:
     model: Any = build_classifier(dict(type="ImageClassifier", backbone=backbone, neck=neck, head=head))
     nn.init.normal_(model.head.fc.weight)
     x = images(128, 3, side, side)
-    with torch.no_grad():
-        for _ in range(10):
-            model.train().predict(x[:32])  # running statistics
+    settle_norms(model, x[:64])
     policy = {
         kind: dict(type=f"LSQ{suffix}", num_bit_w=bits, num_bit_a=bits, per_channel=True)
         for kind, suffix in (("Conv2d", "Conv"), ("Linear", "Linear"))
@@ -272,16 +286,7 @@ def test_families(tmp_path: Path, backbone: dict[str, Any], channels: int, side:
     calibrate(model, [x[:32]], "mse")
     report = export_onnx(model, tmp_path / "model.onnx", input_shape=(3, side, side))
     found = verify(model, report.path, x.split(32))
-    (yardstick,) = found.yardstick
-    # Looser than a verdict: these random weights make logits that hardly differ, and no image of DenseNet's at 4 bits
-    # stays as it is: a tie in one of its 121 layers changes all that follow, so that float32 itself agrees with float64
-    # on 91.4 % (of 16 images, after its last block, float32 is off in 2, OpenVINO in 1, and ONNX Runtime by 2e-7).
-    assert yardstick.agreement is not None
-    if yardstick.mean > 0.05 * found.deviation["logits"]:  # then there is no verdict but this one
-        assert not found.passed and "no file can be confirmed" in found.reasons[0]
-    for row in found.rows:
-        assert row.mean < max(3 * yardstick.mean, 5e-3 * found.deviation["logits"]), found.table()
-        assert row.agreement is not None and row.agreement > min(97, yardstick.agreement - 3), found.table()
+    assert found.judged and found.passed, found.table()
 
 
 def test_a_batch_size_that_the_model_fixes_is_refused(tmp_path: Path) -> None:
