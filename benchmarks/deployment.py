@@ -31,7 +31,7 @@ from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.deploy.export.residuals import carry_residuals
 from lbitcls.deploy.runtime.benchmark import cpu_name, time_engines
 from lbitcls.deploy.runtime.engine import Engine, OpenVINOEngine, can_bf16, load
-from lbitcls.deploy.targets.base import executed_operations, integer_layers
+from lbitcls.deploy.verification.placement import executed_operations, integer_layers
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate
 

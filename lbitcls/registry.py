@@ -138,4 +138,5 @@ PIPELINES = Registry("pipeline step", ("lbitcls.datasets.pipelines",))
 HOOKS = Registry("hook", ("lbitcls.core.hooks", "lbitcls.tracking.tensorboard"))
 QUANT_LAYERS = Registry("quantized layer", ("lbitcls.quant.quantizers",))
 QUANLAYERS = QUANT_LAYERS
+TARGETS = Registry("target", ("lbitcls.deploy.targets",))
 TRANSFORMERS = Registry("model transformer", ("lbitcls.quant.transformer",))

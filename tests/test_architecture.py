@@ -37,6 +37,17 @@ ALLOWED = {
     "commands": COMMON | {"assembly", "inference", "starter", "tracking", "workflows"},
     "tools": {"commands"},
 }
+DEPLOY = {
+    "runtime": set(),
+    "passes": {"runtime"},
+    "targets": {"runtime", "passes"},
+    "verification": {"runtime", "passes", "targets"},
+    "export": {"runtime", "passes", "targets", "verification"},
+}
+"""Arrows between the rooms of `deploy`: the judge of an exported model knows nothing of how it was made."""
+WAITING_CIRCLES = [{"core.features", "core.hooks.checkpoint_hook", "core.hooks.hook", "core.runner"}]
+"""Circles that are left, by module; nothing may be added here."""
+SHARED_NAMES = {"__init__", "base", "builder"}
 OPTIONAL = {
     "cv2",
     "jinja2",
@@ -96,6 +107,40 @@ def top_level_imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
             waiting.extend(ast.iter_child_nodes(node))
 
 
+def module_name(path: Path) -> str:
+    """`lbitcls/core/runner.py` -> `lbitcls.core.runner`; a package by its own name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_between(sources: dict[str, tuple[Path, str]]) -> dict[str, set[str]]:
+    """The modules that each module imports, in functions and for the type checker too; a package for its names."""
+    graph = {}
+    for name, (path, text) in sources.items():
+        imported = {found for _, found in imported_modules(path, ast.parse(text))}
+        nearest = {found if found in sources else found.rpartition(".")[0] for found in imported}
+        graph[name] = (nearest & sources.keys()) - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of modules that import each other, directly or by way of others: strongly connected components."""
+    reached = {name: reachable(graph, name) for name in graph}
+    found = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph}
+    return sorted((set(circle) for circle in found if circle), key=sorted)
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """What `start` imports, and what that imports, and so on; `start` itself where that leads back to it."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = graph[waiting.pop()] - seen
+        seen |= new
+        waiting.extend(new)
+    return seen
+
+
 def where(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
@@ -116,6 +161,46 @@ def test_imports_follow_the_arrows() -> None:
             if parts[0] == "lbitcls" and target not in allowed:
                 wrong.append(f"{where(path, line)} imports {name}; {unit} may import {', '.join(sorted(allowed))}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_rooms_of_deploy_follow_their_arrows() -> None:
+    rooms = {path.name for path in (PACKAGE / "deploy").iterdir() if any(path.glob("*.py"))}
+    assert rooms == DEPLOY.keys()
+    wrong = [
+        f"{where(path, line)} imports {name}"
+        for path in python_files(*(f"lbitcls/deploy/{room}" for room in DEPLOY))
+        for line, name in imported_modules(path, ast.parse(path.read_text(encoding="utf-8")))
+        if name.startswith("lbitcls.deploy.")
+        and name.split(".")[2] not in DEPLOY[path.parent.name] | {path.parent.name}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other() -> None:
+    files = {module_name(path): path for path in python_files("lbitcls")}
+    graph = imports_between({name: (path, path.read_text(encoding="utf-8")) for name, path in files.items()})
+    assert len(graph) > 150 and "lbitcls.utils.errors" in graph["lbitcls.registry"]
+    found = [{name.removeprefix("lbitcls.") for name in circle} for circle in circles(graph)]
+    assert not [sorted(circle) for circle in found if circle not in WAITING_CIRCLES]
+
+
+def test_a_circle_is_found_wherever_its_imports_are() -> None:
+    texts = {
+        "p": "",
+        "p.a": "from __future__ import annotations\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n import p.b",
+        "p.b": "def f():\n    from p import c",
+        "p.c": "from p.a import X",
+        "p.d": "import p.a\nfrom p import e as g",
+        "p.e": "from . import c",
+    }
+    graph = imports_between({name: (ROOT / f"{name.replace('.', '/')}.py", text) for name, text in texts.items()})
+    assert circles(graph) == [{"p.a", "p.b", "p.c"}]
+
+
+def test_no_two_files_have_one_name() -> None:
+    paths = [path for path in python_files("lbitcls") if path.parent.name != "commands"]
+    names = [path.stem for path in paths if path.stem not in SHARED_NAMES]
+    assert not {name for name in names if names.count(name) > 1}
 
 
 def test_optional_packages_are_imported_where_they_are_used() -> None:

@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--part", default="model", metavar="NAME", help="model (default), or backbone for its features")
     add("--pack", action="store_true", help="store weights of 4 bits or fewer in 4 bits")
     add("--residual-bits", type=int, metavar="N", help="8: carry skip connections in 8 bits (default: float)")
-    add("--target", default="cpu", metavar="NAME", help="cpu (default) or tensorrt")
+    add("--target", default="cpu", metavar="NAME", help="cpu (default), tensorrt, or a target of your own")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
     option_arguments(parser)

@@ -1,4 +1,4 @@
-"""A shipped ONNX file in the place of a config's classifier: for its accuracy, on the same images by the same loss."""
+"""An exported model in the place of a config's classifier: for its accuracy, on the same images by the same loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbitcls.utils.config import Config
 from lbitcls.utils.errors import DataError
 
 
-class ShippedClassifier(nn.Module):
+class OnnxClassifier(nn.Module):
     """What validation asks of a classifier, answered by an engine; it has no weights of its own.
 
     Args:
@@ -49,9 +49,9 @@ class ShippedClassifier(nn.Module):
         return self.head.loss(logits, gt_label)
 
 
-def open_shipped(
+def open_classifier(
     cfg: Config, path: str | Path, split: str, logger: logging.Logger, engine: str | None, threads: int | None
-) -> ShippedClassifier:
+) -> OnnxClassifier:
     """The file `path` in the place of the classifier of `cfg`, to be tested on `cfg.data[split]`.
 
     Raises:
@@ -64,7 +64,7 @@ def open_shipped(
         logger.info("%s was not written by lbitcls: its classes and its preprocessing are not known.", path)
     elif opened.info.pipeline and not _same(opened.info.pipeline, cfg.data[split].get("pipeline")):
         logger.warning("%s was exported with another test pipeline than data.%s has.", path, split)
-    return ShippedClassifier(opened, cfg.model.get("head") or {})
+    return OnnxClassifier(opened, cfg.model.get("head") or {})
 
 
 def _same(left: Any, right: Any) -> bool:

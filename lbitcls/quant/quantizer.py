@@ -361,6 +361,11 @@ class Quantizer(nn.Module):
         return f"{self.num_bits} bits, {self.role}, {sign}, {channels}{state}{'' if self._active else ', off'}"
 
 
+def is_active(quantizer: Quantizer | None) -> bool:
+    """Whether there is a quantizer, and it is switched on."""
+    return quantizer is not None and quantizer.is_enabled
+
+
 def _needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

@@ -20,7 +20,8 @@ from lbitcls.deploy.export.onnx import ExportReport, check_options, export_onnx
 from lbitcls.deploy.export.residuals import RESIDUAL_BITS, carry_residuals
 from lbitcls.deploy.runtime.engine import first_reason
 from lbitcls.deploy.runtime.metadata import require
-from lbitcls.deploy.targets.base import JUDGES, integer_layers
+from lbitcls.deploy.targets.base import find_target
+from lbitcls.deploy.verification.placement import integer_layers
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_dict
@@ -69,7 +70,7 @@ def export_checkpoint(
         pack: store weights of 4 bits or fewer in 4 bits.
         residual_bits: 8: skip connections in 8 bits; their ranges come from images of `data.calibration`, or else
             `data.train`.
-        target: `cpu` or `tensorrt`.
+        target: name of a target: `cpu`, `tensorrt`, or one's own.
         data_root: where relative data paths may start.
 
     Raises:
@@ -161,8 +162,8 @@ def check_arguments(
         raise ConfigError(f"--num-images is a number from 1; got {num_images!r}.")
     if residual_bits not in (None, RESIDUAL_BITS):
         raise ConfigError(f"--residual-bits is {RESIDUAL_BITS}, or left out (float); got {residual_bits!r}.")
-    check_options(opset, part, pack, target)
-    for package in JUDGES[target] if verify else ():
+    made_for = check_options(opset, part, pack, target)
+    for package in made_for.engines if verify else ():
         require(package)
 
 
@@ -221,12 +222,12 @@ def _verification_images(cfg: Config, session: Session, number: int, data_root: 
 def _with_residuals(
     model: nn.Module, cfg: Config, session: Session, bits: int | None, target: str, data_root: str | None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """The model as it ships, and what became of its skip connections."""
+    """The model as it is exported, and what became of its skip connections."""
     if bits is None:
         return model, {}
     refuse_residuals(model)
     images = first_images(calibration_images(cfg, None, session, data_root), RANGE_IMAGES)
-    return carry_residuals(model, images, bits, signed=True if target == "tensorrt" else None)
+    return carry_residuals(model, images, bits, signed=find_target(target).signed_residuals)
 
 
 def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lbitcls.core.evaluation import evaluate
 from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.deploy.runtime.benchmark import time_models
 from lbitcls.deploy.runtime.metadata import read_info, require
-from lbitcls.inference.onnx_classifier import open_shipped
+from lbitcls.inference.onnx_classifier import open_classifier
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import ConfigError
@@ -88,11 +88,11 @@ def deliver(
     }
 
 
-def _export_float(cfg: Config, checkpoint: str, shipped: Path, path: Path, session: Session) -> None:
-    """The same model with its quantizers off, for images as `shipped` takes them."""
+def _export_float(cfg: Config, checkpoint: str, exported: Path, path: Path, session: Session) -> None:
+    """The same model with its quantizers off, for images as `exported` takes them."""
     from lbitcls.quant import set_quantization
 
-    info = read_info(shipped)
+    info = read_info(exported)
     assert info is not None
     model = make_model(cfg, session, pretrained=False).eval()
     load_checkpoint(model, checkpoint, logger=session.logger)
@@ -109,5 +109,5 @@ def _quiet() -> logging.Logger:
 
 def _top1(cfg: Config, path: Path, session: Session, threads: int, data_root: str | None) -> float:
     _, loader = load_data(cfg, "val", "validation", session, data_root=data_root)
-    model = open_shipped(cfg, path, "val", session.logger, None, threads)
+    model = open_classifier(cfg, path, "val", session.logger, None, threads)
     return evaluate(model, loader, session.device, topk=(1,))["top-1"]

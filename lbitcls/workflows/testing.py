@@ -128,18 +128,18 @@ def open_model(
         ConfigError: an engine for a checkpoint, or `dataset` has labels that are no class of the model.
         DataError: `dataset`, `data.<split>`, numbers its classes otherwise than the checkpoint.
     """
-    shipped = path is not None and Path(path).suffix.lower() == ".onnx"
-    if not shipped and (engine is not None or threads is not None):
+    exported = path is not None and Path(path).suffix.lower() == ".onnx"
+    if not exported and (engine is not None or threads is not None):
         raise ConfigError(f"--engine and --threads are for .onnx files, which an engine runs; got '{path}'.")
     if path is None:
         return _untrained(cfg, split, dataset, session, data_root)
-    if shipped:
-        model, classes = _shipped(cfg, path, session, dataset, split, engine, threads)
+    if exported:
+        model, classes = _exported(cfg, path, session, dataset, split, engine, threads)
     else:
         model = make_model(cfg, session, dataset, split, pretrained=False, data_root=data_root, checkpoint=path)
         classes = load_checkpoint(model, path, strict=True, logger=session.logger)["meta"].get("CLASSES")
         model.to(session.device)
-    check_names(classes, f"the {'file' if shipped else 'checkpoint'} {path}", dataset, split, session.logger)
+    check_names(classes, f"the {'file' if exported else 'checkpoint'} {path}", dataset, split, session.logger)
     return model
 
 
@@ -169,7 +169,7 @@ def _untrained(cfg: Config, split: str, dataset: Dataset, session: Session, data
     return model.to(session.device)
 
 
-def _shipped(
+def _exported(
     cfg: Config,
     path: str | Path,
     session: Session,
@@ -179,9 +179,9 @@ def _shipped(
     threads: int | None,
 ) -> tuple[nn.Module, list[str] | None]:
     """The model in an ONNX file, and the names of its classes."""
-    from lbitcls.inference.onnx_classifier import open_shipped
+    from lbitcls.inference.onnx_classifier import open_classifier
 
-    model = open_shipped(cfg, path, split, session.logger, engine, threads)
+    model = open_classifier(cfg, path, split, session.logger, engine, threads)
     check_labels(model, dataset, split)
     return model, model.engine.info.classes if model.engine.info is not None else None
 

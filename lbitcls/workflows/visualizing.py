@@ -14,7 +14,7 @@ from lbitcls.analysis.figures import check_path, pixels, save
 from lbitcls.analysis.pictures import Prediction
 from lbitcls.assembly.session import Session, load_data, open_session
 from lbitcls.datasets.base import BaseDataset
-from lbitcls.inference.onnx_classifier import ShippedClassifier
+from lbitcls.inference.onnx_classifier import OnnxClassifier
 from lbitcls.protocols import Classifier
 from lbitcls.tracking.board import write_pictures
 from lbitcls.tracking.run_pictures import SHOWN, batch_figure, confusion_of, mixed, predict, predictions_figure
@@ -164,7 +164,7 @@ def _opened(
         raise ConfigError("engine and threads are for .onnx files; the model given is loaded already.")
     if not isinstance(shown, nn.Module):
         running = cast("ExportedModel", shown).engine
-        exported = ShippedClassifier(running, cfg.model.get("head") or {})
+        exported = OnnxClassifier(running, cfg.model.get("head") or {})
         return exported, session.device, Path(running.path).name
     device = next((tensor.device for tensor in shown.parameters()), session.device)
     return shown, device, "the model"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lbitcls.commands.main import main
 from lbitcls.deploy.runtime import benchmark
@@ -85,3 +86,19 @@ def test_mistakes(files: list[str], tmp_path: Path, capsys: Any) -> None:
         assert stopped.value.code == 2 and "invalid int value" in capsys.readouterr().err
     assert main(["benchmark", str(tmp_path / "flat.onnx")]) == 1
     assert "Did you mean 'float.onnx'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["checkpoint", b"", b"\x00\xff" * 50, b"\x08\x0a", b"PK\x03\x04 none"])
+@pytest.mark.parametrize("name", ["x.pth", "x.pt", "x.onnx", "x"])
+def test_what_is_no_onnx_model(content: bytes | str, name: str, tmp_path: Path, capsys: Any) -> None:
+    """One line says that it is none, what is expected and what to do; nothing of how the bytes are parsed."""
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, path)
+    assert main(["benchmark", str(path), "--batch", "1", "--repeats", "1"]) == 1
+    said = capsys.readouterr().err
+    assert f"{path} is no ONNX model" in said and "`lbitcls export`" in said and "rotobuf" not in said
+    remedy = f"lbitcls export CONFIG {path} --out" if path.suffix.startswith(".pt") else "Export the model again"
+    assert remedy in said and "Traceback" not in said and len(said.strip().splitlines()) == 1

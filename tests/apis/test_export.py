@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lbitcls.commands.main import main
 from lbitcls.deploy.export import onnx as exporter
 from lbitcls.deploy.runtime.engine import load
 from lbitcls.models import build_classifier
+from lbitcls.registry import TARGETS
 from lbitcls.utils.checkpoint import save_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError
@@ -163,7 +165,7 @@ def test_values_that_are_not_finite_are_refused(cfg: Config, tmp_path: Path) -> 
         (dict(residual_bits=4), "residual-bits"),
         (dict(num_images=0), "num-images"),
         (dict(pack=True, opset=17), "packed"),
-        (dict(target="trt"), "no target 'trt'"),
+        (dict(target="trt"), "no target named 'trt'"),
         (dict(verify="no"), "verify is True or False"),
     ],
 )
@@ -272,3 +274,45 @@ def test_a_link_stays_one(cfg: Config, tmp_path: Path) -> None:
     report = export_checkpoint(cfg, checkpoint, link)
     assert link.is_symlink() and report.path == target and target.stat().st_size == report.size
     assert sorted(p.name for p in target.parent.iterdir()) == ["v1.onnx", "v1.report.json"]
+
+
+TARGET = """
+from lbitcls.deploy.targets.base import LayerFacts, Target
+from lbitcls.registry import TARGETS
+
+
+@TARGETS.register_module(name="mine", force=True)
+class Mine(Target):
+    containers = ("int8",)
+
+    def problems(self, layer: LayerFacts, opset: int) -> list[str]:
+        narrow = layer.weight_bits is not None and layer.weight_bits < 4
+        return [*super().problems(layer, opset), *(["it has fewer than 4 bits; train it with 4"] if narrow else [])]
+"""
+
+
+def test_a_target_of_ones_own(
+    write_config: WriteConfig, cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A module that the config imports registers it; its rules refuse, and shape the file that is verified."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "module_with_a_target.py").write_text(TARGET)
+    out, custom = tmp_path / "model.onnx", dict(imports=["module_with_a_target"])
+    arguments = ["--out", str(out), "--verify", "--num-images", "100"]
+    try:
+        for bits in (3, 4):
+            quantizers = transformer(bits=bits)
+            checkpoint = calibrated(Config({**cfg.to_dict(), "quant_transformer": quantizers}), tmp_path)
+            config = write_config(model=MODEL, quant_transformer=quantizers, custom_imports=custom)
+            code = main(["export", str(config), str(checkpoint), *arguments, "--target", "mine"])
+            said = capsys.readouterr()
+            assert code == (2 if bits == 3 else 0), said.err
+            assert ("head.fc: it has fewer than 4 bits" in said.err) == (bits == 3) == (not out.exists())
+        info = load(out, "onnxruntime").info
+        assert info is not None and info.target == "mine" and info.engines == ["onnxruntime"]
+        assert {layer["container"] for layer in info.layers} == {"int8"}
+        assert main(["export", str(config), str(checkpoint), *arguments, "--target", "min"]) == 2
+        assert "no target named 'min'; did you mean 'mine'" in capsys.readouterr().err
+    finally:
+        TARGETS.module_dict.pop("mine", None)
+        sys.modules.pop("module_with_a_target", None)

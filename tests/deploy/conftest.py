@@ -150,7 +150,7 @@ def quantized() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture
-def ships(tmp_path: Path) -> Callable[..., Any]:
+def exports(tmp_path: Path) -> Callable[..., Any]:
     """A function that exports a model, and holds what both engines compute against the model in float64.
 
     A value next to a rounding tie may fall on its other side in an engine; such a row of the batch may differ, but

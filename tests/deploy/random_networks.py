@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.deploy.export.residuals import carry_residuals
 from lbitcls.deploy.runtime.engine import load
-from lbitcls.deploy.targets import base as targets
+from lbitcls.deploy.targets import cpu
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.utils.errors import ConfigError
 
@@ -184,7 +184,7 @@ def run(network: Network, folder: Path, engines: tuple[str, ...] = ("onnxruntime
     path = folder / f"{network.seed}.onnx"
     times = {name: 1.0 if name == network.container else 2.0 for name in ("int8", "uint8")}
     try:
-        with patch.object(targets, "_latencies", return_value=times):  # which is faster differs from run to run
+        with patch.object(cpu, "_latencies", return_value=times):  # which is faster differs from run to run
             export_onnx(model, path, input_shape=network.shape, **network.export)
     except ConfigError as error:
         return Outcome(accuracy, refused=str(error))

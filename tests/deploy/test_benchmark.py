@@ -23,7 +23,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def files(write_onnx: Any, info: ModelInfo) -> list[str]:
-    """An integer file and a float one, by what they say of themselves."""
+    """An exported model in integers and a float one, by what they say of themselves."""
     integer = dataclasses.replace(info, bits="W4A4", layers=[dict(name="fc")])
     return [str(write_onnx("float.onnx", info)), str(write_onnx("integer.onnx", integer))]
 
@@ -44,7 +44,7 @@ def test_a_row_for_each_batch_size_and_file(files: list[str], engine: str) -> No
 
 
 def test_ratios_and_statistics(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that is moved by hand: the integer file takes 1 ms, the float one 2, every third call 4 times that."""
+    """By a clock that is moved by hand: the integer one takes 1 ms, the float one 2, every third call 4 times that."""
     now, calls = [0.0], dict.fromkeys(files, 0)
     order: list[str] = []
 

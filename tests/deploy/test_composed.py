@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from lbitcls.commands.main import main
 from lbitcls.deploy import export_onnx, load
 from lbitcls.deploy.export import composed
-from lbitcls.deploy.export.graph import Graph, weights_of
 from lbitcls.deploy.export.integer_backbone import IntegerBackbone
+from lbitcls.deploy.passes.graph import Graph, weights_of
 from lbitcls.deploy.runtime.metadata import SEAL
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.models import build_backbone, build_classifier

@@ -1,4 +1,4 @@
-"""Weights that something computes around a layer: what ships is what a forward pass in eval uses, or it is refused."""
+"""Weights that something computes around a layer: the exported one is what a forward pass in eval uses, or refused."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ def train(model: nn.Module, steps: int = 25) -> ModelEMA:
 
 
 @pytest.mark.parametrize("number, mechanism", list(enumerate(MECHANISMS)))
-def test_what_ships_is_what_the_forward_pass_uses(number: int, mechanism: str, tmp_path: Path) -> None:
-    assert_ships(mechanism, number % 2 == 0, number % 3 == 0, tmp_path)
+def test_the_exported_weight_is_what_the_forward_pass_uses(number: int, mechanism: str, tmp_path: Path) -> None:
+    assert_exports(mechanism, number % 2 == 0, number % 3 == 0, tmp_path)
 
 
 @pytest.mark.slow
@@ -132,10 +132,10 @@ def test_what_ships_is_what_the_forward_pass_uses(number: int, mechanism: str, t
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_all_that_computes_weights(mechanism: str, first: bool, per_channel: bool, tmp_path: Path) -> None:
-    assert_ships(mechanism, first, per_channel, tmp_path)
+    assert_exports(mechanism, first, per_channel, tmp_path)
 
 
-def assert_ships(mechanism: str, first: bool, per_channel: bool, tmp_path: Path) -> None:
+def assert_exports(mechanism: str, first: bool, per_channel: bool, tmp_path: Path) -> None:
     """A checkpoint of a trained, averaged model is loaded, exported with no forward pass before it, and verified."""
     torch.manual_seed(0)
     options = dict(per_channel=per_channel)
@@ -310,7 +310,7 @@ class AlsoReads(Net):
 
 
 @pytest.mark.parametrize("change", [lambda layer: None, parametrizations.weight_norm, nn.utils.spectral_norm])
-def test_a_weight_that_is_read_besides_ships_in_float_there(change: Change, tmp_path: Path) -> None:
+def test_a_weight_that_is_read_besides_is_exported_in_float_there(change: Change, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = make(change)
     model.__class__ = AlsoReads

@@ -1,4 +1,4 @@
-"""What was trained is what ships: predictions and accuracy of the file, in both engines, beside the checkpoint's."""
+"""The exported model is what was trained: its predictions and accuracy, in both engines, beside the checkpoint's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real data sets: the accuracy of the shipped file, in both engines, is the checkpoint's within 0.1 point or one image.
+"""Real data sets: the exported model has the checkpoint's accuracy, in both engines, within 0.1 point or one image.
 
 Models of 8 bits are calibrated, those of 4 bits are trained for a moment; what is compared is the file with the
 checkpoint, so a low accuracy would do, but each has to be well above chance.

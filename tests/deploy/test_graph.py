@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.graph import (
+from lbitcls.deploy.passes.graph import (
     POOLS,
     Graph,
     attributes,
@@ -25,7 +25,7 @@ from lbitcls.deploy.export.graph import (
 )
 from lbitcls.utils.errors import ConfigError
 
-Ships = Callable[..., Any]
+Exports = Callable[..., Any]
 Quantized = Callable[..., nn.Module]
 
 
@@ -42,42 +42,42 @@ def scales(graph: Graph) -> list[np.ndarray]:
     return [array for array in found if array is not None]
 
 
-def test_negative_and_zero_gammas(quantized: Quantized, ships: Ships) -> None:
+def test_negative_and_zero_gammas(quantized: Quantized, exports: Exports) -> None:
     model: Any = quantized(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "LSQ", 4, 4, images())
     assert (model[1].weight < 0).any() and (model[1].weight == 0).any()
-    graph = graph_of(ships(model, images()))
+    graph = graph_of(exports(model, images()))
     assert [n.op_type for n in graph.nodes if n.op_type in ("Conv", "Add", "Mul")] == ["Conv", "Add"]
     assert all((scale > 0).all() for scale in scales(graph))
     codes = graph.array(weights_of(graph)[0].input[0])
     assert codes is not None and not codes[0].any()
 
 
-def test_a_code_without_its_negative_keeps_the_sign_outside(quantized: Quantized, ships: Ships) -> None:
+def test_a_code_without_its_negative_keeps_the_sign_outside(quantized: Quantized, exports: Exports) -> None:
     model: Any = quantized(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "TorchQAT", 8, 8, images())
     weight = model[0].weight_quantizer
     with torch.no_grad():
         model[1].weight[1:3] = -0.5
         model[0].weight[1, 0, 0, 0] = -200 * weight.qparams().scale
     assert int(weight.to_integer(model[0].weight)[1].min()) == -128
-    graph = graph_of(ships(model, images()))
+    graph = graph_of(exports(model, images()))
     (mul,) = [n for n in graph.nodes if n.op_type == "Mul"]
     sign = graph.array(mul.input[1])
     assert sign is not None and sign.reshape(-1)[1:3].tolist() == [-1, 1]  # the other channel's codes were flipped
     assert all((scale > 0).all() for scale in scales(graph))
 
 
-def test_folded_norms(quantized: Quantized, ships: Ships) -> None:
+def test_folded_norms(quantized: Quantized, exports: Exports) -> None:
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
     model: Any = quantized(layers, "TorchQAT", 8, 8, images(), fold_bn=True)
     assert model[0].folded_norm
-    report = ships(model, images())
+    report = exports(model, images())
     assert report.norms_left == []
     graph = graph_of(report)
     own = float(model[0].weight_quantizer.qparams().scale)
     np.testing.assert_allclose(scales(graph)[0][1:], own, rtol=1e-6)  # γ/σ was divided out, and comes back
 
 
-def test_a_layer_that_is_called_twice_with_different_norms(quantized: Quantized, ships: Ships) -> None:
+def test_a_layer_that_is_called_twice_with_different_norms(quantized: Quantized, exports: Exports) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -87,12 +87,12 @@ def test_a_layer_that_is_called_twice_with_different_norms(quantized: Quantized,
         def forward(self, x: Tensor) -> Tensor:
             return self.second(self.conv(torch.relu(self.first(self.conv(x)))))
 
-    report = ships(quantized(Twice(), "LSQ", 4, 4, images()), images())
+    report = exports(quantized(Twice(), "LSQ", 4, 4, images()), images())
     assert report.norms_left == []
     assert [n.name for n in graph_of(report).nodes if n.op_type == "Conv"] == ["conv", "conv_2"]
 
 
-def test_norms_that_no_layer_precedes_stay(quantized: Quantized, ships: Ships) -> None:
+def test_norms_that_no_layer_precedes_stay(quantized: Quantized, exports: Exports) -> None:
     class PreActivation(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -102,7 +102,7 @@ def test_norms_that_no_layer_precedes_stay(quantized: Quantized, ships: Ships) -
             y = self.conv(torch.relu(self.norm(x)))
             return y + self.after(y)  # the result is used beside its norm
 
-    report = ships(quantized(PreActivation(), "LSQ", 4, 4, images()), images())
+    report = exports(quantized(PreActivation(), "LSQ", 4, 4, images()), images())
     assert report.norms_left == ["norm/BatchNormalization", "after/BatchNormalization"]
 
 
@@ -242,15 +242,15 @@ class Attention(nn.Module):
         return self.fc((tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]).mean(1))
 
 
-def test_attention(quantized: Quantized, ships: Ships) -> None:
+def test_attention(quantized: Quantized, exports: Exports) -> None:
     """The traced graph calls constants and tensors alike view, view_2, …; what is added to it takes no name twice."""
-    graph = graph_of(ships(quantized(Attention(), "LSQ", 4, 4, images()), images()))
+    graph = graph_of(exports(quantized(Attention(), "LSQ", 4, 4, images()), images()))
     made = [output for node in graph.nodes for output in node.output]
     assert len({*made, *graph.constants}) == len(made) + len(graph.constants)
 
 
-def test_new_names_are_free(quantized: Quantized, ships: Ships) -> None:
-    graph = graph_of(ships(quantized(nn.Sequential(nn.Conv2d(3, 8, 3)), "LSQ", 4, 4, images()), images()))
+def test_new_names_are_free(quantized: Quantized, exports: Exports) -> None:
+    graph = graph_of(exports(quantized(nn.Sequential(nn.Conv2d(3, 8, 3)), "LSQ", 4, 4, images()), images()))
     tensors = {"image", *graph.constants, *(output for node in graph.nodes for output in node.output)}
     assert tensors.isdisjoint(map(graph.free_name, tensors))
     assert graph.free_name("other") == "other"
@@ -272,9 +272,9 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_integers_are_pooled(quantized: Quantized, ships: Ships, bits: int) -> None:
+def test_integers_are_pooled(quantized: Quantized, exports: Exports, bits: int) -> None:
     x = torch.randn(8, 3, 17, 17, generator=torch.Generator().manual_seed(1))
-    graph = graph_of(ships(quantized(Pooled(), "LSQ", bits, bits, x), x))
+    graph = graph_of(exports(quantized(Pooled(), "LSQ", bits, bits, x), x))
     makers = [graph.producer(n.input[0]) for n in graph.nodes if n.op_type == "MaxPool"]
     assert [maker.op_type for maker in makers if maker is not None] == ["DequantizeLinear", "MaxPool", "Add"]
     taken = graph.consumers(next(n for n in graph.nodes if n.op_type == "MaxPool" and n.name.endswith("_2")).output[0])
@@ -313,7 +313,7 @@ class Attended(nn.Module):
 
 
 @pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 4 == 1 else pytest.mark.slow) for n in range(16)])
-def test_what_a_maximum_is_joined_with(quantized: Quantized, ships: Ships, number: int) -> None:
+def test_what_a_maximum_is_joined_with(quantized: Quantized, exports: Exports, number: int) -> None:
     """OpenVINO joins a maximum of floats with what follows, up to a quantization, whose integers are then wrong."""
     kinds = ("joined", "joined with itself", "shifted", "scaled", "added", "squashed", "turned", "used twice")
     reduce, axes = [("amax", (1,)), ("amax", (2, 3)), ("pool", (2, 3)), ("amin", (1,))][(number + number // 8) % 4]
@@ -323,7 +323,7 @@ def test_what_a_maximum_is_joined_with(quantized: Quantized, ships: Ships, numbe
     with torch.no_grad():
         model.attention.weight.mul_(20)
         model.attention.weight_quantizer.scale.mul_(20)
-    graph = graph_of(ships(model, x))
+    graph = graph_of(exports(model, x))
     assert any(node.op_type == "Max" and node.input[0] == node.input[1] for node in graph.nodes)
 
 
@@ -350,9 +350,9 @@ class Extreme(nn.Module):
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", ["amax", "amin", "kept", "relu", "signed"])
-def test_maxima_are_of_integers(quantized: Quantized, ships: Ships, kind: str, bits: int) -> None:
+def test_maxima_are_of_integers(quantized: Quantized, exports: Exports, kind: str, bits: int) -> None:
     """OpenVINO quantizes wrongly right after a maximum of floats."""
-    graph = graph_of(ships(quantized(Extreme(kind), "LSQ", bits, bits, images()), images()))
+    graph = graph_of(exports(quantized(Extreme(kind), "LSQ", bits, bits, images()), images()))
     (pool,) = [node for node in graph.nodes if node.op_type in POOLS]
     before = graph.producer(pool.input[0])
     assert before is not None and before.op_type == "DequantizeLinear"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lbitcls.deploy.verification.integer import (
     LARGEST_ACCUMULATOR,
     AccumulatorError,
-    IntegerLayer,
     integer_model,
+    is_integer,
     largest_accumulator,
     layers_in_float,
 )
@@ -69,7 +69,7 @@ def assert_same(model: nn.Module, x: Tensor, *args: object) -> nn.Module:
 def test_layers_agree_with_float64(kind: str, method: str) -> None:
     layer, x = quantized(kind, method)
     assert method == "LSQ" or layer.input_quantizer.zero_point() > 0
-    assert isinstance(assert_same(layer, x), IntegerLayer)
+    assert is_integer(assert_same(layer, x))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -77,7 +77,7 @@ def test_models_of_every_method_agree_with_float64_on_digits(method: str, make_r
     model = make_resnet(method)
     integer = assert_same(model, digits[:100])
     layers = [m for m in integer.modules() if isinstance(m, QuantLayer)]
-    assert len(layers) == 8 and all(isinstance(layer, IntegerLayer) for layer in layers)
+    assert len(layers) == 8 and all(is_integer(layer) for layer in layers)
     assert not layers_in_float(integer)
 
 
@@ -138,7 +138,7 @@ def test_the_model_is_left_as_it_was(make_resnet, digits: Tensor) -> None:
     before = copy.deepcopy(model.state_dict())
     integer = integer_model(model)
     integer.predict(digits[:2].double())
-    assert model.training and not integer.training and not any(isinstance(m, IntegerLayer) for m in model.modules())
+    assert model.training and not integer.training and not any(is_integer(m) for m in model.modules())
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[k], v) for k, v in after.items())
     assert all(a.dtype == b.dtype for a, b in zip(before.values(), after.values()))
@@ -163,7 +163,7 @@ def test_what_is_quantized_on_one_side_only_stays_float_and_is_named() -> None:
     calibrate(model, [x])
     model[3].input_quantizer.enable(False)
     integer = assert_same(model, x)
-    assert [isinstance(m, IntegerLayer) for m in integer] == [True, False, False, False]
+    assert [is_integer(m) for m in integer] == [True, False, False, False]
     assert layers_in_float(integer) == {
         "1": "its input is float",
         "2": "its weight is float",

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lbitcls.deploy.export.graph import Graph
-from lbitcls.deploy.export.norms import absorb_norms
+from lbitcls.deploy.passes.graph import Graph
+from lbitcls.deploy.passes.norms import absorb_norms
 
 C = 4
 """Channels, features, tokens, rows and columns alike, so that no size tells one axis from another."""

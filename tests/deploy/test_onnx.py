@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -25,9 +25,9 @@ from lbitcls.utils.errors import ConfigError
 
 QUANT_LAYERS.names()  # imports every method
 
-Ships = Callable[..., Any]
+Exports = Callable[..., Any]
 Quantized = Callable[..., nn.Module]
-UNSHIPPABLE_INPUTS = "APoT"
+UNEVEN_INPUTS = "APoT"
 
 
 class Blocks(nn.Module):
@@ -56,14 +56,14 @@ def images(number: int = 16, *shape: int) -> Tensor:
 
 def of_method(quantized: Quantized, method: str, bits: int, **options: Any) -> nn.Module:
     torch.manual_seed(1)
-    if method == UNSHIPPABLE_INPUTS:
+    if method == UNEVEN_INPUTS:
         options["quant_activation"] = False
     return quantized(Blocks(), method, bits, bits, images(), **options)
 
 
 @pytest.mark.parametrize("method, bits", [("LSQ", 4), ("LSQPlus", 3), ("DoReFa", 2), ("TorchQAT", 8), ("APoT", 5)])
-def test_methods(quantized: Quantized, ships: Ships, method: str, bits: int) -> None:
-    report = ships(of_method(quantized, method, bits), images())
+def test_methods(quantized: Quantized, exports: Exports, method: str, bits: int) -> None:
+    report = exports(of_method(quantized, method, bits), images())
     assert report.norms_left == []
     assert report.info.method == method and len(report.info.layers) == 5
 
@@ -74,33 +74,33 @@ def test_methods(quantized: Quantized, ships: Ships, method: str, bits: int) -> 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_at_every_number_of_bits(
-    quantized: Quantized, ships: Ships, method: str, bits: int, per_channel: bool, fold_bn: bool
+    quantized: Quantized, exports: Exports, method: str, bits: int, per_channel: bool, fold_bn: bool
 ) -> None:
     model = of_method(quantized, method, bits, per_channel=per_channel, fold_bn=fold_bn)
-    report = ships(model, images())
+    report = exports(model, images())
     assert report.norms_left == []
     wide = method == "APoT" and bits > 6
     assert wide == any(t.data_type == onnx.TensorProto.INT16 for t in onnx.load(str(report.path)).graph.initializer)
 
 
 @pytest.mark.parametrize("options", [dict(num_bit_a=32), dict(num_bit_w=32)])
-def test_layers_of_which_one_side_is_float(quantized: Quantized, ships: Ships, options: dict[str, int]) -> None:
+def test_layers_of_which_one_side_is_float(quantized: Quantized, exports: Exports, options: dict[str, int]) -> None:
     torch.manual_seed(1)
     bits = {"num_bit_w": 4, "num_bit_a": 4, **options}
     model = quantized(Blocks(), "LSQ", bits["num_bit_w"], bits["num_bit_a"], images())
-    layer = ships(model, images()).info.layers[0]
+    layer = exports(model, images()).info.layers[0]
     known = layer["weight_bits"], layer["input_bits"], layer["container"]
     assert known in ((4, None, None), (None, 4, "uint8"), (None, 4, "int8"))
 
 
-def test_one_bit_weights(quantized: Quantized, ships: Ships) -> None:
+def test_one_bit_weights(quantized: Quantized, exports: Exports) -> None:
     torch.manual_seed(1)
-    assert ships(quantized(Blocks(), "DoReFa", 1, 4, images()), images()).info.bits == "W1A4"
+    assert exports(quantized(Blocks(), "DoReFa", 1, 4, images()), images()).info.bits == "W1A4"
 
 
 @pytest.mark.parametrize("opset", [17, 19])
-def test_lower_opsets(quantized: Quantized, ships: Ships, opset: int) -> None:
-    report = ships(of_method(quantized, "LSQ", 4), images(), opset=opset)
+def test_lower_opsets(quantized: Quantized, exports: Exports, opset: int) -> None:
+    report = exports(of_method(quantized, "LSQ", 4), images(), opset=opset)
     assert onnx.load(str(report.path)).opset_import[0].version == opset
     assert {layer["name"] for layer in report.info.layers} <= {n.name for n in onnx.load(str(report.path)).graph.node}
 
@@ -112,7 +112,7 @@ def test_an_opset_out_of_range_names_the_range(quantized: Quantized, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_other_kinds_of_layers(quantized: Quantized, ships: Ships) -> None:
+def test_other_kinds_of_layers(quantized: Quantized, exports: Exports) -> None:
     class Kinds(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -134,21 +134,21 @@ def test_other_kinds_of_layers(quantized: Quantized, ships: Ships) -> None:
 
     torch.manual_seed(2)
     x = images(16, 3, 4, 5)
-    report = ships(quantized(Kinds(), "LSQ", 4, 8, x), x)
+    report = exports(quantized(Kinds(), "LSQ", 4, 8, x), x)
     assert report.norms_left == ["groups_norm/BatchNormalization"]  # its weight has no axis of all output channels
 
 
-def test_a_float_model(ships: Ships) -> None:
+def test_a_float_model(exports: Exports) -> None:
     torch.manual_seed(1)
-    report = ships(Blocks().eval(), images())
+    report = exports(Blocks().eval(), images())
     assert report.info.is_float and report.info.bits == "float" and report.container_ms == {}
     assert 0.9 < report.size / report.float_size < 3  # nodes and record weigh more than so small a network
 
 
-def test_quantizers_that_are_off_ship_as_float_layers(quantized: Quantized, ships: Ships) -> None:
+def test_quantizers_that_are_off_are_exported_as_float_layers(quantized: Quantized, exports: Exports) -> None:
     model = of_method(quantized, "LSQ", 2)
     set_quantization(model, False)
-    report = ships(model, images())
+    report = exports(model, images())
     assert report.info.is_float
     assert not any(node.op_type == "QuantizeLinear" for node in onnx.load(str(report.path)).graph.node)
 
@@ -161,8 +161,8 @@ def test_the_model_is_not_changed(quantized: Quantized, tmp_path: Path) -> None:
     assert model.training and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_the_graph(quantized: Quantized, ships: Ships) -> None:
-    proto = onnx.load(str(ships(of_method(quantized, "LSQ", 4), images()).path))
+def test_the_graph(quantized: Quantized, exports: Exports) -> None:
+    proto = onnx.load(str(exports(of_method(quantized, "LSQ", 4), images()).path))
     counts = Counter(node.op_type for node in proto.graph.node)
     assert "BatchNormalization" not in counts
     assert counts["QuantizeLinear"] == counts["Clip"] == 5  # that of the ReLU6 is in one of them
@@ -188,11 +188,11 @@ def classifier(**options: Any) -> nn.Module:
     )
 
 
-def test_the_record_and_free_batch_of_a_classifier(quantized: Quantized, ships: Ships) -> None:
+def test_the_record_and_free_batch_of_a_classifier(quantized: Quantized, exports: Exports) -> None:
     x = images(16, 3, 16, 16)
     model = quantized(classifier(), "LSQ", 4, 4, x)
     pipeline = [dict(type="Normalize", mean=[0.5], std=[0.5])]
-    report = ships(model, x, classes=("a", "b", "ç"), pipeline=pipeline, config="model = …")
+    report = exports(model, x, classes=("a", "b", "ç"), pipeline=pipeline, config="model = …")
     info = read_info(report.path)
     assert info == report.info
     assert info is not None and (info.part, info.num_classes, info.classes) == ("model", 3, ["a", "b", "ç"])
@@ -250,6 +250,22 @@ FAMILIES = [
 ]
 
 
+def settle_norms(model: nn.Module, images: Tensor) -> None:
+    """Give BatchNorms the statistics of these images, exactly, and biases of about 1.
+
+    With others, random weights say little. Running statistics that are not the data's let the signal die from layer to
+    layer, until logits hardly differ and their order is rounding. And with biases of 0, where each ReLU cuts half of
+    its inputs, a random network of 50 layers makes the differences grow from layer to layer, which a trained one does
+    not: then not even float64 is near float32.
+    """
+    for norm in (m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        norm.train().momentum = 1.0
+        nn.init.uniform_(norm.bias, 0.5, 1.5)
+    with torch.no_grad():
+        cast(Any, model).predict(images)
+    model.eval()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("bits", [4, 8])
@@ -261,9 +277,7 @@ def test_families(tmp_path: Path, backbone: dict[str, Any], channels: int, side:
     model: Any = build_classifier(dict(type="ImageClassifier", backbone=backbone, neck=neck, head=head))
     nn.init.normal_(model.head.fc.weight)
     x = images(128, 3, side, side)
-    with torch.no_grad():
-        for _ in range(10):
-            model.train().predict(x[:32])  # running statistics
+    settle_norms(model, x[:64])
     policy = {
         kind: dict(type=f"LSQ{suffix}", num_bit_w=bits, num_bit_a=bits, per_channel=True)
         for kind, suffix in (("Conv2d", "Conv"), ("Linear", "Linear"))
@@ -272,16 +286,7 @@ def test_families(tmp_path: Path, backbone: dict[str, Any], channels: int, side:
     calibrate(model, [x[:32]], "mse")
     report = export_onnx(model, tmp_path / "model.onnx", input_shape=(3, side, side))
     found = verify(model, report.path, x.split(32))
-    (yardstick,) = found.yardstick
-    # Looser than a verdict: these random weights make logits that hardly differ, and no image of DenseNet's at 4 bits
-    # stays as it is: a tie in one of its 121 layers changes all that follow, so that float32 itself agrees with float64
-    # on 91.4 % (of 16 images, after its last block, float32 is off in 2, OpenVINO in 1, and ONNX Runtime by 2e-7).
-    assert yardstick.agreement is not None
-    if yardstick.mean > 0.05 * found.deviation["logits"]:  # then there is no verdict but this one
-        assert not found.passed and "no file can be confirmed" in found.reasons[0]
-    for row in found.rows:
-        assert row.mean < max(3 * yardstick.mean, 5e-3 * found.deviation["logits"]), found.table()
-        assert row.agreement is not None and row.agreement > min(97, yardstick.agreement - 3), found.table()
+    assert found.judged and found.passed, found.table()
 
 
 def test_a_batch_size_that_the_model_fixes_is_refused(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.graph import Graph
 from lbitcls.deploy.export.onnx import export_onnx
-from lbitcls.deploy.export.packing import pack_int4
+from lbitcls.deploy.passes.graph import Graph
+from lbitcls.deploy.passes.packing import pack_int4
 from lbitcls.deploy.runtime.engine import ENGINES, load
-from lbitcls.deploy.targets.base import integer_layers
+from lbitcls.deploy.verification.placement import integer_layers
 from lbitcls.utils.errors import ConfigError
 
-Ships = Callable[..., Any]
+Exports = Callable[..., Any]
 Quantized = Callable[..., nn.Module]
 
 
@@ -41,12 +41,12 @@ def test_two_integers_to_a_byte() -> None:
     assert np.array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), codes)
 
 
-def test_packed_files_compute_the_same_bits_in_integers(quantized: Quantized, ships: Ships) -> None:
+def test_packed_files_compute_the_same_bits_in_integers(quantized: Quantized, exports: Exports) -> None:
     model: Any = quantized(net(), "LSQ", 4, 4, images())
     with torch.no_grad():
         model[1].weight.abs_()
-    plain = ships(model, images())
-    packed = ships(model, images(), name="packed.onnx", pack=True)
+    plain = exports(model, images())
+    packed = exports(model, images(), name="packed.onnx", pack=True)
     assert packed.not_packed == {} and all(layer["packed"] for layer in packed.info.layers)
     assert packed.size < 0.6 * plain.size and abs(packed.unpacked_size - plain.size) < 1000
     for engine in ENGINES:
@@ -56,14 +56,14 @@ def test_packed_files_compute_the_same_bits_in_integers(quantized: Quantized, sh
     assert integer_layers(packed.path)["convolutions"] == {"integer": 2, "total": 2, "float": {}}
 
 
-def test_a_channel_whose_signs_cannot_change_has_a_negative_scale(quantized: Quantized, ships: Ships) -> None:
+def test_a_channel_whose_signs_cannot_change_has_a_negative_scale(quantized: Quantized, exports: Exports) -> None:
     model: Any = quantized(net(), "LSQ", 4, 4, images())
     with torch.no_grad():
         model[0].weight[3] = torch.rand(3, 3, 3) - 1.0  # the code -8 is among them, 8 would not fit
         model[0].weight[3, 0, 0, 0] = -10
         model[1].weight[:] = 1.0
         model[1].weight[3:5] = -1.0
-    report = ships(model, images(), pack=True)
+    report = exports(model, images(), pack=True)
     assert report.not_packed == {} and all(layer["packed"] for layer in report.info.layers)
     graph = Graph(onnx.load(str(report.path)))
     (cast,) = [n for n in graph.nodes if n.name == "0/Cast"]
@@ -73,13 +73,13 @@ def test_a_channel_whose_signs_cannot_change_has_a_negative_scale(quantized: Qua
     assert integer_layers(report.path)["convolutions"]["integer"] == 2
 
 
-def test_odd_integers_do_not_fit(quantized: Quantized, ships: Ships) -> None:
-    report = ships(quantized(net(), "DoReFa", 4, 4, images()), images(), pack=True)
+def test_odd_integers_do_not_fit(quantized: Quantized, exports: Exports) -> None:
+    report = exports(quantized(net(), "DoReFa", 4, 4, images()), images(), pack=True)
     assert list(report.not_packed) == ["0", "3", "5"] and "-15 to 15" in report.not_packed["3"]
 
 
-def test_wider_weights_are_left_alone(quantized: Quantized, ships: Ships) -> None:
-    report = ships(quantized(net(), "LSQ", 8, 8, images()), images(), pack=True)
+def test_wider_weights_are_left_alone(quantized: Quantized, exports: Exports) -> None:
+    report = exports(quantized(net(), "LSQ", 8, 8, images()), images(), pack=True)
     assert report.not_packed == {} and report.size == report.unpacked_size
 
 
@@ -90,7 +90,7 @@ def test_where_packing_is_not_possible(tmp_path: Any, options: dict[str, Any], m
     assert not list(tmp_path.iterdir())
 
 
-def test_layers_that_are_called_twice(quantized: Quantized, ships: Ships) -> None:
+def test_layers_that_are_called_twice(quantized: Quantized, exports: Exports) -> None:
     """One is named as the second call of another would be."""
 
     class Twice(nn.Module):
@@ -103,7 +103,7 @@ def test_layers_that_are_called_twice(quantized: Quantized, ships: Ships) -> Non
             x = torch.relu(self.first(self.conv(x)))
             return self.conv_2(torch.relu(self.second(self.conv(x)))).mean((2, 3))
 
-    report = ships(quantized(Twice(), "DoReFa", 3, 4, images()), images(), pack=True)
+    report = exports(quantized(Twice(), "DoReFa", 3, 4, images()), images(), pack=True)
     assert report.not_packed == {} and [layer["packed"] for layer in report.info.layers] == [True, True]
     stored = [t for t in onnx.load(str(report.path)).graph.initializer if t.data_type == onnx.TensorProto.INT4]
     assert len(stored) == 3

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.deploy.export.residuals import carried_outputs, carry_residuals, residual_bits
-from lbitcls.deploy.targets.base import executed_operations
 from lbitcls.deploy.verification.integer import integer_model
+from lbitcls.deploy.verification.placement import executed_operations
 from lbitcls.models.builder import build_classifier
 from lbitcls.utils.errors import ConfigError, DataError
 
-Ships = Callable[..., Any]
+Exports = Callable[..., Any]
 Quantized = Callable[..., nn.Module]
 
 
@@ -68,9 +68,9 @@ def test_signed_grids_for_targets_without_uint8(quantized: Quantized) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_engines_agree_and_keep_integers_between_blocks(quantized: Quantized, ships: Ships, bits: int) -> None:
+def test_engines_agree_and_keep_integers_between_blocks(quantized: Quantized, exports: Exports, bits: int) -> None:
     model, _ = carry_residuals(resnet(quantized, bits), [images()])
-    report = ships(model, images(16))
+    report = exports(model, images(16))
     assert report.info.residual_bits == 8
     layers = [f for f in executed_operations(report.path) if f["layerType"] == "Convolution"]
     assert len(layers) == 10 and all(f["runtimePrecision"] == "u8" for f in layers)

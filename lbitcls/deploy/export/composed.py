@@ -12,21 +12,36 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.graph import Graph
-from lbitcls.deploy.export.integer_backbone import IntegerBackbone
-from lbitcls.deploy.runtime.metadata import read_onnx
-from lbitcls.deploy.targets import base as targets
+from lbitcls.deploy.passes.graph import Graph
+from lbitcls.deploy.runtime.metadata import ModelInfo, read_onnx
+from lbitcls.deploy.targets.base import Choice, Target
 from lbitcls.utils.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 _DOMAIN, _KIND = "lbitcls", "Backbone"
+
+
+@runtime_checkable
+class ExportedBackbone(Protocol):
+    """A backbone that runs an exported model: `IntegerBackbone`.
+
+    Attributes:
+        path: the file.
+        info: what the file says of itself.
+        digest: SHA-256 of the file that the model was built with.
+    """
+
+    path: Path
+    info: ModelInfo
+    digest: bytes
 
 
 class _StandIn(nn.Module):
@@ -64,25 +79,22 @@ class Carried:
     residual_bits: int | None = None
     graph: ModelProto | None = None
 
-    def traceable(self, shipped: Any) -> nn.Module:
-        """The shipped model with what is traced in its backbone's place."""
+    def traceable(self, lowered: Any) -> nn.Module:
+        """The lowered model with what is traced in its backbone's place."""
         if self.backbone is not None:
-            shipped.backbone = self.backbone
-        return shipped
+            lowered.backbone = self.backbone
+        return lowered
 
-    def choose_container(self, graph: Graph, target: str, input_shape: tuple[int, int, int]) -> targets.Choice:
-        """As `targets.choose_container`; without measuring where the graph cannot be run yet."""
-        if self.graph is None:
-            return targets.choose_container(graph, target, input_shape)
-        targets.to_uint8(graph)
-        return targets.Choice("uint8")
+    def choose_container(self, graph: Graph, target: Target, input_shape: tuple[int, int, int]) -> Choice:
+        """As `Target.choose_container`; without measuring where the graph cannot be run yet."""
+        return target.choose_container(graph, input_shape if self.graph is None else None)
 
-    def insert(self, graph: Graph) -> None:
-        """Put the backbone's graph in the place of its stand-in; of one that was traced, keep the grids."""
+    def insert(self, graph: Graph, target: Target) -> None:
+        """Put the backbone's graph in the place of its stand-in; one that was traced is shaped for the target."""
         if self.graph is not None:
             _insert(graph, Graph(self.graph))
         elif self.backbone is not None:
-            _guard_grids(graph)
+            target.shape_backbone(graph)
 
     def summary(self, found: dict[str, Any]) -> dict[str, Any]:
         """`method` and `bits` of the whole file, from those of the model's other layers."""
@@ -93,7 +105,7 @@ class Carried:
         return {"method": "+".join(sorted(methods)), "bits": bits.most_common(1)[0][0]}
 
 
-def carry_backbone(model: nn.Module, input_shape: tuple[int, int, int], opset: int, target: str) -> Carried:
+def carry_backbone(model: nn.Module, input_shape: tuple[int, int, int], opset: int, target: Target) -> Carried:
     """What the backbone of `model` brings to its file.
 
     Args:
@@ -107,12 +119,14 @@ def carry_backbone(model: nn.Module, input_shape: tuple[int, int, int], opset: i
         CheckpointError: the backbone's file is not the one that the model was built with.
     """
     backbone: Any = getattr(model, "backbone", None)
-    if isinstance(backbone, IntegerBackbone):
+    if isinstance(backbone, ExportedBackbone):
         return _from_file(backbone, input_shape, opset, target)
     if not hasattr(backbone, "spelled_out"):
         return Carried(opset)
-    if target != "cpu":
-        raise ConfigError(f"torchvision's quantized networks have zero points, which {target} does not take: use cpu.")
+    if not target.zero_points or "uint8" not in target.containers:
+        raise ConfigError(
+            f"torchvision's quantized networks have zero points, which {target.name} does not take: use cpu."
+        )
     common = dict(method="torchvision", weight_bits=8, input_bits=8, container="uint8", packed=False)
     layers = [
         {"name": f"backbone.{layer['name']}", "kind": layer["kind"], **common} for layer in backbone.integer_layers()
@@ -123,14 +137,14 @@ def carry_backbone(model: nn.Module, input_shape: tuple[int, int, int], opset: i
 def refuse_residuals(model: nn.Module) -> None:
     """Raise `ConfigError` where skip connections cannot be quantized any more, for a backbone is integer already."""
     backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, IntegerBackbone) or hasattr(backbone, "spelled_out"):
+    if isinstance(backbone, ExportedBackbone) or hasattr(backbone, "spelled_out"):
         raise ConfigError(
             "residual_bits is for skip connections that are float yet; those of an integer backbone are exported as "
             "they are: export its file with --residual-bits, or leave the option out."
         )
 
 
-def _from_file(backbone: IntegerBackbone, input_shape: tuple[int, int, int], opset: int, target: str) -> Carried:
+def _from_file(backbone: ExportedBackbone, input_shape: tuple[int, int, int], opset: int, target: Target) -> Carried:
     path, info = backbone.path, backbone.info
     if hashlib.sha256(path.read_bytes()).digest() != backbone.digest:
         raise CheckpointError(f"{path} has changed since the model was built; start again.")
@@ -144,8 +158,8 @@ def _from_file(backbone: IntegerBackbone, input_shape: tuple[int, int, int], ops
         )
     if own > opset:
         raise ConfigError(f"{path} has opset {own}, which is above the {opset} asked for; {again} with opset {opset}.")
-    if info.target != target:
-        raise ConfigError(f"{path} was exported for {info.target}, not for {target}; {again} for {target}.")
+    if info.target != target.name:
+        raise ConfigError(f"{path} was exported for {info.target}, not for {target.name}; {again} for {target.name}.")
     stand_in = _StandIn(info.feature_shapes or [])
     return Carried(own, stand_in, [dict(layer) for layer in info.layers], info.residual_bits, proto)
 
@@ -171,23 +185,6 @@ def _insert(graph: Graph, inner: Graph) -> None:
     at = graph.nodes.index(node)
     graph.nodes[at : at + 1] = inner.nodes
     _keep_domains(graph)
-
-
-def _guard_grids(graph: Graph) -> None:
-    """Pool each tensor on its grid that is added to, or multiplied by, another one, in windows of one pixel.
-
-    OpenVINO takes such a sum into the convolution before it, and leaves out that its result is quantized in between
-    (seen in 2026.4: a fifth of the values of a residual block off by a step). A pooling keeps the two apart, in
-    integers, and changes no value; an addition of the smallest number did not do in every block.
-    """
-    for node in [node for node in graph.nodes if node.op_type in ("Add", "Mul")]:
-        if any(name in graph.constants for name in node.input):
-            continue
-        for position, source in enumerate(map(graph.producer, node.input)):
-            if source is not None and source.op_type == "DequantizeLinear":
-                output, name = graph.free_name(f"{source.output[0]}_pooled"), f"{node.name}/Guard_{position}"
-                graph.add_node("MaxPool", [source.output[0]], output, source, name, kernel_shape=[1, 1])
-                node.input[position] = output
 
 
 def _keep_domains(graph: Graph) -> None:

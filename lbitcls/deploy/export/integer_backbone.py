@@ -28,9 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.graph import Graph, operation_of, weights_of
+from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.passes.graph import Graph, operation_of, weights_of
 from lbitcls.deploy.runtime.engine import ENGINES, Engine, load
 from lbitcls.deploy.runtime.metadata import ModelInfo, existing_file, read_info, read_onnx
+from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.registry import BACKBONES, DATASETS
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.checkpoint import load_checkpoint
@@ -256,9 +258,6 @@ def _images(data: Any, number: Any) -> Tensor:
 
 
 def _export(recipe: Mapping[str, Any], weights: Path, images: Tensor, path: Path, text: str) -> None:
-    from lbitcls.deploy.export.onnx import export_onnx
-    from lbitcls.quant import build_mtransformer, calibrate
-
     began = time.monotonic()
     with torch.random.fork_rng():  # a run draws the same numbers whether the file was there or not
         backbone = BACKBONES.build(dict(recipe["from_float"]))

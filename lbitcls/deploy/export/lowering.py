@@ -1,15 +1,18 @@
-"""Quantized layers as they ship: the same computation, written with ONNX's QuantizeLinear and DequantizeLinear.
+"""Lowers a model for export: its layers compute the same, by ONNX's QuantizeLinear and DequantizeLinear.
 
     x -> Clip (to a grid that is narrower than its container) -> QuantizeLinear -> DequantizeLinear ─┐
     integer weights (an initializer) -> DequantizeLinear, a scale for each output channel ───────────┴ layer -> Add
 
 The bias is an Add of its own: as the layer's bias, engines round it to whole steps of the low-bit scale.
+
+A lowered layer is the quantized layer itself, of which only the computation is another one: hooks, those of all modules
+included, find its class, its parameters and its quantizers. Outside of a trace it computes in PyTorch, what the file
+computes up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbitcls.deploy.export.residuals import carried_outputs
+from lbitcls.deploy.targets.base import LayerFacts
 from lbitcls.quant.computed_weights import plain_copy
-from lbitcls.quant.layers import HOOKS, LAYER_KINDS, QuantConv2d, QuantLayer
-from lbitcls.quant.quantizer import NotInitializedError, Quantizer
-from lbitcls.quant.spec import QParams
+from lbitcls.quant.layers import LAYER_KINDS, QuantConv2d, QuantLayer
+from lbitcls.quant.quantizer import NotInitializedError, Quantizer, is_active
+from lbitcls.quant.spec import QParams, along
 from lbitcls.utils.errors import CheckpointError, ConfigError
 
 CONTAINERS = {"uint8": (0, 255), "int8": (-128, 127)}
@@ -28,30 +32,7 @@ _COMPUTING = ("forward", "apply_quantized", "_quantized_weight", "_make_quantize
 _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
-@dataclass(frozen=True)
-class LayerFacts:
-    """What a file says of a quantized layer.
-
-    Attributes:
-        name: full name in the model.
-        kind: float layer type.
-        method: name of the method.
-        weight_bits: bits of the weight; None: float.
-        input_bits: bits of the input; None: float.
-        container: type that holds the input's integers, `uint8` or `int8`; None: the input is float.
-        signed: whether the input's grid has negative integers.
-    """
-
-    name: str
-    kind: str
-    method: str
-    weight_bits: int | None
-    input_bits: int | None
-    container: str | None
-    signed: bool
-
-
-class ShippedInput(nn.Module):
+class LoweredInput(nn.Module):
     """Clip, QuantizeLinear and DequantizeLinear on the grid of an input quantizer; NaN stays undefined.
 
     Args:
@@ -75,112 +56,17 @@ class ShippedInput(nn.Module):
         """`x` fake quantized, in any shape."""
         if self.bounds is not None:
             x = torch.clamp(x, *self.bounds)
+        if not torch.compiler.is_exporting():
+            zero = self.zero_point.float()
+            low, high = CONTAINERS[self.container]
+            return (((x / self.scale).round() + zero).clamp(low, high) - zero) * self.scale
         emit, grid = torch.onnx.ops.symbolic, (self.scale, self.zero_point)
         integers = emit("QuantizeLinear", (x, *grid), dtype=self.zero_point.dtype, shape=x.shape)
         return emit("DequantizeLinear", (integers, *grid), dtype=torch.float32, shape=x.shape)
 
 
-class _InItsPlace(nn.Module):
-    """What takes a quantized layer's place, with what is done around its forward pass.
-
-    Attributes:
-        layer: its float form, of which hooks may ask what the quantized layer has.
-    """
-
-    layer: Any
-
-    def take_hooks(self, layer: nn.Module) -> None:
-        """Take over the hooks of `layer`."""
-        for name in HOOKS:
-            setattr(self, name, getattr(layer, name))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "layer" or "layer" not in self._modules:
-                raise
-            return getattr(self.layer, name)
-
-
-class ShippedLayer(_InItsPlace):
-    """A layer on integer weights, with its bias added afterwards.
-
-    A folded BatchNorm's factor is in the scales, which may be negative here: `graph.settle_signs` moves the signs into
-    the integers when all factors are known.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    bias: Tensor | None
-
-    def __init__(self, layer: QuantLayer, container: str | None = None) -> None:
-        super().__init__()
-        quantizer, weight = layer.weight_quantizer, layer.weight_to_quantize().detach()
-        assert quantizer is not None
-        qparams = quantizer.qparams(weight)
-        codes, axis = quantizer.to_integer(weight), layer.weight_channel_axis
-        bias: Any = layer.bias
-        scale = qparams.scale.detach().double().expand(codes.shape[axis]).clone()
-        factor = layer.fold_factor() if isinstance(layer, QuantConv2d) else None
-        scale = scale if factor is None else scale / factor.detach().double()
-        self.axis, self.input = axis, shipped_input(layer, container)
-        self.register_buffer("codes", codes.to(weight_dtype(qparams)))
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=self.codes.dtype))
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.layer = layer.to_float()  # with its weight, for hooks, and for a model that also reads it
-        self.take_hooks(layer)
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """What the quantized layer does."""
-        weight = torch.onnx.ops.symbolic(
-            "DequantizeLinear",
-            (self.codes, self.scale, self.zero_point),
-            attrs={"axis": self.axis},
-            dtype=torch.float32,
-            shape=self.codes.shape,
-        )
-        y = self._operation(self.input(input), weight, output_size)
-        return y if self.bias is None else y + self.bias.view(-1, *[1] * self._trailing_axes)
-
-    @property
-    def _trailing_axes(self) -> int:
-        """Axes of the output after its channels."""
-        return 0 if isinstance(self.layer, nn.Linear) else self.codes.dim() - 2
-
-    def _operation(self, x: Tensor, weight: Tensor, output_size: list[int] | None) -> Tensor:
-        layer = self.layer
-        if isinstance(layer, nn.Linear):
-            return F.linear(x, weight)
-        if not isinstance(layer, nn.ConvTranspose2d):
-            return layer._conv_forward(x, weight, None)
-        stride, padding, dilation, kernel = (
-            [int(v) for v in values] for values in (layer.stride, layer.padding, layer.dilation, layer.kernel_size)
-        )
-        extra = layer._output_padding(x, output_size, stride, padding, kernel, 2, dilation)
-        return F.conv_transpose2d(x, weight, None, stride, padding, extra, layer.groups, dilation)
-
-
-class QuantizedInput(_InItsPlace):
-    """A layer with float weights whose input alone is quantized."""
-
-    def __init__(self, layer: QuantLayer, container: str | None = None) -> None:
-        super().__init__()
-        self.input = shipped_input(layer, container)
-        self.layer = layer.to_float()
-        self.take_hooks(layer)
-
-    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What the quantized layer does."""
-        return self.layer.forward(
-            self.input(input), *args, **kwargs
-        )  # no call: in the graph the layer has this module's name
-
-
-def ship(model: nn.Module, container: str | None = None) -> nn.Module:
-    """A copy of `model` in eval, on the CPU and in float32, whose quantized layers are as they ship.
+def lower(model: nn.Module, container: str | None = None) -> nn.Module:
+    """A copy of `model` in eval, on the CPU and in float32, whose quantized layers compute as the exported model does.
 
     Args:
         model: quantized or float.
@@ -192,17 +78,109 @@ def ship(model: nn.Module, container: str | None = None) -> nn.Module:
     """
     check_expressible(model)
     with torch.no_grad():
-        shipped = plain_copy(model)
-        for _, hook in carried_outputs(shipped):
+        lowered = plain_copy(model)
+        for _, hook in carried_outputs(lowered):
             if isinstance(hook.quantizer, Quantizer):
-                hook.quantizer = ShippedInput(hook.quantizer.qparams(), container)
-        layers = {id(m): shipped_layer(m, container) for m in shipped.modules() if isinstance(m, QuantLayer)}
-        if isinstance(shipped, QuantLayer):
-            return layers[id(shipped)]
-        for name, module in list(shipped.named_modules(remove_duplicate=False)):
-            if id(module) in layers:
-                shipped.set_submodule(name, layers[id(module)])
-    return shipped.eval()
+                hook.quantizer = LoweredInput(hook.quantizer.qparams(), container)
+        layers = {id(m): _lower_layer(m, container) for m in lowered.modules() if isinstance(m, QuantLayer)}
+        if isinstance(lowered, QuantLayer):
+            return layers[id(lowered)]
+        for name, module in list(lowered.named_modules(remove_duplicate=False)):
+            if layers.get(id(module), module) is not module:
+                lowered.set_submodule(name, layers[id(module)])
+    return lowered.eval()
+
+
+def _lower_layer(layer: QuantLayer, container: str | None) -> nn.Module:
+    """The quantized layer, lowered in place; where nothing of it is quantized, the float layer."""
+    if is_active(layer.weight_quantizer):
+        _compute_on_integers(layer, container)
+    elif is_active(layer.input_quantizer):
+        _quantize_input(layer, container)
+    else:
+        return layer.to_float()
+    return layer
+
+
+def _compute_on_integers(layer: Any, container: str | None) -> None:
+    """Give a layer integer weights, as the buffers `codes`, `scale` and `zero_point`, and its bias in an Add.
+
+    A folded BatchNorm's factor is in the scales, which may be negative here: `passes.graph.settle_signs` moves the
+    signs into the integers when all factors are known.
+    """
+    quantizer, weight, axis = layer.weight_quantizer, layer.weight_to_quantize().detach(), layer.weight_channel_axis
+    qparams = quantizer.qparams(weight)
+    integers = quantizer.to_integer(weight).to(weight_dtype(qparams))
+    scales = qparams.scale.detach().double().expand(integers.shape[axis]).clone()
+    factor = layer.fold_factor() if isinstance(layer, QuantConv2d) else None
+    scales = scales if factor is None else scales / factor.detach().double()
+    codes = _hold(layer, "codes", integers)
+    scale = _hold(layer, "scale", scales.float())
+    zero_point = _hold(layer, "zero_point", torch.zeros(len(scales), dtype=integers.dtype))
+    to_grid = _lowered_input(layer, container)
+    trailing = 0 if isinstance(layer, nn.Linear) else integers.dim() - 2  # axes of the output behind the channels
+
+    def forward(input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        stored = getattr(layer, codes), getattr(layer, scale), getattr(layer, zero_point)
+        y = _operation(layer, to_grid(input), _dequantized(*stored, axis), output_size)
+        return y if layer.bias is None else y + layer.bias.view(-1, *[1] * trailing)
+
+    layer.forward = forward
+
+
+def _quantize_input(layer: Any, container: str | None) -> None:
+    """Leave a layer its float weight, and quantize what it takes."""
+    to_grid = _lowered_input(layer, container)
+
+    def forward(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return layer.float_type.forward(layer, to_grid(input), *args, **kwargs)
+
+    layer.forward = forward
+
+
+def _lowered_input(layer: QuantLayer, container: str | None) -> Callable[[Tensor], Tensor]:
+    """The layer's new child `input`, which does what the input quantizer does; nothing where that is off."""
+    quantizer = layer.input_quantizer
+    if quantizer is None or not quantizer.is_enabled:
+        return lambda x: x
+    name = _free_name(layer, "input")
+    layer.add_module(name, LoweredInput(quantizer.qparams(), container))
+    return lambda x: getattr(layer, name)(x)
+
+
+def _hold(layer: nn.Module, name: str, value: Tensor) -> str:
+    """Keep a buffer in a layer; its name, which becomes that of a constant in the file."""
+    name = _free_name(layer, name)
+    layer.register_buffer(name, value)
+    return name
+
+
+def _free_name(layer: nn.Module, name: str) -> str:
+    """`name`, with underscores behind it where a class of the user's has an attribute of that name."""
+    while hasattr(layer, name):
+        name += "_"
+    return name
+
+
+def _dequantized(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
+    if not torch.compiler.is_exporting():
+        return codes.float() * along(scale, codes.dim(), axis)
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", (codes, scale, zero_point), attrs={"axis": axis}, dtype=torch.float32, shape=codes.shape
+    )
+
+
+def _operation(layer: Any, x: Tensor, weight: Tensor, output_size: list[int] | None) -> Tensor:
+    """The layer's operation on a weight, without the bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight)
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return layer._conv_forward(x, weight, None)
+    stride, padding, dilation, kernel = (
+        [int(v) for v in values] for values in (layer.stride, layer.padding, layer.dilation, layer.kernel_size)
+    )
+    extra = layer._output_padding(x, output_size, stride, padding, kernel, 2, dilation)
+    return F.conv_transpose2d(x, weight, None, stride, padding, extra, layer.groups, dilation)
 
 
 def check_finite(model: nn.Module) -> None:
@@ -219,54 +197,43 @@ def check_finite(model: nn.Module) -> None:
                 )
 
 
-def shipped_layer(layer: QuantLayer, container: str | None = None) -> nn.Module:
-    """A quantized layer in the form that ships; where nothing of it is quantized, the float layer."""
-    if active(layer.weight_quantizer):
-        return ShippedLayer(layer, container)
-    return QuantizedInput(layer, container) if active(layer.input_quantizer) else layer.to_float()
-
-
-def shipped_input(layer: QuantLayer, container: str | None = None) -> nn.Module:
-    """What ships of the layer's input quantizer."""
-    quantizer = layer.input_quantizer
-    if quantizer is None or not quantizer.is_enabled:
-        return nn.Identity()
-    return ShippedInput(quantizer.qparams(), container)
-
-
-def active(quantizer: Quantizer | None) -> bool:
-    """Whether there is a quantizer that is switched on."""
-    return quantizer is not None and quantizer.is_enabled
-
-
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
     """Names and layers of which something is quantized, each layer once."""
     for name, module in model.named_modules():
-        if isinstance(module, QuantLayer) and (active(module.weight_quantizer) or active(module.input_quantizer)):
+        if isinstance(module, QuantLayer) and (is_active(module.weight_quantizer) or is_active(module.input_quantizer)):
             yield name, module
 
 
 def layer_facts(model: nn.Module) -> list[LayerFacts]:
-    """What a file says of each quantized layer, before anything is chosen for the target."""
+    """What a target is told of each quantized layer, before anything is chosen for it."""
     return [_facts(name, layer) for name, layer in quantized_layers(model)]
 
 
 def _facts(name: str, layer: QuantLayer) -> LayerFacts:
-    weight, inputs = layer.weight_quantizer, layer.input_quantizer
-    qparams = inputs.qparams() if inputs is not None and inputs.is_enabled else None
+    weight, inputs = _grid(layer, "weight"), _grid(layer, "input")
     return LayerFacts(
         name=name,
         kind=layer.float_type.__name__,
         method=layer.method,
-        weight_bits=weight.num_bits if weight is not None and weight.is_enabled else None,
-        input_bits=inputs.num_bits if inputs is not None and qparams is not None else None,
-        container=None if qparams is None else container_of(qparams),
-        signed=qparams is not None and qparams.signed,
+        weight_bits=None if layer.weight_quantizer is None or weight is None else layer.weight_quantizer.num_bits,
+        input_bits=None if layer.input_quantizer is None or inputs is None else layer.input_quantizer.num_bits,
+        container=None if inputs is None else container_of(inputs),
+        weight_range=None if weight is None else (weight.quant_min, weight.quant_max),
+        input_range=None if inputs is None else (inputs.quant_min, inputs.quant_max),
+        zero_point=None if inputs is None else int(inputs.zero_point),
     )
 
 
+def _grid(layer: QuantLayer, role: str) -> QParams | None:
+    """The grid of a layer's weight or input; None: it is float."""
+    quantizer = layer.weight_quantizer if role == "weight" else layer.input_quantizer
+    if quantizer is None or not quantizer.is_enabled:
+        return None
+    return quantizer.qparams(layer.weight_to_quantize() if role == "weight" else None)
+
+
 def _own_computation(layer: QuantLayer) -> list[str]:
-    """What a layer has in the place of the methods that ship."""
+    """Methods by which a layer computes in another way than its kind does."""
     kind = next((cls for cls in type(layer).__mro__ if cls in LAYER_KINDS.values()), QuantLayer)
     return [n for n in _COMPUTING if n in vars(layer) or getattr(type(layer), n, None) is not getattr(kind, n, None)]
 
@@ -305,13 +272,13 @@ def check_expressible(model: nn.Module) -> None:
     uneven = []
     for name, layer in quantized_layers(model):
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            if quantizer is not None and active(quantizer) and not quantizer.is_initialized:
+            if quantizer is not None and is_active(quantizer) and not quantizer.is_initialized:
                 raise NotInitializedError(
                     f"the {quantizer.role} quantizer of '{name}' never saw data, so it has no scale to export: load "
                     "the checkpoint of a quantized model, or calibrate first."
                 )
         inputs = layer.input_quantizer
-        if inputs is not None and active(inputs) and inputs.qparams().levels is not None:
+        if inputs is not None and is_active(inputs) and inputs.qparams().levels is not None:
             uneven.append(f"{name} ({layer.method})")
     if uneven:
         raise ConfigError(

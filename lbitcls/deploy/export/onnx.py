@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.deploy.export.composed import carry_backbone
-from lbitcls.deploy.export.graph import (
+from lbitcls.deploy.export.lowering import check_expressible, check_finite, layer_facts, lower
+from lbitcls.deploy.export.residuals import residual_bits
+from lbitcls.deploy.passes.graph import (
     Graph,
     check_flat,
     drop_repeated,
@@ -26,14 +28,13 @@ from lbitcls.deploy.export.graph import (
     settle_signs,
     to_opset_17,
 )
-from lbitcls.deploy.export.lowering import LayerFacts, check_expressible, check_finite, layer_facts, ship
-from lbitcls.deploy.export.maxima import pool_integers, split_maxima
-from lbitcls.deploy.export.norms import absorb_norms
-from lbitcls.deploy.export.packing import pack_weights
-from lbitcls.deploy.export.residuals import residual_bits
+from lbitcls.deploy.passes.maxima import pool_integers
+from lbitcls.deploy.passes.norms import absorb_norms
+from lbitcls.deploy.passes.packing import pack_weights
+from lbitcls.deploy.runtime.engine import cannot_run
 from lbitcls.deploy.runtime.metadata import ModelInfo, require, sealed, write_info
-from lbitcls.deploy.targets import base as targets
-from lbitcls.deploy.verification.live_model import check_called, check_weights_in_use
+from lbitcls.deploy.targets.base import LayerFacts, Target, find_target
+from lbitcls.deploy.verification.live_model import check_called, check_lowered, check_weights_in_use
 from lbitcls.quant.computed_weights import copy_model, plain_copy
 from lbitcls.utils.errors import ConfigError, reason_of
 from lbitcls.utils.files import write_whole
@@ -44,11 +45,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lbitcls")
 PARTS = ("model", "backbone")
-OPSETS = (17, 21)
-"""Lowest and highest version of ONNX's operators that is written."""
 _TRACED = 18  # the lowest version that the tracer writes; 17 is converted from it
-_INT4 = 21  # the version from which integers of 4 bits exist
 _ROOT = "traced"
+_RECORDED = ("name", "kind", "method", "weight_bits", "input_bits", "container")  # of each layer
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def export_onnx(
         opset: version of ONNX's operators, 17 to 21; lower where the file of an integer backbone has a lower one.
         part: `'model'`, or `'backbone'` for its features.
         pack: store weights of 4 bits or fewer in 4 bits.
-        target: `'cpu'` or `'tensorrt'`.
+        target: name of a target in the registry `TARGETS`: `'cpu'`, `'tensorrt'`, or one's own.
         classes: names of the classes; None: the model's own, if it has any.
         pipeline: the test pipeline, for the file's record.
         config: text of the config, likewise.
@@ -129,32 +128,33 @@ def export_onnx(
         (10, 'float')
     """
     start = time.perf_counter()
-    check_options(opset, part, pack, target)
+    made_for = check_options(opset, part, pack, target)
     names = _class_names(model, classes) if part == "model" else None
     plain = plain_copy(model)
     exported = plain if part == "model" else _Backbone(plain)
-    carried = carry_backbone(exported, input_shape, opset, target)
+    carried = carry_backbone(exported, input_shape, opset, made_for)
     check_called(copy_model(plain), input_shape, part)  # hooks may change what they run on
     check_expressible(exported)
     check_finite(exported)
     check_weights_in_use(model, plain, input_shape, part)
     model = exported
-    targets.check_layers(model, target, opset)
-    opset, shipped = carried.opset, carried.traceable(ship(model, "int8" if target == "tensorrt" else None))
-    graph = Graph(trace(shipped, input_shape, opset, part))
+    layers = layer_facts(model)
+    made_for.check_layers(layers, opset)
+    lowered = lower(model, made_for.input_container)
+    check_lowered(model, lowered, input_shape, part)
+    opset, lowered = carried.opset, carried.traceable(lowered)
+    graph = Graph(trace(lowered, input_shape, opset, part))
     norms_left = to_integer_layers(graph)
     if opset < _TRACED:
         to_opset_17(graph)
-    if target == "cpu":
-        targets.guard_scales(graph)
-        split_maxima(graph)
-    choice = carried.choose_container(graph, target, input_shape)
-    facts = [targets.with_container(fact, choice, target) for fact in layer_facts(model)]
+    made_for.shape(graph)
+    choice = carried.choose_container(graph, made_for, input_shape)
+    facts = [made_for.place(layer, choice) for layer in layers]
     unpacked = graph.save().ByteSize()
     low_bit = {fact.name for fact in facts if (fact.weight_bits or 8) <= 4}
     packed, not_packed = pack_weights(graph, low_bit) if pack else ([], {})
     saved = unpacked - graph.save().ByteSize()
-    carried.insert(graph)
+    carried.insert(graph, made_for)
     proto = graph.save()
     info = ModelInfo(
         version=__version__,
@@ -165,13 +165,14 @@ def export_onnx(
         layers=[*carried.layers, *(_record(fact, packed) for fact in facts)],
         residual_bits=carried.residual_bits or residual_bits(model),
         target=target,
+        engines=list(made_for.engines),
         config=config,
         **carried.summary(_summary(facts)),
         **_outputs(proto, part),
     )
-    content = _finished(proto, info, target)
+    content = _finished(proto, info, made_for)
     write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
-    refused = targets.cannot_run(path, target)
+    refused = cannot_run(path, made_for.engines)
     for engine, reason in refused.items():
         logger.warning("%s cannot run %s: %s", engine, path, reason)
     size, seconds = len(content), time.perf_counter() - start
@@ -191,7 +192,7 @@ def export_onnx(
 
 
 def to_integer_layers(graph: Graph) -> list[str]:
-    """Passes over a traced graph, after which its integer layers are as they ship; names of BatchNorms that stay."""
+    """Run the passes that make a traced graph's layers integer layers; returns the names of BatchNorms that stay."""
     name_nodes(graph, _ROOT)
     check_flat(graph)
     separate_weights(graph)
@@ -230,7 +231,7 @@ class _Traced(nn.Module):
 
 
 def trace(model: nn.Module, input_shape: tuple[int, int, int], opset: int, part: str = "model") -> ModelProto:
-    """The ONNX graph of a shipped model, as torch's exporter makes it (from opset 18 on); the batch size is free.
+    """The ONNX graph of a lowered model, as torch's exporter makes it (from opset 18 on); the batch size is free.
 
     Raises:
         ConfigError: torch cannot trace the model.
@@ -285,38 +286,32 @@ def _rename_outputs(proto: ModelProto) -> None:
         output.name = new
 
 
-def check_options(opset: int, part: str, pack: bool, target: str) -> None:
-    """Raise where `export_onnx` would for these arguments.
+def check_options(opset: int, part: str, pack: bool, target: str) -> Target:
+    """Raise where `export_onnx` would for these arguments; returns the target.
 
     Raises:
         ConfigError: a wrong value, or two that do not go together.
     """
-    targets.check_target(target)
-    lowest, highest = OPSETS
-    if not isinstance(opset, int) or not lowest <= opset <= highest:
-        raise ConfigError(f"opset {opset} is not written; it is {lowest} to {highest} (default {highest}).")
+    made_for = find_target(target)
     if part not in PARTS:
         raise ConfigError(f"part is 'model' or 'backbone'; got {part!r}.")
-    if pack and opset < _INT4:
-        raise ConfigError(f"packed weights are INT4 tensors, which ONNX has from opset {_INT4} on; got opset {opset}.")
-    if pack and target == "tensorrt":
-        raise ConfigError("TensorRT takes no convolutions with packed weights; export without pack.")
+    made_for.check_options(opset, pack)
+    return made_for
 
 
-def _finished(proto: ModelProto, info: ModelInfo, target: str) -> bytes:
+def _finished(proto: ModelProto, info: ModelInfo, target: Target) -> bytes:
     """The bytes of the file, with shapes and record, checked."""
     onnx = require("onnx")
     proto.producer_name, proto.producer_version = "lbitcls", __version__
     proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     write_info(proto, info)
     onnx.checker.check_model(proto, full_check=True)
-    targets.check_structure(proto, target)
+    target.check_graph(Graph(proto))
     return sealed(proto)
 
 
 def _record(fact: LayerFacts, packed: Sequence[str]) -> dict[str, Any]:
-    record = asdict(fact)
-    del record["signed"]
+    record = {key: getattr(fact, key) for key in _RECORDED}
     return {**record, "packed": fact.name in packed}
 
 

@@ -35,7 +35,7 @@ class CarriedOutput:
     """A forward hook that fake quantizes a module's output.
 
     Attributes:
-        quantizer: does it; a `ShippedInput` in a shipped model.
+        quantizer: does it; a `LoweredInput` in a lowered model.
         bits: of its integers.
     """
 

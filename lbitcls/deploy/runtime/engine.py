@@ -13,6 +13,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lbitcls")
 PRECISIONS = ("f32", "bf16")
 MOST_THREADS = 1024
+ONE_THREAD = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": "1"}
+"""OpenVINO's settings where a graph is timed or looked at."""
 _FIXED_BATCH_SIZES = 4
 
 Shape = tuple[int | None, int | None, int | None]
@@ -221,8 +224,9 @@ def load(path: str | Path, engine: str = "openvino", threads: int | None = None,
         raise
     except Exception as error:  # each engine has its own kinds for a graph that it does not take
         raise CheckpointError(f"{engine} cannot run {path}: {str(error).strip()}") from error
-    if engine == OpenVINOEngine.name and opened.info is not None and opened.info.target == "tensorrt":
-        logger.warning("%s was exported for TensorRT, and OpenVINO may compute it wrongly: use onnxruntime.", path)
+    info, use = opened.info, "%s was exported for %s, and %s may compute it wrongly: use %s."
+    if info is not None and info.engines is not None and engine not in info.engines:
+        logger.warning(use, path, info.target, engine, " or ".join(info.engines))
     return opened
 
 
@@ -248,6 +252,22 @@ def load_usable(
         else:
             usable.append(engine)
     return usable, refused
+
+
+def cannot_run(path: str | Path, engines: Iterable[str]) -> dict[str, str]:
+    """Those of `engines` that are installed and cannot run an exported model, with the reason.
+
+    As long as OpenVINO, which lacks some operations, can convert the file, no engine is tried.
+    """
+    installed = [name for name in engines if find_spec(name) is not None]
+    if "openvino" not in installed:
+        return {}
+    try:
+        openvino_core().read_model(str(path))
+    except Exception as error:  # OpenVINO has its own kinds
+        others = [name for name in installed if name != "openvino"]
+        return {"openvino": first_reason(error), **load_usable(path, others, threads=1)[1]}
+    return {}
 
 
 _TELLING = ("No conversion rule", "Unsupported ", "Conversion is failed")

@@ -1,4 +1,4 @@
-"""What a shipped ONNX file says of itself: one JSON text in its metadata, so that the file alone suffices to run it.
+"""An exported model's record of itself: one JSON text in its metadata, so that the file alone suffices to run it.
 
 Reading it needs the package `onnx`, not PyTorch.
 """
@@ -34,6 +34,7 @@ _DEEPEST = 16  # lists and dicts within each other
 _LONGEST = {"config": 2**24}  # characters of a text, else:
 _LONG = 1000
 _COUNTED = ("num_classes", "out_channels", "feature_shapes")  # which have bounds of their own
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _SHOWN = 200  # characters of a field that is wrong
 _BLANK = "0" * 64
 _SEALED = re.compile(SEAL.encode() + rb"\x12\x40([0-9a-f]{64})")
@@ -41,7 +42,7 @@ _SEALED = re.compile(SEAL.encode() + rb"\x12\x40([0-9a-f]{64})")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """Facts about a shipped model.
+    """Facts about an exported model.
 
     Attributes:
         version: of lbitcls, that wrote the file.
@@ -55,7 +56,8 @@ class ModelInfo:
         layers: a dict for each quantized layer: `name`, `kind`, `method`, `weight_bits`, `input_bits`, `container`,
             `packed`.
         residual_bits: of the skip connections, or None where they stay float.
-        target: what the file was made for: `'cpu'` or `'tensorrt'`.
+        target: name of the target that the file was made for: `'cpu'`, `'tensorrt'`, or one's own.
+        engines: names of the engines that compute it as it was meant; None: it does not say.
         config: the config's text.
         out_channels: of a backbone's features.
         feature_shapes: of a backbone's features, without N.
@@ -73,6 +75,7 @@ class ModelInfo:
     layers: list[dict[str, Any]]
     residual_bits: int | None = None
     target: str = "cpu"
+    engines: list[str] | None = None
     config: str = ""
     out_channels: list[int] | None = None
     feature_shapes: list[list[int]] | None = None
@@ -251,11 +254,24 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     _check_seal(path)
     try:
         model = onnx.load(str(path))
-    except Exception as error:  # protobuf's own kinds, and OSError of missing external data
-        raise CheckpointError(f"{path} cannot be read as an ONNX file: {str(error)[:_SHOWN]}") from error
+    except OSError as error:  # external data is missing
+        raise CheckpointError(f"{path} cannot be read as an ONNX model: {str(error)[:_SHOWN]}") from error
+    except Exception as error:  # protobuf's own kinds
+        raise _no_model(path) from error
     if not model.ir_version or not model.graph.output:
-        raise CheckpointError(f"{path} is no ONNX file: it holds no graph.")
+        raise _no_model(path)
     return model
+
+
+def _no_model(path: Path) -> CheckpointError:
+    """The error for a file whose bytes are not those of an ONNX model with a graph."""
+    how = "export the model again"
+    if path.suffix.lower() in _CHECKPOINTS:
+        how = f"export the checkpoint first: lbitcls export CONFIG {path} --out model.onnx"
+    return CheckpointError(
+        f"{path} is no ONNX model, or a damaged one; a file that `lbitcls export` wrote is expected, or another ONNX "
+        f"model of images. {how[0].upper()}{how[1:]}."
+    )
 
 
 def require(package: str) -> ModuleType:

@@ -1,1 +1,1 @@
-"""Devices that exported models are made for: what they can take and how a graph is shaped for them."""
+"""Devices that exported models are made for, a file each: what they take and how a graph is shaped for them."""

@@ -1,72 +1,62 @@
-"""What a target can take: refusals by layer name, the container of signed inputs, the structure of the file.
+"""What an exported model is made for: a `Target` says what it takes, how a graph is shaped, and which engine judges.
 
-cpu       OpenVINO and ONNX Runtime: uint8 or int8 inputs, any zero point, int8 weights (int16: that layer in float)
-tensorrt  int8 throughout, every zero point 0, weights with a scale for each output channel
+A target of one's own is a class that `@TARGETS.register_module()` makes known to `lbitcls export --target NAME` and to
+`export=dict(target=NAME)`; it states only where it differs from the portable rules of the base class:
+
+    @TARGETS.register_module(name="dsp")
+    class DSP(Target):
+        containers = ("int8",)
+        kinds = ("Conv2d",)
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import ClassVar
 
-import numpy as np
-from torch import nn
+from lbitcls.deploy.passes.containers import to_uint8
+from lbitcls.deploy.passes.graph import Graph, weights_of
+from lbitcls.registry import TARGETS
+from lbitcls.utils.errors import ConfigError, shown
 
-from lbitcls.deploy.export.graph import OPERATIONS, POOLS, Graph, attributes, operation_of, through_pools, weights_of
-from lbitcls.deploy.export.lowering import LayerFacts, active, quantized_layers, weight_dtype
-from lbitcls.deploy.runtime.engine import first_reason, load_usable, openvino_core
-from lbitcls.deploy.runtime.metadata import require
-from lbitcls.utils.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
-
-TARGETS = ("cpu", "tensorrt")
-JUDGES = {"cpu": ("openvino", "onnxruntime"), "tensorrt": ("onnxruntime",)}
-"""Engines that verify a target's files. OpenVINO needs `guard_scales`, which TensorRT's files do not have."""
+OPSETS = (17, 21)
+"""Lowest and highest version of ONNX's operators that is written."""
 INT16_OPSET = 21  # of DequantizeLinear on 16-bit integers
-_ROUNDS, _SECONDS = 60, 3.0  # of the measurement of containers: whichever comes first
-_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": "1"}
-_GAIN = 0.95  # what int8 must reach of uint8's time to be chosen
+INT4_OPSET = 21  # the version from which integers of 4 bits exist
+INT8_RANGE = (-128, 127)
 
 
-def check_target(target: str) -> None:
-    """Raise `ConfigError` where there is no such target."""
-    if target not in TARGETS:
-        raise ConfigError(f"there is no target {target!r}{suggest(str(target), TARGETS)} Known: {', '.join(TARGETS)}.")
+@dataclass(frozen=True, kw_only=True)
+class LayerFacts:
+    """A quantized layer, as a target sees it.
 
+    Attributes:
+        name: full name in the model.
+        kind: float layer type, such as `Conv2d`.
+        method: name of the method.
+        weight_bits: bits of the weight; None: float.
+        input_bits: bits of the input; None: float.
+        container: type that holds the input's integers, `uint8` or `int8`; None: the input is float.
+        weight_range: least and largest integer of the weight's grid; None: float.
+        input_range: least and largest integer of the input's grid; None: float.
+        zero_point: the input's integer that stands for 0; None: float.
+    """
 
-def check_layers(model: nn.Module, target: str, opset: int) -> None:
-    """Raise `ConfigError` with the names of all layers that the target, or the opset, cannot take."""
-    problems: dict[str, list[str]] = {}
-    for name, layer in quantized_layers(model):
-        for problem in _problems(layer, target, opset):
-            problems.setdefault(problem, []).append(name)
-    if problems:
-        lines = "".join(f"\n  {', '.join(names)}: {problem}" for problem, names in problems.items())
-        raise ConfigError(f"these layers cannot be exported for {target} at opset {opset}:{lines}")
+    name: str
+    kind: str
+    method: str
+    weight_bits: int | None
+    input_bits: int | None
+    container: str | None
+    weight_range: tuple[int, int] | None
+    input_range: tuple[int, int] | None
+    zero_point: int | None
 
-
-def _problems(layer: Any, target: str, opset: int) -> list[str]:
-    weight, inputs, found = layer.weight_quantizer, layer.input_quantizer, []
-    if active(weight) and weight_dtype(weight.qparams(layer.weight_to_quantize())).itemsize > 1:
-        if target == "tensorrt":
-            found.append("its weights' integers do not fit 8 bits; train them with at most 6 bits, or by UQ or LSQ")
-        elif opset < INT16_OPSET:
-            found.append(f"its weights' integers need 16 bits, which ONNX has from opset {INT16_OPSET} on")
-    if target == "tensorrt" and active(inputs):
-        grid = inputs.qparams()
-        if int(grid.zero_point) != 0:
-            found.append("its input has a zero point; train it with LSQ or PACT, or signed=True, whose zero point is 0")
-        if grid.quant_max > 127:
-            found.append(
-                f"its input's integers go up to {grid.quant_max}, int8's to 127; train it with num_bit_a=7 or "
-                "signed=True"
-            )
-    return found
+    @property
+    def signed(self) -> bool:
+        """Whether the input's grid has negative integers."""
+        return self.input_range is not None and self.input_range[0] < 0
 
 
 @dataclass(frozen=True)
@@ -77,266 +67,171 @@ class Choice:
     milliseconds: dict[str, float] = field(default_factory=dict)
 
 
-def choose_container(graph: Graph, target: str, input_shape: tuple[int, int, int]) -> Choice:
-    """Choose the container of all signed inputs, and bring the graph to it.
+class Target:
+    """A device or runtime that exported models are made for; as it stands, whatever runs ONNX's operators.
 
-    Both are timed on OpenVINO, in turns; `int8` is taken where it is at least 5 % faster, since `uint8` is rounded
-    more exactly (see `to_uint8`). Without OpenVINO, or where it cannot run the graph, it is `uint8`, for TensorRT
-    `int8`.
+    The class attributes say what the target takes, and the methods act on them: a subclass sets the attributes that
+    differ, and overrides a method only for rules that no attribute expresses.
+
+    Attributes:
+        name: the name that it is registered under, which exported models record.
+        engines: engines that verify its files, from `lbitcls.deploy.runtime.engine.ENGINES`; at least one.
+        opsets: lowest and highest version of ONNX's operators that it reads.
+        kinds: float types of the layers that it takes quantized; None: all.
+        containers: types that may hold the integers of inputs: `uint8`, `int8` or both.
+        zero_points: whether an integer other than 0 may stand for an input's 0.
+        weight_bits: bits of the widest signed integers that a weight may have: 8 or 16.
+        packed_weights: whether it takes weights of 4 bits, two to a byte.
     """
-    signed = [node for node in graph.nodes if node.op_type == "QuantizeLinear" and _is_signed(graph, node)]
-    if not signed or target != "cpu":
-        return Choice()
-    times = {}
-    if find_spec("openvino") is not None:
-        int8 = graph.save().SerializeToString()
-        other = Graph(require("onnx").load_model_from_string(int8))
-        to_uint8(other)
-        try:
-            times = _latencies({"int8": int8, "uint8": other.save().SerializeToString()}, input_shape)
-        except Exception:  # an operation that OpenVINO lacks: it will not run the file, which the export reports
-            times = {}
-        if times and times["int8"] < _GAIN * times["uint8"]:
-            return Choice("int8", times)
-    to_uint8(graph)
-    return Choice("uint8", times)
 
+    engines: ClassVar[Sequence[str]] = ("onnxruntime",)
+    opsets: ClassVar[tuple[int, int]] = OPSETS
+    kinds: ClassVar[Sequence[str] | None] = None
+    containers: ClassVar[Sequence[str]] = ("uint8", "int8")
+    zero_points: ClassVar[bool] = True
+    weight_bits: ClassVar[int] = 16
+    packed_weights: ClassVar[bool] = True
 
-def cannot_run(path: str | Path, target: str) -> dict[str, str]:
-    """The installed engines for a target's files that cannot run this one, with the reason.
+    def __init__(self, name: str = "") -> None:
+        self.name = name or type(self).__name__
 
-    As long as OpenVINO, which lacks some operations, can convert the file, no engine is tried.
-    """
-    installed = [name for name in JUDGES[target] if find_spec(name) is not None]
-    if "openvino" not in installed:
-        return {}
-    try:
-        openvino_core().read_model(str(path))
-    except Exception as error:  # OpenVINO has its own kinds
-        others = [name for name in installed if name != "openvino"]
-        return {"openvino": first_reason(error), **load_usable(path, others, threads=1)[1]}
-    return {}
+    @property
+    def input_container(self) -> str | None:
+        """The type that holds the integers of all inputs; None: `uint8` where none is negative, else `int8`."""
+        return None if "uint8" in self.containers else "int8"
 
+    @property
+    def signed_residuals(self) -> bool | None:
+        """Whether skip connections in 8 bits are held on grids with negative integers; None: as the data needs."""
+        return True if self.input_container == "int8" else None
 
-def _is_signed(graph: Graph, node: NodeProto) -> bool:
-    zero_point = graph.array(node.input[2])
-    return zero_point is not None and zero_point.dtype == np.int8
+    def check_options(self, opset: int, pack: bool) -> None:
+        """Raise for options of an export that the target does not take.
 
-
-def to_uint8(graph: Graph) -> None:
-    """Move all int8 inputs to uint8: every integer and zero point grows until the least is 0, and no value changes.
-
-    OpenVINO subtracts the container's least value before it rounds, so what lies near it is rounded most exactly:
-    zero point 8 for 4 bits, 128 for 8.
-    """
-    for node in [n for n in graph.nodes if n.op_type == "QuantizeLinear" and _is_signed(graph, n)]:
-        zero_point, scale = (graph.array(node.input[i]) for i in (2, 1))
-        assert zero_point is not None and scale is not None
-        bounds = graph.producer(node.input[0])
-        low = graph.array(bounds.input[1]) if bounds is not None and bounds.op_type == "Clip" else None
-        # The Clip may be the model's own, with bounds beyond what the integers hold, or between two of them.
-        least = -128 if low is None else max(-128, int(np.floor(low / scale + 1e-3)) + int(zero_point))
-        value = np.array(int(zero_point) - least, np.uint8)
-        name = graph.add_constant(f"{node.input[1].removesuffix('.scale')}.zero_point_uint8", value)
-        for user in (node, *graph.consumers(node.output[0])):
-            user.input[2] = name
-
-
-def _latencies(models: dict[str, bytes], input_shape: tuple[int, int, int]) -> dict[str, float]:
-    """Latency of each model at batch 1 on one thread, in ms.
-
-    They are run in turns, and the ratio of the two is the median over the turns, so that other work on the machine
-    counts little: the first has its least latency, the other that times the ratio.
-    """
-    core = openvino_core()
-    image = np.zeros((1, *input_shape), np.float32)
-    requests = {}
-    for name, content in models.items():
-        model = core.read_model(content)
-        model.reshape(image.shape)
-        requests[name] = core.compile_model(model, "CPU", _SETTINGS).create_infer_request()
-        requests[name].infer([image])  # warms up
-    times: dict[str, list[float]] = {name: [] for name in models}
-    end = time.perf_counter() + _SECONDS
-    while len(times[name]) < _ROUNDS and time.perf_counter() < end:
-        for name, request in requests.items():
-            start = time.perf_counter()
-            request.infer([image])
-            times[name].append(1e3 * (time.perf_counter() - start))
-    first, *_ = times.values()
-    least = min(first)
-    return {n: round(least * float(np.median(np.divide(values, first))), 4) for n, values in times.items()}
-
-
-_TINY = np.finfo(np.float32).tiny  # added to a float, changes nothing but an exact 0
-_PASSING = ("Relu", "Clip", *POOLS, "AveragePool", "Reshape", "Flatten", "Transpose", "Slice", "Concat")
-_FOLLOWED = (*_PASSING, "Squeeze", "Unsqueeze", "Expand", "Neg", "Abs", "Mul", "Split", "Pad", "Identity")
-_KEPT_FLOAT = "KeptFloat"  # name of an addition that keeps the layer behind it from being computed in integers
-_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-_ZERO_MATTERS = (*_COMPARISONS, "Sign", "Cast", "Ceil", "Log", "Reciprocal", "Div", "NonZero")
-
-
-def guard_scales(graph: Graph) -> None:
-    """Add the smallest number where nothing is added to integer results, so that OpenVINO takes no scale elsewhere.
-
-    It moves the channels' scales behind what follows, and with them it changes the bounds of a Clip there (seen in
-    2026.4: Conv, ReLU, MaxPool, Clip; also a Concat of integers on different grids). An addition keeps them in place.
-    Nothing is added where an exact 0 is told from other numbers, by its sign for one.
-
-    A ConvTranspose in integers also takes the bounds of a Clip behind it for others (2026.4), whatever is between; with
-    an addition before it, it is computed in float.
-    """
-    for weight in weights_of(graph):
-        operation = operation_of(graph, weight)
-        if operation is not None:
-            _guard_bias(graph, operation)
-        if operation is not None and operation.op_type == "ConvTranspose" and _is_clipped(graph, operation.output[0]):
-            smallest, taken = (
-                graph.add_constant("smallest", np.array(_TINY)),
-                graph.free_name(f"{operation.name}_float"),
+        Raises:
+            ConfigError: the opset is not written, or not read by the target; weights cannot be packed.
+        """
+        lowest, highest = self.opsets
+        if not isinstance(opset, int) or not lowest <= opset <= highest:
+            reader = "" if self.opsets == OPSETS else f" for {self.name}"
+            raise ConfigError(
+                f"opset {opset} is not written{reader}; it is {lowest} to {highest} (default {OPSETS[1]})."
             )
-            graph.add_node(
-                "Add", [operation.input[0], smallest], taken, graph.producer(operation.input[0]), _KEPT_FLOAT
+        if pack and not self.packed_weights:
+            raise ConfigError(f"{self.name} takes no layers with packed weights; export without pack.")
+        if pack and opset < INT4_OPSET:
+            raise ConfigError(
+                f"packed weights are INT4 tensors, which ONNX has from opset {INT4_OPSET} on; got opset {opset}."
             )
-            operation.input[0] = taken
-    for node in [node for node in graph.nodes if node.op_type == "Concat"]:
-        if any(_from_integers(graph, name) for name in node.input) and not _zero_matters(graph, node.output[0]):
-            graph.append_to(node, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{node.name}/Guard")
+
+    def problems(self, layer: LayerFacts, opset: int) -> list[str]:
+        """Why the target, or the opset, cannot take a quantized layer, each with what to do; empty: it can."""
+        found = []
+        if self.kinds is not None and layer.kind not in self.kinds:
+            taken = ", ".join(self.kinds)
+            found.append(f"{self.name} takes no quantized {layer.kind} ({taken} only); leave it float")
+        if layer.weight_range is not None and not _fits(layer.weight_range, self.weight_bits):
+            found.append(
+                f"its weights' integers do not fit {self.weight_bits} bits; train them with at most "
+                f"{self.weight_bits - 2} bits, or by UQ or LSQ"
+            )
+        elif layer.weight_range is not None and not _fits(layer.weight_range, 8) and opset < INT16_OPSET:
+            found.append(f"its weights' integers need 16 bits, which ONNX has from opset {INT16_OPSET} on")
+        if layer.input_range is not None:
+            found += self._input_problems(layer, *layer.input_range)
+        return found
+
+    def _input_problems(self, layer: LayerFacts, low: int, high: int) -> list[str]:
+        found = []
+        if layer.zero_point and not self.zero_points:
+            found.append("its input has a zero point; train it with LSQ or PACT, or signed=True, whose zero point is 0")
+        if high > INT8_RANGE[1] and "uint8" not in self.containers:
+            found.append(
+                f"its input's integers go up to {high}, int8's to {INT8_RANGE[1]}; train it with num_bit_a=7 or "
+                "signed=True"
+            )
+        if low < 0 and "int8" not in self.containers and not self.zero_points:
+            found.append(f"its input's integers go down to {low}, uint8's to 0; train it with signed=False")
+        return found
+
+    def check_layers(self, layers: Sequence[LayerFacts], opset: int) -> None:
+        """Raise `ConfigError` with the names of all layers that have `problems`."""
+        problems: dict[str, list[str]] = {}
+        for layer in layers:
+            for problem in self.problems(layer, opset):
+                problems.setdefault(problem, []).append(layer.name)
+        if problems:
+            lines = "".join(f"\n  {', '.join(names)}: {problem}" for problem, names in problems.items())
+            raise ConfigError(f"these layers cannot be exported for {self.name} at opset {opset}:{lines}")
+
+    def shape(self, graph: Graph) -> None:
+        """Change a graph of integer layers, in place, to what the target computes right or fast; here, nothing."""
+
+    def shape_backbone(self, graph: Graph) -> None:
+        """As `shape`, for a model whose backbone is one of torchvision's quantized networks, as the last pass."""
+
+    def choose_container(self, graph: Graph, input_shape: tuple[int, int, int] | None) -> Choice:
+        """Choose the container of all signed inputs, and bring the graph to it.
+
+        Here it is `int8`, as the graph has it, unless the target takes `uint8` alone.
+
+        Args:
+            graph: after `shape`; its signed inputs are held in int8.
+            input_shape: (C, H, W) of an image; None: a part of the graph is missing yet, so that nothing can run it.
+        """
+        if "int8" in self.containers:
+            return Choice()
+        to_uint8(graph)
+        return Choice("uint8")
+
+    def place(self, layer: LayerFacts, choice: Choice) -> LayerFacts:
+        """A layer with the container that its input has in the file."""
+        if layer.container is None:
+            return layer
+        if self.input_container is not None:
+            return replace(layer, container=self.input_container)
+        return replace(layer, container=choice.container) if layer.signed else layer
+
+    def faults(self, graph: Graph) -> list[str]:
+        """What the target would not take in a finished graph, by structure, with the nodes' names; empty: nothing."""
+        found = []
+        for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
+            zero = graph.array(node.input[2])
+            container = "uint8" if zero is None else zero.dtype.name
+            if container not in self.containers:
+                found.append(f"{node.name} makes {container}, not {' or '.join(self.containers)}")
+            if zero is not None and zero.any() and not self.zero_points:
+                found.append(f"{node.name} has a zero point")
+        for weight in weights_of(graph):
+            codes = graph.array(weight.input[0])
+            if codes is not None and 8 * codes.dtype.itemsize > self.weight_bits:
+                found.append(f"{weight.name} has weights of {8 * codes.dtype.itemsize} bits")
+        return found
+
+    def check_graph(self, graph: Graph) -> None:
+        """Raise `ConfigError` where a finished graph has `faults`."""
+        if faults := self.faults(graph):
+            raise ConfigError(f"the file is not what {self.name} takes: {'; '.join(faults)}")
 
 
-def _guard_bias(graph: Graph, operation: NodeProto) -> None:
-    last = operation
-    after = graph.only_consumer(last.output[0])
-    if after is not None and after.op_type == "Mul" and after.input[1] in graph.constants:  # signs
-        last, after = after, graph.only_consumer(after.output[0])
-    bias = None if after is None or after.op_type != "Add" else graph.array(after.input[1])
-    if after is None or bias is None:
-        if not _zero_matters(graph, last.output[0]):
-            graph.append_to(last, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{operation.name}/Guard")
-    elif not bias.any() and not _zero_matters(graph, after.output[0]):
-        after.input[1] = graph.add_constant(after.input[1], bias + _TINY)
+def find_target(name: str) -> Target:
+    """The target that is registered as `name`.
 
+    Raises:
+        ConfigError: there is none, or what is registered is no `Target`.
 
-def _is_clipped(graph: Graph, name: str) -> bool:
-    """Whether a Clip takes a tensor, or what is made of it before the next layer or quantization."""
-    users = graph.consumers(name)
-    if any(user.op_type == "Clip" for user in users):
-        return True
-    users = [user for user in users if user.op_type not in (*OPERATIONS, "QuantizeLinear")]
-    return any(_is_clipped(graph, out) for user in users for out in user.output)
-
-
-def _zero_matters(graph: Graph, name: str) -> bool:
-    """Whether a tensor, or what has the same zeros, is taken by an operation to which an exact 0 is special."""
-    users = graph.consumers(name)
-    if any(user.op_type in _ZERO_MATTERS for user in users):
-        return True
-    return any(_zero_matters(graph, out) for user in users if user.op_type in _FOLLOWED for out in user.output)
-
-
-def _from_integers(graph: Graph, name: str) -> bool:
-    node = graph.producer(name)
-    if node is None or node.op_type not in _PASSING:
-        return node is not None and node.op_type == "DequantizeLinear"
-    return any(_from_integers(graph, inner) for inner in node.input)
-
-
-def with_container(fact: LayerFacts, choice: Choice, target: str) -> LayerFacts:
-    """The facts of a layer with the container that was chosen."""
-    if fact.container is None:
-        return fact
-    if target == "tensorrt":
-        return replace(fact, container="int8")
-    return replace(fact, container=choice.container) if fact.signed else fact
-
-
-def check_structure(model: ModelProto, target: str) -> None:
-    """Raise `ConfigError` where the graph is not what TensorRT takes; by structure, since it may not be installed."""
-    if target != "tensorrt":
-        return
-    graph, faults = Graph(model), []
-    for node in graph.nodes:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            scale, zero = graph.array(node.input[1]), graph.array(node.input[2])
-            if zero is None or zero.dtype != np.int8 or zero.any():
-                faults.append(f"{node.name} has no int8 zero point of 0")
-            if scale is None or not (scale > 0).all():
-                faults.append(f"{node.name} has a scale that is not above 0")
-    for weight in weights_of(graph):
-        operation = graph.consumers(weight.output[0])[0]
-        axis = 1 if operation.op_type == "ConvTranspose" else 0
-        if attributes(weight).get("axis", 1) != axis:
-            faults.append(f"{weight.name} has its scales on another axis than {axis}")
-    if faults:
-        raise ConfigError(f"the file is not what TensorRT takes: {'; '.join(faults)}")
-
-
-def integer_layers(path: str | Path) -> dict[str, Any]:
-    """Which convolutions and linear layers of a file OpenVINO runs in integers.
-
-    Returns:
-        `convolutions`, `linear`: dicts with `integer` (a number), `total`, and `float`: names of the others, each with
-        the reason.
+    Example:
+        >>> find_target("tensorrt").containers
+        ('int8',)
     """
-    in_integers: set[str] = set()
-    for facts in executed_operations(path):
-        if facts["runtimePrecision"] in ("u8", "i8") and facts["layerType"] in _LAYERS:
-            in_integers.update(facts["originalLayersNames"].split(","))
-    graph = Graph(require("onnx").load(str(path)))
-    found: dict[str, Any] = {kind: {"integer": 0, "total": 0, "float": {}} for kind in ("convolutions", "linear")}
-    for node in graph.nodes:
-        if node.op_type in OPERATIONS and not _of_activations(graph, node):
-            group = found["convolutions" if "Conv" in node.op_type else "linear"]
-            group["total"] += 1
-            if in_integers & _names(graph, node):
-                group["integer"] += 1
-            else:
-                group["float"][node.name] = _why_float(graph, node)
-    return found
+    if not isinstance(name, str):
+        raise ConfigError(f"a target is given by its name: {', '.join(TARGETS.names())}; got {shown(name)}.")
+    kind = TARGETS.find(name)
+    if not (isinstance(kind, type) and issubclass(kind, Target)):
+        raise ConfigError(f"the target '{name}' is {shown(kind)}; it should be a subclass of {__name__}.Target.")
+    return kind(name)
 
 
-_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
-_FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
-
-
-def executed_operations(path: str | Path) -> list[dict[str, str]]:
-    """`layerType`, `runtimePrecision` and `originalLayersNames` of each operation that OpenVINO makes of a file."""
-    compiled = openvino_core().compile_model(str(path), "CPU", _SETTINGS)
-    found = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
-    return [{key: facts[key].astype(str) for key in _FACTS} for facts in found]
-
-
-def _names(graph: Graph, node: NodeProto) -> set[str]:
-    """Names that OpenVINO may give a layer: the node's own, that of the Add of its bias, and those of their results."""
-    names = {node.name, *node.output}
-    add = graph.only_consumer(node.output[0])
-    return names if add is None or add.op_type != "Add" else names | {add.name, *add.output}
-
-
-def _of_activations(graph: Graph, node: NodeProto) -> bool:
-    """Whether both operands are computed from the image (attention, for one): no layer."""
-    return not any(_constant_below(graph, name) for name in node.input[:2])
-
-
-def _constant_below(graph: Graph, name: str) -> bool:
-    node = graph.producer(name)
-    if node is None:
-        return name in graph.constants
-    return node.op_type in ("DequantizeLinear", "Transpose", "Cast") and _constant_below(graph, node.input[0])
-
-
-def _why_float(graph: Graph, node: NodeProto) -> str:
-    weight = graph.producer(node.input[1])
-    while weight is not None and weight.op_type in ("Transpose", "Cast"):
-        weight = graph.producer(weight.input[0])
-    source = through_pools(graph, node.input[0])
-    if weight is None or weight.op_type != "DequantizeLinear":
-        return "its weight is float"
-    if source is not None and source.name.startswith(_KEPT_FLOAT):
-        return "OpenVINO would take the bounds behind it for others"
-    if source is None or source.op_type != "DequantizeLinear":
-        return "its input is float"
-    codes = graph.array(weight.input[0])
-    if codes is not None and codes.dtype.itemsize > 1:
-        return "its weights' integers need 16 bits"
-    return f"OpenVINO has no integer kernel for this {node.op_type}"
+def _fits(integers: tuple[int, int], bits: int) -> bool:
+    """Whether signed integers of so many bits hold a range."""
+    return -(2 ** (bits - 1)) <= integers[0] and integers[1] < 2 ** (bits - 1)

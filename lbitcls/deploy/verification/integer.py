@@ -19,6 +19,8 @@ two levels may go to the other one, here as in any engine.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,53 +38,30 @@ class AccumulatorError(LbitclsError):
     """A layer's accumulators could exceed int32."""
 
 
-class IntegerLayer(QuantLayer):
-    """A quantized layer that computes with the codes of its input and its weight.
+_KINDS = (QuantConv1d, QuantConv2d, QuantConvTranspose2d, QuantLinear)
 
-    Attributes:
-        codes: centred integers of the weight, as float64, in the weight's shape.
-        step: s_x · s_w / f, what one unit of the accumulator is worth; broadcasts against the output.
-        shift: the bias, likewise, or None.
-        largest_accumulator: no sum of any part of the products exceeds it in magnitude.
+
+def is_integer(layer: nn.Module) -> bool:
+    """Whether a layer works on integers: it is a quantized layer of which only the computation is another one.
+
+    Its class stays, since hooks may ask for it. It has the buffers
+
+        codes   centred integers of the weight, as float64, in the weight's shape
+        step    s_x · s_w / f, what one unit of the accumulator is worth; broadcasts against the output
+        shift   the bias, likewise, or None
+
+    and `largest_accumulator`, which no sum of any part of the products exceeds in magnitude.
     """
-
-    codes: Tensor
-    step: Tensor
-    shift: Tensor | None
-    largest_accumulator: int
-
-    def apply_quantized(self, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """`operation(input, weight)` on the centred codes, exactly, and then scaled; float64."""
-        assert self.input_quantizer is not None
-        zero_point = self.input_quantizer.zero_point().to(torch.int32)
-        centred = (self.input_quantizer.to_integer(x.double()) - zero_point).double()
-        # A device may convolve by a transform whose result is not whole; the nearest whole number is the sum.
-        y = operation(centred, self.codes).round_().mul_(self.step)
-        return y if self.shift is None else y.add_(self.shift)
+    return "largest_accumulator" in vars(layer)
 
 
-class IntegerConv1d(IntegerLayer, QuantConv1d):
-    """`Conv1d` on integers."""
-
-
-class IntegerConv2d(IntegerLayer, QuantConv2d):
-    """`Conv2d` on integers."""
-
-
-class IntegerConvTranspose2d(IntegerLayer, QuantConvTranspose2d):
-    """`ConvTranspose2d` on integers."""
-
-
-class IntegerLinear(IntegerLayer, QuantLinear):
-    """`Linear` on integers."""
-
-
-_INTEGER_KINDS: dict[type[nn.Module], type[IntegerLayer]] = {
-    QuantConv1d: IntegerConv1d,
-    QuantConv2d: IntegerConv2d,
-    QuantConvTranspose2d: IntegerConvTranspose2d,
-    QuantLinear: IntegerLinear,
-}
+def _apply_integers(layer: Any, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`operation(input, weight)` on the centred codes, exactly, and then scaled; float64."""
+    zero_point = layer.input_quantizer.zero_point().to(torch.int32)
+    centred = (layer.input_quantizer.to_integer(x.double()) - zero_point).double()
+    # A device may convolve by a transform whose result is not whole; the nearest whole number is the sum.
+    y = operation(centred, layer.codes).round_().mul_(layer.step)
+    return y if layer.shift is None else y.add_(layer.shift)
 
 
 def integer_model(model: nn.Module) -> nn.Module:
@@ -110,12 +89,12 @@ def integer_model(model: nn.Module) -> nn.Module:
 def layers_in_float(model: nn.Module) -> dict[str, str]:
     """Quantized layers of a model that compute in float64 in its integer reference, by name, with the reason."""
     layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantLayer))
-    reasons = {name: _reason_for_float(layer) for name, layer in layers if not isinstance(layer, IntegerLayer)}
+    reasons = {name: _reason_for_float(layer) for name, layer in layers if not is_integer(layer)}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _reason_for_float(layer: QuantLayer) -> str | None:
-    if type(layer) not in _INTEGER_KINDS:
+    if type(layer) not in _KINDS:
         return f"{type(layer).__name__} has no integer form"
     for role, quantizer in (("weight", layer.weight_quantizer), ("input", layer.input_quantizer)):
         if quantizer is None or not quantizer.is_enabled:
@@ -137,12 +116,12 @@ def _to_integer_layer(layer: QuantLayer, name: str) -> None:
         layer.folded_norm = ()
     spatial = weight.dim() - 2  # axes of the output behind the channels
     layer._parameters["bias"] = None
-    layer.__class__ = _INTEGER_KINDS[type(layer)]
-    assert isinstance(layer, IntegerLayer)
+    attributes: dict[str, Any] = vars(layer)
+    attributes["apply_quantized"] = partial(_apply_integers, layer)
     layer.register_buffer("codes", codes.double())
     layer.register_buffer("step", _before_axes(step, spatial))
     layer.register_buffer("shift", None if bias is None else _before_axes(bias.detach(), spatial))
-    layer.largest_accumulator = _checked_bound(codes, layer, of_input, name)
+    attributes["largest_accumulator"] = _checked_bound(codes, layer, of_input, name)
 
 
 def _before_axes(values: Tensor, axes: int) -> Tensor:
@@ -150,7 +129,7 @@ def _before_axes(values: Tensor, axes: int) -> Tensor:
     return values.reshape(-1, *(1,) * axes) if values.dim() else values
 
 
-def _checked_bound(codes: Tensor, layer: IntegerLayer, of_input: QParams, name: str) -> int:
+def _checked_bound(codes: Tensor, layer: QuantLayer, of_input: QParams, name: str) -> int:
     zero_point = int(of_input.zero_point)
     ends = (of_input.quant_min, of_input.quant_max)
     largest_code = max(abs(end - shift) for end in ends for shift in (0, zero_point))  # centred, and as it is stored
@@ -163,7 +142,7 @@ def _checked_bound(codes: Tensor, layer: IntegerLayer, of_input: QParams, name: 
     return bound
 
 
-def _taps(codes: Tensor, layer: IntegerLayer) -> Tensor:
+def _taps(codes: Tensor, layer: QuantLayer) -> Tensor:
     """The weight's codes as rows: those that one output is the sum of."""
     if layer.weight_channel_axis == 0:
         return codes.flatten(1)
@@ -175,5 +154,5 @@ def _taps(codes: Tensor, layer: IntegerLayer) -> Tensor:
 
 def largest_accumulator(model: nn.Module) -> tuple[str, int] | None:
     """The integer layer of `integer_model` with the largest possible sum, and that sum; None without such layers."""
-    bounds = {name: m.largest_accumulator for name, m in model.named_modules() if isinstance(m, IntegerLayer)}
+    bounds = {name: vars(m)["largest_accumulator"] for name, m in model.named_modules() if is_integer(m)}
     return max(bounds.items(), key=lambda item: item[1]) if bounds else None

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 
-from lbitcls.deploy.export.lowering import active
 from lbitcls.quant.bypass import refuse_read, watching
 from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.layers import HOOKS, QuantLayer
+from lbitcls.quant.quantizer import is_active
 from lbitcls.utils.errors import ConfigError, LbitclsError, reason_of
 
 Outputs = tuple[Tensor, ...]
@@ -127,6 +128,35 @@ def check_weights_in_use(
         )
 
 
+def check_lowered(plain: nn.Module, lowered: nn.Module, input_shape: tuple[int, int, int], part: str = "model") -> None:
+    """Raise `ConfigError` where a hook does not do the same once the model's layers are lowered.
+
+    Args:
+        plain: runs on two images, twice.
+        lowered: the same model with lowered layers.
+        input_shape: (C, H, W) of an image.
+        part: `model` or `backbone`: what runs.
+    """
+    if not _has_hooks(plain):
+        return
+    noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    with evaluating(plain), evaluating(lowered):
+        expected, again, given = (_run(model, noise, part) for model in (plain, plain, lowered))
+    if _agree(again, expected) and not _agree(given, expected):
+        raise ConfigError(
+            f"{type(plain).__name__} gives other outputs with its layers as the file has them: a hook acts on "
+            "quantizers, or asks a layer for what only the quantized one has. Put what it does into a module, or into "
+            "a hook of the layer itself."
+        )
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    """Whether a hook is on a module of `model`, or on all modules there are."""
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return True
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def _agree(given: Outputs, expected: Outputs) -> bool:
     """Whether no output is another one, whatever devices and rounding do to a few images; NaN agrees with all."""
     pairs = zip(given, expected, strict=True)
@@ -134,7 +164,7 @@ def _agree(given: Outputs, expected: Outputs) -> bool:
 
 
 def _weight(layer: Any) -> Tensor:
-    weight = layer.weight_to_quantize() if active(layer.weight_quantizer) else layer.weight
+    weight = layer.weight_to_quantize() if is_active(layer.weight_quantizer) else layer.weight
     return weight.detach().float().cpu().clone()
 
 

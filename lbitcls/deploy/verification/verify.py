@@ -1,4 +1,4 @@
-"""Whether an exported file computes what was trained: its outputs on real images, beside those of the model.
+"""Compares the outputs of an exported model on real images with those of the model that was trained.
 
 All are compared with float32, the fake-quantized model as `test` and `infer` run it: the very module that is given, not
 a copy (`lbitcls.deploy.verification.live_model`).
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lbitcls.deploy.runtime.engine import Engine, load, load_usable
 from lbitcls.deploy.runtime.metadata import read_info
-from lbitcls.deploy.targets.base import JUDGES
+from lbitcls.deploy.targets.base import find_target
 from lbitcls.deploy.verification.integer import integer_model, largest_accumulator, layers_in_float
 from lbitcls.deploy.verification.live_model import Evaluation, Outputs, as_tuple, evaluating, evaluation
 from lbitcls.deploy.verification.reference import reference_model
@@ -102,7 +102,9 @@ def _judges(
             raise ConfigError("engines names at least one engine: without one nothing runs the file.")
         return [load(path, engine, threads=threads) for engine in engines], {}
     info = read_info(path)
-    loaded, cannot_run = load_usable(path, JUDGES["cpu" if info is None else info.target], threads)
+    target = "cpu" if info is None else info.target
+    judges = info.engines if info is not None and info.engines is not None else find_target(target).engines
+    loaded, cannot_run = load_usable(path, judges, threads)
     if not loaded:
         raise CheckpointError(f"no engine runs {path}: {'; '.join(f'{n}: {why}' for n, why in cannot_run.items())}")
     return loaded, cannot_run

@@ -22,7 +22,7 @@ def labelled_and_scored(names: dict[str, Any], said: str) -> None:
 
 
 def recipes(names: dict[str, Any], said: str) -> None:
-    """A quantizer, a backbone and a data set that do what their text says."""
+    """A quantizer, a backbone, a data set and a target that do what their text says."""
     import torch
     from torch import nn
 
@@ -44,6 +44,38 @@ def recipes(names: dict[str, Any], said: str) -> None:
     assert isinstance(pets, names["CatsAndDogs"])
     assert pets.labels.tolist() == [0, 0, 1]
     assert pets[2]["img"].shape == (3, 30, 40)
+    exported_for_the_target(names)
+
+
+def exported_for_the_target(names: dict[str, Any]) -> None:
+    """The recipe's target refuses a layer of few channels by its name, and one of 16 is exported and verified."""
+    import pytest
+    import torch
+    from torch import nn
+
+    from lbitcls.deploy import export_onnx
+    from lbitcls.deploy.targets.base import find_target
+    from lbitcls.deploy.verification.verify import verify
+    from lbitcls.quant import build_mtransformer, calibrate
+    from lbitcls.utils.errors import ConfigError
+
+    assert isinstance(find_target("dsp"), names["SignalProcessor"])
+    images = torch.randn(32, 3, 8, 8)
+    policy = dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4))
+    for channels in (8, 16):
+        net = nn.Sequential(nn.Conv2d(3, channels, 3), nn.Flatten(), nn.Linear(36 * channels, 4))
+        net = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(net).eval()
+        calibrate(net, [images])
+        path = Path("dsp.onnx")
+        if channels < 16:
+            with pytest.raises(ConfigError, match="not what dsp takes: .* has 8 channels; give it 16 or more"):
+                export_onnx(net, path, input_shape=(3, 8, 8), target="dsp")
+            assert not path.exists()
+        else:
+            report = export_onnx(net, path, input_shape=(3, 8, 8), target="dsp")
+            assert report.info.target == "dsp" and report.info.layers[0]["container"] == "int8"
+            found = verify(net, path, [images], threads=1)
+            assert found.passed and "onnxruntime" in {row.name for row in found.rows}
 
 
 def pets(folder: Path) -> None:

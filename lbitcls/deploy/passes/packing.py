@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lbitcls.deploy.export.graph import Graph, attributes, operation_of, weights_of
+from lbitcls.deploy.passes.graph import Graph, attributes, operation_of, weights_of
 from lbitcls.deploy.runtime.metadata import require
 
 if TYPE_CHECKING:

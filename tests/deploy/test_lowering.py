@@ -1,4 +1,4 @@
-"""Which layers ship and how, what is refused, and what a file says of them."""
+"""Which layers are lowered and how, what is refused, and what a target is told of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lbitcls.deploy.export.lowering import QuantizedInput, ShippedInput, ShippedLayer, layer_facts, ship
+from lbitcls.deploy.export.lowering import LoweredInput, layer_facts, lower
 from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.quant.quantizer import NotInitializedError
@@ -40,7 +40,7 @@ def test_uneven_inputs_are_refused_by_name_before_anything_is_written(quantized:
 def test_uneven_levels_of_few_bits_are_refused_too(quantized: Quantized, bits: int) -> None:
     model = quantized(net(), "APoT", 4, bits, images())
     with pytest.raises(ConfigError, match="uneven levels"):
-        ship(model)
+        lower(model)
 
 
 def test_quantizers_without_values_name_the_remedy() -> None:
@@ -49,16 +49,17 @@ def test_quantizers_without_values_name_the_remedy() -> None:
     with pytest.raises(
         NotInitializedError, match="quantizer of '0' never saw data.* load the checkpoint of a quantized"
     ):
-        ship(model)
+        lower(model)
 
 
 def test_each_layer_has_the_form_it_needs(quantized: Quantized) -> None:
     model: Any = quantized(net(), "LSQ", 4, 4, images())
     model[0].weight_quantizer = None
-    shipped: Any = ship(model)
-    assert isinstance(shipped[0], QuantizedInput) and isinstance(shipped[3], ShippedLayer)
+    lowered: Any = lower(model)
+    assert isinstance(lowered[0].input, LoweredInput) and not hasattr(lowered[0], "codes")
+    assert isinstance(lowered[3].input, LoweredInput) and lowered[3].codes.dtype is torch.int8
     model[0].input_quantizer.enable(False)
-    assert type(ship(model)[0]) is nn.Conv2d
+    assert type(lower(model)[0]) is nn.Conv2d
     assert [fact.name for fact in layer_facts(model)] == ["3"]
 
 
@@ -69,15 +70,15 @@ def test_a_layer_under_two_names_stays_one() -> None:
     model = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(model)
     for quantizer in (model["a"].weight_quantizer, model["a"].input_quantizer):
         quantizer.initialize(torch.randn(3, 3, 1, 1))
-    shipped: Any = ship(model.eval())
-    assert isinstance(shipped["a"], ShippedLayer) and shipped["a"] is shipped["b"][0]
+    lowered: Any = lower(model.eval())
+    assert hasattr(lowered["a"], "codes") and lowered["a"] is lowered["b"][0]
 
 
 def test_codes_and_scales(quantized: Quantized) -> None:
     model: Any = quantized(net(), "LSQ", 4, 4, images(), per_channel=True)
-    layer, shipped = model[0], ship(model)[0]
-    weight = shipped.codes.float() * shipped.scale.view(-1, 1, 1, 1)
-    assert shipped.codes.dtype == torch.int8
+    layer, lowered = model[0], lower(model)[0]
+    weight = lowered.codes.float() * lowered.scale.view(-1, 1, 1, 1)
+    assert lowered.codes.dtype == torch.int8
     assert torch.equal(weight, layer.weight_quantizer(layer.weight))
     assert layer.weight.requires_grad and layer.weight_quantizer is not None  # the model itself is as it was
 
@@ -96,9 +97,9 @@ def test_codes_and_scales(quantized: Quantized) -> None:
 )
 def test_containers_and_bounds(grid: tuple[int, int, int], container: str, bounds: tuple[float, float] | None) -> None:
     low, high, zero = grid
-    shipped = ShippedInput(QParams(torch.tensor(0.5), torch.tensor(zero), low, high))
-    assert (shipped.container, shipped.bounds) == (container, bounds)
-    assert shipped.zero_point.dtype == (torch.uint8 if container == "uint8" else torch.int8)
+    lowered = LoweredInput(QParams(torch.tensor(0.5), torch.tensor(zero), low, high))
+    assert (lowered.container, lowered.bounds) == (container, bounds)
+    assert lowered.zero_point.dtype == (torch.uint8 if container == "uint8" else torch.int8)
 
 
 def test_facts(quantized: Quantized) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lbitcls.deploy.export.graph import POOLS, Graph, through_pools
+from lbitcls.deploy.passes.graph import POOLS, Graph, through_pools
 
 if TYPE_CHECKING:
     from onnx import NodeProto

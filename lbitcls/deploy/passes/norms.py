@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lbitcls.deploy.export.graph import OPERATIONS, Graph, attributes, known_array
+from lbitcls.deploy.passes.graph import OPERATIONS, Graph, attributes, known_array
 
 if TYPE_CHECKING:
     from onnx import NodeProto

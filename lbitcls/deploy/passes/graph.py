@@ -1,4 +1,4 @@
-"""Passes over the ONNX graph of a shipped model: names, weights of their own, signs into the integers, lower opsets."""
+"""The ONNX graph of a model, and passes over it: names, weights of their own, signs into the integers, lower opsets."""
 
 from __future__ import annotations
 

@@ -1,0 +1,97 @@
+"""Nodes that change no value, and keep OpenVINO from optimizing a graph into another one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lbitcls.deploy.passes.graph import OPERATIONS, POOLS, Graph, operation_of, weights_of
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+_TINY = np.finfo(np.float32).tiny  # added to a float, changes nothing but an exact 0
+_PASSING = ("Relu", "Clip", *POOLS, "AveragePool", "Reshape", "Flatten", "Transpose", "Slice", "Concat")
+_FOLLOWED = (*_PASSING, "Squeeze", "Unsqueeze", "Expand", "Neg", "Abs", "Mul", "Split", "Pad", "Identity")
+KEPT_FLOAT = "KeptFloat"  # name of an addition that keeps the layer behind it from being computed in integers
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_ZERO_MATTERS = (*_COMPARISONS, "Sign", "Cast", "Ceil", "Log", "Reciprocal", "Div", "NonZero")
+
+
+def guard_scales(graph: Graph) -> None:
+    """Add the smallest number where nothing is added to integer results, so that OpenVINO takes no scale elsewhere.
+
+    It moves the channels' scales behind what follows, and with them it changes the bounds of a Clip there (seen in
+    2026.4: Conv, ReLU, MaxPool, Clip; also a Concat of integers on different grids). An addition keeps them in place.
+    Nothing is added where an exact 0 is told from other numbers, by its sign for one.
+
+    A ConvTranspose in integers also takes the bounds of a Clip behind it for others (2026.4), whatever is between; with
+    an addition before it, it is computed in float.
+    """
+    for weight in weights_of(graph):
+        operation = operation_of(graph, weight)
+        if operation is not None:
+            _guard_bias(graph, operation)
+        if operation is not None and operation.op_type == "ConvTranspose" and _is_clipped(graph, operation.output[0]):
+            smallest = graph.add_constant("smallest", np.array(_TINY))
+            source, taken = operation.input[0], graph.free_name(f"{operation.name}_float")
+            graph.add_node("Add", [source, smallest], taken, graph.producer(source), KEPT_FLOAT)
+            operation.input[0] = taken
+    for node in [node for node in graph.nodes if node.op_type == "Concat"]:
+        if any(_from_integers(graph, name) for name in node.input) and not _zero_matters(graph, node.output[0]):
+            graph.append_to(node, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{node.name}/Guard")
+
+
+def _guard_bias(graph: Graph, operation: NodeProto) -> None:
+    last = operation
+    after = graph.only_consumer(last.output[0])
+    if after is not None and after.op_type == "Mul" and after.input[1] in graph.constants:  # signs
+        last, after = after, graph.only_consumer(after.output[0])
+    bias = None if after is None or after.op_type != "Add" else graph.array(after.input[1])
+    if after is None or bias is None:
+        if not _zero_matters(graph, last.output[0]):
+            graph.append_to(last, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{operation.name}/Guard")
+    elif not bias.any() and not _zero_matters(graph, after.output[0]):
+        after.input[1] = graph.add_constant(after.input[1], bias + _TINY)
+
+
+def _is_clipped(graph: Graph, name: str) -> bool:
+    """Whether a Clip takes a tensor, or what is made of it before the next layer or quantization."""
+    users = graph.consumers(name)
+    if any(user.op_type == "Clip" for user in users):
+        return True
+    users = [user for user in users if user.op_type not in (*OPERATIONS, "QuantizeLinear")]
+    return any(_is_clipped(graph, out) for user in users for out in user.output)
+
+
+def _zero_matters(graph: Graph, name: str) -> bool:
+    """Whether a tensor, or what has the same zeros, is taken by an operation to which an exact 0 is special."""
+    users = graph.consumers(name)
+    if any(user.op_type in _ZERO_MATTERS for user in users):
+        return True
+    return any(_zero_matters(graph, out) for user in users if user.op_type in _FOLLOWED for out in user.output)
+
+
+def _from_integers(graph: Graph, name: str) -> bool:
+    node = graph.producer(name)
+    if node is None or node.op_type not in _PASSING:
+        return node is not None and node.op_type == "DequantizeLinear"
+    return any(_from_integers(graph, inner) for inner in node.input)
+
+
+def guard_grids(graph: Graph) -> None:
+    """Pool each tensor on its grid that is added to, or multiplied by, another one, in windows of one pixel.
+
+    OpenVINO takes such a sum into the convolution before it, and leaves out that its result is quantized in between
+    (seen in 2026.4: a fifth of the values of a residual block off by a step). A pooling keeps the two apart, in
+    integers, and changes no value; an addition of the smallest number did not do in every block.
+    """
+    for node in [node for node in graph.nodes if node.op_type in ("Add", "Mul")]:
+        if any(name in graph.constants for name in node.input):
+            continue
+        for position, source in enumerate(map(graph.producer, node.input)):
+            if source is not None and source.op_type == "DequantizeLinear":
+                output, name = graph.free_name(f"{source.output[0]}_pooled"), f"{node.name}/Guard_{position}"
+                graph.add_node("MaxPool", [source.output[0]], output, source, name, kernel_shape=[1, 1])
+                node.input[position] = output
