@@ -5,8 +5,7 @@
     integer = steps + zero_point             # to_integer()
 
 A method says what `scale` and `zero_point` are (`grid`), what their first values are (`first_values`), and how
-gradients pass the rounding (`formula`). All state lives in buffers and parameters that are filled in place, so that
-optimizer, EMA and DDP keep seeing the same tensors.
+gradients pass the rounding (`formula`). State is filled in place, so that optimizer, EMA and DDP keep their tensors.
 """
 
 from __future__ import annotations

@@ -312,7 +312,7 @@ def test_a_target_of_ones_own(
         assert info is not None and info.target == "mine" and info.engines == ["onnxruntime"]
         assert {layer["container"] for layer in info.layers} == {"int8"}
         assert main(["export", str(config), str(checkpoint), *arguments, "--target", "min"]) == 2
-        assert "no target named 'min'; did you mean 'mine'" in capsys.readouterr().err
+        assert "no target named 'min'. Did you mean 'mine'" in capsys.readouterr().err
     finally:
         TARGETS.module_dict.pop("mine", None)
         sys.modules.pop("module_with_a_target", None)
