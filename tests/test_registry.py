@@ -51,8 +51,8 @@ def test_config_values_win_over_default_arguments(registry: Registry) -> None:
             "Saw takes no 'wieght'; did you mean 'weight'? It takes: length, weight",
         ),
         ({"type": "Saw"}, "Saw needs 'weight'"),
-        ({"weight": 3}, "given as dict(type="),
-        ("Saw", "given as dict(type="),
+        ({"weight": 3}, "must be dict(type="),
+        ("Saw", "must be dict(type="),
     ],
 )
 def test_mistakes_are_answered(registry: Registry, cfg: dict, message: str) -> None:
@@ -63,7 +63,8 @@ def test_mistakes_are_answered(registry: Registry, cfg: dict, message: str) -> N
 
 def test_a_name_registered_twice_is_an_error(registry: Registry) -> None:
     own = registry.find("Saw")
-    with pytest.raises(ConfigError, match=r"a tool 'Saw' already, shelf.second.Saw; .* register with force=True"):
+    message = r"the tool 'Saw' exists already, shelf.second.Saw; .* register with force=True"
+    with pytest.raises(ConfigError, match=message):
         registry.register_module(name="Saw", module=dict)
     assert registry.find("Saw") is own
     registry.register_module(name="Saw", module=dict, force=True)
@@ -81,7 +82,8 @@ def test_a_built_ins_name_is_taken_before_its_module_is_imported(
     key = registry.names()[-1]
     built_in = registry.find(key)
     own = type(key, (), {"__module__": "mine"})
-    with pytest.raises(ConfigError, match=rf"'{key}' already, lbitcls\..*mine\.{key} needs another name.*force=True"):
+    message = rf"'{key}' exists already, lbitcls\..*mine\.{key} needs another name.*force=True"
+    with pytest.raises(ConfigError, match=message):
         registry.register_module()(own)
     assert registry.find(key) is built_in
     registry.register_module(force=True)(own)

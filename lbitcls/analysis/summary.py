@@ -107,7 +107,7 @@ def _few_levels(analysis: Analysis) -> str:
     if not found:
         return ""
     named = [text for _, text in sorted(found)[:_SHOWN]]
-    more = f" ({len(found)} such grids in all)" if len(found) > _SHOWN else ""
+    more = f"; {len(found)} such grids in all" if len(found) > _SHOWN else ""
     return f"Few levels are used: {_listed(named)}{more}."
 
 

@@ -49,7 +49,7 @@ class CIFAR10(MemoryDataset):
         folder = self._find(data_prefix, roots)
         if folder is None and not download:
             name = data_prefix or self._reader.base_folder
-            raise DataError(missing(name, roots, owner, "download=True fetches it.", archive=self._archive))
+            raise DataError(missing(name, roots, owner, "download=True downloads it.", archive=self._archive))
         stored = self._read(folder.parent if folder else download_root(roots), split, fetch=folder is None)
         images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
         super().__init__(images, stored.targets, pipeline, stored.classes, name=f"{owner} {split}")

@@ -1,8 +1,8 @@
-"""The arguments of a config against a signature: names, and values by the annotations.
+"""Checks of a config's arguments against a signature: their names, and their values by the annotations.
 
-An annotation is the word of whoever wrote the class: `int` takes no text and no True, `float` no NaN, `dict` no list.
-A list and a tuple count as the same, since YAML and JSON have lists alone; annotations of other classes (`Path`,
-`torch.dtype`) say nothing here.
+Annotations are taken literally: `int` does not accept a string or True, `float` not NaN, `dict` not a list. A list and
+a tuple count as the same, since YAML and JSON have only lists; annotations of other classes (`Path`, `torch.dtype`) are
+not checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, shown
 
-_LOOSE = ("torch", "torchvision", "timm", "mmcv")  # their annotations leave out some of what they take
+_LOOSE = ("torch", "torchvision", "timm", "mmcv")  # their annotations omit some accepted types
 _UNIONS = (typing.Union, types.UnionType)
 _TEXT = (str, bytes)
 _WORDS: dict[Any, str] = {
@@ -33,19 +33,19 @@ _WORDS: dict[Any, str] = {
 
 
 def construct(target: Callable, arguments: Mapping[str, Any], owner: str = "") -> Any:
-    """`target(**arguments)`, of arguments that a config gives.
+    """Call `target(**arguments)` with arguments from a config.
 
-    The messages of `target` itself come first; then the annotations are checked. Another error of a class of the
-    package is the config's fault too, and says whose values they are; in a class of one's own it stays what it is, with
-    its traceback.
+    `target`'s own messages take precedence; then the annotations are checked. Any other error in one of the package's
+    classes is the config's fault too, and its message shows the values; in a custom class it keeps its type and
+    traceback.
 
     Args:
-        target: the class or function.
-        arguments: by name.
-        owner: what they belong to, as messages name it; the name of `target` where it is empty.
+        target: Class or function.
+        arguments: Arguments by name.
+        owner: Name of their section in messages; the name of `target` by default.
 
     Raises:
-        ConfigError: an unknown or a missing key, or a wrong value.
+        ConfigError: An unknown or missing key, or a wrong value.
     """
     owner = owner or _name(target)
     check_names(target, arguments)
@@ -61,7 +61,7 @@ def construct(target: Callable, arguments: Mapping[str, Any], owner: str = "") -
 
 
 def _explain(owner: str, target: Callable, arguments: Mapping[str, Any], error: Exception) -> None:
-    """Raise `ConfigError` where `error` came of a wrong value."""
+    """Raise `ConfigError` if a wrong value caused `error`."""
     try:
         check_values(owner, target, arguments)
     except ConfigError as wrong:
@@ -72,7 +72,7 @@ def _explain(owner: str, target: Callable, arguments: Mapping[str, Any], error: 
 
 
 def check_names(target: Callable, arguments: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for an argument that `target` does not take, or that it needs and `arguments` lacks."""
+    """Raise `ConfigError` for an argument that `target` does not accept, or a required one that is missing."""
     parameters = inspect.signature(target).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     owner = _name(target)
@@ -84,12 +84,12 @@ def check_names(target: Callable, arguments: Mapping[str, Any]) -> None:
 
 
 def check_values(owner: str, target: Callable, arguments: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a value that the annotation of its parameter does not take.
+    """Raise `ConfigError` for a value that does not match its parameter's annotation.
 
     Args:
-        owner: what the arguments belong to, as the message names it.
-        target: the class or function; a parameter without an annotation, or of another name, takes everything.
-        arguments: values by name. The parameter's default is always right.
+        owner: Name of the arguments' section in the message.
+        target: Class or function; a parameter without an annotation, or of another name, accepts everything.
+        arguments: Values by name. A parameter's default is always accepted.
     """
     hints = annotations_of(target)
     defaults = {p.name: p.default for p in inspect.signature(target).parameters.values()}
@@ -104,13 +104,13 @@ def _name(target: Callable) -> str:
 
 @functools.cache
 def annotations_of(target: Callable) -> dict[str, Any]:
-    """The annotations of the arguments of a class or a function; none where they cannot be resolved."""
+    """Return the annotations of a class's or function's arguments; empty if they cannot be resolved."""
     function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     if getattr(function, "__module__", "").partition(".")[0] in _LOOSE:
         return {}
     try:
         return typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):  # names that are imported for the type checker alone
+    except (NameError, TypeError, AttributeError):  # names imported only for the type checker
         return {}
 
 
@@ -119,7 +119,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is what the annotation `hint` says, as far as it says something of plain values."""
+    """Return True if `value` matches the annotation `hint`, as far as the hint restricts plain values."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
         return any(fits(value, option) for option in inner)
@@ -147,7 +147,7 @@ def _fits_scalar(value: Any, kind: Any) -> bool:
 
 def _fits_sequence(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
     if not isinstance(value, (Sequence, collections.abc.Set)) or isinstance(value, _TEXT):
-        # an iterable that is no list (a tensor, a loader) comes from code, not from a config
+        # an iterable that is not a list (a tensor, a loader) comes from code, not from a config
         return kind is collections.abc.Iterable and isinstance(value, collections.abc.Iterable) and _no_plain(value)
     if kind is tuple and inner and inner[-1] is not Ellipsis:
         return len(value) == len(inner) and all(fits(item, hint) for item, hint in zip(value, inner))
@@ -159,7 +159,7 @@ def _no_plain(value: Any) -> bool:
 
 
 def described(hint: Any) -> str:
-    """The annotation in words: `a whole number, a list of whole numbers or None`."""
+    """Return the annotation in words, such as `a list (each a number) or None`."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
         words = list(dict.fromkeys(described(option) for option in inner))

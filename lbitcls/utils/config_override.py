@@ -43,7 +43,7 @@ def check_override(root: ConfigDict, dotted: str, sections: Iterable[str]) -> No
             known += sections
         if isinstance(node, (list, tuple)) and part not in known:
             raise ConfigError(
-                f"the option '{dotted}': '{'.'.join(parts[:depth])}' is a list of {len(node)} items, "
+                f"the option '{dotted}': '{'.'.join(parts[:depth])}' is a list of length {len(node)}, "
                 f"numbered from 0; it has no item '{part}'. To extend it, give the whole list."
             )
         if part not in known:

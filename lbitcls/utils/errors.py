@@ -1,4 +1,4 @@
-"""Errors that speak to the user: what was given, what was expected, what to do.
+"""User errors whose messages say what was given, what was expected, and what to do.
 
 The command line prints the message of a `LbitclsError` without a traceback and exits with `exit_code`.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class LbitclsError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base class of errors that the user can fix."""
 
     exit_code = 1
 
@@ -23,27 +23,27 @@ class ConfigError(LbitclsError):
 
 
 class DataError(LbitclsError):
-    """Data is missing, corrupt, or not what the config says."""
+    """Data is missing, corrupt, or does not match the config."""
 
 
 class CheckpointError(LbitclsError):
-    """A checkpoint is missing, unreadable, or of another model."""
+    """A checkpoint is missing, unreadable, or does not match the model."""
 
 
 class DependencyError(LbitclsError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that installs it."""
 
 
 class TrainingError(LbitclsError):
-    """Training cannot go on (a loss that is not finite, say)."""
+    """Training cannot continue (for example, the loss is not finite)."""
 
 
 class ResourceError(LbitclsError):
-    """The machine gave out: a disk is full, a file-size limit is reached, memory is short, a process was killed."""
+    """The machine failed: a full disk, a file-size limit, too little memory, a killed process."""
 
 
 def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The candidate most like `name`, or None when none is similar (case does not count)."""
+    """Return the candidate most similar to `name`, ignoring case, or None if none is similar."""
     by_lower = {str(c).lower(): str(c) for c in candidates}
     found = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
@@ -61,12 +61,12 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
 
 
 def reject_unknown_keys(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `ConfigError` for the first key of `given` that `known` does not hold.
+    """Raise `ConfigError` for the first key of `given` that is not in `known`.
 
     Args:
-        owner: what the keys belong to, as the message names it (`"lr_config"`, `"LSQConv"`).
-        given: keys the user wrote.
-        known: keys that have a meaning.
+        owner: Name of the section or class in the message (`"lr_config"`, `"LSQConv"`).
+        given: Keys that the user wrote.
+        known: Accepted keys.
     """
     known = sorted(known)
     for key in given:
@@ -76,25 +76,25 @@ def reject_unknown_keys(owner: str, given: Iterable[str], known: Iterable[str]) 
 
 
 def require_dict(name: str, value: Any) -> dict[str, Any]:
-    """A copy of the section `value`, empty for None; `ConfigError` when it is no dict."""
+    """Return a copy of the section `value`, empty for None; raise `ConfigError` if it is not a dict."""
     if value is not None and not isinstance(value, Mapping):
         raise ConfigError(f"{name} is written as a dict(…); got {value!r}.")
     return dict(value or {})
 
 
 def require_list(name: str, value: Any) -> list[Any]:
-    """A copy of the list (or tuple) `value`, empty for None; `ConfigError` when it is none."""
+    """Return a copy of the list (or tuple) `value`, empty for None; raise `ConfigError` if it is neither."""
     if value is not None and not isinstance(value, (list, tuple)):
         raise ConfigError(f"{name} is written as a list, […]; got {value!r}.")
     return list(value or [])
 
 
 MOST = 10**9
-"""The largest count that a config may hold, where no lower bound is given: nothing real is longer."""
+"""Largest count in a config, unless a lower limit is given; no real one is larger."""
 
 
 def require_count(name: str, value: Any, least: int, most: int = MOST) -> int:
-    """`value`, an int from `least` to `most`; `ConfigError` when it is none."""
+    """Return `value`; raise `ConfigError` unless it is an integer from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is an int from {least}; got {shown(value)}.")
     if value > most:
@@ -103,7 +103,7 @@ def require_count(name: str, value: Any, least: int, most: int = MOST) -> int:
 
 
 def shown(value: Any) -> str:
-    """`value` as a message shows it: its `repr`, cut where it is long; Python writes out no int of 5,000 digits."""
+    """Return the `repr` of `value`, truncated if long; Python refuses to format an int of 5,000 digits."""
     try:
         text = repr(value)
     except ValueError:
@@ -112,14 +112,14 @@ def shown(value: Any) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what the cause of an error says, or it itself; its kind and place where that is empty."""
+    """Return the first line of an error's cause, or of itself; its type and place if that is empty."""
     cause = error.__cause__ or error
     lines = str(cause).strip().splitlines()
     return lines[0] if lines else f"{type(cause).__name__} without a message{_place(cause)}"
 
 
 def _place(error: BaseException) -> str:
-    """Where in the code an error was raised."""
+    """Return the place in the code where an error was raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

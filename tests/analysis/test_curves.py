@@ -47,7 +47,7 @@ def test_series(run: Run) -> None:
     assert run.series("loss", "val", "images")[0].tolist() == [60, 120]
     assert run.series("top-1", "val")[1].tolist() == [40, 80]
     assert run.quantities() == ["data_time", "loss", "lr", "time", "top-1"]
-    with pytest.raises(ConfigError, match="does not count the images"):
+    with pytest.raises(ConfigError, match="does not record the images"):
         Run("old", records(counted=False)).series("loss", "train", "images")
 
 
@@ -58,7 +58,7 @@ def test_time_per_iteration(run: Run) -> None:
     assert timing.mean == pytest.approx((4 * 0.1 + 2 * 0.4 + 4 * 0.1 + 2 * 0.2) / 12)
     assert timing.data == pytest.approx(timing.mean / 2)
     assert timing.slowest == (1, pytest.approx(0.2)) and timing.fastest == (2, pytest.approx(0.8 / 6))
-    with pytest.raises(DataError, match="no record of training"):
+    with pytest.raises(DataError, match="has no training records"):
         measure_time(Run("x", [r for r in run.records if r["mode"] == "val"]))
 
 

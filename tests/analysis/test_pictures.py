@@ -71,7 +71,7 @@ def test_small_confusion_matrix_shows_everything(classes: int, tmp_path: Path) -
     assert sorted(captions(figure)) == sorted(["10"] * classes + ["3"])
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [f"class {i}" for i in range(classes)]
-    assert f"{10 * classes} of {10 * classes + 3} right" in figure.get_suptitle()
+    assert f"{10 * classes} of {10 * classes + 3} correct" in figure.get_suptitle()
     assert pixels(save(figure, tmp_path / "c.png")).shape[2] == 3
 
 

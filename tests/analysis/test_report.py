@@ -89,12 +89,12 @@ def test_pages_of_one_model(what: str, tmp_path: Path) -> None:
     page, figures = check_target(tmp_path / "one.htm", "--save-path")
     write_report(compare_models(model, None, images()), page, figures, {"title": "one"})
     text = page.read_text(encoding="utf-8")
-    assert ("What stands out" in text) == ('id="costs"' in text) == (what == "quantized")
+    assert ("Key findings" in text) == ('id="costs"' in text) == (what == "quantized")
     assert ('id="work"' in text) == (what == "float")
 
 
 def test_targets_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"the page to write, \*.html; got 'x.json'"):
+    with pytest.raises(ConfigError, match=r"a page to write, \*.html; got 'x.json'"):
         check_target("x.json", "--save-path")
     with pytest.raises(ConfigError, match="would replace a file"):
         check_target(tmp_path / "x.html", "--save-path", tmp_path / "x.json")
@@ -115,19 +115,20 @@ def test_the_first_sentence_names_the_layer_that_costs_most(analysis: Analysis) 
     first = describe(analysis)[0]
     top = analysis.ranked[0]
     assert top.scan is not None and analysis.everything is not None
-    assert first.startswith(f"`{top.name}` costs most")
+    assert first.startswith(f"`{top.name}` is the most sensitive layer")
     total = sum(layer.scan.alone.kl for layer in analysis.ranked)
-    assert f"{100 * top.scan.alone.kl / total:.0f} % of what the 3 layers" in first
+    assert f"{100 * top.scan.alone.kl / total:.0f} % of the sum over 3 layers" in first
 
 
 def test_sentences_follow_the_figures(analysis: Analysis) -> None:
     assert analysis.own_error is not None and analysis.everything is not None
     trained = replace(analysis, retrained=True, everything=OutputError(1.0, 3.0, 0.4), error=OutputError(0.2, 9.0, 0.1))
     said = " ".join(describe(trained))
-    assert "Training made up for most of it" in said and "1.00 nats off, with another class for 40 %" in said
+    assert "Training removed most of the error" in said
+    assert "divergence of 1.00 nats, with another class for 40 %" in said
     assert "is 0.20 nats and 10 %" in said
     grown = replace(trained, own_error=OutputError(9.0, 0.0, 0.9))
-    assert "another class to 90 % of the images" in " ".join(describe(grown))
+    assert "another class for 90 % of the images" in " ".join(describe(grown))
     alone = replace(grown, basis="own", reference="own", retrained=False)
     assert "Read it with care" in " ".join(describe(alone))
     assert "Training" not in " ".join(describe(analysis))
@@ -136,7 +137,7 @@ def test_sentences_follow_the_figures(analysis: Analysis) -> None:
 def test_gains_are_said_only_where_there_is_one(analysis: Analysis) -> None:
     top = analysis.ranked[0]
     assert top.scan is not None and analysis.everything is not None
-    for share, said in ((0.4, "the divergence is 60 % lower"), (1.2, "gains nothing all the same")):
+    for share, said in ((0.4, "the divergence is 60 % lower"), (1.2, "in float gains nothing")):
         without = replace(analysis.everything, kl=share * analysis.everything.kl)
         layer = replace(top, scan=replace(top.scan, without=without))
         changed = replace(analysis, layers=tuple(layer if one is top else one for one in analysis.layers))
@@ -150,7 +151,7 @@ def test_outliers_are_told_where_they_make_much_of_the_error(analysis: Analysis)
     scan = replace(top.scan, weight_alone=OutputError(1, 1, 1), input_alone=OutputError(0.1, 1, 1))
     layer = replace(top, weight=weight, scan=scan)
     changed = replace(analysis, layers=tuple(layer if one is top else one for one in analysis.layers))
-    said = "0.2 % of the weights lie beyond the outermost levels and make 40 % of the squared error"
+    said = "0.2 % of the weights lie beyond the outermost levels and cause 40 % of the squared error"
     assert said in describe(changed)[0] and said not in describe(analysis)[0]
 
 
@@ -163,8 +164,8 @@ def test_idle_levels_clipping_and_float_layers_are_named() -> None:
     analysis = compare_models(both, model, images())
     said = " ".join(describe(analysis))
     grid = analysis.layers[2].weight.grid
-    assert grid is not None and f"the weight of `fc` {grid.levels_used} of 255" in said
-    assert "Of the inputs of `second`" in said and "are clipped" in said
+    assert grid is not None and f"weight of `fc` ({grid.levels_used} of 255)" in said
+    assert "In `second`, " in said and "% of the inputs are clipped" in said
     left = quantized(model, bSetQ=False)
     assert "2 of 3 layers stay float" in " ".join(describe(compare_models(left, model, images())))
 
@@ -186,7 +187,7 @@ def test_a_network_of_one_layer_without_error() -> None:
     with torch.no_grad():
         model.fc.weight.zero_()
     analysis = compare_models(quantized(_with_unused(model)), None, images())
-    assert "changes nothing" in describe(analysis)[0]
+    assert "does not change the output" in describe(analysis)[0]
     assert analysis.layers[0].output is not None and analysis.layers[0].output.sqnr_db is None
 
 

@@ -149,7 +149,8 @@ def test_a_checkpoint_of_before_is_told_its_grids_by_its_config(delivered: Deliv
     load_weights(model, completed, delivered.checkpoint)
     anew = uninitialized(model)
     assert len(anew) == 6 and all(name.startswith("backbone.layer") and "weight_q" in name for name in anew)
-    assert "anew (LSQ, 4 bits, integers -8 to 7 there; LSQ, 2 bits, integers -2 to 1 here): backbone.la" in caplog.text
+    reason = "LSQ, 4 bits, integers -8 to 7 there; LSQ, 2 bits, integers -2 to 1 here"
+    assert f"initialized again ({reason}): backbone.la" in caplog.text
     for unknown in ({**content, "meta": {}}, {**content, "state_dict": told}):
         assert with_grids(unknown, cfg) is unknown["state_dict"]
 

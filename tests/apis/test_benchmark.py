@@ -73,7 +73,7 @@ def test_mistakes(files: list[str], tmp_path: Path, capsys: Any) -> None:
         ([*files, "--threads", str(10**20)], "threads is a number from 1 to 1024"),
         ([*files, "--repeats", "-1"], "--repeats takes numbers from 1"),
         ([*files, "--repeats", str(10**9)], "--repeats is at most 100,000"),
-        ([*files, "--json", str(tmp_path)], "--json names the file"),
+        ([*files, "--json", str(tmp_path)], "--json must name a file"),
         ([*files, "--json", files[0]], "--json .*integer.onnx would replace a file"),
     ):
         assert main(["benchmark", *arguments]) == 2

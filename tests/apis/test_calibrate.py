@@ -73,7 +73,7 @@ def test_mistakes_are_answered(
     assert float_checkpoint.read_bytes() == before
     (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
     assert main([*arguments[:2], str(tmp_path / "model.onnx"), *arguments[3:]]) == 1
-    assert "model.onnx is an exported file" in capsys.readouterr().err
+    assert "model.onnx is an exported model" in capsys.readouterr().err
     assert not (tmp_path / "q.pth").exists()
 
 

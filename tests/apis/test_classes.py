@@ -97,7 +97,7 @@ def test_float_checkpoint_and_quantized_config(make_config: Any) -> None:
     quantized = make_config("quantized", total_epochs=1, quant_transformer=QUANT)
     for cfg in (plain, quantized):
         train_classifier(cfg)
-    with pytest.raises(CheckpointError, match="it has float weights, and the config's quant_transformer quantizes"):
+    with pytest.raises(CheckpointError, match="it has float weights, but the config's quant_transformer quantizes"):
         classify(quantized, f"{plain.work_dir}/latest.pth")
-    with pytest.raises(CheckpointError, match="it is of a quantized model, and the config has no quant_transformer"):
+    with pytest.raises(CheckpointError, match="it is from a quantized model, but the config has no quant_transformer"):
         classify(plain, f"{quantized.work_dir}/latest.pth")

@@ -40,7 +40,7 @@ def test_train_and_test(write_config: Any, tmp_path: Path, capsys: Any) -> None:
         (["train", "CONFIG", "--gpus", "2"], 2, "dist_train.sh"),
         (["train", "CONFIG", "--gpus", "0"], 2, "--cpu-only"),
         (["train", "CONFIG", "--gpu-ids", "0", "1"], 2, "dist_train.sh"),
-        (["train", "CONFIG", "--device", "tpu"], 2, "names no device"),
+        (["train", "CONFIG", "--device", "tpu"], 2, "a device must be"),
         (["train", "CONFIG", "--options", "optimizer.lrr=1"], 2, "did you mean 'lr'"),
         (["train", "CONFIG", "--options", "lr"], 2, "key=value"),
         (["train", "CONFIG", "--resume-from", "no.pth"], 1, "there is no checkpoint"),

@@ -63,7 +63,7 @@ def test_the_command_writes_the_page_and_the_figures(files: Any, tmp_path: Path,
     page = tmp_path / "new" / "report.html"
     given = in_order(files, "images", "float.py", "int.py", "float.pth", "int.pth")
     assert main(["compare", *given, "--device", "cpu", "--save-path", str(page), "--num-images", "20"]) == 0
-    assert "costs most: quantized alone" in capsys.readouterr().out
+    assert "is the most sensitive layer: quantized alone" in capsys.readouterr().out
     figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert figures["images"] == 20 and figures["labelled"] and figures["image_shape"] == [1, 8, 8]
     assert figures["about"]["float checkpoint"] == files["float.pth"]
@@ -125,7 +125,7 @@ def test_a_float_phase_and_one_config_serve_as_the_float_model(files: Any, tmp_p
         seen.append(compare_checkpoints(files["images"], given, out=tmp_path / f"{number}.html", num_images=5))
     assert seen[0] == seen[1]
     said = "".join(capsys.readouterr())
-    assert "its quantizers, which are off, are left out" in said and "WARNING" not in said
+    assert "its quantizers, which are disabled, are left out" in said and "WARNING" not in said
 
 
 def test_one_model(files: Any, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_one_model(files: Any, tmp_path: Path) -> None:
         (["float.py", "int.py", "none.pth", "int.pth"], {}, CheckpointError, "there is no checkpoint none.pth"),
         (["float.py", "int.py", "float.pth", "int.pth"], dict(num_images=0), ConfigError, "from 1; got 0"),
         (["float.py", "int.py", "float.pth", "int.pth"], dict(out="x.png"), ConfigError, r"\*.html; got 'x.png'"),
-        (["float.py", "int.py", "float.pth", "int.pth"], dict(device="tpu"), ConfigError, "names no device"),
+        (["float.py", "int.py", "float.pth", "int.pth"], dict(device="tpu"), ConfigError, "a device must be"),
     ],
 )
 def test_mistakes(
@@ -176,9 +176,9 @@ def test_device_and_page_follow_the_files_as_in_the_original(
     done = run_tool("model_analysis_tool", *given, "gpu:0", tmp_path / "page.html", "--num-images", 3)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "page.html").exists() and (tmp_path / "page.json").exists()
-    assert torch.cuda.is_available() or "No GPU here: running on the CPU." in done.stdout
+    assert torch.cuda.is_available() or "Running on the CPU: this machine has no GPU." in done.stdout
     for extra, message in (
-        (["here.html"], "'here.html' names no device"),
+        (["here.html"], "a device must be .*; got 'here.html'"),
         (["cpu", "a.html", "b.html"], "got 7 files"),
         (["cpu", "a.html", "--device", "0"], "the device is given twice, as cpu and as 0"),
     ):
@@ -198,7 +198,7 @@ def test_another_architecture_is_refused(files: Any, tiny_sections: dict[str, An
     Config(wide).dump(tmp_path / "wide.py")
     save_checkpoint(build_classifier(wide["model"]), tmp_path / "wide.pth")
     given = in_order(files, str(tmp_path / "wide.py"), "int.py", str(tmp_path / "wide.pth"), "int.pth")
-    with pytest.raises(ConfigError, match=r"two architectures: the weight of backbone.conv1 is \(4, 1, 3, 3\)"):
+    with pytest.raises(ConfigError, match=r"differ in architecture: the weight of backbone.conv1 is \(4, 1, 3, 3\)"):
         compare_checkpoints(files["images"], given, out=tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()
 
@@ -213,7 +213,7 @@ def test_images_are_found(files: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'images'"):
         find_images(Path(files["images"]).with_name("image"), 5)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no images \(.bmp"):
+    with pytest.raises(DataError, match=r"contains no images \(.bmp"):
         find_images(tmp_path / "empty", 5)
 
 

@@ -210,7 +210,7 @@ def test_what_cannot_be_expressed_exits_with_2(
     "options, match",
     [
         (dict(out="gone/model.onnx/x.onnx"), r"--out .*x\.onnx cannot be written: Not a directory"),
-        (dict(out="reported.onnx"), r"reported\.report\.json is a folder; --out names the file"),
+        (dict(out="reported.onnx"), r"--out must name a file to write; .*reported\.report\.json is a folder"),
         (dict(out="model.txt"), r"--out names the file to write, such as model\.onnx; got '.*model\.txt'"),
         (dict(num_images=0), "--num-images is a number from 1"),
         (dict(residual_bits=4), "--residual-bits is 8"),
@@ -249,11 +249,11 @@ def test_what_is_no_checkpoint_of_the_config(
     out = tmp_path / "model.onnx"
     for config, name, message in (
         ("quantized", "float.pth", "it has float weights.*\n.*calibrate.*--options quant_transformer=none\n"),
-        ("float", "quantized.pth", "it is of a quantized model.*has no quant_transformer.*\n.*give the config"),
+        ("float", "quantized.pth", "it is from a quantized model.*has no quant_transformer.*\n.*use the config"),
         ("dsq", "quantized.pth", "made with other quantizers.*\n.*: LSQ, .* DSQ, .*\n(.*\n)*.*give the config"),
-        ("quantized", "cut.pth", "checkpoint .*cut.pth is damaged .*was not copied in full"),
-        ("quantized", "old.onnx", "old.onnx is an exported file.*give the checkpoint"),
-        ("quantized", "folder", "folder is a folder, not a checkpoint; it holds no .pth file"),
+        ("quantized", "cut.pth", "checkpoint .*cut.pth is damaged .*or copied only in part"),
+        ("quantized", "old.onnx", "old.onnx is an exported model.*give the checkpoint"),
+        ("quantized", "folder", "folder is a folder, not a checkpoint; it contains no .pth file"),
     ):
         assert main(["export", configs[config], str(tmp_path / name), "--out", str(out)]) == 1
         error = capsys.readouterr().err

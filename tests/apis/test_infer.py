@@ -68,7 +68,7 @@ def test_images_that_cannot_be_read(delivered: Delivered, photos: Path, tmp_path
     assert captured.out.count("\n") == 2 and str(photos / "a.png") in captured.out
     *said, last = captured.err.splitlines()
     assert said == [records[0]["error"], records[2]["error"]]
-    assert said[0] == f"{tmp_path / 'missing.jpg'}: there is no such file."
+    assert said[0] == f"{tmp_path / 'missing.jpg'}: no such file."
     assert last == "DataError: 2 of 4 images could not be used; the messages above say why."
 
 
@@ -86,7 +86,7 @@ def test_json_on_standard_output(place: str, into: str, delivered: Delivered, ph
         records = json.loads(done.stdout if into == "pipe" else file.read())
     assert done.returncode == 1 and [sorted(record)[0] for record in records] == ["path", "error"]
     assert f"{photos / 'a.png'}: {records[0]['pred_class']} " in done.stderr
-    assert "no.png: there is no such file" in done.stderr
+    assert "no.png: no such file" in done.stderr
 
 
 def test_json_to_a_pipe_with_a_name(delivered: Delivered, photos: Path, tmp_path: Path, capsys: Any) -> None:
@@ -125,7 +125,7 @@ def test_large_photos_are_predicted_silently(
         (["CONFIG", "no.onnx", "a.png"], 1, "there is no ONNX file no.onnx"),
         (["CONFIG", "no.pth", "a.png"], 1, "there is no checkpoint no.pth"),
         (["no.py", "MODEL", "a.png"], 2, "there is no config file"),
-        (["CONFIG", "MODEL", "EMPTY"], 1, "holds no images (.bmp, "),
+        (["CONFIG", "MODEL", "EMPTY"], 1, "contains no images (.bmp, "),
         (["CONFIG", "MODEL", "a.png", "--topk", "0"], 2, "topk is a number from 1; got 0"),
         (["CONFIG", "MODEL", "a.png", "--batch-size", "0"], 2, "batch_size is a number from 1; got 0"),
         (["CONFIG", "MODEL", "a.png", "--engine", "tensorflow"], 2, "there is no engine 'tensorflow'"),
@@ -167,7 +167,7 @@ def test_progress_on_a_terminal(delivered: Delivered, photos: Path) -> None:
     code, shown, errors = on_terminal(ROOT / "tools" / "infer.py", *arguments)
     assert code == 1
     assert "images" in shown and "100%" in shown and "deep/c.png: digit " in shown
-    assert "none.jpg: there is no such file" in errors + shown
+    assert "none.jpg: no such file" in errors + shown
     assert "Traceback" not in errors
 
 

@@ -36,7 +36,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, without a network and without weights in a cache."""
 
     def missing(name: str) -> Path:
-        raise CheckpointError(f"{name} cannot be fetched; put the file somewhere.")
+        raise CheckpointError(f"{name} cannot be downloaded; put the file somewhere.")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "fetch_weights", missing)
@@ -84,7 +84,7 @@ def test_folder_without_a_split(photos: Photos, capsys: Any) -> None:
     ):
         assert part in said
     assert "The same image twice: 1" in said and "Not of 蟻, with one image each" in said
-    assert "cannot be fetched" in said and "lbitcls train my_photos.py" in said
+    assert "cannot be downloaded" in said and "lbitcls train my_photos.py" in said
     cfg = read("my_photos.py")
     train, val = files_of(cfg, "train"), files_of(cfg, "val")
     assert len(train) + len(val) == 17 and len(val) in (3, 4) and not set(train) & set(val)
@@ -168,7 +168,7 @@ def test_time_limit(photos: Photos, capsys: Any) -> None:
         (["My Photos", "--val", "1"], 2, "between 0 and 1"),
         (["My Photos", "--workers", "0"], 2, "from 1"),
         (["My Photos", "--pretrained", "weights.pth"], 1, "there is no checkpoint weights.pth"),
-        (["My Photos", "--pretrained", "torchvision://mobilenet_v2"], 1, "cannot be fetched"),
+        (["My Photos", "--pretrained", "torchvision://mobilenet_v2"], 1, "cannot be downloaded"),
     ],
 )
 def test_mistakes(arguments: list[str], code: int, message: str, photos: Photos, capsys: Any) -> None:

@@ -202,7 +202,7 @@ def test_visualize_an_exported_file(trained: Any, monkeypatch: Any, tmp_path: Pa
     figure = visualize("confusion", trained[0], "model.onnx", engine="onnxruntime", threads=1)
     assert opened == [("model.onnx", "onnxruntime", 1)]
     counts = {text.get_position()[0] for text in figure.axes[0].texts}
-    assert counts == {3} and "36 of 360 right" in figure.get_suptitle()
+    assert counts == {3} and "36 of 360 correct" in figure.get_suptitle()
 
 
 def test_visualize_takes_a_live_model_and_a_grid(trained: Any, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_visualize_takes_a_live_model_and_a_grid(trained: Any, tmp_path: Path) -
         (dict(kind="error"), ConfigError, "did you mean 'errors'"),
         (dict(kind="batch", num_images=0), ConfigError, "from 1"),
         (dict(kind="batch", cols=-1), ConfigError, "cols is a number from 1; got -1"),
-        (dict(kind="batch", out="x.txt"), ConfigError, "picture"),
+        (dict(kind="batch", out="x.txt"), ConfigError, "a figure's file must be"),
         (dict(kind="predictions"), CheckpointError, "name the checkpoint"),
         (dict(kind="batch", split="training"), ConfigError, "data.training"),
     ],

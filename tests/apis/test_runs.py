@@ -101,7 +101,7 @@ def test_a_file_size_limit_ends_the_run_with_a_message(make_config: Any, tmp_pat
     cfg.dump(tmp_path / "tiny.py")
     done = subprocess.run(**command("-c", LIMITED, limit, tmp_path / "tiny.py"), capture_output=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "ResourceError: " in done.stderr and "a limit on the size of files is reached. Raise it" in done.stderr
+    assert "ResourceError: " in done.stderr and "the limit on file sizes is reached. Raise it" in done.stderr
     assert ("Nothing of the run was saved before" in done.stderr) is (limit > 1000)
     assert not list(Path(cfg.work_dir).glob("**/*.tmp"))
     train_classifier(cfg, resume=True)
@@ -144,7 +144,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(make_config: Any, tmp_path: P
         call = command("tools/train.py", tmp_path / "tiny.py")
         done = subprocess.run(**call, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "standard output cannot be written: No space left on device; going on without it.\n"
+    assert done.stderr == "standard output cannot be written: No space left on device; continuing without it.\n"
     assert (Path(cfg.work_dir) / "summary.json").exists()
 
 
@@ -223,7 +223,7 @@ def test_no_run_waits_at_a_pipe(make_config: Any, capsys: Any) -> None:
     for name in ("run.txt", "log.jsonl"):
         (folder / name).unlink()
         os.mkfifo(folder / name)
-    with pytest.raises(OSError, match="no regular file but a named pipe"):
+    with pytest.raises(OSError, match="not a regular file but a named pipe"):
         train_classifier(cfg, resume=True)
     assert "names no run" in capsys.readouterr().out and (folder / "run.txt").is_file()
     (folder / "log.jsonl").unlink()

@@ -109,7 +109,7 @@ def test_checkpoint_of_another_model(make_config: Any) -> None:
     cfg = make_config(total_epochs=1)
     train_classifier(cfg)
     other = make_config(options={"model.backbone.width": 4, "model.head.in_channels": 8})
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="does not match the model"):
         classify(other, f"{cfg.work_dir}/latest.pth")
 
 

@@ -262,7 +262,7 @@ def test_unfreezing_with_delayed_quantization(make_config: MakeConfig) -> None:
     [
         (dict(epoch=0), "epoch is an int from 1"),
         (dict(epoch=2), "epoch=2, but the run has only 2 epochs"),
-        (dict(epoch=1, layers=["bakbone"]), "'bakbone' names no part of the model; did you mean 'backbone'"),
+        (dict(epoch=1, layers=["bakbone"]), "'bakbone' matches no part of the model; did you mean 'backbone'"),
         (dict(epoch=1, layers=[]), "needs layers"),
         (dict(epoch=1, lr_mult="much"), "lr_mult is a number"),
         (dict(epoch=1, layer=["backbone"]), "did you mean 'layers'"),

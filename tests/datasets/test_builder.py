@@ -36,9 +36,9 @@ def test_a_wrong_key_is_named(name: str) -> None:
 def test_what_is_no_data_set() -> None:
     with pytest.raises(ConfigError, match="did you mean 'ImageNet'"):
         build_dataset(dict(type="ImagNet"))
-    with pytest.raises(ConfigError, match="a data set is given as"):
+    with pytest.raises(ConfigError, match="a data set must be dict"):
         build_dataset({"data_prefix": "x"})
-    with pytest.raises(ConfigError, match="on_error is 'raise' or 'skip'; got 'ignore'"):
+    with pytest.raises(ConfigError, match="on_error must be 'raise' or 'skip'; got 'ignore'"):
         build_dataset(dict(type="ImageFolder", data_prefix=_one_image(), on_error="ignore"))
 
 

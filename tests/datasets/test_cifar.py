@@ -76,12 +76,12 @@ def test_published_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pref
 def test_files_that_are_not_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small(tmp_path, monkeypatch)
     (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"something else")
-    with pytest.raises(DataError, match="CIFAR10: the files are there, but torchvision refuses them"):
+    with pytest.raises(DataError, match="CIFAR10: the files were found, but torchvision rejects them"):
         build_dataset(dict(type="CIFAR10"), data_root=tmp_path)
 
 
 def test_missing_mentions_the_download() -> None:
-    with pytest.raises(DataError, match=r"'cifar-10-batches-py'.*cifar-10-python\.tar\.gz.*download=True fetches it"):
+    with pytest.raises(DataError, match=r"'cifar-10-batches-py'.*cifar-10-python\.tar\.gz.*download=True downloads it"):
         build_dataset(dict(type="CIFAR10"))
 
 

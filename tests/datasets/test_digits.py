@@ -62,7 +62,7 @@ def test_the_ways_to_say_which_part(keys: dict, count: int) -> None:
 
 
 def test_wrong_parts() -> None:
-    with pytest.raises(ConfigError, match="split is 'train' or 'test'; got 'val'"):
+    with pytest.raises(ConfigError, match="split must be 'train' or 'test'; got 'val'"):
         build_dataset(dict(type="Digits", split="val"))
     with pytest.raises(ConfigError, match="split='train' and test_mode=True contradict"):
         build_dataset(dict(type="Digits", split="train", test_mode=True))

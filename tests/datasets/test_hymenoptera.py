@@ -57,13 +57,13 @@ def test_its_own_place(tmp_path: Path) -> None:
 
 
 def test_it_is_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"found neither 'hymenoptera_data/train'.*hymenoptera_256 is taken too"):
+    with pytest.raises(DataError, match=r"found neither 'hymenoptera_data/train'.*hymenoptera_256 is accepted too"):
         dataset()
 
 
 @pytest.mark.parametrize("keys", [dict(split="test"), dict(split="train", test_mode=True)])
 def test_wrong_splits(keys: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="split is 'train' or 'val'"):
+    with pytest.raises(ConfigError, match="split must be 'train' or 'val'"):
         dataset(**keys)
 
 
@@ -86,7 +86,7 @@ def test_download_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("torch.hub.urlopen", refuse)
-    with pytest.raises(DataError, match="the download of https.*failed.*Without a network put the archive"):
+    with pytest.raises(DataError, match="the download of https.*failed.*Without a network, put a copy of the archive"):
         dataset(download=True)
 
 

@@ -45,9 +45,9 @@ def test_bad_lines_are_named(image_folder: Path, line: str) -> None:
 
 
 def test_labels_that_are_too_large_and_empty_lists(image_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"list\.txt:1: label 1000 is not below 1000"):
+    with pytest.raises(DataError, match=r"list\.txt:1: label 1000 must be below 1000"):
         _listed(image_folder.parent, "cat/0.jpg 1000\n")
-    with pytest.raises(DataError, match=r"list\.txt:1: label 2 is not below 2"):
+    with pytest.raises(DataError, match=r"list\.txt:1: label 2 must be below 2"):
         _listed(image_folder.parent, "cat/0.jpg 2\n", classes=["cat", "dog"])
     with pytest.raises(DataError, match="lists no images"):
         _listed(image_folder.parent, "\n")
@@ -59,7 +59,7 @@ def test_labels_that_are_too_large_and_empty_lists(image_folder: Path) -> None:
 
 def test_a_listed_file_that_is_not_there(image_folder: Path) -> None:
     dataset = _listed(image_folder.parent, "cat/nine.jpg 0\n")
-    with pytest.raises(DataError, match=r"photos/cat/nine\.jpg: there is no such file"):
+    with pytest.raises(DataError, match=r"photos/cat/nine\.jpg: no such file"):
         dataset[0]
 
 
@@ -77,7 +77,7 @@ def test_flat_folder(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{name}.png")
     dataset = build_dataset(dict(type="ImageNet", data_prefix="flat", classes=["x", "y", "z"]))
     assert dataset.labels.tolist() == [0, 1, 2] and dataset.describe(0).endswith("a.png")
-    with pytest.raises(DataError, match="no class folders and 3 images; expected class folders, or one image of each"):
+    with pytest.raises(DataError, match="no class folders and 3 images; expected class folders, or one image for each"):
         build_dataset(dict(type="ImageNet", data_prefix="flat"))
 
 

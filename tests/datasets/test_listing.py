@@ -42,7 +42,7 @@ def test_a_link_to_what_is_counted_multiplies_nothing(
     link.symlink_to(photos / "cat" / target if target != "/" else target)
     with caplog.at_level(logging.WARNING, "lbitcls"):
         assert _names(photos / "cat") == expected
-    assert target == "again" or f"already are left out: {link}" in caplog.text
+    assert target == "again" or f"folders that are already counted: {link}" in caplog.text
 
 
 def test_links_to_files_and_to_other_folders_are_followed_once(photos: Path, tmp_path: Path) -> None:
@@ -95,5 +95,5 @@ def test_a_long_line_costs_its_own_length(tmp_path: Path) -> None:
         read_list(tmp_path / "list.txt", tmp_path, 2)
     assert len(str(caught.value)) < 400
     (tmp_path / "list.txt").write_text("a.png " + "1" * 5000)
-    with pytest.raises(DataError, match=r"list\.txt:1: label 1+ is not below 2"):
+    with pytest.raises(DataError, match=r"list\.txt:1: label 1+ must be below 2"):
         read_list(tmp_path / "list.txt", tmp_path, 2)

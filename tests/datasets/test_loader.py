@@ -200,9 +200,9 @@ def test_a_corrupt_image_is_left_out_and_counted(
     assert [b["index"].tolist() for b in batches] == [[0, 1, 2, 3, 4], [5, 7, 9], [10, 11]]
     assert all(len(b["img"]) == len(b["gt_label"]) == len(b["index"]) for b in batches)
     assert list(loader.skipped) == [6, 8] and "dog/2.jpg" in loader.skipped[6]
-    assert [record.getMessage()[:32] for record in caplog.records] == [
-        "left out an image (1 so far): " + str(image_folder)[:2],
-        "left out an image (2 so far): " + str(image_folder)[:2],
+    assert [record.getMessage()[:46] for record in caplog.records] == [
+        "Leaving out an unreadable image (1 so far): " + str(image_folder)[:2],
+        "Leaving out an unreadable image (2 so far): " + str(image_folder)[:2],
     ]
 
 
@@ -236,7 +236,7 @@ def test_images_of_different_sizes(image_folder: Path) -> None:
 
 @pytest.mark.parametrize(("keys", "message"), [((0, 0), "samples_per_gpu"), ((4, -1), "workers_per_gpu")])
 def test_wrong_counts(keys: tuple[int, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"{message} is a whole number, at least"):
+    with pytest.raises(ConfigError, match=f"{message} must be an integer from"):
         build_dataloader(_digits(), *keys)
 
 

@@ -66,12 +66,12 @@ def test_corrupt_files(tmp_path: Path) -> None:
 def test_images_and_labels_of_different_length(tmp_path: Path) -> None:
     _write(tmp_path / "MNIST", "train", 30, False)
     (tmp_path / "MNIST" / "train-labels-idx1-ubyte").write_bytes(_idx(np.zeros(29)))
-    with pytest.raises(DataError, match=r"\(30, 28, 28\) images do not go with \(29,\) labels"):
+    with pytest.raises(DataError, match=r"\(30, 28, 28\) images do not match \(29,\) labels"):
         build_dataset(dict(type="MNIST"), data_root=tmp_path)
 
 
 def test_missing_mentions_the_download() -> None:
-    with pytest.raises(DataError, match=r"MNIST: found neither 'MNIST'.*download=True fetches it"):
+    with pytest.raises(DataError, match=r"MNIST: found neither 'MNIST'.*download=True downloads it"):
         build_dataset(dict(type="MNIST"))
 
 

@@ -53,11 +53,11 @@ def test_files_that_cannot_be_read_are_left_out(image_folder: Path) -> None:
 
 @pytest.mark.parametrize("indices", [[], range(0), "0:5", 5, [0.0, 1.0], [True], {0, 1}])
 def test_what_is_no_list_of_positions(indices: Any) -> None:
-    with pytest.raises(ConfigError, match="Digits: indices is a list, tuple or range of positions from 0; got "):
+    with pytest.raises(ConfigError, match="Digits: indices must be a list, tuple or range of positions from 0; got "):
         digits(indices=indices)
 
 
 @pytest.mark.parametrize("indices", [[360], [-1, 3], range(361)])
 def test_positions_that_are_not_there(indices: Any) -> None:
-    with pytest.raises(DataError, match="indices are positions from 0 to 359 here; got "):
+    with pytest.raises(DataError, match="indices must be positions from 0 to 359; got "):
         digits(indices=indices)

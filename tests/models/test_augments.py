@@ -58,7 +58,7 @@ def test_probability(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     [
         (dict(type="Mixup2"), 4, "did you mean"),
         (dict(type="MixUp", alpah=1), 4, "did you mean 'alpha'"),
-        (dict(type="MixUp", alpha=0), 4, "expected a number above 0"),
+        (dict(type="MixUp", alpha=0), 4, "alpha must be a number above 0"),
         (dict(type="MixUp", num_classes=3), 4, "num_classes=3, but the head has 4"),
         (dict(type="MixUp"), None, "needs num_classes"),
         ([dict(type="MixUp", prob=0.7), dict(type="CutMix", prob=0.7)], 4, "more than 1"),

@@ -96,7 +96,7 @@ def test_labels_are_needed_for_losses(batch: tuple[torch.Tensor, torch.Tensor]) 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8)])
 def test_wrong_image_shape(shape: tuple[int, ...]) -> None:
     model = build_classifier(small_config())
-    with pytest.raises(DataError, match=r"takes images \(N, 1, H, W\), got \("):
+    with pytest.raises(DataError, match=r"needs images \(N, 1, H, W\); got \("):
         model.predict(torch.rand(shape))
 
 
@@ -110,7 +110,7 @@ def test_head_of_other_channels() -> None:
 def test_head_without_neck_says_what_is_missing(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     config = small_config()
     del config["neck"]
-    with pytest.raises(ConfigError, match="add neck=dict"):
+    with pytest.raises(ConfigError, match="Add neck=dict"):
         build_classifier(config).predict(batch[0])
 
 
@@ -122,7 +122,7 @@ def test_head_without_neck_says_what_is_missing(batch: tuple[torch.Tensor, torch
         (dict(nek=None), "did you mean 'neck'"),
         (dict(train_cfg=dict(augment=dict())), "did you mean 'augments'"),
         (dict(pretrained="https://example.org/resnet18.pth"), "neither a local file nor"),
-        (dict(init_cfg=dict(type="Kaiming")), "expected dict"),
+        (dict(init_cfg=dict(type="Kaiming")), "must be dict"),
     ],
 )
 def test_mistakes_are_named(change: dict, message: str) -> None:

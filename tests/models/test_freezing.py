@@ -103,10 +103,11 @@ def test_names_and_patterns() -> None:
         "backbone.layer2",
         "backbone.layer3",
     ]
-    with pytest.raises(ConfigError, match="here: 'backbone.layr3' names no part of the model; did you mean 'backbone"):
+    message = "here: 'backbone.layr3' matches no part of the model; did you mean 'backbone"
+    with pytest.raises(ConfigError, match=message):
         model.find_parts(["backbone.layr3"], "here")
 
 
 def test_frozen_is_true_or_false() -> None:
-    with pytest.raises(ConfigError, match="frozen is True or False; got 2. For a part: frozen_stages"):
+    with pytest.raises(ConfigError, match="frozen must be True or False; got 2. See also frozen_stages"):
         classifier(frozen=2)

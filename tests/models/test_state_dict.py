@@ -153,7 +153,7 @@ def test_conversion_by_command(shared_data: Path, work_dir: Path, capsys: pytest
 
 def test_conversion_refuses_other_networks(work_dir: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), work_dir / "other.pth")
-    with pytest.raises(CheckpointError, match="is no CIFAR ResNet with option-A shortcuts"):
+    with pytest.raises(CheckpointError, match="is not a CIFAR ResNet with option-A shortcuts"):
         convert_cifar_resnet(work_dir / "other.pth", work_dir / "out.pth")
     assert not (work_dir / "out.pth").exists()
 

@@ -59,7 +59,7 @@ def test_other_grids_are_taken_anew_and_equal_ones_kept(there: str, tmp_path: Pa
         model = quantized(**options, data=False)
         load_checkpoint(model, tmp_path / "x.pth")
         if here == there:
-            assert not uninitialized(model) and "anew" not in caplog.text
+            assert not uninitialized(model) and "initialized again" not in caplog.text
             assert torch.equal(model(IMAGES), source(IMAGES))
             continue
         assert "there; " in caplog.text or "lacks" in caplog.text
@@ -86,7 +86,7 @@ def test_a_tensor_that_is_lost_is_named(lost: str, tmp_path: Path, caplog: Any) 
     torch.save(state, tmp_path / "x.pth")
     model = quantized("LSQ", 4)
     load_checkpoint(model, tmp_path / "x.pth")
-    assert f"anew (it lacks {lost}): 4.weight_quantizer" in caplog.text
+    assert f"initialized again (it lacks {lost}): 4.weight_quantizer" in caplog.text
     assert uninitialized(model) == ["4.weight_quantizer"]
     with pytest.raises(CheckpointError, match=rf"it lacks {lost}\): 4\.weight_quantizer"):
         load_checkpoint(quantized("LSQ", 4), tmp_path / "x.pth", strict=True)
@@ -99,8 +99,8 @@ def test_a_quantizer_that_is_lost_is_named(tmp_path: Path, caplog: Any) -> None:
     state = {name: value for name, value in quantized("LSQ", 4).state_dict().items() if "0.weight_q" not in name}
     torch.save(state, tmp_path / "x.pth")
     load_checkpoint(quantized("LSQ", 4), tmp_path / "x.pth")
-    assert "of a quantized model that lacks 4 tensors of quantizers: 0.weight_quantizer" in caplog.text
-    with pytest.raises(CheckpointError, match="lacks 4 tensors") as error:
+    assert "from a quantized model but lacks 4 quantizer tensors: 0.weight_quantizer" in caplog.text
+    with pytest.raises(CheckpointError, match="lacks 4 quantizer tensors") as error:
         load_checkpoint(quantized("LSQ", 4), tmp_path / "x.pth", strict=True)
     assert "float weights" not in str(error.value)
 
@@ -120,7 +120,7 @@ def test_files_of_before_say_no_grid(tmp_path: Path, caplog: Any) -> None:
     load_checkpoint(model, tmp_path / "x.pth", strict=True)
     assert not caplog.text and torch.equal(model(IMAGES), source(IMAGES))
     load_checkpoint(model, tmp_path / "x.pth")
-    assert "does not say which method and bits its 4 quantizers have" in caplog.text
+    assert "does not record the method and bits of its 4 quantizers" in caplog.text
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"7", b"\xff"])

@@ -292,7 +292,7 @@ def test_a_methods_name_is_taken_twice_only_on_purpose(forget_registrations: Non
         pass
 
     register_method("Own", weight=First, input=First)
-    with pytest.raises(ConfigError, match="'OwnConv' already, .*Second needs another name.*force=True"):
+    with pytest.raises(ConfigError, match="'OwnConv' exists already, .*Second needs another name.*force=True"):
         register_method("Own", weight=Second, input=Second)
     assert methods.METHODS["Own"].weight is First
     register_method("Own", weight=Second, input=Second, force=True)

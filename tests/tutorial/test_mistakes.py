@@ -79,7 +79,7 @@ MISTAKES = [
     (OPTION + "total_epochs=0", 2, ["total_epochs", "0"]),
     (OPTION + "total_epochs=ten", 2, ["total_epochs", "'ten'"]),
     (OPTION + "model.backbone.type=ResNett", 2, ["'ResNett'", "did you mean 'ResNet'"]),
-    (OPTION + "model.backbone.depth=17", 2, ["depth=17", "18"]),
+    (OPTION + "model.backbone.depth=17", 2, ["depth must be one of 18", "got 17"]),
     (OPTION + "model.head.in_channels=32", 2, ["in_channels=32", "64"]),
     (OPTION + "model.head.num_classes=3", 2, ["num_classes", "3"]),
     (OPTION + "data.train.type=ImageNetV2", 2, ["'ImageNetV2'", "did you mean 'ImageNetV1'"]),
@@ -94,7 +94,7 @@ MISTAKES = [
     (OPTION + "calibration.epoch=1", 2, ["calibration.epoch", "1"]),
     (OPTION + "dist_params.backend=ncccl --launcher pytorch", 2, ["launcher", "dist_train.sh"]),
     (OPTION + "optimizer=SGD", 2, ["optimizer = dict(", "'SGD'"]),
-    (OPTION + "data.train.pipeline=None", 2, ["pipeline is a list", "None"]),
+    (OPTION + "data.train.pipeline=None", 2, ["pipeline must be a list", "None"]),
     (OPTION + "data.samples_per_gpu=0", 2, ["samples_per_gpu", "0"]),
     (OPTION + "data.train.data_prefix=missing", 1, ["found neither 'missing'", "DATA", "--data-root"]),
     (OPTION + "load_from=TMP/none.pth", 1, ["there is no checkpoint", "none.pth"]),
@@ -182,14 +182,14 @@ def test_corrupt_image(place: dict[str, Path], tmp_path: Path, capsys: Any) -> N
     assert "train/n1/5.jpg" in capsys.readouterr().err
     skip = ["--options", "+data.train.on_error=skip"]
     assert main(["train", str(place["CONFIG"]), *flags, *skip]) == 0
-    assert "left out an image (1 so far)" in capsys.readouterr().out
+    assert "Leaving out an unreadable image (1 so far)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
         ("train CONFIG --epochs 3", 2, ["unrecognized arguments: --epochs"]),
-        ("test CONFIG TMP/seven.pth --data-root DATA", 1, ["CheckpointError", "another model"]),
+        ("test CONFIG TMP/seven.pth --data-root DATA", 1, ["CheckpointError", "does not match the model"]),
         ("train TMP/syntax.py", 2, ["ConfigError", "syntax.py"]),
     ],
 )

@@ -69,7 +69,7 @@ def test_report_of_what_does_not_fit(tmp_path: Path, caplog: Any) -> None:
     assert ": 1 of 4 tensors" in caplog.text
     assert "missing: fc.bias" in caplog.text and "unexpected: other.weight" in caplog.text
     assert "conv.weight (6, 1, 3, 3) for (4, 1, 3, 3)" in caplog.text
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="does not match the model"):
         load_checkpoint(Net(), tmp_path / "x.pth", strict=True)
 
 
@@ -134,13 +134,13 @@ def test_code_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}])
 def test_no_weights_in_it(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match="contains no weights"):
         read_checkpoint(tmp_path / "x.pth")
 
 
 def test_an_exported_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
-    with pytest.raises(CheckpointError, match=r"model\.onnx is an exported file.*give the checkpoint \(\.pth\)"):
+    with pytest.raises(CheckpointError, match=r"model\.onnx is an exported model.*give the checkpoint \(\.pth\)"):
         read_checkpoint(tmp_path / "model.onnx")
 
 
@@ -153,11 +153,11 @@ def test_what_differs_where_one_network_is_quantized_otherwise() -> None:
     for own, given, cause, remedy in (
         (net, net, "", ""),
         (net, {"fc.bias": torch.zeros(2)}, "", ""),
-        (lsq, net, "it has float weights, and", "--options quant_transformer=none"),
-        (net, lsq, "the config has no quant_transformer", "give the config that it was trained with"),
+        (lsq, net, "it has float weights, but", "--options quant_transformer=none"),
+        (net, lsq, "the config has no quant_transformer", "use the config that it was trained with"),
         (lsq, {**lsq, "fc.bias": torch.zeros(2)}, "", ""),
-        (lsq, other, "quantizes other layers, or in another way", "give the config that it was trained with"),
-        (lsq, axis, "quantizes other layers, or in another way", "give the config that it was trained with"),
+        (lsq, other, "quantizes other layers, or in another way", "use the config that it was trained with"),
+        (lsq, axis, "quantizes other layers, or in another way", "use the config that it was trained with"),
     ):
         fit = compare(own, given)
         assert cause in fit.cause() and bool(fit.cause()) == bool(cause)

@@ -116,12 +116,12 @@ class Plain:
     [
         (
             dict(type=Plain),
-            r"optimizer\.type is the class Plain, for which its name is written, 'Plain'; a config holds",
+            r"optimizer\.type is the class Plain, for which its name is written, 'Plain'; config values must be plain",
         ),
         (dict(steps=[1, dict(f=len)]), r"optimizer\.steps\[1\]\.f is an object, <built-in function len>"),
         ({3: {(1, 2): Plain()}}, r"optimizer\[3\]\[\(1, 2\)\] is an object"),
         ({Plain: 1}, "optimizer is the class Plain"),
-        ({"lr": 10**5000}, r"optimizer\.lr is a whole number of 16,610 bits"),
+        ({"lr": 10**5000}, r"optimizer\.lr is an integer of 16,610 bits"),
     ],
 )
 def test_what_no_text_can_hold_is_named(value: Any, message: str) -> None:

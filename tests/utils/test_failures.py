@@ -22,7 +22,7 @@ from lbitcls.utils.failures import explain
             OSError(errno.ENOSPC, "No space left on device", "a.pth"),
             "a.pth cannot be written or read: the disk is full",
         ),
-        (OSError(errno.EDQUOT, "Quota"), "a file cannot be written or read: the disk quota is used up"),
+        (OSError(errno.EDQUOT, "Quota"), "a file cannot be written or read: the disk quota is exhausted"),
         (OSError(errno.EFBIG, "File too large"), r"ulimit -f"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
         (MemoryError(), r"memory ran out\. Lower data\.samples_per_gpu"),

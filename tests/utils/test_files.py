@@ -57,9 +57,9 @@ def test_what_can_be_written_is_asked_without_a_trace(place: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("folder", "folder is a folder; --out names the file to write"),
-        ("/dev/null", "/dev/null is no regular file; --out names the file"),
-        ("file/new.json", "--out .*file/new.json cannot be written: Not a directory; name a file elsewhere"),
+        ("folder", "--out must name a file to write; .*folder is a folder"),
+        ("/dev/null", "--out must name a file to write; /dev/null is not a regular file"),
+        ("file/new.json", "--out .*file/new.json cannot be written: Not a directory; choose a file elsewhere"),
         ("file/deep/new.json", "cannot be written: Not a directory"),
         ("/proc/self/new.json", "/proc/self/new.json cannot be written: "),
         ("/proc/missing/new.json", "/proc/missing/new.json cannot be written: "),

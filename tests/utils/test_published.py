@@ -77,7 +77,7 @@ def test_file_in_the_cache(hub: Path, offline: None, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, logger="lbitcls"):
         model = build_classifier(config(pretrained=NAME))
     assert torch.equal(model.head.conv.weight, source.classifier[1].weight)
-    assert "is not the published file (another checksum)" in caplog.text  # random weights, in its place
+    assert "is not the published file (its checksum differs)" in caplog.text  # random weights, in its place
     assert torch.equal(model.backbone.features[0].weight, source.features[0].weight)
 
 
@@ -87,7 +87,7 @@ def test_backbone_alone_and_a_head_for_other_classes(hub: Path, offline: None, c
         whole = build_classifier(config(classes=2, pretrained=NAME))
     record = next(r for r in caplog.records if "load checkpoint from" in r.getMessage())
     assert record.levelno == logging.INFO
-    assert ": 50 of 52 tensors" in record.getMessage() and "the head starts anew" in record.getMessage()
+    assert ": 50 of 52 tensors" in record.getMessage() and "the head starts from scratch" in record.getMessage()
     assert torch.equal(whole.backbone.features[0].weight, source.features[0].weight)
     caplog.clear()
     for keys in (dict(pretrained=NAME), dict(init_cfg=dict(type="Pretrained", checkpoint=NAME))):
@@ -103,7 +103,7 @@ def test_no_network(hub: Path, offline: None) -> None:
     with pytest.raises(CheckpointError) as error:
         build_classifier(config(pretrained=NAME))
     text = str(error.value)
-    assert "put the file squeezenet1_1-b8a52dc0.pth" in text and str(hub) in text and "TORCH_HOME" in text
+    assert "put a copy of squeezenet1_1-b8a52dc0.pth" in text and str(hub) in text and "TORCH_HOME" in text
     assert not list(hub.glob("*.pth"))
     assert socket.getdefaulttimeout() is None
 

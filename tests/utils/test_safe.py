@@ -76,7 +76,7 @@ def test_aliases_that_make_much_of_little() -> None:
     lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))]
     with pytest.raises(ValueError, match="more than 1,000,000 values"):
         read_yaml("\n".join(lines))
-    with pytest.raises(ValueError, match="leads back to itself"):
+    with pytest.raises(ValueError, match="refers back to itself"):
         read_yaml("a: &a [*a]")
 
 

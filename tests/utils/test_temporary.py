@@ -86,7 +86,7 @@ def test_a_file_that_was_exchanged_is_not_taken(tmp_path: Path) -> None:
         path.unlink()
         path.symlink_to("elsewhere")
 
-    with pytest.raises(OSError, match="took the place"):
+    with pytest.raises(OSError, match="replaced a temporary file"):
         write_whole(tmp_path / "out", exchange)
     assert list(tmp_path.iterdir()) == []
 

@@ -47,7 +47,7 @@ def test_the_unit_is_logged_once(mean: list, std: list, unit: int, caplog: pytes
         result = _normalized(IMAGE[: len(mean)], mean=mean, std=std)
         _normalized(IMAGE[: len(mean)], mean=mean, std=std)
     assert [record.getMessage() for record in caplog.records] == [
-        f"Normalize: mean {mean} and std {std} are read in units of 0-{unit}"
+        f"Normalize: reading mean {mean} and std {std} in units of 0-{unit}"
     ]
     values = IMAGE[0].double() * unit / 255
     torch.testing.assert_close(result[0].double(), (values - mean[0]) / std[0], rtol=1e-5, atol=1e-5)
@@ -85,9 +85,9 @@ def test_grayscale() -> None:
     ("cfg", "message"),
     [
         (dict(mean=[1, 2], std=[1]), "mean has 2 values and std 1"),
-        (dict(mean=0.5, std=0.5), "mean is a list"),
-        (dict(mean=[], std=[]), "mean is a list"),
-        (dict(mean=[0.5], std=[0]), "every std is above 0"),
+        (dict(mean=0.5, std=0.5), "mean must be a list"),
+        (dict(mean=[], std=[]), "mean must be a list"),
+        (dict(mean=[0.5], std=[0]), "every std must be above 0"),
         (dict(mean=[0.5]), "Normalize needs 'std'"),
     ],
 )
@@ -97,5 +97,5 @@ def test_wrong_arguments(cfg: dict, message: str) -> None:
 
 
 def test_wrong_number_of_channels() -> None:
-    with pytest.raises(DataError, match="Normalize has 2 means, the image has 3 channels"):
+    with pytest.raises(DataError, match="Normalize has 2 means, but the image has 3 channels"):
         _normalized(mean=[1, 2], std=[3, 4])

@@ -88,11 +88,11 @@ def test_errors() -> None:
         Compose([dict(type="RandomFlop")])
     with pytest.raises(ConfigError, match="RandomFlip takes no 'prob'"):
         Compose([dict(type="RandomFlip", prob=0.5)])
-    with pytest.raises(ConfigError, match="a step of a pipeline is"):
+    with pytest.raises(ConfigError, match="a pipeline step must be"):
         Compose(["RandomFlip"])
-    with pytest.raises(ConfigError, match="a pipeline is a list of steps"):
+    with pytest.raises(ConfigError, match="a pipeline must be a list of steps"):
         Compose(dict(type="RandomFlip"))
-    with pytest.raises(ConfigError, match="is given as dict"):
+    with pytest.raises(ConfigError, match="must be dict"):
         Compose([dict(flip_prob=0.5)])
     with pytest.raises(DataError, match="returned None"):
         Compose([lambda results: None])(IMAGE)

@@ -137,5 +137,5 @@ def test_what_is_left_to_the_steps_themselves(steps: list[Any]) -> None:
     [np.zeros((8, 8, 3)), np.zeros((3, 8, 8), np.uint8), np.zeros(8, np.uint8), np.zeros((0, 4, 3), np.uint8), 7, [1]],
 )
 def test_what_is_no_image(given: Any) -> None:
-    with pytest.raises(DataError, match=r"an image (is|has)"):
+    with pytest.raises(DataError, match=r"an image must (be|have)"):
         light([LOAD])(given)

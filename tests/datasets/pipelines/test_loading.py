@@ -53,7 +53,7 @@ def test_color_types(file: Path) -> None:
         pipeline = Compose([dict(LOAD, color_type=color_type)])
         assert pipeline(file)["img"].size(0) == of_color
         assert pipeline(gray)["img"].size(0) == of_gray
-    with pytest.raises(ConfigError, match="color_type is one of 'color', .* got 'colour'; did you mean 'color'"):
+    with pytest.raises(ConfigError, match="color_type must be one of 'color', .* got 'colour'; did you mean 'color'"):
         Compose([dict(LOAD, color_type="colour")])
 
 
@@ -66,12 +66,12 @@ def test_older_keys(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 1 and "imdecode_backend" in caplog.text
     with pytest.raises(ConfigError, match="reads files from disk"):
         Compose([dict(LOAD, file_client_args=dict(backend="petrel"))])
-    with pytest.raises(ConfigError, match="private store.*LoadImageFromFile"):
+    with pytest.raises(ConfigError, match="private storage.*LoadImageFromFile"):
         Compose([dict(type="LoadImageFromNori", nori_path="x")])
 
 
 def test_what_is_no_sample() -> None:
-    with pytest.raises(DataError, match="a sample is a file name, an array.*got a dict with 'image'"):
+    with pytest.raises(DataError, match="a sample must be a file name, an array.*got a dict with 'image'"):
         Compose([LOAD])(dict(image=1))
-    with pytest.raises(DataError, match="a sample is a file name, an array, an image or a dict; got int"):
+    with pytest.raises(DataError, match="a sample must be a file name, an array, an image or a dict; got int"):
         Compose([LOAD])(7)

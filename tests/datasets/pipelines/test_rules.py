@@ -34,7 +34,7 @@ def test_middle() -> None:
 def test_in_proportion() -> None:
     assert in_proportion(20, 35, 50) == (20, 28) and in_proportion(20, 50, 35) == (28, 20)
     for size in ((1, 20_000), (20_000, 1)):
-        with pytest.raises(DataError, match=r"too narrow: with a short side of 256 it would have .*; cut it first"):
+        with pytest.raises(DataError, match=r"too narrow: with a short side of 256 it would become .*; crop it first"):
             in_proportion(256, *size)
     with pytest.raises(DataError, match="too narrow"):
         Compose([dict(type="Resize", size=256)])(np.zeros((1, 20_000), np.uint8))

@@ -202,7 +202,7 @@ def test_every_family_freezes_its_stages(config: dict, image: tuple[int, int], f
     frozen = [backbone.get_submodule(name) for stage in backbone.stages() for name in stage]
     assert frozen and not any(p.requires_grad for module in frozen for p in module.parameters())
     assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
-    with pytest.raises(ConfigError, match=rf"expected -1 \(none\) to {last}"):
+    with pytest.raises(ConfigError, match=rf"must be from -1 \(none\) to {last}"):
         build_backbone({**config, "frozen_stages": last + 1})
     half = build_backbone({**config, "frozen_stages": last // 2})
     kept = [half.get_submodule(name) for stage in half.stages()[: last // 2 + 1] for name in stage]
@@ -271,7 +271,7 @@ def test_vgg_small_is_that_of_lq_nets() -> None:
     assert [layer.out_channels for layer in convolutions] == [128, 128, 256, 256, 512, 512]
     assert all(layer.bias is None and layer.kernel_size == (3, 3) for layer in convolutions)
     assert backbone.get_submodule(backbone.layer_aliases["conv1"]) is convolutions[0]
-    with pytest.raises(DataError, match="32x32 pixels, got 28x32"):
+    with pytest.raises(DataError, match="32x32 pixels; got 28x32"):
         backbone(torch.rand(1, 3, 28, 32))
 
 
@@ -279,7 +279,7 @@ def test_lenet_pads_mnist() -> None:
     backbone = build_backbone(dict(type="LeNet5", num_classes=10))
     img = torch.rand(2, 1, 28, 28)
     assert torch.equal(backbone(img)[0], backbone(nn.functional.pad(img, (2, 2, 2, 2)))[0])
-    with pytest.raises(DataError, match="32x32 or 28x28 pixels, got 30x28"):
+    with pytest.raises(DataError, match="32x32 or 28x28 pixels; got 30x28"):
         backbone(torch.rand(1, 1, 30, 28))
 
 
@@ -310,23 +310,23 @@ def test_stages_cover_the_network() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(type="ResNet", depth=20), "depth=20.*expected one of 18, 34, 50, 101, 152"),
-        (dict(type="ResNet", depth=18, style="torch"), "expected one of 'pytorch', 'caffe'"),
-        (dict(type="ResNet", depth=18, num_stages=5), "num_stages=5"),
-        (dict(type="ResNet", depth=18, num_stages=2), r"out_indices=\(3,\).*numbers from 0 to 1"),
-        (dict(type="ResNet", depth=18, out_indices=()), "expected a tuple"),
+        (dict(type="ResNet", depth=20), "depth must be one of 18, 34, 50, 101, 152; got 20"),
+        (dict(type="ResNet", depth=18, style="torch"), "style must be one of 'pytorch', 'caffe'"),
+        (dict(type="ResNet", depth=18, num_stages=5), "num_stages must be one of 1, 2, 3, 4; got 5"),
+        (dict(type="ResNet", depth=18, num_stages=2), r"out_indices must be integers from 0 to 1; got \(3,\)"),
+        (dict(type="ResNet", depth=18, out_indices=()), "must be a tuple"),
         (dict(type="ResNet", depth=18, strides=(1, 2)), "strides"),
-        (dict(type="ResNet", depth=18, frozen_stages=5), r"frozen_stages=5\): expected -1 \(none\) to 4"),
+        (dict(type="ResNet", depth=18, frozen_stages=5), r"frozen_stages must be from -1 \(none\) to 4 .*got 5"),
         (dict(type="ResNet", depth=18, deep_stem=True), "deep_stem=True.*is not supported"),
         (dict(type="ResNet", depth=18, norm_cfg=dict(type="SyncBN")), "set sycbn=True"),
         (dict(type="ResNet", depth=18, norm_cfg=dict(typ="BN")), "did you mean 'type'"),
-        (dict(type="ResNetCIFAROptionA", depth=18), r"expected 6n \+ 2"),
+        (dict(type="ResNetCIFAROptionA", depth=18), r"depth must be 6n \+ 2"),
         (dict(type="MobileNetV2", widen_factor=0), "above 0"),
         (dict(type="MobileNetV2", act_cfg=dict(type="HSwish")), "act_cfg.*is not supported"),
-        (dict(type="MobileNetV2", out_indices=(8,)), "numbers from 0 to 7"),
-        (dict(type="VGG", depth=12), "expected one of 11, 13, 16, 19"),
-        (dict(type="VGG", depth=11, num_classes=3, out_indices=(4,)), "returns logits alone"),
-        (dict(type="SqueezeNet", version="1_2"), "expected one of '1_0', '1_1'"),
+        (dict(type="MobileNetV2", out_indices=(8,)), "integers from 0 to 7"),
+        (dict(type="VGG", depth=12), "depth must be one of 11, 13, 16, 19"),
+        (dict(type="VGG", depth=11, num_classes=3, out_indices=(4,)), "returns only logits"),
+        (dict(type="SqueezeNet", version="1_2"), "version must be one of '1_0', '1_1'"),
         (dict(type="TorchvisionBackbone", name="shufflenet_v2_x10"), "did you mean 'shufflenet_v2_x1_0'"),
         (dict(type="TorchvisionBackbone", name="squeezenet1_1"), "use backbone=dict"),
         (dict(type="TimmBackbone", name="resnet10"), "did you mean 'resnet10t'"),

@@ -52,5 +52,5 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(CheckpointError, match="weights of 'resnet10t' cannot be fetched .*give pretrained=FILE"):
+    with pytest.raises(CheckpointError, match="weights of 'resnet10t' cannot be downloaded .*give pretrained=FILE"):
         build_backbone(dict(type="TimmBackbone", name=NAME, pretrained=True))

@@ -103,7 +103,7 @@ def test_only_the_head_trains_and_is_saved(file: str, tmp_path: Path, caplog: py
     [
         (dict(name="resnet19"), "no quantized 'resnet19'; did you mean 'resnet18'"),
         (dict(out_layer="averagepool"), "no layer 'averagepool'; did you mean 'avgpool'.*layer4, avgpool"),
-        (dict(pretrained=5), "pretrained is True, False or a file"),
+        (dict(pretrained=5), "pretrained must be True, False or a file"),
     ],
 )
 def test_mistakes(keys: dict[str, Any], message: str) -> None:
@@ -135,7 +135,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr("torch.hub.urlopen", refuse)
-    with pytest.raises(CheckpointError, match="put the file resnet18_fbgemm_16fa66dd.pth.*into .*checkpoints"):
+    with pytest.raises(CheckpointError, match="put a copy of resnet18_fbgemm_16fa66dd.pth.*into .*checkpoints"):
         build_backbone({**CONFIG, "pretrained": True})
 
 
@@ -146,5 +146,5 @@ def test_when_pytorch_has_it_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotImplementedError("quantized engines were removed")
 
     monkeypatch.setattr(quantized, "resnet18", gone)
-    with pytest.raises(DependencyError, match="do not work in torch .*; use IntegerBackbone"):
+    with pytest.raises(DependencyError, match="do not work with torch .*; use IntegerBackbone"):
         build_backbone(CONFIG)
