@@ -302,7 +302,7 @@ def test_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match="there is no config file configs/LSQ/none.py"):
         Config.fromfile("configs/LSQ/none.py")
     missing = "thirdparty/configs/DSQ/res50/config2_res50_dsq_m1_16_2w2f.py"  # the tutorial's path
-    with pytest.raises(ConfigError, match=f"{missing}; did you mean {name_of(TUTORIAL[1])}, which comes with"):
+    with pytest.raises(ConfigError, match=f"{missing}. Did you mean {name_of(TUTORIAL[1])}, which comes with"):
         Config.fromfile(missing)
     own = tmp_path / name_of(path)
     own.parent.mkdir(parents=True)

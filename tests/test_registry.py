@@ -45,10 +45,10 @@ def test_config_values_win_over_default_arguments(registry: Registry) -> None:
 @pytest.mark.parametrize(
     "cfg, message",
     [
-        ({"type": "Hamer"}, "no tool named 'Hamer'; did you mean 'Hammer'? Known: Hammer, Saw"),
+        ({"type": "Hamer"}, "no tool named 'Hamer'. Did you mean 'Hammer'? Known: Hammer, Saw"),
         (
             {"type": "Saw", "wieght": 1},
-            "Saw takes no 'wieght'; did you mean 'weight'? It takes: length, weight",
+            "Saw does not accept 'wieght'. Did you mean 'weight'? It accepts: length, weight",
         ),
         ({"type": "Saw"}, "Saw needs 'weight'"),
         ({"weight": 3}, "must be dict(type="),

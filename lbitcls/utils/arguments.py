@@ -22,10 +22,10 @@ _LOOSE = ("torch", "torchvision", "timm", "mmcv")  # their annotations omit some
 _UNIONS = (typing.Union, types.UnionType)
 _TEXT = (str, bytes)
 _WORDS: dict[Any, str] = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     bool: "True or False",
-    str: "a text",
+    str: "a string",
     dict: "a dict(…)",
     list: "a list",
     type(None): "None",
@@ -80,7 +80,7 @@ def check_names(target: Callable, arguments: Mapping[str, Any]) -> None:
         reject_unknown_keys(owner, arguments, names)
     missing = [p.name for p in parameters if p.name in names and p.default is p.empty and p.name not in arguments]
     if missing:
-        raise ConfigError(f"{owner} needs {', '.join(repr(name) for name in missing)}, which the config does not give.")
+        raise ConfigError(f"{owner} needs {', '.join(repr(name) for name in missing)}, which the config does not set.")
 
 
 def check_values(owner: str, target: Callable, arguments: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ def check_values(owner: str, target: Callable, arguments: Mapping[str, Any]) -> 
     defaults = {p.name: p.default for p in inspect.signature(target).parameters.values()}
     for name, value in arguments.items():
         if name in hints and not _is_default(value, defaults.get(name)) and not fits(value, hints[name]):
-            raise ConfigError(f"{owner}: {name} is {described(hints[name])}; got {shown(value)}.")
+            raise ConfigError(f"{owner}: {name} must be {described(hints[name])}; got {shown(value)}.")
 
 
 def _name(target: Callable) -> str:

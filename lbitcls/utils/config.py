@@ -207,7 +207,7 @@ def check_sections(cfg: Config) -> None:
         close = nearest(name, SECTIONS, cutoff=0.85)
         if close is not None:
             raise ConfigError(
-                f"'{name}' is not a section of a config; did you mean '{close}' ({SECTIONS[close]})? "
+                f"'{name}' is not a section of a config. Did you mean '{close}' ({SECTIONS[close]})? "
                 "A helper variable needs a less similar name."
             )
 

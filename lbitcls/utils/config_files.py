@@ -66,7 +66,7 @@ def existing(path: Path) -> Path:
             return shipped
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         ours = None if nearest(path.name, siblings) else nearest_config(path)
-        hint = suggest(path.name, siblings) if ours is None else f"; did you mean {ours}, which comes with the package?"
+        hint = suggest(path.name, siblings) if ours is None else f". Did you mean {ours}, which comes with the package?"
         raise ConfigError(f"there is no config file {path}{hint}")
     if path.suffix not in (".py", ".yaml", ".yml", ".json"):
         raise ConfigError(f"a config must be a .py, .yaml, .yml or .json file; got {path}.")

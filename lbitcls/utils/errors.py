@@ -50,14 +50,14 @@ def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | 
 
 
 def suggest(name: str, candidates: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: `"; did you mean 'fc'?"`, or `"."` when none is similar.
+    """Return the end of a sentence about an unknown name: `". Did you mean 'fc'?"`, or `"."` if none is similar.
 
     Example:
         >>> suggest("head.fc1", ["head.fc", "neck"])
-        "; did you mean 'head.fc'?"
+        ". Did you mean 'head.fc'?"
     """
     best = nearest(name, candidates)
-    return f"; did you mean '{best}'?" if best is not None else "."
+    return f". Did you mean '{best}'?" if best is not None else "."
 
 
 def reject_unknown_keys(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -71,21 +71,21 @@ def reject_unknown_keys(owner: str, given: Iterable[str], known: Iterable[str]) 
     known = sorted(known)
     for key in given:
         if key not in known:
-            takes = ", ".join(known) or "nothing"
-            raise ConfigError(f"{owner} takes no '{key}'{suggest(key, known)} It takes: {takes}.")
+            accepted = ", ".join(known) or "nothing"
+            raise ConfigError(f"{owner} does not accept '{key}'{suggest(key, known)} It accepts: {accepted}.")
 
 
 def require_dict(name: str, value: Any) -> dict[str, Any]:
     """Return a copy of the section `value`, empty for None; raise `ConfigError` if it is not a dict."""
     if value is not None and not isinstance(value, Mapping):
-        raise ConfigError(f"{name} is written as a dict(…); got {value!r}.")
+        raise ConfigError(f"{name} must be a dict(…); got {value!r}.")
     return dict(value or {})
 
 
 def require_list(name: str, value: Any) -> list[Any]:
     """Return a copy of the list (or tuple) `value`, empty for None; raise `ConfigError` if it is neither."""
     if value is not None and not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{name} is written as a list, […]; got {value!r}.")
+        raise ConfigError(f"{name} must be a list, […]; got {value!r}.")
     return list(value or [])
 
 
@@ -96,9 +96,9 @@ MOST = 10**9
 def require_count(name: str, value: Any, least: int, most: int = MOST) -> int:
     """Return `value`; raise `ConfigError` unless it is an integer from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} is an int from {least}; got {shown(value)}.")
+        raise ConfigError(f"{name} must be an integer ≥ {least}; got {shown(value)}.")
     if value > most:
-        raise ConfigError(f"{name} is an int from {least} to {most:,}; got {shown(value)}.")
+        raise ConfigError(f"{name} must be an integer from {least} to {most:,}; got {shown(value)}.")
     return value
 
 

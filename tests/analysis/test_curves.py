@@ -86,7 +86,7 @@ def test_whole_numbers_along_the_axis(axis: str, tick: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("keys", "axis", "message"),
-    [(["los"], "epoch", "did you mean 'loss'"), (["train/top-1"], "epoch", "no log has"), (["loss"], "step", "axis")],
+    [(["los"], "epoch", "Did you mean 'loss'"), (["train/top-1"], "epoch", "no log has"), (["loss"], "step", "axis")],
 )
 def test_what_cannot_be_drawn(keys: list[str], axis: str, message: str, run: Run) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -64,7 +64,7 @@ def test_one_file_has_no_ratio(files: list[str], capsys: Any) -> None:
 
 def test_mistakes(files: list[str], tmp_path: Path, capsys: Any) -> None:
     for arguments, message in (
-        ([*files, "--engine", "onnxruntim"], "did you mean 'onnxruntime'"),
+        ([*files, "--engine", "onnxruntim"], "Did you mean 'onnxruntime'"),
         ([*files, "--precision", "f16"], "no precision 'f16'"),
         ([*files, "--batch", "0"], "--batch takes numbers from 1"),
         ([*files, "--batch", "1", str(10**12)], "--batch 1,000,000,000,000: the images alone would take 178,813.9 GiB"),
@@ -84,4 +84,4 @@ def test_mistakes(files: list[str], tmp_path: Path, capsys: Any) -> None:
             main(["benchmark", *files, *words])
         assert stopped.value.code == 2 and "invalid int value" in capsys.readouterr().err
     assert main(["benchmark", str(tmp_path / "flat.onnx")]) == 1
-    assert "did you mean 'float.onnx'" in capsys.readouterr().err
+    assert "Did you mean 'float.onnx'" in capsys.readouterr().err

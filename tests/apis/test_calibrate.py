@@ -65,7 +65,7 @@ def test_mistakes_are_answered(
 ) -> None:
     arguments = ["calibrate", str(repo_root / CONFIG), str(float_checkpoint), "--out", str(tmp_path / "q.pth")]
     assert main([*arguments, "--method", "mze"]) == 2
-    assert "'mze'; did you mean 'mse'" in capsys.readouterr().err
+    assert "'mze'. Did you mean 'mse'" in capsys.readouterr().err
     assert main([*arguments, "--num-images", "0"]) == 2
     before = float_checkpoint.read_bytes()
     assert main([*arguments[:-1], str(float_checkpoint)]) == 2

@@ -41,12 +41,12 @@ def test_train_and_test(write_config: Any, tmp_path: Path, capsys: Any) -> None:
         (["train", "CONFIG", "--gpus", "0"], 2, "--cpu-only"),
         (["train", "CONFIG", "--gpu-ids", "0", "1"], 2, "dist_train.sh"),
         (["train", "CONFIG", "--device", "tpu"], 2, "a device must be"),
-        (["train", "CONFIG", "--options", "optimizer.lrr=1"], 2, "did you mean 'lr'"),
+        (["train", "CONFIG", "--options", "optimizer.lrr=1"], 2, "Did you mean 'lr'"),
         (["train", "CONFIG", "--options", "lr"], 2, "key=value"),
         (["train", "CONFIG", "--resume-from", "no.pth"], 1, "there is no checkpoint"),
         (["train", "CONFIG", "--load-from", "no.pth"], 1, "there is no checkpoint"),
         (["test", "CONFIG", "no.pth"], 1, "there is no checkpoint"),
-        (["test", "CONFIG", "no.pth", "--metrics", "acuracy"], 2, "did you mean 'accuracy'"),
+        (["test", "CONFIG", "no.pth", "--metrics", "acuracy"], 2, "Did you mean 'accuracy'"),
     ],
 )
 def test_mistakes(write_config: Any, capsys: Any, arguments: list[str], code: int, message: str) -> None:
@@ -61,8 +61,8 @@ def test_error_is_in_the_log_file(write_config: Any, tmp_path: Path, capsys: Any
     assert main(["train", config, "--work-dir", str(work), "--options", "optimizer.type=SDG"]) == 2
     captured = capsys.readouterr()
     text = next(work.glob("*.log")).read_text()
-    assert text.count("did you mean 'SGD'") == 1 and "ERROR - ConfigError: " in text and "Traceback" not in text
-    assert captured.err.count("did you mean 'SGD'") == 1 and "did you mean" not in captured.out
+    assert text.count("Did you mean 'SGD'") == 1 and "ERROR - ConfigError: " in text and "Traceback" not in text
+    assert captured.err.count("Did you mean 'SGD'") == 1 and "Did you mean" not in captured.out
 
 
 def test_places_that_cannot_be_written(write_config: Any, tmp_path: Path, capsys: Any) -> None:

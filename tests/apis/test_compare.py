@@ -210,7 +210,7 @@ def test_images_are_found(files: Any, tmp_path: Path) -> None:
     found = find_images(files["images"], 12)
     assert len(set(found)) == 12 and found == find_images(files["images"], 12) != sorted(found)
     assert find_images(found[0], 5) == [found[0]]
-    with pytest.raises(DataError, match="did you mean 'images'"):
+    with pytest.raises(DataError, match="Did you mean 'images'"):
         find_images(Path(files["images"]).with_name("image"), 5)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"contains no images \(.bmp"):

@@ -56,7 +56,7 @@ def test_the_best_weights_are_exported_and_measured(make_config: Any, capsys: An
 def test_what_could_not_be_exported_is_refused_before_the_run(make_config: Any, monkeypatch: Any) -> None:
     for sections, message in (
         (dict(export=dict(verify=True)), "no quant_transformer"),
-        (dict(export=dict(verfy=True), quant_transformer=QUANTIZED), "did you mean 'verify'"),
+        (dict(export=dict(verfy=True), quant_transformer=QUANTIZED), "Did you mean 'verify'"),
     ):
         cfg = make_config(**sections)
         with pytest.raises(ConfigError, match=message):

@@ -229,7 +229,7 @@ def test_wrong_arguments(cfg: Config, tmp_path: Path, options: dict[str, Any], m
 
 def test_a_wrong_key_of_the_section_is_known_to_the_command_too(cfg: Config, tmp_path: Path) -> None:
     cfg.export = dict(verfy=True)
-    with pytest.raises(ConfigError, match="export takes no 'verfy'; did you mean 'verify'"):
+    with pytest.raises(ConfigError, match="export does not accept 'verfy'. Did you mean 'verify'"):
         export_checkpoint(cfg, tmp_path / "no.pth", tmp_path / "model.onnx")
 
 

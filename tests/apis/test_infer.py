@@ -131,7 +131,7 @@ def test_large_photos_are_predicted_silently(
         (["CONFIG", "MODEL", "a.png", "--engine", "tensorflow"], 2, "there is no engine 'tensorflow'"),
         (["CONFIG", "MODEL", "a.png", "--device", "cuda"], 2, "runs on the CPU; leave the device 'cuda' out"),
         (["CONFIG", "MODEL", "a.png", "--json", "a.png"], 2, "--json a.png would replace a file"),
-        (["CONFIG", "MODEL", "a.png", "--options", "data.tset=1"], 2, "'data.tset'; did you mean 'test'"),
+        (["CONFIG", "MODEL", "a.png", "--options", "data.tset=1"], 2, "'data.tset'. Did you mean 'test'"),
     ],
 )
 def test_mistakes(

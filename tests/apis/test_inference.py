@@ -180,7 +180,7 @@ def test_arguments_that_do_not_suit_the_model(delivered: Delivered, tmp_path: Pa
         init_model(None, delivered.checkpoint)
     with pytest.raises(ConfigError, match="a device must be"):
         init_model(delivered.config, delivered.checkpoint, "tpu")
-    with pytest.raises(CheckpointError, match=r"there is no ONNX file .*; did you mean 'model\.onnx'"):
+    with pytest.raises(CheckpointError, match=r"there is no ONNX file .*. Did you mean 'model\.onnx'"):
         init_model(None, delivered.exported.with_name("mode.onnx"))
     cfg = Config.fromfile(delivered.config)
     with pytest.raises(ConfigError, match=r"inference needs model \(the classifier"):

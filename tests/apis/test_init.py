@@ -158,12 +158,12 @@ def test_time_limit(photos: Photos, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["My Phots"], 1, "did you mean 'My Photos'"),
+        (["My Phots"], 1, "Did you mean 'My Photos'"),
         (["one"], 1, "two or more class folders"),
         (["torn"], 1, "training needs two"),
         (["set"], 1, "is of the class '蟻', which has no images to train on"),
-        (["My Photos", "--quantize", "lsq-4w4"], 2, "did you mean 'lsq-4w4f'"),
-        (["My Photos", "--backbone", "mobilenet_v4"], 2, "did you mean 'mobilenet_v2'"),
+        (["My Photos", "--quantize", "lsq-4w4"], 2, "Did you mean 'lsq-4w4f'"),
+        (["My Photos", "--backbone", "mobilenet_v4"], 2, "Did you mean 'mobilenet_v2'"),
         (["My Photos", "--out", "x.yaml"], 2, "a .py file"),
         (["My Photos", "--val", "1"], 2, "between 0 and 1"),
         (["My Photos", "--workers", "0"], 2, "from 1"),

@@ -231,7 +231,7 @@ def test_visualize_takes_a_live_model_and_a_grid(trained: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(kind="error"), ConfigError, "did you mean 'errors'"),
+        (dict(kind="error"), ConfigError, "Did you mean 'errors'"),
         (dict(kind="batch", num_images=0), ConfigError, "from 1"),
         (dict(kind="batch", cols=-1), ConfigError, "cols is a number from 1; got -1"),
         (dict(kind="batch", out="x.txt"), ConfigError, "a figure's file must be"),

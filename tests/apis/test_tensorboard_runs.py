@@ -195,12 +195,12 @@ def test_a_failing_look_ends_no_run(make_config: Any, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(interval=0), "interval is an int from 1; got 0"),
-        (dict(images=None), "images is an int from 0"),
+        (dict(interval=0), "interval must be an integer ≥ 1; got 0"),
+        (dict(images=None), "images must be an integer ≥ 0"),
         (dict(histograms=3), "histograms is True or False; got 3"),
-        (dict(layers=3), r"layers is written as a list, \[…\]; got 3"),
+        (dict(layers=3), r"layers must be a list, \[…\]; got 3"),
         (dict(log_dir=3), "log_dir is a folder"),
-        (dict(hparams="optimizer.lr"), "hparams is written as a list"),
+        (dict(hparams="optimizer.lr"), "hparams must be a list"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
@@ -211,8 +211,8 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(layers=["*.conv1", "backbone.conv3"]), "'backbone.conv3' names no .*did you mean 'backbone.conv2'?"),
-        (dict(hparams=["optimizer.lrr"]), "'optimizer.lrr', which the config does not have: 'lrr'; did you mean 'lr'?"),
+        (dict(layers=["*.conv1", "backbone.conv3"]), "'backbone.conv3' names no .*Did you mean 'backbone.conv2'?"),
+        (dict(hparams=["optimizer.lrr"]), "'optimizer.lrr', which the config does not have: 'lrr'. Did you mean 'lr'?"),
         (dict(hparams=["optimizer"]), "'optimizer', which is a section or a list, not a value; .* 'optimizer.type'"),
         (dict(hparams=["data.train.pipeline"]), "'data.train.pipeline', which is a section or a list"),
         (dict(hparams=["data.train.pipeline.7"]), r"'data.train.pipeline.7', which the config does not have: '7'\."),

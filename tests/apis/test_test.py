@@ -56,7 +56,7 @@ def test_the_top_k_are_those_of_the_validation(make_config: Any, capsys: Any) ->
     results = classify(cfg, f"{cfg.work_dir}/best_top-1.pth")
     assert set(results) == {"loss", "top-1", "top-3", "correct", "total"} and results["top-1"] < results["top-3"]
     capsys.readouterr()
-    for wrong, message in ((dict(top=1), "did you mean 'topk'"), (dict(topk=[0]), "ints from 1; got \\[0\\]")):
+    for wrong, message in ((dict(top=1), "Did you mean 'topk'"), (dict(topk=[0]), "ints from 1; got \\[0\\]")):
         with pytest.raises(ConfigError, match=message):
             classify(make_config(options={"evaluation.metric_options": wrong}), "x.pth")
 
@@ -248,4 +248,4 @@ def test_engines_are_for_files(shipped: Any, write_config: Any, capsys: Any) -> 
     assert "are for .onnx files" in capsys.readouterr().err
     assert main(["test", config, str(path), "--engine", "onnxruntime", "--threads", "1"]) == 0
     assert main(["test", config, str(path), "--engine", "onnxruntim"]) == 2
-    assert "did you mean 'onnxruntime'" in capsys.readouterr().err
+    assert "Did you mean 'onnxruntime'" in capsys.readouterr().err

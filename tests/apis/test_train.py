@@ -206,32 +206,32 @@ def test_hook_of_ones_own(make_config: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer.type": "SDG"}, "did you mean 'SGD'"),
-        ({"optimizer_config.cumulative": 2}, "did you mean 'cumulative_iters'"),
+        ({"optimizer.type": "SDG"}, "Did you mean 'SGD'"),
+        ({"optimizer_config.cumulative": 2}, "Did you mean 'cumulative_iters'"),
         ({"lr_config.policy": "stepp"}, "no policy 'stepp'"),
-        ({"evaluation.intervall": 2}, "did you mean 'interval'"),
-        ({"checkpoint_config.max_keep": 2}, "did you mean 'max_keep_ckpts'"),
-        ({"log_config.hooks": [dict(type="TextLogger")]}, "did you mean 'TextLoggerHook'"),
-        ({"log_config.intervals": 3}, "did you mean 'interval'"),
-        ({"custom_hooks": [dict(type="EndAtt")]}, "did you mean 'EndAt'"),
+        ({"evaluation.intervall": 2}, "Did you mean 'interval'"),
+        ({"checkpoint_config.max_keep": 2}, "Did you mean 'max_keep_ckpts'"),
+        ({"log_config.hooks": [dict(type="TextLogger")]}, "Did you mean 'TextLoggerHook'"),
+        ({"log_config.intervals": 3}, "Did you mean 'interval'"),
+        ({"custom_hooks": [dict(type="EndAtt")]}, "Did you mean 'EndAt'"),
         ({"custom_imports.imports": ["no_such_module"]}, "no_such_module cannot be imported"),
-        ({"data.sample_per_gpu": 2}, "did you mean 'samples_per_gpu'"),
-        ({"total_epochs": 0}, "total_epochs is an int from 1"),
-        ({"seed": -1}, "seed is an int"),
+        ({"data.sample_per_gpu": 2}, "Did you mean 'samples_per_gpu'"),
+        ({"total_epochs": 0}, "total_epochs must be an integer ≥ 1"),
+        ({"seed": -1}, "seed must be an integer"),
         ({"model.head.num_classes": 9}, "9 classes"),
         ({"calibration": dict(epoch=1)}, "no quant_transformer"),
         ({"quant_transformer": QUANT, "calibration": dict(epoch=2)}, "only the epochs 0 to 1"),
-        ({"quant_transformer": QUANT, "calibration": dict(epochs=1)}, "did you mean 'epoch'"),
-        ({"ema": dict(momentum=0.1)}, "ema takes no 'momentum'"),
-        ({"ema": "yes"}, "ema is written as a dict"),
+        ({"quant_transformer": QUANT, "calibration": dict(epochs=1)}, "Did you mean 'epoch'"),
+        ({"ema": dict(momentum=0.1)}, "ema does not accept 'momentum'"),
+        ({"ema": "yes"}, "ema must be a dict"),
         ({"custom_hooks": dict(type="EndAt")}, r"custom_hooks .* must be a list"),
-        ({"custom_hooks": ["EndAt"]}, "an entry of custom_hooks is written as a dict"),
-        ({"log_config.hooks": 5}, "log_config.hooks is written as a list"),
+        ({"custom_hooks": ["EndAt"]}, "an entry of custom_hooks must be a dict"),
+        ({"log_config.hooks": 5}, "log_config.hooks must be a list"),
         ({"workflow": 5}, r"workflow .* must be a list"),
         ({"gpu_ids": 1}, r"gpu_ids .* must be a list"),
         ({"data.drop_last": True, "data.samples_per_gpu": 2000}, "leaves no batch: data.train has 1437 images"),
         ({"workflow": [("train", 1), ("vall", 1)]}, "workflow is a list"),
-        ({"dist_params": dict(backend="nccl", port=3)}, "dist_params takes no 'port'"),
+        ({"dist_params": dict(backend="nccl", port=3)}, "dist_params does not accept 'port'"),
         ({"log_level": "LOUD"}, "log_level"),
         ({"device": "tpu"}, "a device must be"),
         ({"optimizer": None}, "training needs optimizer"),
@@ -255,7 +255,7 @@ def test_evaluation_without_a_validation_set(make_config: Any) -> None:
 def test_num_threads_is_a_number_from_1(repo_root: Path, capsys: pytest.CaptureFixture) -> None:
     config = str(repo_root / "configs/quickstart/digits_lsq_4w4f.py")
     assert main(["train", config, "--options", "num_threads=0"]) == 2
-    assert "num_threads is an int from 1; got 0" in capsys.readouterr().err
+    assert "num_threads must be an integer ≥ 1; got 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [True, 100])

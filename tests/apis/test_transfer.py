@@ -141,9 +141,9 @@ def test_too_large_a_cache_is_none(make_config: MakeConfig, monkeypatch: pytest.
         ),
         ({"model.train_cfg": dict(augments=dict(type="CutMix"))}, "does not go with model.train_cfg.augments"),
         ({"compile": True}, "does not go with compile"),
-        ({"feature_cache": dict(max_mb=5)}, "did you mean 'max_mib'"),
+        ({"feature_cache": dict(max_mb=5)}, "Did you mean 'max_mib'"),
         ({"feature_cache": dict(max_mib=0)}, "max_mib is above 0"),
-        ({"feature_cache": "yes"}, "is written as a dict"),
+        ({"feature_cache": "yes"}, "must be a dict"),
     ],
 )
 def test_where_the_cache_is_refused(make_config: MakeConfig, options: dict[str, Any], message: str) -> None:
@@ -260,12 +260,12 @@ def test_unfreezing_with_delayed_quantization(make_config: MakeConfig) -> None:
 @pytest.mark.parametrize(
     ("hook", "message"),
     [
-        (dict(epoch=0), "epoch is an int from 1"),
+        (dict(epoch=0), "epoch must be an integer ≥ 1"),
         (dict(epoch=2), "epoch=2, but the run has only 2 epochs"),
-        (dict(epoch=1, layers=["bakbone"]), "'bakbone' matches no part of the model; did you mean 'backbone'"),
+        (dict(epoch=1, layers=["bakbone"]), "'bakbone' matches no part of the model. Did you mean 'backbone'"),
         (dict(epoch=1, layers=[]), "needs layers"),
         (dict(epoch=1, lr_mult="much"), "lr_mult is a number"),
-        (dict(epoch=1, layer=["backbone"]), "did you mean 'layers'"),
+        (dict(epoch=1, layer=["backbone"]), "Did you mean 'layers'"),
     ],
 )
 def test_mistakes_of_unfreezing(make_config: MakeConfig, hook: dict[str, Any], message: str) -> None:

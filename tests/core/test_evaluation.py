@@ -71,7 +71,7 @@ def test_nothing_to_validate() -> None:
 
 
 def test_unknown_metric() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
+    with pytest.raises(ConfigError, match="Did you mean 'accuracy'"):
         check_metrics("acuracy")
 
 

@@ -28,5 +28,5 @@ def test_statistics_become_the_averages_over_the_batches() -> None:
 
 def test_the_hook_is_built_from_a_config_and_checks_it() -> None:
     assert isinstance(HOOKS.build(dict(type="PreciseBNHook", num_batches=3)), PreciseBNHook)
-    with pytest.raises(ConfigError, match="num_batches is an int from 1; got 0"):
+    with pytest.raises(ConfigError, match="num_batches must be an integer ≥ 1; got 0"):
         HOOKS.build(dict(type="PreciseBNHook", num_batches=0))

@@ -56,14 +56,14 @@ def test_rate(cfg: Any, iteration: int, expected: float) -> None:
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        (dict(policy="cosin"), "did you mean 'CosineAnnealing'|Known"),
-        (dict(policy="stepp", step=3), "did you mean 'step'"),
+        (dict(policy="cosin"), "Did you mean 'CosineAnnealing'|Known"),
+        (dict(policy="stepp", step=3), "Did you mean 'step'"),
         (dict(step=3), "no policy 'None'"),
         (dict(policy="step"), "needs 'step'"),
         (dict(policy="step", step=[3, 0]), "positive int"),
-        (dict(policy="step", step=3, gama=0.1), "did you mean 'gamma'"),
+        (dict(policy="step", step=3, gama=0.1), "Did you mean 'gamma'"),
         (dict(policy="CosineAnnealing"), "either min_lr or min_lr_ratio"),
-        (dict(policy="fixed", warmup="linar", warmup_iters=3), "did you mean 'linear'"),
+        (dict(policy="fixed", warmup="linar", warmup_iters=3), "Did you mean 'linear'"),
         (dict(policy="fixed", warmup="linear"), "warmup_iters above 0"),
         (dict(policy="poly", power="two"), "lr_config.power is a number"),
         (dict(policy="fixed", max_epochs=3), "total_epochs"),

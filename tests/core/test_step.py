@@ -115,7 +115,7 @@ def test_precision_from_the_config(amp: Any, fp16: Any, dtype: torch.dtype | Non
     [
         (True, True, "one of them"),
         ("bf32", None, "Known: bf16, "),
-        (dict(type="bf16"), None, "takes no 'type'"),
+        (dict(type="bf16"), None, "does not accept 'type'"),
         (None, dict(loss_scale="high"), "loss_scale"),
     ],
 )
@@ -127,8 +127,8 @@ def test_wrong_precision(amp: Any, fp16: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(cumulative_iters=0), "from 1"),
-        (dict(grad_clip=dict(norm=1)), "takes no 'norm'"),
+        (dict(cumulative_iters=0), "an integer ≥ 1"),
+        (dict(grad_clip=dict(norm=1)), "does not accept 'norm'"),
         (dict(grad_clip=dict(norm_type=2)), "needs max_norm"),
     ],
 )
@@ -140,7 +140,7 @@ def test_mistakes(options: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(grad_clip=5), r"grad_clip is written as a dict\(…\); got 5"),
+        (dict(grad_clip=5), r"grad_clip must be a dict\(…\); got 5"),
         (dict(grad_clip=dict(max_norm="high")), "max_norm is a number; got the text 'high'"),
         (dict(grad_clip=dict(max_norm=None)), "max_norm is a number; got None"),
     ],

@@ -29,12 +29,12 @@ def test_the_configs_root_comes_first(image_folder: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["ImageNet", "ImageNetV1", "ImageFolder", "MNIST", "CIFAR10", "CIFAR100", "Digits"])
 def test_a_wrong_key_is_named(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} takes no 'pipelin'; did you mean 'pipeline'"):
+    with pytest.raises(ConfigError, match=f"{name} does not accept 'pipelin'. Did you mean 'pipeline'"):
         build_dataset(dict(type=name, pipelin=[]))
 
 
 def test_what_is_no_data_set() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'ImageNet'"):
+    with pytest.raises(ConfigError, match="Did you mean 'ImageNet'"):
         build_dataset(dict(type="ImagNet"))
     with pytest.raises(ConfigError, match="a data set must be dict"):
         build_dataset({"data_prefix": "x"})

@@ -37,7 +37,7 @@ def test_classes_give_the_order(image_folder: Path) -> None:
     assert dataset.labels.tolist() == [3] * 4 + [2] * 4 + [0] * 4
     (image_folder.parent / "names.txt").write_text("dog\ncat\neel\n")
     assert build_dataset(dict(config, classes="names.txt")).CLASSES == ("dog", "cat", "eel")
-    with pytest.raises(DataError, match=r"photos/dog matches no name in classes; did you mean 'dogs'\?"):
+    with pytest.raises(DataError, match=r"photos/dog matches no name in classes. Did you mean 'dogs'\?"):
         build_dataset(dict(config, classes=["cat", "dogs", "eel"]))
 
 

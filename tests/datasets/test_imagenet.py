@@ -53,7 +53,7 @@ def test_labels_that_are_too_large_and_empty_lists(image_folder: Path) -> None:
         _listed(image_folder.parent, "\n")
     with pytest.raises(ConfigError, match="ImageNetV1 needs ann_file"):
         build_dataset(dict(type="ImageNetV1", data_prefix="photos"))
-    with pytest.raises(ConfigError, match="did you mean 'ann_file'"):
+    with pytest.raises(ConfigError, match="Did you mean 'ann_file'"):
         build_dataset(dict(type="ImageNetV1", data_prefix="photos", annfile="x"))
 
 

@@ -107,5 +107,5 @@ def test_mistakes(files: list[str], write_onnx: Any) -> None:
         time_models([*files, write_onnx("other.onnx", shape=["N", 3, 7, 7])], batches=(1,), threads=1)
     with pytest.raises(ConfigError, match="leaves the image size free"):
         time_models([write_onnx("free.onnx", shape=["N", 3, "H", "W"])], batches=(1,), threads=1)
-    with pytest.raises(CheckpointError, match=r"did you mean 'float\.onnx'"):
+    with pytest.raises(CheckpointError, match=r"Did you mean 'float\.onnx'"):
         time_models([files[0].replace("float", "flaot")])

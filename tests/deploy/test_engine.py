@@ -160,14 +160,14 @@ def test_a_free_image_size_stays_free(engine: str, write_onnx: Any) -> None:
 
 def test_mistakes(engine: str, write_onnx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_onnx()
-    with pytest.raises(ConfigError, match="no engine 'openvin'; did you mean 'openvino'"):
+    with pytest.raises(ConfigError, match="no engine 'openvin'. Did you mean 'openvino'"):
         load(path, engine="openvin")
-    with pytest.raises(ConfigError, match="no precision 'fp32'; did you mean 'f32'"):
+    with pytest.raises(ConfigError, match="no precision 'fp32'. Did you mean 'f32'"):
         load(path, engine=engine, precision="fp32")
     for threads in (0, True, 1025):
         with pytest.raises(ConfigError, match="threads is a number from 1 to 1024"):
             load(path, engine=engine, threads=threads)
-    with pytest.raises(CheckpointError, match=r"did you mean 'model\.onnx'"):
+    with pytest.raises(CheckpointError, match=r"Did you mean 'model\.onnx'"):
         load(tmp_path / "mode.onnx", engine=engine)
     (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(CheckpointError, match=r"weights\.pth"):

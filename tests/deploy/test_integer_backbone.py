@@ -236,11 +236,11 @@ def test_mistakes(recipe: dict[str, Any], backbone: Any, write_onnx: Any, info: 
         (dict(), "takes model='backbone.onnx', or from_float"),
         (dict(model="x.onnx", checkpoint="y.pth"), "not checkpoint too"),
         (dict(from_float=FLOAT, checkpoint="y.pth"), "and calibration="),
-        (dict(recipe, calibration=dict(data=IMAGES, images=3)), "takes no 'images'"),
+        (dict(recipe, calibration=dict(data=IMAGES, images=3)), "does not accept 'images'"),
         (dict(recipe, calibration=dict(data=IMAGES, num_images=0)), "a number from 1; got 0"),
         (dict(recipe, calibration=dict(num_images=3)), "a dataset must be dict"),
-        (dict(recipe, calibration=dict(data=IMAGES, method="mze", num_images=3)), "did you mean 'mse'"),
-        (dict(model="x.onnx", frozen_stages=1), "takes no 'frozen_stages'"),
+        (dict(recipe, calibration=dict(data=IMAGES, method="mze", num_images=3)), "Did you mean 'mse'"),
+        (dict(model="x.onnx", frozen_stages=1), "does not accept 'frozen_stages'"),
     ):
         with pytest.raises(ConfigError, match=message):
             build_backbone({"type": "IntegerBackbone", **given})

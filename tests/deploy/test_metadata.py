@@ -88,7 +88,7 @@ def test_a_field_of_another_type(write_onnx: Any, info: ModelInfo, field: str, v
 
 def test_files_that_are_none(write_onnx: Any, tmp_path: Path) -> None:
     write_onnx("model.onnx")
-    with pytest.raises(CheckpointError, match=r"no ONNX file .*modle\.onnx; did you mean 'model\.onnx'"):
+    with pytest.raises(CheckpointError, match=r"no ONNX file .*modle\.onnx. Did you mean 'model\.onnx'"):
         read_info(tmp_path / "modle.onnx")
     with pytest.raises(CheckpointError, match="is a folder"):
         read_info(tmp_path)

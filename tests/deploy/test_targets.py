@@ -87,7 +87,7 @@ def test_integers_of_16_bits(quantized: Quantized, ships: Ships, tmp_path: Path)
 
 
 def test_an_unknown_target(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no target 'tensor'; did you mean 'tensorrt'"):
+    with pytest.raises(ConfigError, match="no target 'tensor'. Did you mean 'tensorrt'"):
         export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target="tensor")
 
 

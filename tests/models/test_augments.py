@@ -56,8 +56,8 @@ def test_probability(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("augments", "classes", "message"),
     [
-        (dict(type="Mixup2"), 4, "did you mean"),
-        (dict(type="MixUp", alpah=1), 4, "did you mean 'alpha'"),
+        (dict(type="Mixup2"), 4, "Did you mean"),
+        (dict(type="MixUp", alpah=1), 4, "Did you mean 'alpha'"),
         (dict(type="MixUp", alpha=0), 4, "alpha must be a number above 0"),
         (dict(type="MixUp", num_classes=3), 4, "num_classes=3, but the head has 4"),
         (dict(type="MixUp"), None, "needs num_classes"),

@@ -117,10 +117,10 @@ def test_head_without_neck_says_what_is_missing(batch: tuple[torch.Tensor, torch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(backbone=dict(type="ResNet", deph=18)), "ResNet takes no 'deph'; did you mean 'depth'"),
-        (dict(backbone=dict(type="Resnet", depth=18)), "did you mean 'ResNet'"),
-        (dict(nek=None), "did you mean 'neck'"),
-        (dict(train_cfg=dict(augment=dict())), "did you mean 'augments'"),
+        (dict(backbone=dict(type="ResNet", deph=18)), "ResNet does not accept 'deph'. Did you mean 'depth'"),
+        (dict(backbone=dict(type="Resnet", depth=18)), "Did you mean 'ResNet'"),
+        (dict(nek=None), "Did you mean 'neck'"),
+        (dict(train_cfg=dict(augment=dict())), "Did you mean 'augments'"),
         (dict(pretrained="https://example.org/resnet18.pth"), "neither a local file nor"),
         (dict(init_cfg=dict(type="Kaiming")), "must be dict"),
     ],

@@ -103,7 +103,7 @@ def test_names_and_patterns() -> None:
         "backbone.layer2",
         "backbone.layer3",
     ]
-    message = "here: 'backbone.layr3' matches no part of the model; did you mean 'backbone"
+    message = "here: 'backbone.layr3' matches no part of the model. Did you mean 'backbone"
     with pytest.raises(ConfigError, match=message):
         model.find_parts(["backbone.layr3"], "here")
 

@@ -77,8 +77,8 @@ def test_dropout_acts_in_training_alone() -> None:
         (dict(dropout=1.0), "dropout must be .*; got 1.0"),
         (dict(num_classes=0), "num_classes must be an integer ≥ 1; got 0"),
         (dict(in_channels="512"), "in_channels must be an integer ≥ 1; got '512'"),
-        (dict(num_clases=3), "did you mean 'num_classes'"),
-        (dict(loss=dict(type="CrossEntropy")), "did you mean 'CrossEntropyLoss'"),
+        (dict(num_clases=3), "Did you mean 'num_classes'"),
+        (dict(loss=dict(type="CrossEntropy")), "Did you mean 'CrossEntropyLoss'"),
     ],
 )
 def test_mistakes(change: dict, message: str) -> None:

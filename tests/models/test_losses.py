@@ -65,7 +65,7 @@ def test_half_precision_logits_are_taken_in_float32(logits: torch.Tensor) -> Non
     ("config", "message"),
     [
         (dict(label_smooth_val=1.0), "0 <= value < 1"),
-        (dict(label_smooth_val=0.1, mode="orignal"), "did you mean 'original'"),
+        (dict(label_smooth_val=0.1, mode="orignal"), "Did you mean 'original'"),
         (dict(), "needs 'label_smooth_val'"),
     ],
 )

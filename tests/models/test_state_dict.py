@@ -148,7 +148,7 @@ def test_conversion_by_command(shared_data: Path, work_dir: Path, capsys: pytest
     assert target.is_file()
     assert "'depth': 20" in capsys.readouterr().out
     assert main(["convert", str(source), str(target), "--format", "cifar-resnets"]) == 2
-    assert "did you mean 'cifar-resnet'" in capsys.readouterr().err
+    assert "Did you mean 'cifar-resnet'" in capsys.readouterr().err
 
 
 def test_conversion_refuses_other_networks(work_dir: Path) -> None:

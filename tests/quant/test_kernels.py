@@ -28,7 +28,7 @@ def test_auto_takes_fused_kernels_where_a_compiler_is_found(monkeypatch: pytest.
     assert select_kernels("auto") == active_kind() == "plain"
     with pytest.raises(DependencyError, match="needs a C\\+\\+ compiler"):
         select_kernels("fused")
-    with pytest.raises(ConfigError, match="'fuse'; did you mean 'fused'"):
+    with pytest.raises(ConfigError, match="'fuse'. Did you mean 'fused'"):
         select_kernels("fuse")
 
 

@@ -116,17 +116,17 @@ def test_weights_only_and_older_keys() -> None:
 MISTAKES = [
     (
         dict(special_layers=dict(layers_name=["backbone.stem", "backbone.fc1"], convert_type=[CONV, LINEAR])),
-        "special_layers.layers_name[1] = 'backbone.fc1' names no layer of Model; did you mean 'backbone.fc'?",
+        "special_layers.layers_name[1] = 'backbone.fc1' names no layer of Model. Did you mean 'backbone.fc'?",
     ),
     (
         dict(exclude_layers=["backbone.bodi"]),
-        "exclude_layers[0] = 'backbone.bodi' names no layer of Model; did you",
+        "exclude_layers[0] = 'backbone.bodi' names no layer of Model. Did you",
     ),
     (
         dict(special_layers=dict(layers_name=["backbone.fc"], convert_type=[])),
         "1 layers_name and 0 convert_type",
     ),
-    (dict(special_layers=dict(layer_names=[])), "takes no 'layer_names'; did you mean 'layers_name'"),
+    (dict(special_layers=dict(layer_names=[])), "does not accept 'layer_names'. Did you mean 'layers_name'"),
     (
         dict(special_layers=dict(layers_name=["backbone.norm"], convert_type=[CONV])),
         "is a BatchNorm2d, which is not",
@@ -147,10 +147,10 @@ MISTAKES = [
         "both in special_layers and in exclude_layers",
     ),
     (dict(quan_policy=dict(Conv3d=CONV)), "'Conv3d' is no kind of layer"),
-    (dict(quan_policy=dict(Conv2d=dict(type="LSQCnov"))), "named 'LSQCnov'; did you mean 'LSQConv'"),
+    (dict(quan_policy=dict(Conv2d=dict(type="LSQCnov"))), "named 'LSQCnov'. Did you mean 'LSQConv'"),
     (
         dict(quan_policy=dict(Conv2d=dict(CONV, num_bits_w=4))),
-        "takes no 'num_bits_w'; did you mean 'num_bit_w'",
+        "does not accept 'num_bits_w'. Did you mean 'num_bit_w'",
     ),
     (dict(quan_policy=dict(Conv2d=dict(CONV, num_bit_w=1))), "quantizes to 2 to 8 bits"),
     (dict(quan_policy=dict(Conv2d=dict(CONV, bit_w=4))), "given 'num_bit_w' twice"),
@@ -160,7 +160,7 @@ MISTAKES = [
         dict(quan_policy=dict(Conv1d=dict(type="LSQConv1d", num_bit_w=4, num_bit_a=4))),
         "match no layer of Model",
     ),
-    (dict(quan_polcy=dict()), "takes no 'quan_polcy'; did you mean 'quan_policy'"),
+    (dict(quan_polcy=dict()), "does not accept 'quan_polcy'. Did you mean 'quan_policy'"),
 ]
 
 

@@ -100,7 +100,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         read_checkpoint(path)
     save_checkpoint(Net(), path)
-    with pytest.raises(CheckpointError, match=r"did you mean 'epoch_1\.pth'"):
+    with pytest.raises(CheckpointError, match=r"Did you mean 'epoch_1\.pth'"):
         read_checkpoint(tmp_path / "epoch_l.pth")
     for damaged in (path.read_bytes()[:-100], b"", b"PK\x03\x04 something"):
         path.write_bytes(damaged)

@@ -68,7 +68,7 @@ def test_a_third_party_import_does_not_make_a_config_lazy(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name, section", [("optimiser", "optimizer"), ("total_epoch", "total_epochs")])
 def test_a_name_nearly_a_sections_is_an_error(tmp_path: Path, name: str, section: str) -> None:
-    with pytest.raises(ConfigError, match=f"'{name}' is not a section.*did you mean '{section}'"):
+    with pytest.raises(ConfigError, match=f"'{name}' is not a section.*Did you mean '{section}'"):
         Config.fromfile(write(tmp_path, "a.py", BASE + f"{name} = 3\n"))
 
 
@@ -120,7 +120,7 @@ def test_an_error_while_the_config_runs_names_file_and_line(tmp_path: Path) -> N
 
 def test_missing_files_are_named_with_the_nearest(tmp_path: Path) -> None:
     write(tmp_path, "resnet.py", BASE)
-    with pytest.raises(ConfigError, match=r"no config file .*resnett\.py; did you mean 'resnet\.py'"):
+    with pytest.raises(ConfigError, match=r"no config file .*resnett\.py. Did you mean 'resnet\.py'"):
         Config.fromfile(tmp_path / "resnett.py")
     with pytest.raises(ConfigError, match=r"has the base 'none\.py'"):
         Config.fromfile(write(tmp_path, "b.py", "_base_ = 'none.py'\n"))
@@ -162,9 +162,9 @@ def test_options_override_dotted_keys_and_list_items(tmp_path: Path) -> None:
 
 def test_an_option_for_a_key_that_is_not_there_is_an_error_unless_added(tmp_path: Path) -> None:
     cfg = Config.fromfile(write(tmp_path, "a.py", BASE))
-    with pytest.raises(ConfigError, match=r"'optimizer\.lrr'; did you mean 'lr'"):
+    with pytest.raises(ConfigError, match=r"'optimizer\.lrr'. Did you mean 'lr'"):
         cfg.merge_from_dict({"optimizer.lrr": 1})
-    with pytest.raises(ConfigError, match="'optimzer'; did you mean 'optimizer'"):
+    with pytest.raises(ConfigError, match="'optimzer'. Did you mean 'optimizer'"):
         cfg.merge_from_dict({"optimzer.lr": 1})
     with pytest.raises(ConfigError, match=r"is the value 0\.1"):
         cfg.merge_from_dict({"optimizer.lr.x": 1})
@@ -175,7 +175,9 @@ def test_an_option_for_a_key_that_is_not_there_is_an_error_unless_added(tmp_path
 def test_an_option_for_an_item_that_a_list_has_not(tmp_path: Path) -> None:
     cfg = Config.fromfile(write(tmp_path, "a.py", BASE + "data = dict(train=dict(pipeline=[dict(type='A')]))\n"))
     for key in ("data.train.pipeline.9.type", "data.train.pipeline.first.type"):
-        with pytest.raises(ConfigError, match=r"'data\.train\.pipeline' is a list of length 1, .* it has no item") as caught:
+        with pytest.raises(
+            ConfigError, match=r"'data\.train\.pipeline' is a list of length 1, .* it has no item"
+        ) as caught:
             cfg.merge_from_dict({key: "B"})
         assert "+" not in str(caught.value)
 

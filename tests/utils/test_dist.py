@@ -36,7 +36,7 @@ def test_not_started_by_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match=r"dist_train\.sh"):
         dist.find_place("pytorch")
-    with pytest.raises(ConfigError, match="did you mean 'pytorch'"):
+    with pytest.raises(ConfigError, match="Did you mean 'pytorch'"):
         dist.find_place("pytroch")
 
 

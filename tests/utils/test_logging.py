@@ -46,7 +46,7 @@ def test_other_ranks_only_report_errors(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_unknown_level() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'INFO'"):
+    with pytest.raises(ConfigError, match="Did you mean 'INFO'"):
         setup_logger("INF")
 
 

@@ -62,8 +62,8 @@ def test_names() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("torchvision://resnet19", "no model 'resnet19'; did you mean 'resnet1"),
-        ("torchvision://resnet18.IMAGENET1K_V9", "no weights 'IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'"),
+        ("torchvision://resnet19", "no model 'resnet19'. Did you mean 'resnet1"),
+        ("torchvision://resnet18.IMAGENET1K_V9", "no weights 'IMAGENET1K_V9'. Did you mean 'IMAGENET1K_V1'"),
         ("torchvision://mnasnet1_3.V", "no weights 'V'"),
     ],
 )

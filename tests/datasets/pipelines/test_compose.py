@@ -84,9 +84,9 @@ def test_ones_own_step_is_seeded() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ConfigError, match="no pipeline step named 'RandomFlop'; did you mean 'RandomFlip'"):
+    with pytest.raises(ConfigError, match="no pipeline step named 'RandomFlop'. Did you mean 'RandomFlip'"):
         Compose([dict(type="RandomFlop")])
-    with pytest.raises(ConfigError, match="RandomFlip takes no 'prob'"):
+    with pytest.raises(ConfigError, match="RandomFlip does not accept 'prob'"):
         Compose([dict(type="RandomFlip", prob=0.5)])
     with pytest.raises(ConfigError, match="a pipeline step must be"):
         Compose(["RandomFlip"])

@@ -53,15 +53,15 @@ def test_arguments_reach_torchvision() -> None:
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        (dict(type="v2.RandomInvrt"), "v2 has no transform 'RandomInvrt'; did you mean 'RandomInvert'"),
+        (dict(type="v2.RandomInvrt"), "v2 has no transform 'RandomInvrt'. Did you mean 'RandomInvert'"),
         (dict(type="v2.functional"), "v2 has no transform 'functional'"),
-        (dict(type="v2.RandomInvert", q=1), "RandomInvert takes no 'q'"),
+        (dict(type="v2.RandomInvert", q=1), "RandomInvert does not accept 'q'"),
         (dict(type="v2.RandomInvert", p=7), "v2.RandomInvert: "),
         (dict(type="v2.RandomResizedCrop", size=8, interpolation="best"), "interpolation must be one of"),
         (dict(type="v2.MixUp", num_classes=10), "mixes the images of a batch"),
         (dict(type="ColorJitter", brightness=-1), "v2.ColorJitter: "),
-        (dict(type="ColorJitter", gamma=1), "ColorJitter takes no 'gamma'"),
-        (dict(type="AutoAugment", policy="imagnet"), "did you mean 'imagenet'"),
+        (dict(type="ColorJitter", gamma=1), "ColorJitter does not accept 'gamma'"),
+        (dict(type="AutoAugment", policy="imagnet"), "Did you mean 'imagenet'"),
         (dict(type="RandomErasing", mode="noise"), "mode must be one of"),
     ],
 )
@@ -105,5 +105,5 @@ def test_mmcvs_mistakes() -> None:
     with pytest.raises(ConfigError, match="use LoadImageFromFile to read files"):
         Compose([dict(type="mmcv.LoadImageFromFile")])
     pytest.importorskip("mmcv.transforms", exc_type=ImportError)  # OpenCV needs system libraries
-    with pytest.raises(ConfigError, match="'Resiz'; did you mean 'Resize'"):
+    with pytest.raises(ConfigError, match="'Resiz'. Did you mean 'Resize'"):
         Compose([dict(type="mmcv.Resiz")])

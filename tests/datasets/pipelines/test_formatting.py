@@ -40,7 +40,7 @@ def test_collect() -> None:
 
 def test_keys_that_are_not_there() -> None:
     for step, key in (("Collect", "gt_labels"), ("ToTensor", "gt_lable"), ("ImageToTensor", "imgs")):
-        with pytest.raises(ConfigError, match=f"{step}: a sample has no '{key}'; did you mean '(gt_label|img)'"):
+        with pytest.raises(ConfigError, match=f"{step}: a sample has no '{key}'. Did you mean '(gt_label|img)'"):
             Compose([dict(type=step, keys=["img", key])])(dict(img=IMAGE, gt_label=3))
 
 

@@ -175,7 +175,7 @@ def test_no_batch_form() -> None:
         (dict(type="CenterCrop", crop_size="8"), "CenterCrop: crop_size"),
         (dict(type="RandomFlip", flip_prob=2), "flip_prob must be a probability"),
         (dict(type="RandomFlip", direction="up"), "direction must be one of"),
-        (dict(type="RandomFlip", flip_ratio=0.5), "takes no 'flip_ratio'; did you mean 'flip_prob'"),
+        (dict(type="RandomFlip", flip_ratio=0.5), "does not accept 'flip_ratio'. Did you mean 'flip_prob'"),
         (dict(type="RandomCrop", size=8, padding=(1, 2, 3)), "RandomCrop: padding"),
         (dict(type="RandomCrop", size=8, padding_mode="wrap"), "padding_mode must be one of"),
         (dict(type="RandomResizedCrop", size=8, scale=(0, 1)), "scale must be"),

@@ -53,7 +53,7 @@ def test_color_types(file: Path) -> None:
         pipeline = Compose([dict(LOAD, color_type=color_type)])
         assert pipeline(file)["img"].size(0) == of_color
         assert pipeline(gray)["img"].size(0) == of_gray
-    with pytest.raises(ConfigError, match="color_type must be one of 'color', .* got 'colour'; did you mean 'color'"):
+    with pytest.raises(ConfigError, match="color_type must be one of 'color', .* got 'colour'. Did you mean 'color'"):
         Compose([dict(LOAD, color_type="colour")])
 
 

@@ -101,8 +101,8 @@ def test_only_the_head_trains_and_is_saved(file: str, tmp_path: Path, caplog: py
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (dict(name="resnet19"), "no quantized 'resnet19'; did you mean 'resnet18'"),
-        (dict(out_layer="averagepool"), "no layer 'averagepool'; did you mean 'avgpool'.*layer4, avgpool"),
+        (dict(name="resnet19"), "no quantized 'resnet19'. Did you mean 'resnet18'"),
+        (dict(out_layer="averagepool"), "no layer 'averagepool'. Did you mean 'avgpool'.*layer4, avgpool"),
         (dict(pretrained=5), "pretrained must be True, False or a file"),
     ],
 )
