@@ -234,7 +234,7 @@ def test_visualize_takes_a_live_model_and_a_grid(trained: Any, tmp_path: Path) -
         (dict(kind="error"), ConfigError, "Did you mean 'errors'"),
         (dict(kind="batch", num_images=0), ConfigError, "from 1"),
         (dict(kind="batch", cols=-1), ConfigError, "cols is a number from 1; got -1"),
-        (dict(kind="batch", out="x.txt"), ConfigError, "picture"),
+        (dict(kind="batch", out="x.txt"), ConfigError, "a figure's file must be"),
         (dict(kind="predictions"), CheckpointError, "name the checkpoint"),
         (dict(kind="batch", split="training"), ConfigError, "data.training"),
     ],
