@@ -77,18 +77,20 @@ def test_metadata() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     extras = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs"}
-    assert set(meta.get_all("Provides-Extra")) == extras | {"optional"}
+    assert set(meta.get_all("Provides-Extra")) == extras
 
 
 def test_every_requirements_file_is_an_extra_and_optional_names_those_to_use() -> None:
     dynamic = pyproject()["tool"]["setuptools"]["dynamic"]
     extras = dynamic["optional-dependencies"]
     assert dynamic["dependencies"]["file"] == "requirements/runtime.txt"
-    stems = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs"}
+    stems = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs", "optional"}
     optional = extras.pop("optional")["file"]
     assert extras == {stem: {"file": f"requirements/{stem}.txt"} for stem in stems}
     to_use = stems - {"benchmarks", "docs", "tests"}
     assert optional == [f"requirements/{stem}.txt" for stem in sorted(to_use)]
+    lines = (FOLDER / "optional.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("-r")] == [f"-r {stem}.txt" for stem in sorted(to_use)]
 
 
 def test_pyproject_holds_the_metadata_and_setup_py_only_the_build_step() -> None:
