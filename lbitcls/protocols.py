@@ -52,7 +52,7 @@ class Dataset(Protocol):
         ...
 
 
-class Loader(Protocol):
+class BatchLoader(Protocol):
     """Batches of a data set (`lbitcls.datasets.build_dataloader`); a batch has `img`, `gt_label` and `index`.
 
     The order and the augmentation of an epoch depend on its number alone.

@@ -73,7 +73,7 @@ if isinstance(model, torch.nn.Module):
 
 classifiers: list[Classifier] = [ImageClassifier({}, {}), ExportedModel(load("a.onnx"))]
 a_dataset: Dataset = data
-a_loader: Loader = loader
+a_loader: BatchLoader = loader
 freezable: Freezable = ImageClassifier({}, {})
 fixed: FixedFeatures = ImageClassifier({}, {})
 stored: SizedInBits = IntegerBackbone()
@@ -96,7 +96,7 @@ def script() -> str:
         "from lbitcls.core.hooks.evaluation_hook import EvaluationHook",
         "from lbitcls.core.runner import EpochRunner",
         "from lbitcls.inference import ExportedModel",
-        "from lbitcls.protocols import Classifier, Dataset, FixedFeatures, Freezable, Loader, SizedInBits",
+        "from lbitcls.protocols import Classifier, Dataset, FixedFeatures, Freezable, BatchLoader, SizedInBits",
     ]
     lines += RIGHT.splitlines()
     return "\n".join([*lines, *WRONG, *(f"reveal_type({package}.{name})" for package, name in NAMES)])

@@ -15,7 +15,7 @@ from lbitcls.core.hooks.evaluation_hook import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
 from lbitcls.core.hooks.progress import ProgressHook
-from lbitcls.protocols import Loader
+from lbitcls.protocols import BatchLoader
 from lbitcls.registry import HOOKS
 from lbitcls.utils.arguments import construct
 from lbitcls.utils.config import Config
@@ -88,7 +88,7 @@ def _evaluation(
     return construct(EvaluationHook, arguments, "evaluation")
 
 
-def _training_images(cfg: Config, wanted: Any, session: Session, data_root: str | None) -> Loader | None:
+def _training_images(cfg: Config, wanted: Any, session: Session, data_root: str | None) -> BatchLoader | None:
     """Batches of the training set, or of so many of its images, for `evaluation.train`; None: not wanted.
 
     They are prepared as validation images are, so that the two accuracies differ by the images alone.

@@ -23,7 +23,7 @@ from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
     from lbitcls.core.step import Batch
-    from lbitcls.protocols import Dataset, FixedFeatures, Loader
+    from lbitcls.protocols import BatchLoader, Dataset, FixedFeatures
 
 
 @dataclass
@@ -75,7 +75,7 @@ class FeatureCache:
         if self.max_mib <= 0:
             raise ConfigError(f"feature_cache.max_mib is above 0; got {self.max_mib!r}.")
 
-    def batches(self, runner: EpochRunner, loader: Loader, training: bool, start: int = 0) -> Iterator[Batch]:
+    def batches(self, runner: EpochRunner, loader: BatchLoader, training: bool, start: int = 0) -> Iterator[Batch]:
         """The batches of `loader` from number `start` on: `img`, or else `features`, and `gt_label`.
 
         Args:
@@ -105,7 +105,7 @@ class FeatureCache:
                 yield self._computed(runner, store, found[1], training)
                 found = next(read, None)
 
-    def _store(self, loader: Loader, phase: str) -> _Store:
+    def _store(self, loader: BatchLoader, phase: str) -> _Store:
         store = self._stores.setdefault(id(loader), _Store(np.zeros(len(loader.dataset), dtype=bool), phase))
         if store.phase != phase:  # the quantizers came on: other features from now on
             store.known[:] = False

@@ -25,7 +25,7 @@ from lbitcls.core.hooks.hook import Hook
 from lbitcls.core.optim import StateError
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
-from lbitcls.protocols import Loader
+from lbitcls.protocols import BatchLoader
 from lbitcls.utils.checkpoint import compare, other_grids, save_checkpoint
 from lbitcls.utils.checkpoint_content import checked_tensors, shown_name
 from lbitcls.utils.dist import is_main, rank, world_size
@@ -68,7 +68,7 @@ class EpochRunner:
         self,
         model: nn.Module,
         step: OptimizerStep,
-        loader: Loader,
+        loader: BatchLoader,
         schedule: Schedule,
         *,
         max_epochs: int,

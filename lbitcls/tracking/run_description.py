@@ -9,7 +9,7 @@ from torch import nn
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.runner import EpochRunner
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
-from lbitcls.protocols import Classifier, Loader
+from lbitcls.protocols import BatchLoader, Classifier
 
 _CLASSES = 10  # names that fit the line
 
@@ -57,7 +57,7 @@ def _classes(model: Classifier) -> str:
     return f"{len(names):,} classes: {', '.join(names[:_CLASSES])}{more}"
 
 
-def _batch_shape(loader: Loader, seed: int) -> str:
+def _batch_shape(loader: BatchLoader, seed: int) -> str:
     """(N, C, H, W) by the first image that can be read; with batches of the size that the config gives."""
     for index in loader.order(0):
         try:

@@ -24,7 +24,7 @@ from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.pipelines.color import Normalize
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.subset import Subset
-from lbitcls.protocols import Loader, predictor
+from lbitcls.protocols import BatchLoader, predictor
 from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.logging import track
@@ -175,7 +175,7 @@ def _results(runner: EpochRunner, validation: EvaluationHook | None) -> Figure:
 
 
 def batch_figure(
-    loader: Loader, number: int, title: str = "Training images, as the model sees them", columns: int | None = None
+    loader: BatchLoader, number: int, title: str = "Training images, as the model sees them", columns: int | None = None
 ) -> Figure:
     """The grid of the first images that `loader` gives in its first epoch."""
     dataset = cast(BaseDataset, loader.dataset)

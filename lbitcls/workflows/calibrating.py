@@ -12,7 +12,7 @@ import torch
 from lbitcls.assembly.classes import check_names
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import evaluate
-from lbitcls.protocols import Loader
+from lbitcls.protocols import BatchLoader
 from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
 from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError
@@ -100,7 +100,7 @@ def _say(number: int, total: int, images: int, checkpoint: str | Path, session: 
         )
 
 
-def calibration_images(cfg: Config, split: str | None, session: Session, data_root: str | None) -> Loader:
+def calibration_images(cfg: Config, split: str | None, session: Session, data_root: str | None) -> BatchLoader:
     """The loader of the images to calibrate on."""
     if split is None and cfg.data.get("calibration") is None:
         tested = cfg.data.get("test") or cfg.data.get("val")
@@ -111,7 +111,7 @@ def calibration_images(cfg: Config, split: str | None, session: Session, data_ro
     return load_data(cfg, split or "calibration", "calibration", session, data_root=data_root)[1]
 
 
-def first_images(loader: Loader, num_images: int) -> Iterator[torch.Tensor]:
+def first_images(loader: BatchLoader, num_images: int) -> Iterator[torch.Tensor]:
     """Batches of the first images that the loader gives, `num_images` in all."""
     left = num_images
     for batch in loader:
@@ -121,7 +121,7 @@ def first_images(loader: Loader, num_images: int) -> Iterator[torch.Tensor]:
             return
 
 
-def _test(model: torch.nn.Module, loader: Loader, session: Session) -> dict[str, Any]:
+def _test(model: torch.nn.Module, loader: BatchLoader, session: Session) -> dict[str, Any]:
     return evaluate(model, track(loader, len(loader), "testing", shown=True), session.device)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from lbitcls.core.evaluation import check_metrics, evaluate, read_topk
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
-from lbitcls.protocols import Loader
+from lbitcls.protocols import BatchLoader
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main, world_size
 from lbitcls.utils.errors import MOST, CheckpointError, ConfigError, require_count, require_list, suggest
@@ -45,7 +45,7 @@ class EvaluationHook(Hook):
 
     def __init__(
         self,
-        loader: Loader,
+        loader: BatchLoader,
         interval: int = 1,
         metric: str | Sequence[str] = "accuracy",
         metric_options: dict[str, Any] | None = None,
@@ -54,7 +54,7 @@ class EvaluationHook(Hook):
         start: int = 0,
         also_after: Iterable[int] = (),
         final_phase: str = "float",
-        train: Loader | None = None,
+        train: BatchLoader | None = None,
     ) -> None:
         self.loader = loader
         self.train = train
@@ -101,7 +101,7 @@ class EvaluationHook(Hook):
         if self.save_best is not None:
             self._keep_best(runner, results)
 
-    def _measure(self, runner: EpochRunner, mode: str, loader: Loader, metrics: Sequence[str]) -> dict[str, Any]:
+    def _measure(self, runner: EpochRunner, mode: str, loader: BatchLoader, metrics: Sequence[str]) -> dict[str, Any]:
         """Evaluate on the batches of `loader`, and publish the results as a record of `mode`."""
         batches = self._batches(runner, loader)
         describe = getattr(getattr(loader, "dataset", None), "describe", str)
@@ -111,7 +111,7 @@ class EvaluationHook(Hook):
         runner.publish({"mode": mode, "epoch": runner.epoch, "iter": len(runner.loader), **results})
         return results
 
-    def _batches(self, runner: EpochRunner, loader: Loader) -> Iterator[Batch]:
+    def _batches(self, runner: EpochRunner, loader: BatchLoader) -> Iterator[Batch]:
         for batch in runner.features.batches(runner, loader, training=False):
             runner.guard.raise_if_signalled()
             yield runner.to_device(batch)
