@@ -271,8 +271,12 @@ class Pooled(nn.Module):
         return (z + self.last(z).mean(1, keepdim=True)).mean((2, 3))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_integers_are_pooled(quantized: Quantized, exports: Exports, bits: int) -> None:
+@pytest.mark.parametrize(("bits", "gain"), [(4, 0.0), (4, 1e9), (8, 0.95)], ids=["uint8", "int8", "the faster"])
+def test_integers_are_pooled(
+    quantized: Quantized, exports: Exports, bits: int, gain: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime cannot open two pools in a row on int8 values, which are not chosen then, however fast they are."""
+    monkeypatch.setattr("lbitcls.deploy.targets.cpu._GAIN", gain)
     x = torch.randn(8, 3, 17, 17, generator=torch.Generator().manual_seed(1))
     graph = graph_of(exports(quantized(Pooled(), "LSQ", bits, bits, x), x))
     makers = [graph.producer(n.input[0]) for n in graph.nodes if n.op_type == "MaxPool"]
