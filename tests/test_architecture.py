@@ -15,11 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lbitcls"
 
-COMMON = {"version", "registry", "utils"}
+COMMON = {"version", "registry", "utils", "settings"}
 PARTS = COMMON | {"core", "models", "datasets", "quant", "deploy", "analysis"}
 ALLOWED = {
     "version": set(),
     "utils": {"version"},
+    "settings": {"utils", "version"},
     "registry": {"utils"},
     "quant": COMMON,
     "models": COMMON,
