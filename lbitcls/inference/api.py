@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from lbitcls.settings.sections import as_config, read_settings
 from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from lbitcls.inference.preparation import Prepare
+    from lbitcls.settings.sections import ConfigLike
     from lbitcls.utils.config import Config
 
 Result = dict[str, Any]
@@ -47,7 +49,7 @@ class Predictor(Protocol):
 
 
 def init_model(
-    config: str | Path | Mapping[str, Any] | None,
+    config: ConfigLike | None,
     checkpoint: str | Path | None = None,
     device: str | None = "cpu",
     *,
@@ -80,7 +82,7 @@ def init_model(
         >>> model.CLASSES[:3]
         ('0', '1', '2')
     """
-    cfg = None if config is None else _config(config)
+    cfg = None if config is None else as_config(config)
     if checkpoint is not None and Path(checkpoint).suffix.lower() == ".onnx":
         from lbitcls.inference.onnx_model import open_exported
 
@@ -200,14 +202,6 @@ def show_result_pyplot(model: Any, img: Any, result: Result) -> None:
     pyplot.close(figure)
 
 
-def _config(given: str | Path | Mapping[str, Any]) -> Config:
-    from lbitcls.utils.config import Config
-
-    if isinstance(given, (str, os.PathLike)):
-        return Config.fromfile(given)
-    return given if isinstance(given, Config) else Config(dict(given))
-
-
 def _load_trained(
     cfg: Config | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
 ) -> Any:
@@ -217,7 +211,7 @@ def _load_trained(
         raise ConfigError(f"engine and threads are for .onnx files, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
 
-    return load_trained(cfg, checkpoint, device)
+    return load_trained(read_settings(cfg), checkpoint, device)
 
 
 def _predictor(model: Any) -> Predictor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lbitcls.datasets.listing import images_of
 from lbitcls.inference.api import Result, check_numbers, init_model, predict_pictures
-from lbitcls.utils.config import Config
+from lbitcls.settings.sections import ConfigLike
 from lbitcls.utils.errors import DataError
 from lbitcls.utils.files import check_writable, is_standard_output, write_out
 from lbitcls.utils.jsontext import json_text
@@ -19,7 +19,7 @@ from lbitcls.utils.logging import track
 
 
 def infer_files(
-    cfg: Config,
+    cfg: ConfigLike,
     checkpoint: str | Path,
     images: Sequence[str | Path],
     *,

@@ -72,7 +72,7 @@ def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tu
     about_key = detail["type"] in _ABOUT_KEYS
     where, annotation, given = list(_walk(kind, value, place, detail["loc"][:-1] if about_key else detail["loc"]))[-1]
     known = section_fields(annotation)
-    if about_key:
+    if about_key and known and _marker(annotation, Says) is None:
         owner, last = where or "a config", detail["loc"][-1]
         if detail["type"] == "missing":
             return f"{where}.{last}", f"{owner} needs '{last}', which is not given."
@@ -155,7 +155,7 @@ def _wrong_value(where: str, annotation: Any, given: Any) -> str:
     wrong = [given] if isinstance(given, str) else given if isinstance(given, (list, tuple)) else []
     unknown = next((name for name in wrong if isinstance(name, str) and name not in names), None)
     hint = "." if unknown is None or not names else suggest(unknown, names)
-    written = f"the text '{given}'" if _is_number(annotation) and isinstance(given, str) else shown(given)
+    written = f"the text '{given}'" if is_number(annotation) and isinstance(given, str) else shown(given)
     return f"{where}{said if said.startswith(':') else f' is {said}'}; got {written}{hint}"
 
 
@@ -285,5 +285,8 @@ def _names(annotation: Any) -> Iterator[Any]:
             yield from _names(option)
 
 
-def _is_number(annotation: Any) -> bool:
-    return _without_none(annotation) in (int, float)
+def is_number(annotation: Any) -> bool:
+    """Whether a field holds a number, or None."""
+    base = _without_none(annotation)
+    values = typing.get_args(base) if typing.get_origin(base) is Literal else ()
+    return base in (int, float) or (bool(values) and all(type(value) is int for value in values))

