@@ -25,7 +25,6 @@ from lbitcls.utils.logging import get_logger
 if TYPE_CHECKING:
     from lbitcls.inference.preparation import Prepare
     from lbitcls.settings.sections import ConfigLike
-    from lbitcls.utils.config import Config
 
 Result = dict[str, Any]
 _IMAGENET = 1000
@@ -203,7 +202,7 @@ def show_result_pyplot(model: Any, img: Any, result: Result) -> None:
 
 
 def _load_trained(
-    cfg: Config | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
+    cfg: ConfigLike | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
 ) -> Any:
     if cfg is None:
         raise ConfigError(f"a config says what model '{checkpoint}' belongs to; only an .onnx file does without.")

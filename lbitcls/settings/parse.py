@@ -197,7 +197,7 @@ def _described(base: Any, marks: Sequence[Any], given: Any) -> str:
         values = ", ".join(repr(value) for value in typing.get_args(base))
         return values if len(typing.get_args(base)) == 1 else f"one of {values}"
     if typing.get_origin(base) is tuple:
-        return f"a list, each {describe(typing.get_args(base)[0], given)}"
+        return f"a list, each {describe(typing.get_args(base)[0], given).removeprefix('written as ')}"
     if base is dict or typing.get_origin(base) is dict or section_fields(base):
         return f"written as {_DICT}"
     return {bool: "True or False", str: "a text"}.get(base, getattr(base, "__name__", str(base)))

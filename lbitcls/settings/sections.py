@@ -211,7 +211,6 @@ class Settings(Section):
         if missing:
             config = self.source.filename or ""
             raise ConfigError(f"{purpose} needs {', '.join(missing)}; the config {config} has none.")
-        format_config(self.source.to_dict())
 
 
 def read_settings(cfg: ConfigLike) -> Settings:
@@ -242,7 +241,9 @@ def as_config(cfg: ConfigLike) -> Config:
 
 
 def _of(config: Config) -> Settings:
-    settings: Settings = parse(Settings, given_sections(config.to_dict()))
+    sections = config.to_dict()
+    format_config(sections)  # what is none of a config's values has its own message
+    settings: Settings = parse(Settings, given_sections(sections))
     object.__setattr__(settings, "_source", config)
     return settings
 
