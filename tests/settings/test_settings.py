@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from lbitcls.settings.export import ExportOptions, ExportSection
 from lbitcls.settings.fields import Section
 from lbitcls.settings.parse import doc_of, problems, section_fields
+from lbitcls.settings.quant import SpecialLayers, TransformerConfig
 from lbitcls.settings.schedule import POLICIES, FixedPolicy, StepPolicy, read_policy
 from lbitcls.settings.sections import DataConfig, Settings, read_settings
 from lbitcls.settings.training import CheckpointConfig, GradClip, OptimizerConfig
@@ -25,7 +26,12 @@ from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NEEDED = {"step": {"step": 3}, "gamma": {"gamma": 0.1}, "max_norm": {"max_norm": 1.0}}
+NEEDED = {
+    "quan_policy": {"quan_policy": {}},
+    "step": {"step": 3},
+    "gamma": {"gamma": 0.1},
+    "max_norm": {"max_norm": 1.0},
+}
 
 
 def classes(kind: type = Section) -> Iterator[type]:
@@ -52,7 +58,7 @@ def needed(kind: type, name: str) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         if field.default is field.default_factory is dataclasses.MISSING and field.name != name:
-            given |= NEEDED[field.name]
+            given[field.name] = NEEDED[field.name]
     return given | ({"min_lr": 0.0} if "min_lr_ratio" in section_fields(kind) and "min_lr" not in (name,) else {})
 
 
@@ -179,6 +185,13 @@ def test_an_object_checks_itself_however_it_is_made() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ExportSection().opset = 18  # type: ignore[misc]
     assert read_policy(FixedPolicy()) == FixedPolicy()  # type: ignore[arg-type]
+
+
+def test_the_keys_of_the_transformer() -> None:
+    with pytest.raises(ConfigError, match="^special_layers: there are 1 layers_name and 0 convert_type"):
+        SpecialLayers(layers_name=("fc",))
+    with pytest.raises(ConfigError, match="^quant_transformer.fold_bn is True or False; got 'no'"):
+        TransformerConfig(quan_policy={}, fold_bn="no")  # type: ignore[arg-type]
 
 
 def test_changed_sections_are_recorded() -> None:
