@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from lbitcls.settings.fields import Section
-from lbitcls.settings.parse import doc_of, is_number, section_fields
-
 if TYPE_CHECKING:
+    from lbitcls.settings.fields import Section
     from lbitcls.utils.config import Config
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound="Section")
 Run = Callable[[argparse.Namespace], object]
 
 PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "look at runs and predictions"
@@ -87,6 +85,8 @@ def option_arguments(parser: argparse.ArgumentParser) -> None:
 
 def field_arguments(parser: argparse.ArgumentParser, kind: type[Section]) -> None:
     """An option for each field of a settings class: its name, type, default and documentation."""
+    from lbitcls.settings.parse import doc_of, is_number, section_fields
+
     for name, hint in section_fields(kind).items():
         default, flag = getattr(kind, name), f"--{name.replace('_', '-')}"
         text = doc_of(hint).removesuffix(".")
@@ -106,6 +106,8 @@ def given_fields(args: argparse.Namespace, kind: type[S]) -> S:
     Raises:
         ConfigError: a value is out of range; the message names the option.
     """
+    from lbitcls.settings.parse import section_fields
+
     return kind(**{name: getattr(args, name) for name in section_fields(kind)})
 
 

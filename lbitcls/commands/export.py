@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 
 from lbitcls.commands.base import SHIP, field_arguments, given_fields, option_arguments, read_config, verb
-from lbitcls.settings.export import ExportOptions
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `lbitcls export`."""
+    from lbitcls.settings.export import ExportOptions
+
     add = parser.add_argument
     add("config", help="config file: .py, .yaml or .json")
     add("checkpoint", help="checkpoint of the config's model")
@@ -24,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> object:
     """Write a checkpoint as an ONNX file with integer weights."""
     cfg = read_config(args)
+    from lbitcls.settings.export import ExportOptions
     from lbitcls.workflows.exporting import export_checkpoint
 
     return export_checkpoint(

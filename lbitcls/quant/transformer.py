@@ -51,12 +51,12 @@ class ModelTransformer:
     def __init__(
         self,
         quan_policy: Mapping[str, Any],
-        special_layers: Mapping[str, Any] | None = TransformerConfig.special_layers,
+        special_layers: Mapping[str, Any] | None = None,
         exclude_layers: str | Sequence[str] = TransformerConfig.exclude_layers,
         fold_bn: bool = TransformerConfig.fold_bn,
     ) -> None:
         given: Any = {"quan_policy": quan_policy, "special_layers": special_layers, "fold_bn": fold_bn}
-        settings = TransformerConfig(**given, exclude_layers=exclude_layers)
+        settings = TransformerConfig(**given, exclude_layers=exclude_layers)  # type: ignore[arg-type]  # also a list
         special = settings.special_layers or SpecialLayers()
         for kind, entry in quan_policy.items():
             quantized_kind(kind)
