@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lbitcls.settings.sections import as_config, read_settings
 from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from lbitcls.inference.preparation import Prepare
     from lbitcls.settings.sections import ConfigLike
+    from lbitcls.utils.config import Config
 
 Result = dict[str, Any]
 _IMAGENET = 1000
@@ -81,7 +81,7 @@ def init_model(
         >>> model.CLASSES[:3]
         ('0', '1', '2')
     """
-    cfg = None if config is None else as_config(config)
+    cfg = None if config is None else _config(config)
     if checkpoint is not None and Path(checkpoint).suffix.lower() == ".onnx":
         from lbitcls.inference.onnx_model import open_exported
 
@@ -201,6 +201,12 @@ def show_result_pyplot(model: Any, img: Any, result: Result) -> None:
     pyplot.close(figure)
 
 
+def _config(given: ConfigLike) -> Config:
+    from lbitcls.settings.sections import as_config
+
+    return as_config(given)
+
+
 def _load_trained(
     cfg: ConfigLike | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
 ) -> Any:
@@ -209,6 +215,7 @@ def _load_trained(
     if engine is not None or threads is not None:
         raise ConfigError(f"engine and threads are for .onnx files, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
+    from lbitcls.settings.sections import read_settings
 
     return load_trained(read_settings(cfg), checkpoint, device)
 

@@ -241,7 +241,10 @@ def as_config(cfg: ConfigLike) -> Config:
 
 
 def _of(config: Config) -> Settings:
-    sections = config.to_dict()
+    try:
+        sections = config.to_dict()
+    except RecursionError:
+        raise ConfigError("a value of the config contains itself, or is nested too deeply.") from None
     format_config(sections)  # what is none of a config's values has its own message
     settings: Settings = parse(Settings, given_sections(sections))
     object.__setattr__(settings, "_source", config)
