@@ -49,6 +49,7 @@ _WORKFLOW = Says("a list like [('train', 1)] or [('train', 2), ('val', 1)], and 
 Epochs = Annotated[int, INTEGER, Ge(1), Le(10**6)]
 Seed = Annotated[int, INTEGER, Ge(0), Le(2**63 - 1)]
 Threads = Annotated[int, INTEGER, Ge(1), Le(4096)]
+_DEFAULTS = ("fp16", "feature_cache")  # an empty dict means the section with its defaults
 _NUMBERS = ("seed", "total_epochs", "num_threads")  # 0 has a meaning, or is wrong; elsewhere it is a switch that is off
 
 
@@ -95,7 +96,7 @@ class CustomImports(Section):
 
     PLACE: ClassVar[str] = "custom_imports"
 
-    imports: Annotated[Text | Annotated[tuple[Text, ...], ITEMS], Doc("Names of modules to import.")] = ()
+    imports: Annotated[Text | Annotated[tuple[Text, ...], ITEMS] | None, Doc("Names of modules to import.")] = None
     allow_failed_imports: Annotated[Switch, Doc("Whether a module may be missing.")] = False
 
 
@@ -242,11 +243,10 @@ def as_config(cfg: ConfigLike) -> Config:
 
 def _of(config: Config) -> Settings:
     try:
-        sections = config.to_dict()
+        format_config(config.to_dict())  # what is none of a config's values has its own message
     except RecursionError:
         raise ConfigError("a value of the config contains itself, or is nested too deeply.") from None
-    format_config(sections)  # what is none of a config's values has its own message
-    settings: Settings = parse(Settings, given_sections(sections))
+    settings: Settings = parse(Settings, given_sections(dict(config)))
     object.__setattr__(settings, "_source", config)
     return settings
 
@@ -265,7 +265,7 @@ def given_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
 def _wanted(name: str, value: Any) -> bool:
     if value is None or value is False:
         return value is False and name in _NUMBERS
-    return name in _NUMBERS or bool(value)
+    return name in _NUMBERS or bool(value) or (value == {} and name in _DEFAULTS)
 
 
 ConfigLike = Config | Settings | Mapping[str, Any] | str | os.PathLike[str]

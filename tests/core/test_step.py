@@ -108,7 +108,7 @@ def test_autocast() -> None:
     ],
 )
 def test_precision_from_the_config(amp: Any, fp16: Any, dtype: torch.dtype | None) -> None:
-    settings = read_settings(dict(amp=amp, fp16={"dtype": "fp16"} if fp16 == {} else fp16))
+    settings = read_settings(dict(amp=amp, fp16=fp16))
     assert read_precision(settings.amp, settings.fp16).dtype is dtype
 
 

@@ -26,12 +26,7 @@ from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NEEDED = {
-    "quan_policy": {"quan_policy": {}},
-    "step": {"step": 3},
-    "gamma": {"gamma": 0.1},
-    "max_norm": {"max_norm": 1.0},
-}
+NEEDED: dict[str, Any] = dict(quan_policy={}, step=3, gamma=0.1, max_norm=1.0)
 
 
 def classes(kind: type = Section) -> Iterator[type]:
@@ -159,7 +154,8 @@ def test_what_may_be_written_shorter() -> None:
 
 @pytest.mark.parametrize("off", [None, False, "", {}])
 def test_a_section_that_is_off_has_its_default(off: Any) -> None:
-    settings = read_settings({name: off for name in SECTIONS if name not in ("seed", "total_epochs", "num_threads")})
+    always = ("seed", "total_epochs", "num_threads", "fp16", "feature_cache")
+    settings = read_settings({name: off for name in SECTIONS if name not in always})
     assert settings.checkpoint_config == CheckpointConfig(interval=-1 if off is None else 1)
     assert dataclasses.replace(settings, checkpoint_config=CheckpointConfig()) == read_settings({})
 
@@ -174,6 +170,12 @@ def test_every_config_of_the_library_parses() -> None:
     for path in paths:
         settings = read_settings(path)
         assert settings.model is not None and settings.source.filename == str(path)
+
+
+def test_components_are_as_the_config_has_them() -> None:
+    """A part of one's own may read `train_cfg.augments`, as in mmcls."""
+    settings = read_settings(Config(dict(model=dict(type="X", train_cfg=dict(augments=[dict(type="Y")])))))
+    assert settings.model["train_cfg"].augments[0].type == "Y"
 
 
 def test_an_object_checks_itself_however_it_is_made() -> None:
