@@ -18,6 +18,7 @@ from lbitcls.utils.errors import ConfigError, shown, suggest
 T = TypeVar("T")
 _UNIONS = (typing.Union, types.UnionType)
 _DICT = "a dict(…)"
+_OWNERS = {"": "a config", "--": "an export"}  # what keys belong to that are in no section
 _REMOTE = 1000  # an upper bound from which on it is named only to those who go beyond it
 _ABOUT_KEYS = ("missing", "unexpected_keyword_argument", "invalid_key")
 
@@ -73,7 +74,7 @@ def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tu
     where, annotation, given = list(_walk(kind, value, place, detail["loc"][:-1] if about_key else detail["loc"]))[-1]
     known = section_fields(annotation)
     if about_key and known and _marker(annotation, Says) is None:
-        owner, last = where or "a config", detail["loc"][-1]
+        owner, last = _OWNERS.get(where, where), detail["loc"][-1]
         if detail["type"] == "missing":
             return f"{where}.{last}", f"{owner} needs '{last}', which is not given."
         takes = ", ".join(sorted(known)) or "nothing"

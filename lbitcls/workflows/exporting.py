@@ -58,9 +58,9 @@ def export_checkpoint(
         cfg: the config that the checkpoint was trained with.
         checkpoint: of this model, quantized or float.
         out: file to write, `.onnx`; where it is a symbolic link, the file that it points to.
-        options: how to export; None: those of `given`.
+        options: how to export; None: as `given` says.
         data_root: where relative data paths may start.
-        given: fields of `ExportOptions` by name, in the place of `options`: `verify=True, pack=True`.
+        given: fields of `ExportOptions` by name, which win over those of `options`: `verify=True, pack=True`.
 
     Raises:
         ConfigError: an argument is wrong, `out` cannot be written, or a layer cannot be expressed or be taken by the
@@ -72,7 +72,7 @@ def export_checkpoint(
     settings = read_settings(cfg)
     settings.require(("model", "data"), "an export")
     out = _check_target(out)
-    options = options or parse(ExportOptions, given, ExportOptions.PLACE)
+    options = parse(ExportOptions, {**vars(options or ExportOptions()), **given}, ExportOptions.PLACE)
     check_options(options)
     with open_session(settings) as session, _draft(out) as draft:
         model = make_model(settings, session, pretrained=False, data_root=data_root, checkpoint=checkpoint)

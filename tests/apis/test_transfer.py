@@ -143,7 +143,7 @@ def test_too_large_a_cache_is_none(make_config: MakeConfig, monkeypatch: pytest.
         ({"model.train_cfg": dict(augments=dict(type="CutMix"))}, "does not go with model.train_cfg.augments"),
         ({"compile": True}, "does not go with compile"),
         ({"feature_cache": dict(max_mb=5)}, "did you mean 'max_mib'"),
-        ({"feature_cache": dict(max_mib=0)}, "max_mib is above 0"),
+        ({"feature_cache": dict(max_mib=0)}, r"feature_cache\.max_mib is a number above 0; got"),
         ({"feature_cache": "yes"}, r"feature_cache is True or a dict\(…\); got 'yes'"),
     ],
 )
