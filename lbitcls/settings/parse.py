@@ -152,6 +152,8 @@ def _unknown_tag(where: str, annotation: Any, given: Any) -> str:
 def _wrong_value(where: str, annotation: Any, given: Any) -> str:
     says = _marker(annotation, Says)
     said = describe(annotation, given) if says is None else says.text
+    if said == f"written as {_DICT}" and "." not in where:
+        said = f"written {where} = {_DICT.removeprefix('a ')}"
     names = [option for option in _names(annotation) if isinstance(option, str)]
     wrong = [given] if isinstance(given, str) else given if isinstance(given, (list, tuple)) else []
     unknown = next((name for name in wrong if isinstance(name, str) and name not in names), None)

@@ -121,6 +121,7 @@ def test_the_fields_of_a_class_are_documented_in_its_schema(kind: type) -> None:
         (dict(lr_config=dict(policy="stepp")), "lr_config: there is no policy 'stepp'; did you mean 'step'? Known: "),
         (dict(lr_config=dict(policy="fixed", warmup="linear")), "lr_config: a warm-up needs warmup_iters above 0."),
         (dict(lr_config=dict(policy="exp", gamma=math.nan)), "lr_config.gamma is a finite number from 0; got nan."),
+        (dict(optimizer="SGD"), "optimizer is written optimizer = dict(…); got 'SGD'."),
         (dict(amp=5), "amp is True, a text (dtype) or a dict(…); got 5."),
         (dict(amp="bf32"), "amp.dtype is one of 'bf16', 'bfloat16', 'fp16', 'float16'; got 'bf32'."),
         (dict(workflow=[("val", 1)]), "workflow is a list like [('train', 1)]"),
