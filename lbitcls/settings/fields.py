@@ -97,10 +97,9 @@ class Tagged:
         return _before(self.expand, handler(Annotated[source, Field(discriminator=self.key)]))
 
 
-def _before(prepare: Callable[[Any], Any], schema: Any) -> Any:
-    from pydantic_core.core_schema import no_info_before_validator_function
-
-    return no_info_before_validator_function(prepare, schema)
+def _before(prepare: Callable[[Any], Any], schema: Any) -> dict[str, Any]:
+    """A schema of pydantic's that prepares a value before `schema` checks it."""
+    return {"type": "function-before", "function": {"type": "no-info", "function": prepare}, "schema": schema}
 
 
 def _switch(value: Any) -> Any:
