@@ -15,12 +15,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lbitcls"
 
-COMMON = {"version", "registry", "utils", "protocols"}
+COMMON = {"version", "registry", "utils", "protocols", "settings"}
 PARTS = COMMON | {"core", "models", "datasets", "quant", "deploy", "analysis"}
 ALLOWED = {
     "version": set(),
     "protocols": set(),
     "utils": {"version"},
+    "settings": {"utils", "version"},
     "registry": {"utils"},
     "quant": COMMON,
     "models": COMMON,
@@ -201,6 +202,18 @@ def test_no_two_files_have_one_name() -> None:
     paths = [path for path in python_files("lbitcls") if path.parent.name != "commands"]
     names = [path.stem for path in paths if path.stem not in SHARED_NAMES]
     assert not {name for name in names if names.count(name) > 1}
+
+
+def test_a_config_is_parsed_at_the_door() -> None:
+    """Below `read_settings` functions take settings; these few handle configs as such."""
+    takes = {
+        str(path.relative_to(PACKAGE))
+        for path in python_files("lbitcls")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.arg) and node.annotation is not None
+        if re.search(r"\bConfig\b", ast.unparse(node.annotation))
+    }
+    assert takes <= {"utils/config.py", "settings/sections.py", "inference/onnx_model.py"}
 
 
 def test_optional_packages_are_imported_where_they_are_used() -> None:

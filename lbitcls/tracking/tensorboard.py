@@ -35,10 +35,10 @@ from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.subset import Subset
 from lbitcls.quant.size import model_size
 from lbitcls.registry import HOOKS
+from lbitcls.settings.sections import Settings
 from lbitcls.tracking.board import Board
 from lbitcls.tracking.hparams import COLUMNS, FIRST, config_values, hyperparameters
 from lbitcls.tracking.run_pictures import mixed, predictions_figure, read_predictions
-from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
 from lbitcls.utils.files import check_folder
@@ -116,7 +116,8 @@ class TensorboardLoggerHook(Writer):
 
     def before_run(self, runner: EpochRunner) -> None:
         self._names = chosen_layers(runner.module, self.layers)
-        self._extra = config_values(_config(runner), self.hparams)
+        settings = _settings(runner)
+        self._extra = config_values(None if settings is None else settings.source, self.hparams)
         folder = self.folder(runner)
         if any(hook.folder(runner) == folder for hook in boards_of(runner) if hook is not self):
             raise ConfigError(
@@ -177,11 +178,11 @@ class TensorboardLoggerHook(Writer):
     def _begin(self, runner: EpochRunner) -> None:
         """The texts and the line in the table, with the run's first record."""
         self._begun = True
-        cfg = _config(runner)
-        if cfg is None or self._board is None:
+        settings = _settings(runner)
+        if settings is None or self._board is None:
             return
-        self._board.add_text("config", f"```python\n{cfg.pretty_text}\n```", runner.iter)
-        values, columns = {**hyperparameters(cfg, runner), **self._extra}, {**COLUMNS, **self._extra}
+        self._board.add_text("config", f"```python\n{settings.text}\n```", runner.iter)
+        values, columns = {**hyperparameters(settings, runner), **self._extra}, {**COLUMNS, **self._extra}
         self._board.add_hparams(values, columns, {*FIRST, *self._extra}, _metrics(runner))
 
     def _add(self, runner: EpochRunner, values: Mapping[str, float]) -> None:
@@ -301,9 +302,9 @@ def chosen_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _config(runner: EpochRunner) -> Config | None:
+def _settings(runner: EpochRunner) -> Settings | None:
     hook = runner.find(WorkDirHook)
-    return None if hook is None else hook.config
+    return None if hook is None else hook.settings
 
 
 def _dataset(runner: EpochRunner) -> tuple[str, BaseDataset]:

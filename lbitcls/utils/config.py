@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError, nearest
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.safe import read_yaml
-from lbitcls.utils.shapes import check_shapes
+from lbitcls.utils.shapes import check_texts
 
 SECTIONS: dict[str, str] = {
     "model": "the classifier: backbone, neck, head",
@@ -203,11 +203,11 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def check_sections(cfg: Config) -> None:
-    """Raise `ConfigError` for a misspelled section, one of another framework, or one of the wrong form.
+    """Raise `ConfigError` for a top-level name that is nearly a section's, or is another framework's.
 
     Any other top-level name is the config's own helper variable.
     """
-    check_shapes(cfg._cfg_dict, SECTIONS)
+    check_texts(cfg._cfg_dict)
     for name in cfg._cfg_dict:
         if name in SECTIONS:
             continue
@@ -219,15 +219,6 @@ def check_sections(cfg: Config) -> None:
                 f"'{name}' is not a section of a config. Did you mean '{close}' ({SECTIONS[close]})? "
                 "A helper variable needs a less similar name."
             )
-
-
-def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
-    """Raise `ConfigError` if the config lacks one of `names`, needed for `purpose` ("training"), or is not plain."""
-    values = {name: cfg.get(name) for name in names}
-    missing = [f"{name} ({SECTIONS[name]})" for name, v in values.items() if v is None or v is False or v == ""]
-    if missing:
-        raise ConfigError(f"{purpose} needs {', '.join(missing)}; the config {cfg.filename or ''} has none.")
-    format_config(cfg.to_dict())
 
 
 def _values(sections: Any) -> Any:

@@ -223,14 +223,14 @@ def test_hook_of_ones_own(make_config: Any) -> None:
         ({"quant_transformer": QUANT, "calibration": dict(epoch=2)}, "only the epochs 0 to 1"),
         ({"quant_transformer": QUANT, "calibration": dict(epochs=1)}, "Did you mean 'epoch'"),
         ({"ema": dict(momentum=0.1)}, "ema does not accept 'momentum'"),
-        ({"ema": "yes"}, "ema must be a dict"),
-        ({"custom_hooks": dict(type="EndAt")}, r"custom_hooks .* must be a list"),
-        ({"custom_hooks": ["EndAt"]}, "an entry of custom_hooks must be a dict"),
-        ({"log_config.hooks": 5}, "log_config.hooks must be a list"),
-        ({"workflow": 5}, r"workflow .* must be a list"),
-        ({"gpu_ids": 1}, r"gpu_ids .* must be a list"),
+        ({"ema": "yes"}, r"ema must be True or a dict\(…\); got 'yes'"),
+        ({"custom_hooks": dict(type="EndAt")}, r"custom_hooks must be a list, each a dict\(…\); got {'type': 'EndAt'}"),
+        ({"custom_hooks": ["EndAt"]}, r"custom_hooks\.0 must be a dict\(…\); got 'EndAt'"),
+        ({"log_config.hooks": 5}, r"log_config\.hooks must be a list, each a dict\(…\); got 5"),
+        ({"workflow": 5}, "workflow must be a list .*; got 5"),
+        ({"gpu_ids": 1}, "gpu_ids must be a list of integers ≥ 0; got 1"),
         ({"data.drop_last": True, "data.samples_per_gpu": 2000}, "leaves no batch: data.train has 1437 images"),
-        ({"workflow": [("train", 1), ("vall", 1)]}, "workflow is a list"),
+        ({"workflow": [("train", 1), ("vall", 1)]}, "workflow must be a list"),
         ({"dist_params": dict(backend="nccl", port=3)}, "dist_params does not accept 'port'"),
         ({"log_level": "LOUD"}, "log_level"),
         ({"device": "tpu"}, "a device must be"),
@@ -277,7 +277,7 @@ def test_accuracy_on_the_training_set(number: Any, make_config: Any) -> None:
 
 
 def test_accuracy_on_the_training_set_wants_a_number(make_config: Any) -> None:
-    with pytest.raises(ConfigError, match="a number of images from 1; got 'all'"):
+    with pytest.raises(ConfigError, match="a number of images ≥ 1; got 'all'"):
         train_classifier(make_config(evaluation=dict(train="all")))
 
 

@@ -94,7 +94,7 @@ def test_frozen_parameters_are_in_and_stay() -> None:
             dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(head=0.1))),
             "must be a dict",
         ),
-        (dict(type="SGD", lr=0.1, paramwise_cfg=dict(norm_decay_mult="none")), "norm_decay_mult is a number"),
+        (dict(type="SGD", lr=0.1, paramwise_cfg=dict(norm_decay_mult="none")), "norm_decay_mult must be a number"),
         (dict(type="SGD", lr=0.1, paramwise_cfg=5), "paramwise_cfg must be a dict"),
         (dict(type="SGD", lr=-1), "SGD refuses .* Invalid learning rate: -1"),
         (dict(type="SGD", lr=None), "optimizer.lr is a number; got None"),

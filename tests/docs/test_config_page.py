@@ -12,14 +12,11 @@ import pytest
 from blocks import ROOT
 
 from lbitcls import registry
-from lbitcls.core.hooks.calibration_hook import CalibrationHook
-from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
-from lbitcls.core.hooks.evaluation_hook import EvaluationHook
-from lbitcls.core.hooks.log import LogHook
-from lbitcls.core.schedule import Schedule
 from lbitcls.models.classifier import ImageClassifier
 from lbitcls.models.heads import LinearClsHead
 from lbitcls.quant.transformer import ModelTransformer
+from lbitcls.settings.learning_rate import Warmup
+from lbitcls.settings.training_sections import CalibrationConfig, CheckpointConfig, EvaluationConfig, LogConfig
 from lbitcls.utils.config import SECTIONS
 
 TEXT = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
@@ -35,11 +32,11 @@ OWNERS = {
     "model": ImageClassifier,
     "model.head": LinearClsHead,
     "quant_transformer": ModelTransformer,
-    "calibration": CalibrationHook,
-    "evaluation": EvaluationHook,
-    "checkpoint_config": CheckpointHook,
-    "log_config": LogHook,
-    "lr_config": Schedule,
+    "calibration": CalibrationConfig,
+    "evaluation": EvaluationConfig,
+    "checkpoint_config": CheckpointConfig,
+    "log_config": LogConfig,
+    "lr_config": Warmup,
 }
 """Whose arguments the keys of a section are."""
 NOT_SHOWN = object()

@@ -1,0 +1,110 @@
+"""`lr_config`: a class for each policy of the learning rate, with the warm-up that all of them take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from lbitcls.settings.base import Section
+from lbitcls.settings.fields import ITEMS, MOST, NUMBER, Count, Doc, Factor, Switch, Tagged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup(Section):
+    """What every policy takes: its unit of progress, and a warm-up before it."""
+
+    PLACE: ClassVar[str] = "lr_config"
+
+    by_epoch: Annotated[Switch, Doc("Whether the policy counts epochs; False: iterations.")] = True
+    warmup: Annotated[
+        Literal["linear", "constant", "exp"] | None,
+        Doc("How the learning rate rises at the start of a run; None: no warm-up."),
+    ] = None
+    warmup_iters: Annotated[
+        float, Ge(0), Le(MOST), NUMBER, Doc("Length of the warm-up in iterations (epochs with warmup_by_epoch).")
+    ] = 0
+    warmup_ratio: Annotated[
+        float, Gt(0), Le(1), NUMBER, Doc("The first learning rate as a fraction of the policy's.")
+    ] = 0.1
+    warmup_by_epoch: Annotated[Switch, Doc("Whether warmup_iters counts epochs.")] = False
+
+    def check(self) -> None:
+        if self.warmup is not None and self.warmup_iters == 0:
+            raise ValueError("warmup needs warmup_iters > 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedPolicy(Warmup):
+    """The base learning rate, always."""
+
+    policy: Literal["fixed"] = "fixed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPolicy(Warmup):
+    """The base rate, multiplied by `gamma` at every step."""
+
+    policy: Literal["step"] = "step"
+    step: Annotated[
+        Count | Annotated[tuple[Count, ...], ITEMS],
+        Doc("Epochs (iterations without by_epoch) between two steps, or a list of those at which they come."),
+    ]
+    gamma: Annotated[Factor, Doc("Factor on the learning rate at each step.")] = 0.1
+    min_lr: Annotated[Factor | None, Doc("The learning rate does not fall below this; None: no limit.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineAnnealingPolicy(Warmup):
+    """Half a cosine from the base rate to `min_lr`, or to `min_lr_ratio` of the base rate."""
+
+    policy: Literal["CosineAnnealing"] = "CosineAnnealing"
+    min_lr: Annotated[Factor | None, Doc("The last learning rate.")] = None
+    min_lr_ratio: Annotated[Factor | None, Doc("The last learning rate as a fraction of the first.")] = None
+
+    def check(self) -> None:
+        super().check()
+        if (self.min_lr is None) == (self.min_lr_ratio is None):
+            raise ValueError("CosineAnnealing accepts either min_lr or min_lr_ratio.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolyPolicy(Warmup):
+    """A polynomial from the base rate to `min_lr`."""
+
+    policy: Literal["poly"] = "poly"
+    power: Annotated[Factor, Doc("Exponent of the polynomial.")] = 1.0
+    min_lr: Annotated[Factor, Doc("The last learning rate.")] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpPolicy(Warmup):
+    """The base rate, multiplied by `gamma` each epoch (iteration without `by_epoch`)."""
+
+    policy: Literal["exp"] = "exp"
+    gamma: Annotated[Factor, Doc("Factor on the learning rate in each epoch.")]
+
+
+POLICIES: dict[str, type[Warmup]] = {
+    "step": StepPolicy,
+    "CosineAnnealing": CosineAnnealingPolicy,
+    "poly": PolyPolicy,
+    "exp": ExpPolicy,
+    "fixed": FixedPolicy,
+}
+LrConfig = Annotated[
+    StepPolicy | CosineAnnealingPolicy | PolyPolicy | ExpPolicy | FixedPolicy, Tagged("policy", tuple(POLICIES))
+]
+
+
+def read_policy(given: Mapping[str, Any]) -> Warmup:
+    """The settings that a section `lr_config` stands for.
+
+    Raises:
+        ConfigError: an unknown policy or key, or a value out of range.
+    """
+    from lbitcls.settings.parse import parse
+
+    return parse(LrConfig, given, "lr_config")

@@ -1,0 +1,297 @@
+"""Parsing values by settings classes: pydantic checks them, and its errors become ours, with place and suggestion."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from lbitcls.settings.fields import Doc, Says, Shorthand, Tagged, reading
+from lbitcls.utils.errors import ConfigError, shown, suggest
+
+T = TypeVar("T")
+_UNIONS = (typing.Union, types.UnionType)
+_DICT = "a dict(…)"
+_OWNERS = {"": "a config", "--": "an export"}  # what keys belong to that are in no section
+_REMOTE = 1000  # an upper bound from which on it is named only to those who go beyond it
+_ABOUT_KEYS = ("missing", "unexpected_keyword_argument", "invalid_key")
+
+
+def parse(kind: Any, value: Any, place: str = "") -> Any:
+    """`value` as `kind`, a settings class or an annotation of a field.
+
+    Args:
+        kind: what it is parsed by.
+        value: as a config gives it.
+        place: where in the config it is, for messages.
+
+    Raises:
+        ConfigError: parts of it are wrong; the message names all of them, one a line.
+    """
+    from pydantic import ValidationError
+
+    try:
+        with reading():
+            return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    raise ConfigError("\n".join(_messages(kind, value, place, details)))
+
+
+def problems(kind: Any, value: Any, place: str = "") -> list[str]:
+    """A message for each wrong part of `value`; none where `parse` takes it."""
+    try:
+        parse(kind, value, place)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _messages(kind: Any, value: Any, place: str, details: Sequence[Mapping[str, Any]]) -> list[str]:
+    found: dict[str, str] = {}
+    for detail in details:
+        where, message = _message(kind, value, place, detail)
+        found.setdefault(where, message)
+    return list(found.values())
+
+
+def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tuple[str, str]:
+    """The place that an error of pydantic is about, and what to tell of it."""
+    about_key = detail["type"] in _ABOUT_KEYS
+    where, annotation, given = list(_walk(kind, value, place, detail["loc"][:-1] if about_key else detail["loc"]))[-1]
+    known = section_fields(annotation)
+    if about_key and known and _marker(annotation, Says) is None:
+        owner, last = _OWNERS.get(where, where), detail["loc"][-1]
+        if detail["type"] == "missing":
+            return f"{where}.{last}", f"{owner} needs '{last}', which is not given."
+        takes = ", ".join(sorted(known)) or "nothing"
+        return f"{where}.{last}", f"{owner} does not accept '{last}'{suggest(str(last), known)} It accepts: {takes}."
+    if detail["type"] == "value_error":
+        text = str(detail["ctx"]["error"])
+        separator = "." if text.partition(":")[0] in known else ": "
+        return f"{where}:{text}", f"{where}{separator}{text}" if where else text
+    if detail["type"].startswith("union_tag"):
+        return where, _unknown_tag(where, annotation, given)
+    return where, _wrong_value(where, annotation, given)
+
+
+def _walk(kind: Any, value: Any, place: str, loc: Sequence[Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(place, annotation, value) at each level that both the annotation and `loc` have."""
+    yield place, kind, value
+    for step in loc:
+        if _marker(kind, Says) is not None:
+            return
+        inner = _inner(kind, step)
+        if inner is None:
+            return
+        if inner[1]:
+            place, value = _joined(place, step), _item(_expanded(kind, value), step)
+        kind = inner[0]
+        yield place, kind, value
+
+
+def _inner(kind: Any, step: Any) -> tuple[Any, bool] | None:
+    """The annotation of a part, and whether `step` is a key of the config; None: the step is pydantic's own."""
+    base = _without_none(kind)
+    tagged = _marker(kind, Tagged)
+    if tagged is not None:
+        chosen = [option for option in _options(base) if tag_of(option, tagged.key) == step]
+        return (chosen[0], False) if chosen else None
+    fields = section_fields(base)
+    if step in fields:
+        return fields[step], True
+    origin, arguments = typing.get_origin(base), typing.get_args(base)
+    if origin is tuple and isinstance(step, int):
+        return (arguments[0] if arguments[-1] is Ellipsis else arguments[step]), True
+    if origin is dict:
+        return (arguments[1], True) if len(arguments) == 2 and step != "[key]" else None
+    return None
+
+
+def _joined(place: str, step: Any) -> str:
+    if place == "--":
+        return f"--{str(step).replace('_', '-')}"
+    return f"{place}.{step}" if place else str(step)
+
+
+def _item(value: Any, step: Any) -> Any:
+    try:
+        return getattr(value, step) if dataclasses.is_dataclass(value) else value[step]
+    except (TypeError, LookupError, AttributeError):
+        return None
+
+
+def _expanded(kind: Any, value: Any) -> Any:
+    short = _marker(kind, Shorthand)
+    return value if short is None else short.expand(value)
+
+
+def _unknown_tag(where: str, annotation: Any, given: Any) -> str:
+    tagged = _marker(annotation, Tagged)
+    assert tagged is not None
+    if not isinstance(given, Mapping):
+        return _wrong_value(where, annotation, given)
+    name = given.get(tagged.key)
+    known = tagged.names
+    return f"{where}: there is no {tagged.key} '{name}'{suggest(str(name), known)} Known: {', '.join(known)}."
+
+
+def _wrong_value(where: str, annotation: Any, given: Any) -> str:
+    says = _marker(annotation, Says)
+    said = describe(annotation, given) if says is None else says.text
+    if said == _DICT and "." not in where:
+        said = f"a dict, {where} = {_DICT.removeprefix('a ')}"
+    names = [option for option in _names(annotation) if isinstance(option, str)]
+    wrong = [given] if isinstance(given, str) else given if isinstance(given, (list, tuple)) else []
+    unknown = next((name for name in wrong if isinstance(name, str) and name not in names), None)
+    hint = "." if unknown is None or not names else suggest(unknown, names)
+    written = f"the string '{given}'" if is_number(annotation) and isinstance(given, str) else shown(given)
+    return f"{where}{said if said.startswith(':') else f' must be {said}'}; got {written}{hint}"
+
+
+def describe(annotation: Any, given: Any = None) -> str:
+    """An annotation in words: `an integer from 1 to 8`, `one of 'a', 'b'`; None beside it is left out.
+
+    Args:
+        annotation: of a field.
+        given: the wrong value; an upper bound that nothing real comes near is named only where it is above.
+    """
+    says = _marker(annotation, Says)
+    if says is not None:
+        return says.text
+    base, marks = _split(annotation)
+    short = _marker(annotation, Shorthand)
+    options = [option for option in _options(base) if option is not type(None)]
+    if _marker(annotation, Tagged) is not None:
+        return _DICT
+    if len(options) > 1:
+        words = list(dict.fromkeys(describe(option, given) for option in options))
+        words = ["a list of them" if word == f"a list, each {words[0]}" else word for word in words]
+        return _listed(words)
+    if short is not None:
+        return _listed(
+            [*(["True"] if short.true else []), *([f"a string ({short.text})"] if short.text else []), _DICT]
+        )
+    if options[0] is not base:
+        return describe(options[0], given)
+    return _described(base, marks, given)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _described(base: Any, marks: Sequence[Any], given: Any) -> str:
+    if base in (int, float):
+        endless = isinstance(given, float) and not math.isfinite(given)
+        return ("an integer" if base is int else f"a {'finite ' if endless else ''}number") + _bounds(marks, given)
+    if typing.get_origin(base) is Literal:
+        values = ", ".join(repr(value) for value in typing.get_args(base))
+        return values if len(typing.get_args(base)) == 1 else f"one of {values}"
+    if typing.get_origin(base) is tuple:
+        return f"a list, each {describe(typing.get_args(base)[0], given)}"
+    if base is dict or typing.get_origin(base) is dict or section_fields(base):
+        return _DICT
+    return {bool: "True or False", str: "a string"}.get(base, getattr(base, "__name__", str(base)))
+
+
+def _bounds(marks: Sequence[Any], given: Any) -> str:
+    """` from 1 to 8`, ` ≥ 1`, ` > 0`, ` > 0 and ≤ 1`; a remote upper bound only where `given` is above it."""
+    least = next((mark for mark in marks if isinstance(mark, (Ge, Gt))), None)
+    most = next((mark for mark in marks if isinstance(mark, (Le, Lt)) and not _is_beside(mark, given)), None)
+    if isinstance(least, Ge) and isinstance(most, Le):
+        return f" from {least.ge} to {most.le:,}"
+    signs = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
+    words = [f"{signs[type(mark)]} {dataclasses.astuple(mark)[0]:,}" for mark in (least, most) if mark is not None]
+    return f" {' and '.join(words)}" if words else ""
+
+
+def _is_beside(mark: Any, given: Any) -> bool:
+    """True for an upper bound so high that only a value above it needs to hear of it."""
+    most = mark.le if isinstance(mark, Le) else mark.lt
+    return most >= _REMOTE and not (isinstance(given, (int, float)) and given > most)
+
+
+def section_fields(kind: Any) -> dict[str, Any]:
+    """The annotations of a settings class's fields, by name; none of anything else."""
+    base = _without_none(kind)
+    if not (isinstance(base, type) and dataclasses.is_dataclass(base)):
+        return {}
+    hints = _hints(base)
+    return {field.name: hints[field.name] for field in dataclasses.fields(base)}
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def tag_of(kind: Any, key: str) -> str | None:
+    """The value of the field `key` that names a class of a tagged union."""
+    hint = section_fields(kind).get(key)
+    return typing.get_args(hint)[0] if hint is not None else None
+
+
+def doc_of(annotation: Any) -> str:
+    """The sentence that documents a field."""
+    mark = _marker(annotation, Doc)
+    return "" if mark is None else mark.text
+
+
+def _marker(annotation: Any, kind: type[T]) -> T | None:
+    """A marker of an annotation, or of what it is beside None."""
+    base, marks = _split(annotation)
+    found = [mark for mark in marks if isinstance(mark, kind)]
+    if found:
+        return found[-1]
+    alone = [option for option in _options(base) if option is not type(None)]
+    return _marker(alone[0], kind) if len(alone) == 1 and alone[0] is not base else None
+
+
+def _split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What an annotation says, and its markers."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        base, *marks = typing.get_args(annotation)
+        return base, tuple(marks)
+    return annotation, ()
+
+
+def _options(base: Any) -> tuple[Any, ...]:
+    return typing.get_args(base) if typing.get_origin(base) in _UNIONS else (base,)
+
+
+def _without_none(annotation: Any) -> Any:
+    """The type in an annotation, without its markers and without None beside it."""
+    base, _ = _split(annotation)
+    alone = [option for option in _options(base) if option is not type(None)]
+    return _without_none(alone[0]) if len(alone) == 1 and alone[0] is not base else base
+
+
+def _names(annotation: Any) -> Iterator[Any]:
+    """The values that an annotation lists."""
+    base, _ = _split(annotation)
+    if typing.get_origin(base) is Literal:
+        yield from typing.get_args(base)
+    elif typing.get_origin(base) in (*_UNIONS, tuple):
+        for option in typing.get_args(base):
+            yield from _names(option)
+
+
+def is_number(annotation: Any) -> bool:
+    """Whether a field holds a number, or None."""
+    base = _without_none(annotation)
+    values = typing.get_args(base) if typing.get_origin(base) is Literal else ()
+    return base in (int, float) or (bool(values) and all(type(value) is int for value in values))

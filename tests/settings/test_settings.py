@@ -1,0 +1,218 @@
+"""Settings: every field of every section refuses a wrong type, a number beyond its bounds, and an unknown key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotated_types import Ge, Gt, Le, Lt
+
+from lbitcls.settings.base import Section
+from lbitcls.settings.export import ExportOptions, ExportSection
+from lbitcls.settings.learning_rate import POLICIES, FixedPolicy, StepPolicy, read_policy
+from lbitcls.settings.parse import doc_of, problems, section_fields
+from lbitcls.settings.quant import SpecialLayers, TransformerConfig
+from lbitcls.settings.sections import DataConfig, Settings, read_settings
+from lbitcls.settings.training_sections import CheckpointConfig, GradClip, OptimizerConfig
+from lbitcls.utils.config import SECTIONS, Config
+from lbitcls.utils.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NEEDED: dict[str, Any] = dict(quan_policy={}, step=3, gamma=0.1, max_norm=1.0)
+
+
+def classes(kind: type = Section) -> Iterator[type]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from classes(below)
+
+
+def marks(annotation: Any) -> Iterator[Any]:
+    """The markers of an annotation and of all that is in it."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        yield from typing.get_args(annotation)[1:]
+        yield from marks(typing.get_args(annotation)[0])
+    elif typing.get_origin(annotation) is not typing.Literal:
+        for inner in typing.get_args(annotation):
+            yield from marks(inner)
+
+
+SECTION_CLASSES = [kind for kind in classes() if kind.__name__ != "Warmup"]
+
+
+def needed(kind: type, name: str) -> dict[str, Any]:
+    """Values for the fields that the class needs beside `name`."""
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default is field.default_factory is dataclasses.MISSING and field.name != name:
+            given[field.name] = NEEDED[field.name]
+    return given | ({"min_lr": 0.0} if "min_lr_ratio" in section_fields(kind) and "min_lr" not in (name,) else {})
+
+
+def beyond(annotation: Any) -> Iterator[Any]:
+    """Numbers just beyond the bounds of an annotation."""
+    for mark in marks(annotation):
+        if isinstance(mark, Ge):
+            yield mark.ge - 1
+        elif isinstance(mark, Gt):
+            yield mark.gt
+        elif isinstance(mark, Le):
+            yield mark.le + 1
+        elif isinstance(mark, Lt):
+            yield mark.lt
+
+
+class Odd:
+    """A value that no field takes."""
+
+
+@pytest.mark.parametrize("kind", SECTION_CLASSES, ids=lambda kind: kind.__name__)
+def test_a_field_refuses_what_it_is_not(kind: type) -> None:
+    for name, hint in section_fields(kind).items():
+        for value in [Odd(), *beyond(hint)]:
+            if value == 0 and name == "train":  # as False
+                continue
+            told = problems(kind, {**needed(kind, name), name: value}, "place")
+            assert any(text.startswith(f"place.{name}") and "; got " in text for text in told), (name, value, told)
+
+
+@pytest.mark.parametrize("kind", SECTION_CLASSES, ids=lambda kind: kind.__name__)
+def test_a_class_names_the_key_that_was_meant(kind: type) -> None:
+    name = next(iter(section_fields(kind)))
+    told = problems(kind, {**needed(kind, ""), f"{name}x": 1}, "place")
+    assert told[0].startswith(f"place does not accept '{name}x'. Did you mean '") and f"{name}" in told[0]
+
+
+@pytest.mark.parametrize("kind", SECTION_CLASSES, ids=lambda kind: kind.__name__)
+def test_the_fields_of_a_class_are_documented_in_its_schema(kind: type) -> None:
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(kind).json_schema()
+    for name, hint in section_fields(kind).items():
+        if name != "policy":
+            assert doc_of(hint).endswith("."), f"{kind.__name__}.{name} has no Doc"
+            shown = schema["properties"][name]
+            definition = schema.get("$defs", {}).get(shown.get("$ref", "").rpartition("/")[2], {})
+            assert shown.get("description", definition.get("description")) == doc_of(hint)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (dict(evaluation=dict(interval=0)), "evaluation.interval must be an integer ≥ 1; got 0."),
+        (dict(evaluation=dict(interval=True)), "evaluation.interval must be an integer ≥ 1; got True."),
+        (dict(evaluation=dict(interval="5")), "evaluation.interval must be an integer ≥ 1; got the string '5'."),
+        (dict(evaluation=dict(interval=2.0)), "evaluation.interval must be an integer ≥ 1; got 2.0."),
+        (
+            dict(evaluation=dict(metric=["accuracy", "f1_scor"])),
+            "got ['accuracy', 'f1_scor']. Did you mean 'f1_score'?",
+        ),
+        (dict(evaluation=dict(save_best="top-3")), "evaluation.save_best: there is no result 'top-3'. Did you mean"),
+        (dict(optimizer_config=dict(grad_clip=dict(norm_type=2))), "grad_clip needs 'max_norm', which is not given."),
+        (dict(optimizer_config=dict(grad_clip=5)), "optimizer_config.grad_clip must be a dict(…); got 5."),
+        (dict(lr_config=dict(policy="stepp")), "lr_config: there is no policy 'stepp'. Did you mean 'step'? Known: "),
+        (dict(lr_config=dict(policy="fixed", warmup="linear")), "lr_config: warmup needs warmup_iters > 0."),
+        (dict(lr_config=dict(policy="exp", gamma=math.nan)), "lr_config.gamma must be a finite number ≥ 0; got nan."),
+        (dict(optimizer="SGD"), "optimizer must be a dict, optimizer = dict(…); got 'SGD'."),
+        (dict(amp=5), "amp must be True, a string (dtype) or a dict(…); got 5."),
+        (dict(amp="bf32"), "amp.dtype must be one of 'bf16', 'bfloat16', 'fp16', 'float16'; got 'bf32'."),
+        (dict(workflow=[("val", 1)]), "workflow must be a list with 'train', such as [('train', 1)]"),
+        (dict(num_threads=10**6), "num_threads must be an integer from 1 to 4,096; got 1000000."),
+        (dict(data=dict(test=3)), "data.test: a data set must be a dict(type='…', pipeline=[…], …); got 3."),
+        (dict(kernels="fusd"), "kernels must be one of 'auto', 'plain', 'fused'; got 'fusd'. Did you mean 'fused'?"),
+    ],
+)
+def test_a_message_says_what_was_given_and_what_was_expected(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(sections)
+    assert message in str(caught.value)
+
+
+def test_all_wrong_values_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(dict(seed=-1, ema=dict(decay=2), data=dict(samples_per_gpu=0, val=dict(type="X"))))
+    places = sorted(line.partition(" ")[0] for line in str(caught.value).splitlines())
+    assert places == ["data.samples_per_gpu", "ema.decay", "seed"]
+
+
+def test_what_may_be_written_shorter() -> None:
+    settings = read_settings(dict(amp="fp16", ema=True, feature_cache=True, deterministic=1, data_root=Path("a")))
+    assert settings.amp is not None and settings.amp.dtype == "fp16"
+    assert settings.ema is not None and settings.ema.decay == 0.999
+    assert settings.feature_cache is not None and settings.deterministic is True and settings.roots == ["a"]
+    assert read_settings(dict(lr_config=dict(policy="STEP", step=[3], gamma="1e-1"))).lr_config == StepPolicy(
+        step=(3,), gamma=0.1
+    )
+
+
+@pytest.mark.parametrize("off", [None, False, "", {}])
+def test_a_section_that_is_off_has_its_default(off: Any) -> None:
+    always = ("seed", "total_epochs", "num_threads", "fp16", "feature_cache")
+    settings = read_settings({name: off for name in SECTIONS if name not in always})
+    assert settings.checkpoint_config == CheckpointConfig(interval=-1 if off is None else 1)
+    assert dataclasses.replace(settings, checkpoint_config=CheckpointConfig()) == read_settings({})
+
+
+def test_the_sections_are_the_fields() -> None:
+    assert section_fields(Settings).keys() == SECTIONS.keys()
+
+
+def test_every_config_of_the_library_parses() -> None:
+    paths = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)
+    assert len(paths) > 50
+    for path in paths:
+        settings = read_settings(path)
+        assert settings.model is not None and settings.source.filename == str(path)
+
+
+def test_components_are_as_the_config_has_them() -> None:
+    """A part of one's own may read `train_cfg.augments`, as in mmcls."""
+    settings = read_settings(Config(dict(model=dict(type="X", train_cfg=dict(augments=[dict(type="Y")])))))
+    assert settings.model["train_cfg"].augments[0].type == "Y"
+
+
+def test_an_object_checks_itself_however_it_is_made() -> None:
+    assert OptimizerConfig(grad_clip=dict(max_norm=3)).grad_clip == GradClip(max_norm=3.0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^checkpoint_config\.interval must be -1 or an integer ≥ 1; got 0\.$"):
+        CheckpointConfig(interval=0)
+    with pytest.raises(ConfigError, match=r"^--num-images must be an integer ≥ 1; got 0\.$"):
+        dataclasses.replace(ExportOptions(), num_images=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ExportSection().opset = 18  # type: ignore[misc]
+    assert read_policy(FixedPolicy()) == FixedPolicy()  # type: ignore[arg-type]
+
+
+def test_the_keys_of_the_transformer() -> None:
+    with pytest.raises(ConfigError, match="^special_layers: there are 1 layers_name and 0 convert_type"):
+        SpecialLayers(layers_name=("fc",))
+    with pytest.raises(ConfigError, match="^quant_transformer.fold_bn must be True or False; got 'no'"):
+        TransformerConfig(quan_policy={}, fold_bn="no")  # type: ignore[arg-type]
+
+
+def test_changed_sections_are_recorded() -> None:
+    before = read_settings(Config(dict(seed=None, data=dict(samples_per_gpu=4))))
+    after = before.changed(seed=3)
+    assert (before.seed, after.seed) == (None, 3) and after.data == DataConfig(samples_per_gpu=4)
+    assert after.text == "seed = 3\ndata = dict(samples_per_gpu=4)\n" and before.source.seed is None
+
+
+def test_the_schema_is_json_and_has_the_policies() -> None:
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(Settings).json_schema()
+    assert json.loads(json.dumps(schema))["properties"].keys() == SECTIONS.keys()
+    assert {f"{kind.__name__}" for kind in POLICIES.values()} <= schema["$defs"].keys()
+
+
+def test_the_classes_load_neither_pydantic_nor_torch() -> None:
+    code = "import sys, lbitcls.settings.sections; print({'torch', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
