@@ -1,0 +1,345 @@
+"""Check a config without training: all that a run would refuse, named at once."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.assembly.classes import check_labels, check_names
+from lbitcls.assembly.run_hooks import build_hooks
+from lbitcls.assembly.session import Session, load_data, make_model, open_session
+from lbitcls.core.evaluation import evaluate
+from lbitcls.core.hooks.calibration_hook import CalibrationHook
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.optim import build_optimizer
+from lbitcls.core.runner import EpochRunner
+from lbitcls.core.schedule import build_schedule
+from lbitcls.settings.parse import problems
+from lbitcls.settings.sections import Settings, given_sections
+from lbitcls.tracking.run_description import parameters
+from lbitcls.utils.checkpoint import read_checkpoint
+from lbitcls.utils.config import SECTIONS, Config, require_sections
+from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, TrainingError
+from lbitcls.utils.failures import explain
+from lbitcls.utils.logging import print_table
+from lbitcls.utils.published import is_published
+from lbitcls.workflows.run_export import read_export
+from lbitcls.workflows.training import build_runner, work_directory
+
+IMAGES = 16
+"""Images in a batch of the check, at most."""
+_SPLITS = ("train", "val", "test", "calibration")
+_OF_SESSION = ("log_level", "device", "cpu_only", "gpu_ids", "num_threads", "dist_params", "custom_imports")
+Rows = list[tuple[str, str]]
+
+
+@dataclass
+class Findings:
+    """Problems of a config, in the order in which they were met, and what could not be checked."""
+
+    problems: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    def note(self, *messages: str, place: str = "") -> None:
+        """Add problems, each once; `place` goes before a message that does not name it."""
+        for message in messages:
+            told = message if place in message else f"{place}: {message}"
+            if told not in self.problems:
+                self.problems.append(told)
+
+    @contextmanager
+    def part(self, place: str = "") -> Iterator[None]:
+        """Note an error of the user's or of the machine, and go on."""
+        try:
+            yield
+        except (LbitclsError, OSError, MemoryError, RuntimeError) as error:
+            told = explain(error)
+            if told is None:
+                raise
+            self.note(str(told), place=place)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of `data`: its set, batches in an epoch, images in a batch, and some of its images."""
+
+    dataset: Any
+    batches: int
+    batch_size: int
+    batch: dict[str, torch.Tensor]
+
+
+def check_config(cfg: Config, *, data_root: str | None = None) -> Rows:
+    """Check everything that training needs, without training, and print what the run will do.
+
+    Each part is built as training builds it, and one batch of at most `IMAGES` images is learned from and one is
+    evaluated. Nothing is written, downloaded or locked, and no work directory is created.
+
+    Args:
+        cfg: the config; it stays as it is.
+        data_root: where relative data paths may start (`--data-root`).
+
+    Returns:
+        The rows of the printed table, (name, value).
+
+    Raises:
+        ConfigError: something is wrong; the message lists all that was found.
+    """
+    found = Findings()
+    right = _read_sections(cfg, found)
+    rows: Rows = []
+    opening = _opening(right, found)
+    opening.log_level = "WARNING"
+    with open_session(opening) as session:
+        rows = _check(_dry(right, found), session, data_root, found)
+    if found.problems:
+        listed = "".join(f"\n  {number}. {message}" for number, message in enumerate(found.problems, start=1))
+        count = "one problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
+        raise ConfigError(f"{cfg.filename or 'the config'} has {count}:{listed}")
+    rows += [("not checked", "; ".join(found.unchecked))] if found.unchecked else []
+    print_table("Check: nothing is wrong", ("", ""), rows)
+    return rows
+
+
+def _read_sections(cfg: Config, found: Findings) -> Config:
+    """A copy of the config without the values that its sections refuse, which are noted."""
+    sections = cfg.to_dict()
+    found.note(*problems(Settings, given_sections(sections)))
+    kept = {name: _right_part(name, value) if name in SECTIONS else value for name, value in sections.items()}
+    right = Config(kept, filename=cfg.filename)
+    with found.part():
+        require_sections(cfg, ("model", "data", "optimizer", "total_epochs"), "training")
+    return right
+
+
+def _right_part(name: str, value: Any) -> Any:
+    """A section, or what is left of it without its wrong keys; None where nothing is."""
+    if not problems(Settings, given_sections({name: value})):
+        return value
+    if not isinstance(value, Mapping):
+        return None
+    right = {key: item for key, item in value.items() if not problems(Settings, {name: {key: item}})}
+    return None if problems(Settings, given_sections({name: right})) else right
+
+
+def _opening(cfg: Config, found: Findings) -> Config:
+    """The config, without the sections that a session is opened by where it cannot be opened."""
+    with found.part(), open_session(cfg):
+        return cfg
+    return Config({name: value for name, value in cfg.to_dict().items() if name not in _OF_SESSION})
+
+
+def _dry(cfg: Config, found: Findings) -> Config:
+    """The config of a run that starts no processes, compiles no kernels and downloads nothing."""
+    dry = copy.deepcopy(cfg)
+    dry.seed, dry.kernels, dry.total_epochs = cfg.get("seed") or 0, "plain", cfg.get("total_epochs") or 1
+    if dry.get("data"):
+        dry.data.workers_per_gpu = 0
+    model = dry.get("model") or {}
+    for owner in (model, model.get("backbone"), model.get("init_cfg"), (model.get("backbone") or {}).get("init_cfg")):
+        for key in ("pretrained", "checkpoint"):
+            given = owner.get(key) if isinstance(owner, dict) else None
+            if given is True or (isinstance(given, str) and is_published(given)):
+                found.unchecked.append(f"{key}={given!r}, which training may download")
+                owner[key] = None if key == "pretrained" else owner.pop(key) and None
+    return dry
+
+
+def _check(cfg: Config, session: Session, data_root: str | None, found: Findings) -> Rows:
+    before = len(found.problems)
+    data = _load_parts(cfg, session, data_root, found) if cfg.get("data") else {}
+    model, rows = _build_model(cfg, session, data, data_root, found)
+    _check_pieces(cfg, model, session, data, data_root, found)
+    train = data.get("train")
+    if model is None or train is None:
+        return []
+    if len(found.problems) > before or not cfg.get("optimizer"):
+        with found.part():
+            model.train()(train.batch["img"], gt_label=train.batch["gt_label"])
+        return []
+    with found.part():
+        result = _take_step(cfg, session, "val" in data, data_root)
+        return [*_describe_data(model, data), *rows, *_describe_run(cfg, session, data), ("first step", result)]
+    return []
+
+
+def _load_parts(cfg: Config, session: Session, data_root: str | None, found: Findings) -> dict[str, Part]:
+    """The parts of `data` that can be read, with a batch of each."""
+    parts = {}
+    for split in (split for split in _SPLITS if cfg.data.get(split)):
+        section = dict(cfg.data[split])
+        fetched = bool(section.get("download"))
+        if fetched:
+            section["download"] = False
+        with found.part(f"data.{split}"):
+            try:
+                parts[split] = _load_part(cfg, split, section, session, data_root)
+            except DataError:
+                if not fetched:
+                    raise
+                found.unchecked.append(f"data.{split}, which training will download")
+    return parts
+
+
+def _load_part(cfg: Config, split: str, section: dict[str, Any], session: Session, data_root: str | None) -> Part:
+    dataset, loader = load_data(cfg, split, "a check", session, data_root=data_root, section=section)
+    batches, size = len(loader), loader.batch_size
+    loader.batch_size = min(size, IMAGES)
+    return Part(dataset, batches, size, next(iter(loader)))
+
+
+def _build_model(
+    cfg: Config, session: Session, data: Mapping[str, Part], data_root: str | None, found: Findings
+) -> tuple[nn.Module | None, Rows]:
+    """The model, quantized where that works, and what the table says of it; None where it cannot be built."""
+    model: Any = None
+    in_float = Config({name: value for name, value in cfg.to_dict().items() if name != "quant_transformer"})
+    with found.part():
+        model = make_model(in_float, session, data_root=data_root) if cfg.get("model") else None
+    rows = [] if model is None else [("parameters", "; ".join(parameters(model)))]
+    names = data["train"].dataset.CLASSES if "train" in data else None
+    for split, part in data.items() if model is not None else ():
+        with found.part():
+            check_labels(model, part.dataset, split)
+            check_names(names, "data.train", part.dataset, split, session.logger)
+    if cfg.get("quant_transformer"):
+        with found.part():
+            model, quantized = _quantize(cfg, model, session)
+            rows += quantized
+    return model, rows
+
+
+def _quantize(cfg: Config, model: nn.Module | None, session: Session) -> tuple[nn.Module | None, Rows]:
+    """The quantized model; where there is no model the entries alone are checked."""
+    from lbitcls.quant import build_mtransformer
+
+    transformer = build_mtransformer(cfg.quant_transformer)
+    if model is None:
+        return None, []
+    plan = transformer.plan(model)
+    counts = Counter(f"{row.entry} W{row.num_bit_w or 32}A{row.num_bit_a or 32}" for row in plan.quantized)
+    said = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    quantized = transformer(model, logger=session.logger)
+    return quantized, [("layers quantized", f"{len(plan.quantized)} of {len(plan)}: {said}")]
+
+
+def _check_pieces(
+    cfg: Config,
+    model: nn.Module | None,
+    session: Session,
+    data: Mapping[str, Part],
+    data_root: str | None,
+    found: Findings,
+) -> None:
+    """What training builds beside model and data, each by itself."""
+    with found.part():
+        _check_folder(work_directory(cfg))
+    if cfg.get("resume_from"):
+        with found.part():
+            read_checkpoint(cfg.resume_from)
+    standing_in = nn.Linear(1, 1)
+    with found.part():
+        if cfg.get("optimizer"):
+            given = dict(cfg.optimizer)
+            if model is None:
+                given.pop("paramwise_cfg", None)
+            build_optimizer(model or standing_in, given)
+    with found.part():
+        build_schedule(cfg.get("lr_config"), epoch_len=1, max_epochs=cfg.total_epochs)
+    if cfg.get("data"):
+        with found.part():
+            build_hooks(cfg, model or standing_in, session, "val" in data or not cfg.data.get("val"), data_root)
+        with found.part():
+            read_export(cfg)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `ConfigError` where no run could write to its work directory."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"nothing can be written to the work directory {folder}; name another with --work-dir.")
+
+
+def _take_step(cfg: Config, session: Session, validate: bool, data_root: str | None) -> str:
+    """Build the run, learn from one batch, evaluate one batch; the results in words."""
+    runner = build_runner(
+        cfg,
+        work_directory(cfg),
+        session,
+        run="check",
+        validate=validate or not cfg.data.get("val"),
+        data_root=data_root,
+    )
+    runner.module._compiled_call_impl = None  # compile=True was checked; the compilation itself takes minutes
+    loader: Any = runner.loader
+    loader.batch_size = min(loader.batch_size, IMAGES)
+    _calibrate(runner)
+    runner.model.train()
+    runner.train_iter(next(iter(loader)))
+    loss = runner.outputs["loss"].item()
+    if not torch.isfinite(torch.tensor(loss)):
+        raise TrainingError(
+            f"the loss of the first step is {loss}; check the data, and the values of the model's parts."
+        )
+    said = f"loss {loss:.4f}"
+    for hook in runner.hooks:
+        if isinstance(hook, EvaluationHook):
+            said += f"; validated: {_evaluate(runner, hook)}"
+    return said
+
+
+def _calibrate(runner: EpochRunner) -> None:
+    """Switch the quantizers on, as training does at the epoch of the calibration."""
+    runner.wrap_model()
+    for hook in runner.hooks:
+        if isinstance(hook, CalibrationHook):
+            hook.before_run(runner)
+            hook.epoch, hook.num_batches = 0, 1
+            hook.before_epoch(runner)
+
+
+def _evaluate(runner: EpochRunner, hook: EvaluationHook) -> str:
+    loader: Any = hook.loader
+    loader.batch_size = min(loader.batch_size, IMAGES)
+    batch = runner.to_device(next(iter(loader)))
+    results = evaluate(runner.eval_model, [batch], runner.step.device, metrics=hook.metrics, topk=hook.topk)
+    if hook.save_best is not None and hook.save_best not in results:
+        raise ConfigError(f"evaluation.save_best='{hook.save_best}': the model has too few classes for it.")
+    return f"loss {results['loss']:.4f} on {len(batch['gt_label'])} images"
+
+
+def _describe_data(model: Any, data: Mapping[str, Part]) -> Rows:
+    train = data["train"]
+    names = [str(name) for name in train.dataset.CLASSES or ()]
+    listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    classes = f"{len(names):,}: {listed}" if names else str(model.num_classes)
+    images = ", ".join(f"{split} {len(part.dataset):,}" for split, part in data.items())
+    shape = (train.batch_size, *train.batch["img"].shape[1:])
+    return [("classes", classes), ("images", images), ("a batch", f"img {shape}, gt_label ({train.batch_size},)")]
+
+
+def _describe_run(cfg: Config, session: Session, data: Mapping[str, Part]) -> Rows:
+    """What the run will do, by its sections."""
+    rate = f", lr {cfg.optimizer.lr}" if "lr" in cfg.optimizer else ""
+    policy = (cfg.get("lr_config") or {}).get("policy", "fixed")
+    rows = [
+        ("training", f"{cfg.total_epochs} epochs of {data['train'].batches} iterations on {session.device}"),
+        ("optimizer", f"{cfg.optimizer.type}{rate}, policy {policy}"),
+    ]
+    if cfg.get("quant_transformer"):
+        rows.append(("quantizers", f"on from epoch {(cfg.get('calibration') or {}).get('epoch', 0) + 1}"))
+    if cfg.data.get("val"):
+        interval = (cfg.get("evaluation") or {}).get("interval", 1)
+        rows.append(("validation", f"on data.val, after every {'epoch' if interval == 1 else f'{interval} epochs'}"))
+    if cfg.get("export"):
+        rows.append(("at the end", "model.onnx and float.onnx, measured on data.val"))
+    return [*rows, ("work directory", str(work_directory(cfg)))]
