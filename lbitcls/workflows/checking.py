@@ -144,14 +144,23 @@ def _dry(cfg: Config, found: Findings) -> Config:
     dry.seed, dry.kernels, dry.total_epochs = cfg.get("seed") or 0, "plain", cfg.get("total_epochs") or 1
     if dry.get("data"):
         dry.data.workers_per_gpu = 0
-    model = dry.get("model") or {}
-    for owner in (model, model.get("backbone"), model.get("init_cfg"), (model.get("backbone") or {}).get("init_cfg")):
-        for key in ("pretrained", "checkpoint"):
-            given = owner.get(key) if isinstance(owner, dict) else None
-            if given is True or (isinstance(given, str) and is_published(given)):
-                found.unchecked.append(f"{key}={given!r}, which training may download")
-                owner[key] = None if key == "pretrained" else owner.pop(key) and None
+    model = dry.get("model")
+    for owner in (model, model.get("backbone")) if isinstance(model, dict) else ():
+        for key in _fetched(owner):
+            found.unchecked.append(f"{key}={owner[key]!r}, which training may download")
+            owner[key] = False if key == "pretrained" else None
     return dry
+
+
+def _fetched(owner: Any) -> list[str]:
+    """The keys of a part of the model that name weights on the net."""
+    given = dict(owner) if isinstance(owner, dict) else {}
+    init = given.get("init_cfg")
+    named = {
+        "pretrained": given.get("pretrained"),
+        "init_cfg": init.get("checkpoint") if isinstance(init, dict) else None,
+    }
+    return [key for key, name in named.items() if name is True or (isinstance(name, str) and is_published(name))]
 
 
 def _check(cfg: Config, session: Session, data_root: str | None, found: Findings) -> Rows:

@@ -111,7 +111,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         model=_model(RESNET, 16),
         data=_data(
             dict(type="ColorJitter", brightness=0.1, contrast=0.1),
-            dict(type="RandomErasing", erase_prob=0.5, min_area_ratio=0.02, max_area_ratio=0.4, mode="const"),
+            dict(type="RandomErasing", erase_prob=0.5, min_area_ratio=0.02, max_area_ratio=0.4, fill_color=[128]),
             dict(type="v2.RandomRotation", degrees=10),
         ),
         custom_hooks=[
