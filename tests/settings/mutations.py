@@ -32,10 +32,10 @@ VALUES: tuple[Any, ...] = (
 NORMALIZE = dict(type="Normalize", mean=[0.305], std=[0.376])
 
 
-def _data(*steps: dict[str, Any]) -> dict[str, Any]:
+def _data(*steps: dict[str, Any], both: tuple[dict[str, Any], ...] = (NORMALIZE,)) -> dict[str, Any]:
     ends = [dict(type="ImageToTensor", keys=["img"]), dict(type="Collect", keys=["img", "gt_label"])]
-    train = dict(type="Digits", split="train", pipeline=[*steps, NORMALIZE, *ends])
-    val = dict(type="Digits", split="test", indices=[*range(40)], pipeline=[NORMALIZE, *ends])
+    train = dict(type="Digits", split="train", pipeline=[*steps, *both, *ends])
+    val = dict(type="Digits", split="test", indices=[*range(40)], pipeline=[*both, *ends])
     return dict(samples_per_gpu=8, workers_per_gpu=0, drop_last=False, train=train, val=val)
 
 
@@ -125,6 +125,49 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     ),
 }
+
+
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "sizes": [
+        dict(type="RandomResizedCrop", size=8, scale=(0.5, 1.0), ratio=(0.75, 1.33), interpolation="bilinear"),
+        dict(type="Pad", size=(10, 10), pad_val=0, padding_mode="constant"),
+        dict(type="CenterCrop", crop_size=9),
+        dict(type="Fit", size=8),
+    ],
+    "colors": [
+        dict(type="LoadImageFromFile", color_type="unchanged"),
+        dict(type="RandomGrayscale", gray_prob=0.5),
+        dict(type="AutoAugment", policy="cifar10"),
+        dict(type="RandAugment", num_ops=2, magnitude=9, num_magnitude_bins=31),
+    ],
+}
+METHOD_OPTIONS: dict[str, dict[str, Any]] = {
+    "LSQPlus": dict(per_channel=True, signed=False),
+    "DoReFa": dict(quant_activation=True, bSetQ=True),
+    "APoT": dict(),
+    "UQ": dict(),
+    "DSQ": dict(),
+    "TorchQAT": dict(narrow_range=False),
+}
+for _name, _options in METHOD_OPTIONS.items():
+    _steps = STEPS["sizes" if _name in ("LSQPlus", "APoT", "DSQ") else "colors"]
+    CONFIGS[_name] = dict(
+        model=_model(RESNET, 16), data=_data(*_steps), quant_transformer=_quantized(_name, **_options), **RUN
+    )
+CONFIGS["mobilenet"] = dict(
+    model=_model(dict(type="MobileNetV2", widen_factor=0.25, frozen_stages=1), 1280),
+    data=_data(
+        both=(dict(type="LoadImageFromFile", color_type="color"), dict(NORMALIZE, mean=[0.3] * 3, std=[0.4] * 3))
+    ),
+    **{**RUN, "evaluation": dict(interval=2, start=1, metric=["precision", "f1_score"], save_best="loss", train=20)},
+)
+CONFIGS["mobilenet"]["model"]["head"]["loss"] = dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original")
+CONFIGS["lenet"] = dict(
+    model=dict(type="ImageClassifier", backbone=dict(type="LeNet5", num_classes=10), head=dict(type="ClsHead")),
+    data=_data(both=(dict(type="Resize", size=(32, 32)), NORMALIZE)),
+    quant_transformer=_quantized("LSQ") | {"special_layers": None, "fold_bn": True},
+    **RUN,
+)
 
 
 def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
