@@ -148,7 +148,7 @@ def _dry(cfg: Config, found: Findings) -> Config:
     for owner in (model, model.get("backbone")) if isinstance(model, dict) else ():
         for key in _fetched(owner):
             found.unchecked.append(f"{key}={owner[key]!r}, which training may download")
-            owner[key] = False if key == "pretrained" else None
+            owner[key] = None if owner is model or key == "init_cfg" else False
     return dry
 
 
@@ -173,12 +173,19 @@ def _check(cfg: Config, session: Session, data_root: str | None, found: Findings
         return []
     if len(found.problems) > before or not cfg.get("optimizer"):
         with found.part():
-            model.train()(train.batch["img"], gt_label=train.batch["gt_label"])
+            _try_forward(model, train.batch)
         return []
     with found.part():
-        result = _take_step(cfg, session, "val" in data, data_root)
+        result = _take_step(cfg, session, _validates(cfg, data), data_root)
         return [*_describe_data(model, data), *rows, *_describe_run(cfg, session, data), ("first step", result)]
     return []
+
+
+def _try_forward(model: Any, batch: Mapping[str, torch.Tensor]) -> None:
+    """The loss of a batch, or its scores where a label is no class of the model, which was noted."""
+    known = getattr(model, "num_classes", None)
+    fits = known is None or int(batch["gt_label"].max()) < known
+    model.train()(batch["img"], gt_label=batch["gt_label"], return_loss=fits)
 
 
 def _load_parts(cfg: Config, session: Session, data_root: str | None, found: Findings) -> dict[str, Part]:
@@ -266,9 +273,14 @@ def _check_pieces(
         build_schedule(cfg.get("lr_config"), epoch_len=1, max_epochs=cfg.total_epochs)
     if cfg.get("data"):
         with found.part():
-            build_hooks(cfg, model or standing_in, session, "val" in data or not cfg.data.get("val"), data_root)
+            build_hooks(cfg, model or standing_in, session, _validates(cfg, data), data_root)
         with found.part():
             read_export(cfg)
+
+
+def _validates(cfg: Config, data: Mapping[str, Part]) -> bool:
+    """Whether validation can be built; False where the data that it needs was not read, which was noted."""
+    return "train" in data and ("val" in data or not cfg.data.get("val"))
 
 
 def _check_folder(folder: Path) -> None:
