@@ -59,7 +59,7 @@ def build_optimizer(
     groups = _group(model, paramwise, lr, decay, {id(p) for p in no_decay}, lr_mults or {})
     try:
         optimizer = kind(groups, **given)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {kind.__name__} refuses its settings or this model: {error}") from error
     _check_ranges(given)
     for group in optimizer.param_groups:

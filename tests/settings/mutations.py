@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import random
 from collections.abc import Iterator
 from typing import Any
+
+from lbitcls import registry
+from lbitcls.core.optim import optimizers
+from lbitcls.quant.methods import LayerEntry
+from lbitcls.utils.errors import shown
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 32, 10**9, -(10**9), 2**63, 10**30, 10**400),
@@ -74,7 +80,6 @@ RUN: dict[str, Any] = dict(
     evaluation=dict(interval=1, metric="accuracy", metric_options=dict(topk=(1, 5)), save_best="top-1", train=None),
     checkpoint_config=dict(interval=1, by_epoch=True, max_keep_ckpts=2),
     log_config=dict(interval=10, hooks=[dict(type="TextLoggerHook")]),
-    num_threads=1,
     seed=0,
     device="cpu",
 )
@@ -179,14 +184,58 @@ def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
         yield from places(value[key], (*place, key))
 
 
-def mutate(config: dict[str, Any], draw: random.Random, names: list[str]) -> str:
-    """Change a value of `config` in place, its key or its presence; what was done, in words.
+def arguments_by_type() -> dict[str, list[str]]:
+    """The arguments of everything that a config names by its `type`."""
+    found: dict[str, list[str]] = {}
+    for known in {
+        id(value): value for value in vars(registry).values() if isinstance(value, registry.Registry)
+    }.values():
+        for name in known.names():
+            target = known.module_dict[name]
+            if isinstance(target, LayerEntry):
+                found[name] = ["num_bit_w", "num_bit_a", "bSetQ", *target.method.options()]
+            elif target.__module__.startswith("lbitcls."):
+                found[name] = list(inspect.signature(target).parameters)
+    for name, kind in optimizers().items():
+        found[name] = [key for key in inspect.signature(kind).parameters if key != "params"]
+    return found
+
+
+def mutate(config: dict[str, Any], draw: random.Random, arguments: dict[str, list[str]]) -> str:
+    """Change something in `config` in place: a value, a key, its presence, an argument; what was done, in words.
 
     Args:
         config: changed in place.
         draw: decides.
-        names: registered names, of all registries.
+        arguments: from `arguments_by_type`.
     """
+    owners = [owner for owner in components(config) if arguments.get(str(owner["type"]))]
+    if owners and draw.random() < 0.4:
+        return mutate_argument(draw.choice(owners), draw, arguments)
+    return mutate_value(config, draw, sorted(arguments))
+
+
+def components(value: Any) -> Iterator[dict[str, Any]]:
+    """Each dict with a `type`, at every depth."""
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str):
+            yield value
+        for inner in value.values():
+            yield from components(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from components(inner)
+
+
+def mutate_argument(owner: dict[str, Any], draw: random.Random, arguments: dict[str, list[str]]) -> str:
+    """Set an argument of a component, whether the config gives it or not."""
+    key = draw.choice(arguments[owner["type"]])
+    owner[key] = copy.deepcopy(draw.choice(VALUES))
+    return f"{owner['type']}.{key} = {shown(owner[key])}"
+
+
+def mutate_value(config: dict[str, Any], draw: random.Random, names: list[str]) -> str:
+    """Change a value of `config`, its key or its presence; `names` are types to put in the place of another."""
     place = draw.choice(list(places(config)))
     owner = config
     for key in place[:-1]:
@@ -208,4 +257,4 @@ def mutate(config: dict[str, Any], draw: random.Random, names: list[str]) -> str
     else:
         new = copy.deepcopy(draw.choice(VALUES))
     owner[key] = new
-    return f"{place}: {str(old)[:60]} -> {str(new)[:60] if new != 10**400 else '10**400'}"
+    return f"{place}: {shown(old)} -> {shown(new)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 import resource
 import signal
 import traceback
@@ -14,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutations import CONFIGS, mutate
+from mutations import CONFIGS, arguments_by_type, mutate
 
-from lbitcls import registry
 from lbitcls.utils.config import Config, check_sections
-from lbitcls.utils.errors import LbitclsError
+from lbitcls.utils.errors import ConfigError, LbitclsError
 from lbitcls.workflows.checking import check_config
 
 CASES = int(os.environ.get("LBITCLS_FUZZ", "300"))
@@ -67,23 +67,18 @@ def outcome(config: dict[str, Any]) -> str:
     return ""
 
 
-def registered() -> list[str]:
-    found = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-    return sorted({name for known in found for name in known.names()})
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_mutated_config_ends_in_a_named_error_or_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names, failed = registered(), []
+    arguments, failed = arguments_by_type(), []
     for case in range(CASES):
         draw = random.Random(SEED * 1_000_000 + case)
         name = draw.choice(list(CONFIGS))
         config = copy.deepcopy(CONFIGS[name])
-        done = "; ".join(mutate(config, draw, names) for _ in range(draw.choice((1, 1, 1, 2))))
+        done = "; ".join(mutate(config, draw, arguments) for _ in range(draw.choice((1, 1, 1, 2))))
         if told := outcome(config):
             failed.append(f"case {case} ({name}) {done}\n    {told}")
         capsys.readouterr()
@@ -94,3 +89,18 @@ def test_a_mutated_config_ends_in_a_named_error_or_trains(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_configs_themselves_train(name: str) -> None:
     check_config(Config(copy.deepcopy(CONFIGS[name])))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("float", "data.train.data_root", 1, "data_root is a folder, '…', or a list of them; got 1."),
+        ("float", "data.train.data_root", ["a", 2], "data_root is a folder"),
+        ("features", "optimizer.betas", [], "optimizer: AdamW refuses its settings"),
+    ],
+)
+def test_what_ended_in_a_traceback_once_is_named(name: str, place: str, value: Any, message: str) -> None:
+    cfg = Config(copy.deepcopy(CONFIGS[name]))
+    cfg.merge_from_dict({f"+{place}": value})
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_config(cfg)
