@@ -83,7 +83,7 @@ def held(hint: Any, below: str = "") -> list[tuple[str, Any]]:
 
 def default(field: Any) -> str:
     """The default of a field, as a config writes it."""
-    if field.default_factory is not dataclasses.MISSING:
+    if field.default_factory not in (dataclasses.MISSING, dict):
         return "its defaults"
     if field.default is dataclasses.MISSING:
         return "needed"

@@ -144,7 +144,7 @@ def _dry(cfg: Config, found: Findings) -> Config:
     dry.seed, dry.kernels, dry.total_epochs = cfg.get("seed") or 0, "plain", cfg.get("total_epochs") or 1
     if dry.get("data"):
         dry.data.workers_per_gpu = 0
-    model = dry.get("model")
+    model: Any = dry.get("model")
     for owner in (model, model.get("backbone")) if isinstance(model, dict) else ():
         for key in _fetched(owner):
             found.unchecked.append(f"{key}={owner[key]!r}, which training may download")

@@ -26,8 +26,9 @@ from lbitcls.utils.files import check_writable, write_whole
 Schema = dict[str, Any]
 
 OFF: Schema = {"enum": [None, False]}
+"""How a config says that it wants no such section."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-BOTH: Schema = {"type": ["string", "array"], "description": "Configs to inherit from."}
+BASES: Schema = {"type": ["string", "array"], "description": "Configs to inherit from."}
 DELETE: Schema = {"type": "boolean", "description": "Drop what the base config has in this section."}
 BITS: Schema = {"enum": [*range(1, 9), 32], "description": "Bits, 2 to 8 (of weights from 1 in some); 32: float."}
 PARTS = {
@@ -71,19 +72,17 @@ def config_schema() -> Schema:
     definitions |= {**paramwise.pop("$defs"), "paramwise_cfg": paramwise}
     data, log = definitions["DataConfig"]["properties"], definitions["LogConfig"]["properties"]
     for split in ("train", "val", "test", "calibration"):
-        data[split]["anyOf"] = [_ref("dataset"), OFF]
-    log["hooks"]["anyOf"] = [_list_of("hook"), OFF]
+        data[split] = {"anyOf": [_ref("dataset"), OFF], "description": data[split]["description"]}
+    log["hooks"] = {"anyOf": [_list_of("hook"), OFF], "description": log["hooks"]["description"]}
     sections = schema["properties"]
-    sections["model"]["anyOf"] = [_ref("classifier")]
-    sections["optimizer"]["anyOf"] = [_ref("optimizer")]
-    sections["quant_transformer"]["anyOf"] = [_ref("model transformer")]
-    sections["custom_hooks"] = _list_of("hook")
+    sections |= {"model": _ref("classifier"), "optimizer": _ref("optimizer"), "custom_hooks": _list_of("hook")}
+    sections["quant_transformer"] = _ref("model transformer")
     for name, hint in section_fields(Settings).items():
         inner = {key: value for key, value in sections[name].items() if key not in ("description", "default", "title")}
         options = inner["anyOf"] if list(inner) == ["anyOf"] else [inner]
         kept = {key: value for key, value in sections[name].items() if key == "default" and value is not None}
         sections[name] = {"anyOf": [*options, OFF], "description": doc_of(hint), **kept}
-    sections["_base_"] = BOTH
+    sections["_base_"] = BASES
     whole = {"$schema": DIALECT, "title": "lbitcls config", "type": "object", "properties": sections}
     return _for_editors({**whole, "additionalProperties": True, "$defs": definitions})
 
@@ -165,19 +164,15 @@ def _arguments(target: Any, owner: str) -> Schema:
 def _part(name: str, hint: Any) -> Schema:
     """The schema of an argument: a component, several, or what its annotation says."""
     if name not in PARTS:
-        return special_layers() if name == "special_layers" else _of_hint(hint)
+        return _special_layers() if name == "special_layers" else _of_hint(hint)
     known = PARTS[name].name
     if name == "pipeline":
         return _list_of(known)
-    whole = _ref(known)
-    return (
-        {"type": "object", "additionalProperties": {"anyOf": [whole, OFF]}}
-        if name == "quan_policy"
-        else {"anyOf": [whole, OFF]}
-    )
+    whole: Schema = {"anyOf": [_ref(known), OFF]}
+    return {"type": "object", "additionalProperties": whole} if name == "quan_policy" else whole
 
 
-def special_layers() -> Schema:
+def _special_layers() -> Schema:
     """Layers by their full names, and an entry for each."""
     names = {"type": "array", "items": {"type": "string"}, "description": "Full names of layers."}
     entries = {"type": "array", "items": {"anyOf": [_ref("quantized layer"), {"type": "null"}]}}
@@ -197,7 +192,7 @@ def _entry(entry: LayerEntry) -> Schema:
         for name in entry.method.options():
             if name in hints and name not in LAYER_KEYS:
                 properties[name] = {**_of_hint(hints[name]), **({"description": texts[name]} if name in texts else {})}
-    older = {name: {} for name in (*entry.method.options(), "auto_signed", "power", *WITHOUT_MEANING)}
+    older: Schema = {name: {} for name in (*entry.method.options(), "auto_signed", "power", *WITHOUT_MEANING)}
     about = f"{entry.method.name} in the place of a {entry.kind}."
     return {"type": "object", "description": about, "properties": older | properties, "additionalProperties": False}
 
@@ -241,6 +236,7 @@ def _of_hint(hint: Any) -> Schema:
 
     config = None if hint in (Settings, ParamwiseConfig) else ConfigDict(arbitrary_types_allowed=True)
     try:
-        return TypeAdapter(hint, config=config).json_schema(schema_generator=Lenient)
+        schema = TypeAdapter(hint, config=config).json_schema(schema_generator=Lenient)
     except PydanticUserError:
         return {}
+    return {} if "$defs" in schema and config is not None else schema  # its references would lead nowhere

@@ -68,6 +68,7 @@ def outcome(config: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60 + 3 * CASES)
 @pytest.mark.filterwarnings("ignore")
 def test_a_mutated_config_ends_in_a_named_error_or_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
