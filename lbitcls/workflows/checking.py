@@ -145,7 +145,8 @@ def _dry(cfg: Config, found: Findings) -> Config:
     if dry.get("data"):
         dry.data.workers_per_gpu = 0
     model: Any = dry.get("model")
-    for owner in (model, model.get("backbone")) if isinstance(model, dict) else ():
+    owners: tuple[Any, ...] = (model, model.get("backbone")) if isinstance(model, dict) else ()
+    for owner in owners:
         for key in _fetched(owner):
             found.unchecked.append(f"{key}={owner[key]!r}, which training may download")
             owner[key] = None if owner is model or key == "init_cfg" else False
