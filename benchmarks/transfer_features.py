@@ -38,15 +38,16 @@ def features(config: Path, data_root: Path) -> dict[str, tuple[Any, Any]]:
     import torch
 
     from lbitcls.assembly.session import load_data, make_model, open_session
+    from lbitcls.settings.sections import read_settings
     from lbitcls.utils.config import Config
 
     cfg = Config.fromfile(config)
     cfg.merge_from_dict({"num_threads": 1, "log_level": "WARNING"})
-    found = {}
-    with open_session(cfg) as session:
-        model: Any = make_model(cfg, session, data_root=str(data_root)).eval()
+    settings, found = read_settings(cfg), {}
+    with open_session(settings) as session:
+        model: Any = make_model(settings, session, data_root=str(data_root)).eval()
         for part in ("train", "val"):
-            loader = load_data(cfg, part, "features", session, data_root=str(data_root))[1]
+            loader = load_data(settings, part, "features", session, data_root=str(data_root))[1]
             batches = [(model.fixed_features(batch["img"]), batch["gt_label"]) for batch in loader.iterate(0)]
             maps, labels = zip(*batches, strict=True)
             found[part] = torch.cat(maps).float().contiguous(), torch.cat(labels)

@@ -118,6 +118,18 @@ def test_imports_follow_the_arrows() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_a_config_is_parsed_at_the_door() -> None:
+    """Below `read_settings` functions take settings; these few handle configs as such."""
+    takes = {
+        str(path.relative_to(PACKAGE))
+        for path in python_files("lbitcls")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.arg) and node.annotation is not None
+        if re.search(r"\bConfig\b", ast.unparse(node.annotation))
+    }
+    assert takes <= {"utils/config.py", "settings/sections.py", "inference/onnx_model.py"}
+
+
 def test_optional_packages_are_imported_where_they_are_used() -> None:
     wrong = []
     for path in python_files("lbitcls", "tools"):

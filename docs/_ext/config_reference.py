@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,19 @@ from sphinx.util.docutils import SphinxDirective
 
 import lbitcls
 from lbitcls import registry
-from lbitcls.core import schedule
-from lbitcls.core.hooks.calibration_hook import CalibrationHook
-from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
-from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.quant import aliases, methods
 from lbitcls.quant.layers import ENTRY_SUFFIXES
+from lbitcls.settings.parse import section_fields
+from lbitcls.settings.schedule import POLICIES, Warmup
+from lbitcls.settings.sections import Settings
+from lbitcls.settings.training import CalibrationConfig, CheckpointConfig, EvaluationConfig, ParamwiseConfig
 from lbitcls.utils.config import SECTIONS
 
 PACKAGE = Path(lbitcls.__file__).parent
-HOOKS = {"calibration": CalibrationHook, "checkpoint_config": CheckpointHook, "evaluation": EvaluationHook}
-"""Sections whose keys are the arguments of a hook."""
+SHOWN = {"calibration": CalibrationConfig, "checkpoint_config": CheckpointConfig, "evaluation": EvaluationConfig}
+"""Sections that are shown as their classes."""
 BUILT = {"model": ("CLASSIFIERS", "ImageClassifier"), "quant_transformer": ("TRANSFORMERS", "ModelTransformer")}
 """Sections that are a type of a registry."""
-OF_THE_RUN = {"loader", "also_after", "final_phase", "epoch_len", "max_epochs"}
-"""Arguments that no config gives."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -41,39 +37,40 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def section_keys() -> dict[str, tuple[str, ...]]:
-    """The keys of each section that takes a fixed set of them, as the code that refuses all others has them."""
-    found = {}
-    for name, tree in modules():
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            if getattr(call.func, "id", "") == "reject_unknown_keys" and isinstance(call.args[0], ast.Constant):
-                owners = str(call.args[0].value).split(" / ")  # amp / fp16
-                names = call.args[2]
-                known = getattr(importlib.import_module(name), names.id) if isinstance(names, ast.Name) else None
-                keys = tuple(known or ast.literal_eval(names))
-                sections = (o for o in owners if re.fullmatch(r"[\w.]+", o) and o.partition(".")[0] in SECTIONS)
-                found |= {owner: keys for owner in sections if keys}
-    found |= {section: parameters(hook) for section, hook in HOOKS.items()}
+    """The keys of each section that takes a fixed set of them, from the settings classes."""
+    found = dict(classes_below({**section_fields(Settings), "optimizer.paramwise_cfg": ParamwiseConfig}))
     found |= {name: ("type", *parameters(getattr(registry, known).find(kind))) for name, (known, kind) in BUILT.items()}
-    policies = (key for policy in schedule._POLICIES.values() for key in parameters(policy))
-    return found | {"lr_config": tuple(dict.fromkeys((*parameters(schedule.Schedule), *policies)))}
+    return found | {
+        "lr_config": tuple(dict.fromkeys(key for kind in POLICIES.values() for key in section_fields(kind)))
+    }
+
+
+def classes_below(fields: dict[str, Any], place: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(place, keys) of every settings class among the annotations of fields, and in it."""
+    for name, hint in fields.items():
+        inner = section_fields(hint)
+        if inner:
+            yield f"{place}{name}", tuple(inner)
+            yield from classes_below(inner, f"{place}{name}.")
 
 
 def parameters(target: Any) -> tuple[str, ...]:
-    """The arguments of a class that a config may give."""
-    return tuple(name for name in inspect.signature(target).parameters if name not in OF_THE_RUN)
+    """The arguments of a class."""
+    return tuple(inspect.signature(target).parameters)
 
 
 def readers() -> dict[str, list[str]]:
-    """The modules that read each section: `cfg.NAME`, `cfg['NAME']`, `cfg.get('NAME')`, or say `Reads:`."""
+    """The modules that read each section: `settings.NAME`, `cfg['NAME']`, `cfg.get('NAME')`."""
     found: dict[str, list[str]] = {section: [] for section in SECTIONS}
     for name, tree in modules():
-        for section in sorted({section for node in ast.walk(tree) for section in sections_read(node)}):
+        owners = ("cfg", "settings", "self") if name == Settings.__module__ else ("cfg", "settings")
+        for section in sorted({section for node in ast.walk(tree) for section in sections_read(node, owners)}):
             found[section].append(name)
     return found
 
 
-def sections_read(node: ast.AST) -> Iterator[str]:
-    """The sections that an expression reads from `cfg`."""
+def sections_read(node: ast.AST, owners: tuple[str, ...]) -> Iterator[str]:
+    """The sections that an expression reads from one of the names `owners`."""
     value, key = None, None
     if isinstance(node, ast.Attribute):
         value, key = node.value, node.attr
@@ -81,7 +78,7 @@ def sections_read(node: ast.AST) -> Iterator[str]:
         value, key = node.value, getattr(node.slice, "value", None)
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
         value, key = node.func.value, getattr(node.args[0], "value", None)
-    if isinstance(value, ast.Name) and value.id == "cfg" and key in SECTIONS:
+    if isinstance(value, ast.Name) and value.id in owners and key in SECTIONS:
         yield str(key)
 
 
@@ -121,12 +118,12 @@ def sections_text() -> Iterator[str]:
         yield f"     - {where}"
         for inner in sorted(owner for owner in keys if owner.startswith(f"{section}.")):
             yield from (f"   * - ``{inner}``", "     -", f"     - {codes(keys[inner])}", "     -")
-    for section, hook in HOOKS.items():
+    for section, hook in SHOWN.items():
         yield from ("", section, "-" * len(section), "")
         yield from described(hook)
     yield from ("", "lr_config", "---------", "", "Beside ``policy``, which names one of the policies below:", "")
-    yield from described(schedule.Schedule)
-    for name, policy in schedule._POLICIES.items():
+    yield from described(Warmup)
+    for name, policy in POLICIES.items():
         yield from ("", f"policy='{name}'", "^" * (len(name) + 9), "")
         yield from described(policy)
 

@@ -65,14 +65,14 @@ def check_quantizers(transformer: ModelTransformer, model: nn.Module, path: str 
         )
 
 
-def with_grids(content: dict[str, Any], cfg: Config) -> dict[str, torch.Tensor]:
+def with_grids(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The state dict of a checkpoint that says of each quantizer which grid its values belong to.
 
-    One of an older version does not say it; its config does, if it has one and it is for the model of `cfg`.
+    One of an older version does not say it; its config does, if it has one and it is for this model.
 
     Args:
         content: the checkpoint.
-        cfg: the config whose model takes the weights.
+        model: the section of the model that takes the weights.
     """
     state = content["state_dict"]
     quantized = any(name.endswith("_quantizer.enabled") for name in state)
@@ -85,13 +85,13 @@ def with_grids(content: dict[str, Any], cfg: Config) -> dict[str, torch.Tensor]:
     quiet.setLevel("WARNING")
     try:
         with torch.random.fork_rng():
-            model = made_with(build_classifier(copy.deepcopy(dict(cfg.model)), False), logger=quiet)
+            built = made_with(build_classifier(copy.deepcopy(model), False), logger=quiet)
     except LbitclsError:
         return state
-    for name, quantizer in named_quantizers(model):
+    for name, quantizer in named_quantizers(built):
         quantizer.negative.fill_(bool(state.get(f"{name}.negative", quantizer.negative)))
         quantizer.refresh()
-    grids = {name: text for name, text in model.state_dict().items() if name.endswith(f"_quantizer.{GRID}")}
+    grids = {name: text for name, text in built.state_dict().items() if name.endswith(f"_quantizer.{GRID}")}
     return {**state, **{name: text for name, text in grids.items() if f"{name.removesuffix(GRID)}enabled" in state}}
 
 

@@ -15,19 +15,14 @@ import torch
 from torch import nn
 
 from lbitcls.assembly.classes import check_labels
-from lbitcls.utils.config import Config
+from lbitcls.settings.sections import SPLITS, DataConfig, Settings
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.device import choose_device
 from lbitcls.utils.dist import Place, broadcast_object, find_place, init_processes, leave_processes
-from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_count
+from lbitcls.utils.errors import ConfigError, LbitclsError
 from lbitcls.utils.failures import explain
 from lbitcls.utils.lock import RunLock, check_refusal
 from lbitcls.utils.logging import log_to_file, setup_logger
-
-DATA_KEYS = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", "calibration", "drop_last")
-
-
-_MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -41,27 +36,25 @@ class Session:
 
 @contextmanager
 def open_session(
-    cfg: Config,
+    settings: Settings,
     launcher: str = "none",
     log_file: Path | None = None,
     head: Callable[[logging.Logger], None] = lambda logger: None,
     lock: RunLock | None = None,
 ) -> Iterator[Session]:
-    """Logger, device and process group as `cfg` asks for them; `custom_imports` are imported.
+    """Logger, device and process group as the settings ask for them; `custom_imports` are imported.
 
     `head` writes the log's first lines. An error that ends the command is in `log_file` too, without a traceback; one
     of the machine (a full disk, a process that was killed) becomes a `ResourceError`. With `lock` rank 0 takes it
     before anything is written, and all ranks end with the same error where another run has it.
-
-    Reads: `log_level`, `device`, `cpu_only`, `gpu_ids`, `num_threads`, `dist_params`, `custom_imports`.
     """
     place = find_place(launcher)
     refusal = _take(lock) if lock is not None and place.rank == 0 else None
-    logger = _open_log(cfg.get("log_level") or "INFO", None if refusal else log_file, place.rank)
+    logger = _open_log(settings.log_level, None if refusal else log_file, place.rank)
     try:
         if refusal is None:
             head(logger)
-        session = _enter(cfg, launcher, place, logger)
+        session = _enter(settings, launcher, place, logger)
         if lock is not None:
             check_refusal(broadcast_object(refusal))
             lock.tell()
@@ -97,61 +90,53 @@ def _open_log(level: str | int, log_file: Path | None, rank: int) -> logging.Log
         raise _unwritable(log_file and log_file.parent, error) from error
 
 
-def _enter(cfg: Config, launcher: str, place: Place, logger: logging.Logger) -> Session:
-    dist_params = dict(cfg.get("dist_params") or {})
-    reject_unknown_keys("dist_params", dist_params, ("backend",))
+def _enter(settings: Settings, launcher: str, place: Place, logger: logging.Logger) -> Session:
     device = choose_device(
         logger,
-        cfg.get("device"),
-        cpu_only=bool(cfg.get("cpu_only")),
-        gpu_ids=cfg.get("gpu_ids"),
+        settings.device,
+        cpu_only=settings.cpu_only,
+        gpu_ids=settings.gpu_ids,
         local_rank=place.local_rank,
     )
-    _limit_threads(cfg.get("num_threads"))
-    init_processes(launcher, place, dist_params.get("backend"), device, logger)
-    import_custom(cfg.get("custom_imports"))
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    init_processes(launcher, place, settings.dist_params.backend, device, logger)
+    import_custom(vars(settings.custom_imports))
     return Session(place, device, logger)
 
 
-def _limit_threads(number: Any) -> None:
-    if number is None:
-        return
-    torch.set_num_threads(require_count("num_threads", number, 1, _MOST_THREADS))
-
-
-def data_section(cfg: Config, split: str, purpose: str) -> dict[str, Any]:
-    """The part of `cfg.data` for `split`, as `build_dataset` takes it.
+def data_section(data: DataConfig, split: str, purpose: str) -> dict[str, Any]:
+    """The part of `data` for `split`, as `build_dataset` takes it.
 
     Raises:
-        ConfigError: it is not there, or `data` has an unknown key.
+        ConfigError: it is not there.
     """
-    section = dict(cfg.data)
-    reject_unknown_keys("data", section, DATA_KEYS)
-    if section.get(split) is None:
+    section = data.dataset(split)
+    if section is None:
         raise ConfigError(f"{purpose} needs data.{split}; the config has none.")
-    return section[split]
+    return section
 
 
-def check_data(cfg: Config) -> None:
-    """Check every part of `data`, also those that a command does not read: types, keys and pipelines.
+def check_data(data: DataConfig) -> None:
+    """Check every data set of a config, also those that a command does not read: types, keys and pipelines.
 
     Raises:
         ConfigError: a part is wrong; the message names it.
     """
     from lbitcls.datasets.builder import check_dataset
 
-    reject_unknown_keys("data", cfg.data, DATA_KEYS)
-    for split in ("train", "val", "test", "calibration"):
-        if cfg.data.get(split) is None:
+    for split in SPLITS:
+        section = data.dataset(split)
+        if section is None:
             continue
         try:
-            check_dataset(cfg.data[split])
+            check_dataset(section)
         except LbitclsError as error:
             raise type(error)(f"data.{split}: {error}") from error
 
 
 def load_data(
-    cfg: Config,
+    settings: Settings,
     split: str,
     purpose: str,
     session: Session,
@@ -163,10 +148,8 @@ def load_data(
 ) -> tuple[Any, Any]:
     """The data set of `split` and its loader (shuffled for `train`).
 
-    Reads: `data` (`samples_per_gpu`, `workers_per_gpu`, `drop_last`, the split), `data_root`.
-
     Args:
-        cfg: the config.
+        settings: their `data` and `data_root` are used.
         split: part of `data`.
         purpose: what the data is for, in messages.
         session: of the command.
@@ -182,38 +165,33 @@ def load_data(
     from lbitcls.datasets import build_dataloader, build_dataset
     from lbitcls.datasets.subset import Subset
 
-    section = data_section(cfg, split, purpose) if section is None else section
-    dataset = build_dataset(section, data_root=[*_roots(cfg), data_root])
+    section = data_section(settings.data, split, purpose) if section is None else section
+    dataset = build_dataset(section, data_root=[*settings.roots, data_root])
     if number is not None:
         dataset = Subset(dataset, np.random.default_rng(0).permutation(len(dataset))[:number].tolist())
     train = split == "train"
     loader = build_dataloader(
         dataset,
-        cfg.data.get("samples_per_gpu", 32),
-        cfg.data.get("workers_per_gpu", 0),
+        settings.data.samples_per_gpu,
+        settings.data.workers_per_gpu,
         shuffle=train,
         seed=seed,
         rank=session.place.rank,
         world_size=session.place.world_size,
-        drop_last=train and bool(cfg.data.get("drop_last")),
+        drop_last=train and settings.data.drop_last,
         pin_memory=session.device.type == "cuda",
     )
     if train and not len(loader):
         raise ConfigError(
             f"data.drop_last=True leaves no batch: data.train has {len(dataset)} images, a batch takes "
-            f"{cfg.data.get('samples_per_gpu', 32)} on each of {session.place.world_size} process(es). Lower "
+            f"{settings.data.samples_per_gpu} on each of {session.place.world_size} process(es). Lower "
             "data.samples_per_gpu, or leave drop_last out."
         )
     return dataset, loader
 
 
-def _roots(cfg: Config) -> list[Any]:
-    roots = cfg.get("data_root")
-    return list(roots) if isinstance(roots, (list, tuple)) else [roots]
-
-
-def _place_files(cfg: Config, roots: list[Any]) -> dict[str, Any]:
-    """The section `model`, with relative paths of weights that lie below a data root in full.
+def _place_files(section: dict[str, Any], roots: list[Any]) -> dict[str, Any]:
+    """A copy of the section `model`, with relative paths of weights that lie below a data root in full.
 
     The images that an integer backbone is calibrated on are looked for below the roots too.
     """
@@ -226,7 +204,7 @@ def _place_files(cfg: Config, roots: list[Any]) -> dict[str, Any]:
             found = locate(path, search_roots(roots))
             owner[key] = str(found) if found else path
 
-    section = copy.deepcopy(dict(cfg.model))
+    section = copy.deepcopy(section)
     for owner in (section, section.get("backbone")):
         placed(owner, "pretrained")
         placed(owner.get("init_cfg") if isinstance(owner, dict) else None, "checkpoint")
@@ -241,7 +219,7 @@ def _place_files(cfg: Config, roots: list[Any]) -> dict[str, Any]:
 
 
 def make_model(
-    cfg: Config,
+    settings: Settings,
     session: Session,
     dataset: Any = None,
     split: str = "train",
@@ -250,12 +228,10 @@ def make_model(
     data_root: str | None = None,
     checkpoint: str | Path | None = None,
 ) -> nn.Module:
-    """The config's classifier, quantized layers in place, on the CPU.
-
-    Reads: `model`, `quant_transformer`, `data_root`.
+    """The classifier that the settings describe, quantized layers in place, on the CPU.
 
     Args:
-        cfg: the config.
+        settings: their `model`, `quant_transformer` and `data_root` are used.
         session: of the command.
         dataset: gives the names of the classes; its labels are checked.
         split: the part of `data` that it is.
@@ -269,16 +245,16 @@ def make_model(
     """
     from lbitcls.models import build_classifier
 
-    section = _place_files(cfg, [*_roots(cfg), data_root])
+    section = _place_files(settings.model, [*settings.roots, data_root])
     model = build_classifier(section, pretrained)
-    model.cfg = cfg
+    model.cfg = settings.source
     if dataset is not None:
         model.CLASSES = dataset.CLASSES
         check_labels(model, dataset, split)
-    if cfg.get("quant_transformer"):
+    if settings.quant_transformer:
         from lbitcls.quant import build_mtransformer
 
-        transformer = build_mtransformer(cfg.quant_transformer)
+        transformer = build_mtransformer(settings.quant_transformer)
         if checkpoint is not None:
             from lbitcls.assembly.agreement import check_quantizers
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from lbitcls.settings.fields import Section
     from lbitcls.utils.config import Config
 
+S = TypeVar("S", bound="Section")
 Run = Callable[[argparse.Namespace], object]
 
 PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "look at runs and predictions"
@@ -79,6 +81,34 @@ def option_arguments(parser: argparse.ArgumentParser) -> None:
         help="override the config: optimizer.lr=0.01",
     )
     safe_argument(parser)
+
+
+def field_arguments(parser: argparse.ArgumentParser, kind: type[Section]) -> None:
+    """An option for each field of a settings class: its name, type, default and documentation."""
+    from lbitcls.settings.parse import doc_of, is_number, section_fields
+
+    for name, hint in section_fields(kind).items():
+        default, flag = getattr(kind, name), f"--{name.replace('_', '-')}"
+        text = doc_of(hint).removesuffix(".")
+        said = (text if text[1:2].isupper() else text[0].lower() + text[1:]).replace("%", "%%")
+        if default is False:
+            parser.add_argument(flag, action="store_true", help=said)
+            continue
+        number = is_number(hint)
+        said += "" if default is None else f" (default: {default})"
+        metavar = "N" if number else "NAME"
+        parser.add_argument(flag, type=int if number else str, default=default, metavar=metavar, help=said)
+
+
+def given_fields(args: argparse.Namespace, kind: type[S]) -> S:
+    """The settings that a command's options give.
+
+    Raises:
+        ConfigError: a value is out of range; the message names the option.
+    """
+    from lbitcls.settings.parse import section_fields
+
+    return kind(**{name: getattr(args, name) for name in section_fields(kind)})
 
 
 def safe_argument(parser: argparse.ArgumentParser) -> None:

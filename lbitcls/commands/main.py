@@ -71,7 +71,9 @@ def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
         metavar="VERB", required=True, help="one of those below; lbitcls VERB --help says more"
     )
     for name, entry in VERBS.items():
-        _with_verb(verbs.add_parser(name, description=entry.help), name)
+        of_verb = verbs.add_parser(name, description=entry.help)
+        if name in argv:  # else only its name is needed
+            _with_verb(of_verb, name)
     return parser.parse_args(argv)
 
 

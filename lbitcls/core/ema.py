@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbitcls.core.schedule import as_number
 from lbitcls.quant.computed_weights import copy_model
-from lbitcls.utils.errors import ConfigError
+from lbitcls.settings.training import EmaConfig
 
 
 class ModelEMA:
@@ -25,11 +24,8 @@ class ModelEMA:
         decay: how much of the average a step keeps, in [0, 1).
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
-        decay = as_number("ema.decay", decay)
-        if not 0 <= decay < 1:
-            raise ConfigError(f"ema.decay is in [0, 1); got {decay}.")
-        self.decay = decay
+    def __init__(self, model: nn.Module, decay: float = EmaConfig.decay) -> None:
+        self.decay = EmaConfig(decay=decay).decay
         self.steps = 0
         self.module = copy_model(model).eval()
         for parameter in self.module.parameters():

@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from lbitcls.quant.bypass import noticing
+from lbitcls.settings.training import Metric
 from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
-from lbitcls.utils.errors import ConfigError, DataError, reject_unknown_keys, require_dict, require_list, suggest
+from lbitcls.utils.errors import ConfigError, DataError, require_list, suggest
 
 _REMEDIES = {
     "the images": "Look at them and at what the test pipeline makes of them (a standard deviation of 0 divides by it).",
     "the logits": "The images are finite: the weights come from a run that diverged, or a layer overflows.",
 }
-METRICS = ("accuracy", "precision", "recall", "f1_score", "confusion")
+METRICS = get_args(Metric)
 Watcher = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
 
 
@@ -33,25 +34,6 @@ def check_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
         if name not in METRICS:
             raise ConfigError(f"there is no metric '{name}'{suggest(str(name), METRICS)} Known: {', '.join(METRICS)}.")
     return chosen
-
-
-def read_topk(metric_options: dict[str, Any] | None) -> tuple[int, ...]:
-    """The k of a config's `evaluation.metric_options`, `dict(topk=(1, 5))`; (1, 5) where it does not say.
-
-    Raises:
-        ConfigError: an unknown key, or no numbers from 1.
-
-    Example:
-        >>> read_topk({"topk": 3})
-        (3,)
-    """
-    options = require_dict("evaluation.metric_options", metric_options)
-    reject_unknown_keys("evaluation.metric_options", options, ("topk",))
-    given = options.get("topk", (1, 5))
-    topk = (given,) if isinstance(given, int) else tuple(require_list("topk", given))
-    if not all(isinstance(k, int) and k > 0 for k in topk):
-        raise ConfigError(f"evaluation.metric_options.topk is a list of ints from 1; got {given!r}.")
-    return topk
 
 
 class Tally:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbitcls.core.schedule import as_number
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict
+from lbitcls.settings.training import FeatureCacheConfig
+from lbitcls.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -59,20 +59,12 @@ class FeatureCache:
         max_mib: what the features of all data sets may take, in MiB; where it is more, they are computed each time.
         unused_for: where it is not enabled though no part before the head changes: the random steps that forbid it,
             `''` for none; None: it could not save anything. What it would save is logged once.
-
-    Raises:
-        ConfigError: `max_mib` is no number above 0.
     """
 
     enabled: bool = False
-    max_mib: float = 1024.0
+    max_mib: float = FeatureCacheConfig.max_mib
     unused_for: str | None = None
     _stores: dict[int, _Store] = field(default_factory=dict)  # by the loader's id
-
-    def __post_init__(self) -> None:
-        self.max_mib = as_number("feature_cache.max_mib", self.max_mib)
-        if self.max_mib <= 0:
-            raise ConfigError(f"feature_cache.max_mib is above 0; got {self.max_mib!r}.")
 
     def batches(self, runner: EpochRunner, loader: Any, training: bool, start: int = 0) -> Iterator[Batch]:
         """The batches of `loader` from number `start` on: `img`, or else `features`, and `gt_label`.
@@ -182,12 +174,16 @@ def _try_alone(runner: EpochRunner, img: Tensor, features: Tensor, training: boo
 
 
 def build_feature_cache(
-    section: Any, model: Any, datasets: Mapping[str, Any], compiled: bool = False, later: Sequence[str] = ()
+    settings: FeatureCacheConfig | None,
+    model: Any,
+    datasets: Mapping[str, Any],
+    compiled: bool = False,
+    later: Sequence[str] = (),
 ) -> FeatureCache:
-    """The cache that the section `feature_cache` asks for: `True`, or `dict(max_mib=1024)`; None and False: off.
+    """The cache of a run.
 
     Args:
-        section: of the config.
+        settings: how much it may take; None: it is off.
         model: the classifier.
         datasets: whose images are read, by the name that messages use.
         compiled: the model is compiled as a whole.
@@ -197,10 +193,8 @@ def build_feature_cache(
         ConfigError: the features would not stay the same: the backbone trains, a step of a pipeline is random, or
             batches are mixed; or the model is compiled.
     """
-    if section is None or section is False:
+    if settings is None:
         return FeatureCache(unused_for=_unused_for(model, datasets, compiled, later))
-    given = {} if section is True else require_dict("feature_cache, where it is not True,", section)
-    reject_unknown_keys("feature_cache", given, ("max_mib",))
     moving = model.moving_parts if hasattr(model, "moving_parts") else ["the model"]
     moving = [part for part in moving if not any(f"{part}.".startswith(f"{name}.") for name in later)]
     if moving:
@@ -217,7 +211,7 @@ def build_feature_cache(
                 f"feature_cache needs the same image in every epoch, but the pipeline of {name} has random steps: "
                 f"{steps}. Put Resize and CenterCrop in their place, or leave feature_cache out."
             )
-    return FeatureCache(enabled=True, **given)
+    return FeatureCache(enabled=True, max_mib=settings.max_mib)
 
 
 def _unused_for(model: Any, datasets: Mapping[str, Any], compiled: bool, later: Sequence[str]) -> str | None:

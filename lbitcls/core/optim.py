@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from lbitcls.core.schedule import as_number
+from lbitcls.settings.parse import parse
+from lbitcls.settings.training import ParamMults, ParamwiseConfig
 from lbitcls.utils.arguments import check_names
 from lbitcls.utils.checkpoint_content import shown_name
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_dict, suggest
+from lbitcls.utils.errors import ConfigError, require_dict, suggest
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PARAMWISE = ("norm_decay_mult", "bias_decay_mult", "bias_lr_mult", "dwconv_decay_mult", "custom_keys")
 
 
 def build_optimizer(
@@ -47,7 +48,7 @@ def build_optimizer(
     """
     given = require_dict("optimizer", cfg)
     kind = _find(given.pop("type", None))
-    paramwise = require_dict("optimizer.paramwise_cfg", given.pop("paramwise_cfg", None))
+    paramwise: ParamwiseConfig = parse(ParamwiseConfig, given.pop("paramwise_cfg", None) or {}, ParamwiseConfig.PLACE)
     rates = ("lr", "weight_decay")
     given = {
         key: as_number(f"optimizer.{key}", value) if isinstance(value, str) or key in rates else value
@@ -107,13 +108,10 @@ def _default(kind: type, argument: str) -> Any:
 
 
 def _group(
-    model: nn.Module, paramwise: dict[str, Any], lr: Any, decay: Any, no_decay: set[int], lr_mults: Mapping[int, float]
+    model: nn.Module, paramwise: ParamwiseConfig, lr: Any, decay: Any, no_decay: set[int], lr_mults: Mapping[int, float]
 ) -> list[dict[str, Any]]:
     """Parameter groups, one for each pair of multipliers, in the order in which they first occur."""
-    reject_unknown_keys("optimizer.paramwise_cfg", paramwise, _PARAMWISE)
-    custom = require_dict("optimizer.paramwise_cfg.custom_keys", paramwise.pop("custom_keys", None))
-    custom = {key: _entry(f"custom_keys['{key}']", entry) for key, entry in custom.items()}
-    paramwise = _mults("optimizer.paramwise_cfg", paramwise)
+    custom = paramwise.custom_keys or {}
     unmatched = set(custom)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[int] = set()
@@ -143,46 +141,32 @@ def _named_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter, nn.
             yield name, parameter, module
 
 
-def _entry(name: str, given: Any) -> dict[str, float]:
-    """An entry of `custom_keys`."""
-    entry = require_dict(f"optimizer.paramwise_cfg.{name}", given)
-    reject_unknown_keys("optimizer.paramwise_cfg.custom_keys: an entry", entry, ("lr_mult", "decay_mult"))
-    return _mults(f"optimizer.paramwise_cfg.{name}", entry)
-
-
-def _mults(owner: str, given: dict[str, Any]) -> dict[str, float]:
-    mults = {key: as_number(f"{owner}.{key}", value) for key, value in given.items()}
-    for key, value in mults.items():
-        if value < 0:
-            raise ConfigError(f"{owner}.{key} is a number from 0; got {value!r}.")
-    return mults
-
-
-def _custom_key(custom: dict[str, Any], name: str) -> str | None:
+def _custom_key(custom: Mapping[str, ParamMults], name: str) -> str | None:
     """The longest key that is part of `name` (of equally long ones the first in the alphabet)."""
     matching = [key for key in custom if key in name]
     return min(matching, key=lambda key: (-len(key), key)) if matching else None
 
 
 def _multipliers(
-    name: str, module: nn.Module, paramwise: dict[str, Any], quantizer: bool, custom: dict[str, Any] | None
+    name: str, module: nn.Module, paramwise: ParamwiseConfig, quantizer: bool, custom: ParamMults | None
 ) -> tuple[float, float]:
     """(of the learning rate, of the weight decay) for one parameter."""
     lr_mult, decay_mult = 1.0, 0.0 if quantizer else 1.0
     if custom is not None:
-        return custom.get("lr_mult", 1.0), custom.get("decay_mult", decay_mult)
+        given = custom.lr_mult, custom.decay_mult
+        return lr_mult if given[0] is None else given[0], decay_mult if given[1] is None else given[1]
     if quantizer:
         return lr_mult, decay_mult
     is_norm, is_bias = isinstance(module, _NORMS), name.endswith("bias")
     depthwise = isinstance(module, _CONVS) and module.in_channels == module.groups > 1
     if is_bias and not is_norm:
-        lr_mult = paramwise.get("bias_lr_mult", 1.0)
+        lr_mult = paramwise.bias_lr_mult
     if is_norm:
-        decay_mult = paramwise.get("norm_decay_mult", 1.0)
-    elif depthwise and "dwconv_decay_mult" in paramwise:
-        decay_mult = paramwise["dwconv_decay_mult"]
+        decay_mult = paramwise.norm_decay_mult
+    elif depthwise and paramwise.dwconv_decay_mult is not None:
+        decay_mult = paramwise.dwconv_decay_mult
     elif is_bias:
-        decay_mult = paramwise.get("bias_decay_mult", 1.0)
+        decay_mult = paramwise.bias_decay_mult
     return lr_mult, decay_mult
 
 

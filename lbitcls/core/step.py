@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.core.optim import load_optimizer
-from lbitcls.core.schedule import as_number
+from lbitcls.settings.training import Autocast, GradClip, OptimizerConfig
 from lbitcls.utils.checkpoint_content import shown_name
 from lbitcls.utils.dist import sum_over_ranks, world_size
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_count, require_dict, suggest
+from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.logging import get_logger
 
 Batch = dict[str, torch.Tensor]
@@ -35,31 +35,18 @@ class Precision:
     loss_scale: float | str = "dynamic"
 
 
-def read_precision(amp: Any, fp16: Any) -> Precision:
-    """The precision that the sections `amp` (`True`, a type's name, `dict(dtype=…)`) and `fp16` ask for.
-
-    `fp16=dict(loss_scale=512.)` is the older section: float16 with that scale (a number, or 'dynamic').
+def read_precision(amp: Autocast | None, fp16: Autocast | None = None) -> Precision:
+    """The precision that the sections `amp` and `fp16`, the older of the two, ask for; None: float32.
 
     Raises:
-        ConfigError: an unknown type or key, or both sections.
+        ConfigError: both sections are given.
     """
-    asked = fp16 is not None and fp16 is not False
-    if amp and asked:
+    if amp is not None and fp16 is not None:
         raise ConfigError("amp and fp16 are two ways to say one thing; give one of them.")
-    if not (amp or asked):
+    asked = fp16 if amp is None else amp
+    if asked is None:
         return Precision()
-    section, default = (fp16, "fp16") if asked else (amp, "bf16")
-    written = {"dtype": section} if isinstance(section, str) else {} if section is True else section
-    given = require_dict("amp (or fp16), where it is no type's name or True,", written)
-    given.setdefault("dtype", default)
-    reject_unknown_keys("amp / fp16", given, ("dtype", "loss_scale"))
-    name = given["dtype"]
-    if not isinstance(name, str) or name not in _DTYPES:
-        raise ConfigError(f"amp: there is no type '{name}'{suggest(str(name), _DTYPES)} Known: {', '.join(_DTYPES)}.")
-    scale = given.get("loss_scale", "dynamic")
-    if scale != "dynamic" and as_number("fp16.loss_scale, where it is not 'dynamic',", scale) <= 0:
-        raise ConfigError(f"fp16.loss_scale is 'dynamic' or a number above 0; got {scale!r}.")
-    return Precision(_DTYPES[name], scale)
+    return Precision(_DTYPES[asked.dtype or ("bf16" if amp is not None else "fp16")], asked.loss_scale)
 
 
 class OptimizerStep:
@@ -72,7 +59,7 @@ class OptimizerStep:
     Args:
         optimizer: steps once for each group.
         device: where the model is.
-        grad_clip: arguments of `clip_grad_norm_`: `dict(max_norm=…, norm_type=2)`.
+        grad_clip: clipping of the gradient's norm, also as `dict(max_norm=…, norm_type=2)`.
         cumulative_iters: batches in a group.
         precision: autocast and the scale of the loss.
         penalty: a further loss (the quantizers'), computed from the parameters alone.
@@ -84,17 +71,18 @@ class OptimizerStep:
         optimizer: torch.optim.Optimizer,
         device: torch.device,
         *,
-        grad_clip: dict[str, Any] | None = None,
-        cumulative_iters: int = 1,
+        grad_clip: GradClip | dict[str, Any] | None = OptimizerConfig.grad_clip,
+        cumulative_iters: int = OptimizerConfig.cumulative_iters,
         precision: Precision | None = None,
         penalty: Callable[[], torch.Tensor | float] | None = None,
         uneven: bool = False,
     ) -> None:
-        require_count("optimizer_config.cumulative_iters", cumulative_iters, 1)
+        given: Any = {"grad_clip": grad_clip, "cumulative_iters": cumulative_iters}
+        checked = OptimizerConfig(**given)
         self.optimizer = optimizer
         self.device = device
-        self.grad_clip = _read_clip(grad_clip)
-        self.cumulative_iters = cumulative_iters
+        self.grad_clip = checked.grad_clip
+        self.cumulative_iters = checked.cumulative_iters
         self.precision = precision or Precision()
         self.penalty = penalty
         self.uneven = uneven
@@ -178,7 +166,7 @@ class OptimizerStep:
     def _update(self, result: dict[str, torch.Tensor]) -> None:
         if self.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
-            result["grad_norm"] = nn.utils.clip_grad_norm_(self._parameters, **self.grad_clip)
+            result["grad_norm"] = nn.utils.clip_grad_norm_(self._parameters, **vars(self.grad_clip))
         try:
             self.scaler.step(self.optimizer)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -201,20 +189,6 @@ class OptimizerStep:
             get_logger().warning("The optimizer goes on with other settings: %s", names)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-
-
-def _read_clip(given: Any) -> dict[str, Any] | None:
-    if given is None:
-        return None
-    section = require_dict("optimizer_config.grad_clip", given)
-    reject_unknown_keys("optimizer_config.grad_clip", section, ("max_norm", "norm_type"))
-    if "max_norm" not in section:
-        raise ConfigError("optimizer_config.grad_clip needs max_norm: dict(max_norm=35, norm_type=2).")
-    clip = {key: as_number(f"optimizer_config.grad_clip.{key}", v, infinite=True) for key, v in section.items()}
-    for key, value in clip.items():
-        if value <= 0:
-            raise ConfigError(f"optimizer_config.grad_clip.{key} is a number above 0; got {value!r}.")
-    return clip
 
 
 def _scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,7 @@ from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from lbitcls.inference.preparation import Prepare
+    from lbitcls.settings.sections import ConfigLike
     from lbitcls.utils.config import Config
 
 Result = dict[str, Any]
@@ -47,7 +48,7 @@ class Predictor(Protocol):
 
 
 def init_model(
-    config: str | Path | Mapping[str, Any] | None,
+    config: ConfigLike | None,
     checkpoint: str | Path | None = None,
     device: str | None = "cpu",
     *,
@@ -200,24 +201,23 @@ def show_result_pyplot(model: Any, img: Any, result: Result) -> None:
     pyplot.close(figure)
 
 
-def _config(given: str | Path | Mapping[str, Any]) -> Config:
-    from lbitcls.utils.config import Config
+def _config(given: ConfigLike) -> Config:
+    from lbitcls.settings.sections import as_config
 
-    if isinstance(given, (str, os.PathLike)):
-        return Config.fromfile(given)
-    return given if isinstance(given, Config) else Config(dict(given))
+    return as_config(given)
 
 
 def _load_trained(
-    cfg: Config | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
+    cfg: ConfigLike | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
 ) -> Any:
     if cfg is None:
         raise ConfigError(f"a config says what model '{checkpoint}' belongs to; only an .onnx file does without.")
     if engine is not None or threads is not None:
         raise ConfigError(f"engine and threads are for .onnx files, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
+    from lbitcls.settings.sections import read_settings
 
-    return load_trained(cfg, checkpoint, device)
+    return load_trained(read_settings(cfg), checkpoint, device)
 
 
 def _predictor(model: Any) -> Predictor:

@@ -7,19 +7,21 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbitcls.datasets.listing import images_of
 from lbitcls.inference.api import Result, check_numbers, init_model, predict_pictures
-from lbitcls.utils.config import Config
 from lbitcls.utils.errors import DataError
 from lbitcls.utils.files import check_writable, is_standard_output, write_out
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import track
 
+if TYPE_CHECKING:
+    from lbitcls.settings.sections import ConfigLike
+
 
 def infer_files(
-    cfg: Config,
+    cfg: ConfigLike,
     checkpoint: str | Path,
     images: Sequence[str | Path],
     *,

@@ -13,7 +13,7 @@ from lbitcls.deploy.runtime.engine import Engine, load
 from lbitcls.inference.onnx_model import check_part, logits_of
 from lbitcls.inference.preparation import same_steps
 from lbitcls.registry import HEADS
-from lbitcls.utils.config import Config
+from lbitcls.settings.sections import Settings
 from lbitcls.utils.errors import DataError
 
 
@@ -50,9 +50,9 @@ class ShippedClassifier(nn.Module):
 
 
 def open_shipped(
-    cfg: Config, path: str | Path, split: str, logger: logging.Logger, engine: str | None, threads: int | None
+    settings: Settings, path: str | Path, split: str, logger: logging.Logger, engine: str | None, threads: int | None
 ) -> ShippedClassifier:
-    """The file `path` in the place of the classifier of `cfg`, to be tested on `cfg.data[split]`.
+    """The file `path` in the place of the classifier of the settings, to be tested on `data.<split>`.
 
     Raises:
         CheckpointError: the file cannot be run, or is no classifier.
@@ -62,9 +62,9 @@ def open_shipped(
     logger.info("%s runs in %s, %s, %s threads.", path, opened.name, opened.precision, threads or "its own choice of")
     if opened.info is None:
         logger.info("%s was not written by lbitcls: its classes and its preprocessing are not known.", path)
-    elif opened.info.pipeline and not _same(opened.info.pipeline, cfg.data[split].get("pipeline")):
+    elif opened.info.pipeline and not _same(opened.info.pipeline, (settings.data.dataset(split) or {}).get("pipeline")):
         logger.warning("%s was exported with another test pipeline than data.%s has.", path, split)
-    return ShippedClassifier(opened, cfg.model.get("head") or {})
+    return ShippedClassifier(opened, settings.model.get("head") or {})
 
 
 def _same(left: Any, right: Any) -> bool:

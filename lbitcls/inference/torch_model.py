@@ -14,8 +14,8 @@ from lbitcls.assembly.image_sizes import natural_size
 from lbitcls.assembly.session import Session, make_model
 from lbitcls.inference.preparation import Prepare, Steps, preparation, test_steps
 from lbitcls.quant.bypass import noticing_once
+from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint import load_checkpoint
-from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.device import choose_device
 from lbitcls.utils.dist import Place
@@ -23,14 +23,11 @@ from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.logging import get_logger
 
 
-def load_trained(cfg: Config, checkpoint: str | Path | None, device: str | None) -> nn.Module:
-    """The classifier of `cfg` in eval mode, with the names of its classes where the checkpoint has them.
-
-    Reads: `model`, `quant_transformer`, `data_root`, `custom_imports`; without `device` also `device`, `cpu_only` and
-    `gpu_ids`.
+def load_trained(settings: Settings, checkpoint: str | Path | None, device: str | None) -> nn.Module:
+    """The classifier of the settings in eval mode, with the names of its classes where the checkpoint has them.
 
     Args:
-        cfg: the config.
+        settings: of a config.
         checkpoint: of this model; None: the weights that `model` of the config begins with.
         device: a device's name; None: the config's, or else the first GPU, or the CPU.
 
@@ -38,13 +35,13 @@ def load_trained(cfg: Config, checkpoint: str | Path | None, device: str | None)
         CheckpointError: the checkpoint cannot be read, is another model's, or was made with other quantizers.
         ConfigError: a part of the config is wrong, or there is no such device.
     """
-    require_sections(cfg, ("model",), "inference")
+    settings.require(("model",), "inference")
     logger = get_logger()
-    wanted = device or cfg.get("device")
-    place = choose_device(logger, wanted, cpu_only=not device and bool(cfg.get("cpu_only")), gpu_ids=cfg.get("gpu_ids"))
+    wanted, cpu_only = device or settings.device, not device and settings.cpu_only
+    place = choose_device(logger, wanted, cpu_only=cpu_only, gpu_ids=settings.gpu_ids)
     session = Session(Place(), place, logger)
-    import_custom(cfg.get("custom_imports"))
-    model = make_model(cfg, session, pretrained=checkpoint is None, checkpoint=checkpoint)
+    import_custom(vars(settings.custom_imports))
+    model = make_model(settings, session, pretrained=checkpoint is None, checkpoint=checkpoint)
     if checkpoint is None:
         logger.warning("No checkpoint: the weights are those that the config's model begins with.")
     else:

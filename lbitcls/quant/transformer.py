@@ -19,7 +19,8 @@ from lbitcls.quant.layers import QuantConv2d, kind_of, quantized_kind
 from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
 from lbitcls.quant.plan import Plan, PlanRow, own_parameters
 from lbitcls.registry import TRANSFORMERS
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys, require_list, suggest
+from lbitcls.settings.quant import SpecialLayers, TransformerConfig
+from lbitcls.utils.errors import ConfigError, suggest
 
 Rules = dict[str, tuple[str, Any]]  # full layer name -> (the rule's place in the config, the entry)
 
@@ -51,15 +52,18 @@ class ModelTransformer:
         self,
         quan_policy: Mapping[str, Any],
         special_layers: Mapping[str, Any] | None = None,
-        exclude_layers: str | Sequence[str] = (),
-        fold_bn: bool = False,
+        exclude_layers: str | Sequence[str] = TransformerConfig.exclude_layers,
+        fold_bn: bool = TransformerConfig.fold_bn,
     ) -> None:
+        given: Any = {"quan_policy": quan_policy, "special_layers": special_layers, "fold_bn": fold_bn}
+        settings = TransformerConfig(**given, exclude_layers=exclude_layers)  # type: ignore[arg-type]  # also a list
+        special = settings.special_layers or SpecialLayers()
         for kind, entry in quan_policy.items():
             quantized_kind(kind)
             _check_entry(f"quan_policy.{kind}", entry, kind)
         self.quan_policy = dict(quan_policy)
-        self.special_names, self.special_entries = _special(special_layers or {})
-        self.fold_bn = fold_bn
+        self.special_names, self.special_entries = special.layers_name, special.convert_type
+        self.fold_bn = settings.fold_bn
         self.exclude_layers = [exclude_layers] if isinstance(exclude_layers, str) else list(exclude_layers)
 
     def __call__(self, model: nn.Module, logger: logging.Logger | None = None) -> nn.Module:
@@ -208,17 +212,6 @@ def resolve_name(name: str, model: nn.Module, modules: Mapping[str, nn.Module], 
 
 def _names(modules: Iterable[str]) -> list[str]:
     return [name for name in modules if name]
-
-
-def _special(section: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
-    reject_unknown_keys("special_layers", section, ("layers_name", "convert_type"))
-    names = require_list("special_layers.layers_name", section.get("layers_name"))
-    entries = require_list("special_layers.convert_type", section.get("convert_type"))
-    if len(names) != len(entries):
-        raise ConfigError(
-            f"special_layers has {len(names)} layers_name and {len(entries)} convert_type; each layer needs its entry."
-        )
-    return names, entries
 
 
 def _check_entry(place: str, cfg: Any, kind: str) -> None:

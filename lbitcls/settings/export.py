@@ -20,7 +20,7 @@ class ExportSection(Section):
     num_images: Annotated[Count, Doc("Images to compare on; a verdict needs at least 100.")] = 200
     opset: Annotated[int, INTEGER, Ge(17), Le(21), Doc("Version of ONNX's operators, 17 to 21.")] = 21
     pack: Annotated[Switch, Doc("Store weights of 4 bits or fewer in 4 bits.")] = False
-    residual_bits: Annotated[Literal[8] | None, Doc("8: carry skip connections in 8 bits; None: in float.")] = None
+    residual_bits: Annotated[Literal[8] | None, Doc("8: carry skip connections in 8 bits, instead of float.")] = None
     target: Annotated[Text, Doc("The deployment target: cpu or tensorrt.")] = "cpu"
 
 
@@ -30,4 +30,4 @@ class ExportOptions(ExportSection):
 
     PLACE: ClassVar[str] = "--"
 
-    part: Annotated[Literal["model", "backbone"], Doc("model: logits; backbone: its features.")] = "model"
+    part: Annotated[Literal["model", "backbone"], Doc("What to write: model, or backbone for its features.")] = "model"

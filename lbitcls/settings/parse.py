@@ -18,6 +18,7 @@ from lbitcls.utils.errors import ConfigError, shown, suggest
 T = TypeVar("T")
 _UNIONS = (typing.Union, types.UnionType)
 _DICT = "a dict(…)"
+_OWNERS = {"": "a config", "--": "an export"}  # what keys belong to that are in no section
 _REMOTE = 1000  # an upper bound from which on it is named only to those who go beyond it
 _ABOUT_KEYS = ("missing", "unexpected_keyword_argument", "invalid_key")
 
@@ -72,8 +73,8 @@ def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tu
     about_key = detail["type"] in _ABOUT_KEYS
     where, annotation, given = list(_walk(kind, value, place, detail["loc"][:-1] if about_key else detail["loc"]))[-1]
     known = section_fields(annotation)
-    if about_key:
-        owner, last = where or "a config", detail["loc"][-1]
+    if about_key and known and _marker(annotation, Says) is None:
+        owner, last = _OWNERS.get(where, where), detail["loc"][-1]
         if detail["type"] == "missing":
             return f"{where}.{last}", f"{owner} needs '{last}', which is not given."
         takes = ", ".join(sorted(known)) or "nothing"
@@ -155,7 +156,7 @@ def _wrong_value(where: str, annotation: Any, given: Any) -> str:
     wrong = [given] if isinstance(given, str) else given if isinstance(given, (list, tuple)) else []
     unknown = next((name for name in wrong if isinstance(name, str) and name not in names), None)
     hint = "." if unknown is None or not names else suggest(unknown, names)
-    written = f"the text '{given}'" if _is_number(annotation) and isinstance(given, str) else shown(given)
+    written = f"the text '{given}'" if is_number(annotation) and isinstance(given, str) else shown(given)
     return f"{where}{said if said.startswith(':') else f' is {said}'}; got {written}{hint}"
 
 
@@ -197,7 +198,7 @@ def _described(base: Any, marks: Sequence[Any], given: Any) -> str:
         values = ", ".join(repr(value) for value in typing.get_args(base))
         return values if len(typing.get_args(base)) == 1 else f"one of {values}"
     if typing.get_origin(base) is tuple:
-        return f"a list, each {describe(typing.get_args(base)[0], given)}"
+        return f"a list, each {describe(typing.get_args(base)[0], given).removeprefix('written as ')}"
     if base is dict or typing.get_origin(base) is dict or section_fields(base):
         return f"written as {_DICT}"
     return {bool: "True or False", str: "a text"}.get(base, getattr(base, "__name__", str(base)))
@@ -285,5 +286,8 @@ def _names(annotation: Any) -> Iterator[Any]:
             yield from _names(option)
 
 
-def _is_number(annotation: Any) -> bool:
-    return _without_none(annotation) in (int, float)
+def is_number(annotation: Any) -> bool:
+    """Whether a field holds a number, or None."""
+    base = _without_none(annotation)
+    values = typing.get_args(base) if typing.get_origin(base) is Literal else ()
+    return base in (int, float) or (bool(values) and all(type(value) is int for value in values))

@@ -42,12 +42,14 @@ from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.config_text import format_config
 from lbitcls.utils.errors import ConfigError
 
+SPLITS = ("train", "val", "test", "calibration")
 Dataset = Annotated[Component | None, Says(": a data set is given as dict(type='…', pipeline=[…], …)")]
 Items = Annotated[tuple[Component, ...], ITEMS]
 _WORKFLOW = Says("a list like [('train', 1)] or [('train', 2), ('val', 1)], and trains")
 Epochs = Annotated[int, INTEGER, Ge(1), Le(10**6)]
 Seed = Annotated[int, INTEGER, Ge(0), Le(2**63 - 1)]
 Threads = Annotated[int, INTEGER, Ge(1), Le(4096)]
+_DEFAULTS = ("fp16", "feature_cache")  # an empty dict means the section with its defaults
 _NUMBERS = ("seed", "total_epochs", "num_threads")  # 0 has a meaning, or is wrong; elsewhere it is a switch that is off
 
 
@@ -69,7 +71,7 @@ class DataConfig(Section):
 
     def dataset(self, split: str) -> Component | None:
         """The section of the data set `split`; None where there is none."""
-        return getattr(self, split, None) if split in ("train", "val", "test", "calibration") else None
+        return getattr(self, split, None) if split in SPLITS else None
 
     @property
     def tested(self) -> str:
@@ -94,7 +96,7 @@ class CustomImports(Section):
 
     PLACE: ClassVar[str] = "custom_imports"
 
-    imports: Annotated[Text | Annotated[tuple[Text, ...], ITEMS], Doc("Names of modules to import.")] = ()
+    imports: Annotated[Text | Annotated[tuple[Text, ...], ITEMS] | None, Doc("Names of modules to import.")] = None
     allow_failed_imports: Annotated[Switch, Doc("Whether a module may be missing.")] = False
 
 
@@ -102,8 +104,8 @@ class CustomImports(Section):
 class Settings(Section):
     """A config, parsed: each section with its defaults; components of registries are dicts with `type`."""
 
-    model: Annotated[Component | None, Doc("The classifier: backbone, neck, head.")] = None
-    data: Annotated[DataConfig | None, Doc("Data sets, batch size, workers.")] = None
+    model: Annotated[Component, Doc("The classifier: backbone, neck, head.")] = field(default_factory=dict)
+    data: Annotated[DataConfig, Doc("Data sets, batch size, workers.")] = field(default_factory=DataConfig)
     data_root: Annotated[
         Text | Annotated[tuple[Text | None, ...], ITEMS] | None,
         Says("a folder, '…', or a list of them"),
@@ -114,7 +116,9 @@ class Settings(Section):
     calibration: Annotated[
         CalibrationConfig | None, Doc("When and from how much data the quantizers take their first values.")
     ] = None
-    optimizer: Annotated[Component | None, Doc("An optimizer of torch.optim by its name, with its arguments.")] = None
+    optimizer: Annotated[Component, Doc("An optimizer of torch.optim by its name, with its arguments.")] = field(
+        default_factory=dict
+    )
     optimizer_config: Annotated[OptimizerConfig, Doc("Gradient clipping and accumulation.")] = field(
         default_factory=OptimizerConfig
     )
@@ -123,7 +127,7 @@ class Settings(Section):
     )
     total_epochs: Annotated[Epochs | None, Doc("Length of the run in epochs.")] = None
     checkpoint_config: Annotated[
-        CheckpointConfig | None, Doc("How often to save, and how many to keep; None: only at the end.")
+        CheckpointConfig, Doc("How often to save, and how many to keep; None in a config: only at the end.")
     ] = field(default_factory=CheckpointConfig)
     log_config: Annotated[LogConfig, Doc("Loggers and their interval.")] = field(default_factory=LogConfig)
     log_level: Annotated[Text | Index, Doc("The least level of messages: DEBUG, INFO, WARNING, ERROR.")] = "INFO"
@@ -177,6 +181,11 @@ class Settings(Section):
         return self.source.pretty_text
 
     @property
+    def epochs(self) -> int:
+        """`total_epochs`; 0 where it is not given."""
+        return self.total_epochs or 0
+
+    @property
     def roots(self) -> list[str | None]:
         """The folders of `data_root`."""
         return list(self.data_root) if isinstance(self.data_root, tuple) else [self.data_root]
@@ -199,11 +208,10 @@ class Settings(Section):
 
     def require(self, names: Iterable[str], purpose: str) -> None:
         """Raise `ConfigError` when a section of `names`, which `purpose` ("training") needs, is not given."""
-        missing = [f"{name} ({SECTIONS[name]})" for name in names if getattr(self, name) in (None, {})]
+        missing = [f"{name} ({SECTIONS[name]})" for name in names if getattr(self, name) in (None, {}, DataConfig())]
         if missing:
             config = self.source.filename or ""
             raise ConfigError(f"{purpose} needs {', '.join(missing)}; the config {config} has none.")
-        format_config(self.source.to_dict())
 
 
 def read_settings(cfg: ConfigLike) -> Settings:
@@ -234,7 +242,11 @@ def as_config(cfg: ConfigLike) -> Config:
 
 
 def _of(config: Config) -> Settings:
-    settings: Settings = parse(Settings, given_sections(config.to_dict()))
+    try:
+        format_config(config.to_dict())  # what is none of a config's values has its own message
+    except RecursionError:
+        raise ConfigError("a value of the config contains itself, or is nested too deeply.") from None
+    settings: Settings = parse(Settings, given_sections(dict(config)))
     object.__setattr__(settings, "_source", config)
     return settings
 
@@ -245,15 +257,15 @@ def given_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
     `checkpoint_config = None` has a meaning of its own.
     """
     known = {name: value for name, value in sections.items() if name in SECTIONS}
-    if not known.get("checkpoint_config", True):
-        known["checkpoint_config"] = CheckpointConfig(interval=-1)
+    if known.get("checkpoint_config", {}) is None:
+        known["checkpoint_config"] = {"interval": -1}
     return {name: value for name, value in known.items() if _wanted(name, value)}
 
 
 def _wanted(name: str, value: Any) -> bool:
     if value is None or value is False:
         return value is False and name in _NUMBERS
-    return name in _NUMBERS or not (value == "" or (isinstance(value, (int, dict)) and not value))
+    return name in _NUMBERS or bool(value) or (value == {} and name in _DEFAULTS)
 
 
 ConfigLike = Config | Settings | Mapping[str, Any] | str | os.PathLike[str]

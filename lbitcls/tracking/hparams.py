@@ -11,8 +11,9 @@ from torch import nn
 from lbitcls.core.runner import EpochRunner
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.spec import FLOAT_BITS
+from lbitcls.settings.sections import Settings
+from lbitcls.settings.training import CalibrationConfig
 from lbitcls.tracking.run_summary import integer_backbone
-from lbitcls.utils.config import Config
 from lbitcls.utils.dist import world_size
 from lbitcls.utils.errors import ConfigError, suggest
 
@@ -26,19 +27,19 @@ COLUMNS: dict[str, Value] = {
 FIRST = ("method", "bits", "lr", "epochs", "seed")
 
 
-def hyperparameters(cfg: Config, runner: EpochRunner) -> dict[str, Value]:
+def hyperparameters(settings: Settings, runner: EpochRunner) -> dict[str, Value]:
     """The columns' values for a run, without those that it does not have."""
-    optimizer = cfg.optimizer
+    optimizer, calibration = settings.optimizer, settings.calibration or CalibrationConfig()
     values = {
-        "backbone": _backbone(cfg.model.get("backbone") or {}),
-        "dataset": cfg.data.train.get("type"),
+        "backbone": _backbone(settings.model.get("backbone") or {}),
+        "dataset": (settings.data.train or {}).get("type"),
         **quantization(runner.module),
-        "calibration_epoch": (cfg.get("calibration") or {}).get("epoch", 0) if cfg.get("quant_transformer") else None,
+        "calibration_epoch": calibration.epoch if settings.quant_transformer else None,
         "epochs": runner.max_epochs,
-        "batch_size": cfg.data.get("samples_per_gpu", 32) * world_size() * runner.step.cumulative_iters,
+        "batch_size": settings.data.samples_per_gpu * world_size() * runner.step.cumulative_iters,
         "optimizer": optimizer.get("type"),
         "lr": runner.step.optimizer.defaults.get("lr"),
-        "lr_policy": (cfg.get("lr_config") or {}).get("policy", "fixed"),
+        "lr_policy": settings.lr_config.policy if settings.lr_config else "fixed",
         "momentum": optimizer.get("momentum"),
         "weight_decay": optimizer.get("weight_decay"),
         "ema_decay": None if runner.ema is None else runner.ema.decay,
@@ -95,7 +96,7 @@ def as_value(value: Any, example: Value = "") -> Value:
         return str(value)
 
 
-def config_values(cfg: Config | None, keys: Iterable[str]) -> dict[str, Value]:
+def config_values(cfg: Mapping[str, Any] | None, keys: Iterable[str]) -> dict[str, Value]:
     """The values that dotted `keys` have in a config, in which a number is a place in a list.
 
     Raises:

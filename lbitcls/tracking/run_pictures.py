@@ -24,7 +24,7 @@ from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.pipelines.color import Normalize
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.subset import Subset
-from lbitcls.utils.config import Config
+from lbitcls.settings.sections import Settings
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.logging import track
 
@@ -119,18 +119,16 @@ def confusion_of(predictions: Sequence[Prediction], classes: int) -> np.ndarray:
     return confusion
 
 
-def draw_run(cfg: Config, runner: EpochRunner, show: Iterable[Show] = ()) -> None:
+def draw_run(settings: Settings, runner: EpochRunner, show: Iterable[Show] = ()) -> None:
     """Write the pictures of a run that is complete into its work directory, and give each to all of `show`.
 
     A picture that cannot be drawn is a warning. Rank 0 draws.
-
-    Reads: `log_config.pictures`.
     """
-    if not is_main() or not (cfg.get("log_config") or {}).get("pictures", True):
+    if not is_main() or not settings.log_config.pictures:
         return
     began = time.monotonic()
     drawn = []
-    for name, draw in _drawers(cfg, runner).items():
+    for name, draw in _drawers(settings.data.workers_per_gpu, runner).items():
         try:
             path = save(draw(), runner.work_dir / name)
             for function in show:
@@ -142,7 +140,7 @@ def draw_run(cfg: Config, runner: EpochRunner, show: Iterable[Show] = ()) -> Non
     runner.logger.info("Pictures (%.1f s): %s", time.monotonic() - began, ", ".join(drawn) or "none")
 
 
-def _drawers(cfg: Config, runner: EpochRunner) -> dict[str, Callable[[], Figure]]:
+def _drawers(workers: int, runner: EpochRunner) -> dict[str, Callable[[], Figure]]:
     """What draws each picture; without validation there are two."""
     results, train_batch, val_predictions, confusion = PICTURES
     validation = next((hook for hook in runner.hooks if isinstance(hook, EvaluationHook)), None)
@@ -153,7 +151,7 @@ def _drawers(cfg: Config, runner: EpochRunner) -> dict[str, Callable[[], Figure]
     if validation is None:
         return drawers
     loader: Any = validation.loader
-    dataset, workers = loader.dataset, cfg.data.get("workers_per_gpu", 0)
+    dataset = loader.dataset
     said = cache(
         lambda: predict(
             *(runner.eval_model, dataset, mixed(dataset, MOST), runner.step.device, loader.batch_size, workers)

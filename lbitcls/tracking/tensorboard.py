@@ -34,10 +34,10 @@ from lbitcls.datasets import build_dataloader
 from lbitcls.datasets.subset import Subset
 from lbitcls.quant.size import model_size
 from lbitcls.registry import HOOKS
+from lbitcls.settings.sections import Settings
 from lbitcls.tracking.board import Board
 from lbitcls.tracking.hparams import COLUMNS, FIRST, config_values, hyperparameters
 from lbitcls.tracking.run_pictures import mixed, predictions_figure, read_predictions
-from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
 from lbitcls.utils.files import check_folder
@@ -115,7 +115,8 @@ class TensorboardLoggerHook(Writer):
 
     def before_run(self, runner: EpochRunner) -> None:
         self._names = chosen_layers(runner.module, self.layers)
-        self._extra = config_values(_config(runner), self.hparams)
+        settings = _settings(runner)
+        self._extra = config_values(None if settings is None else settings.source, self.hparams)
         folder = self.folder(runner)
         if any(hook.folder(runner) == folder for hook in boards_of(runner) if hook is not self):
             raise ConfigError(
@@ -176,11 +177,11 @@ class TensorboardLoggerHook(Writer):
     def _begin(self, runner: EpochRunner) -> None:
         """The texts and the line in the table, with the run's first record."""
         self._begun = True
-        cfg = _config(runner)
-        if cfg is None or self._board is None:
+        settings = _settings(runner)
+        if settings is None or self._board is None:
             return
-        self._board.add_text("config", f"```python\n{cfg.pretty_text}\n```", runner.iter)
-        values, columns = {**hyperparameters(cfg, runner), **self._extra}, {**COLUMNS, **self._extra}
+        self._board.add_text("config", f"```python\n{settings.text}\n```", runner.iter)
+        values, columns = {**hyperparameters(settings, runner), **self._extra}, {**COLUMNS, **self._extra}
         self._board.add_hparams(values, columns, {*FIRST, *self._extra}, _metrics(runner))
 
     def _add(self, runner: EpochRunner, values: Mapping[str, float]) -> None:
@@ -300,8 +301,8 @@ def chosen_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _config(runner: EpochRunner) -> Config | None:
-    return next((hook.config for hook in runner.hooks if isinstance(hook, WorkDirHook)), None)
+def _settings(runner: EpochRunner) -> Settings | None:
+    return next((hook.settings for hook in runner.hooks if isinstance(hook, WorkDirHook)), None)
 
 
 def _evaluation(runner: EpochRunner) -> EvaluationHook | None:

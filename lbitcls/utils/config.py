@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError, nearest
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.safe import read_yaml
-from lbitcls.utils.shapes import check_shapes
+from lbitcls.utils.shapes import check_texts
 
 SECTIONS: dict[str, str] = {
     "model": "the classifier: backbone, neck, head",
@@ -194,11 +194,11 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def check_sections(cfg: Config) -> None:
-    """Raise `ConfigError` for a top-level name that is nearly a section's, or another framework's, or of a wrong form.
+    """Raise `ConfigError` for a top-level name that is nearly a section's, or is another framework's.
 
     Any other name is the config's own helper variable.
     """
-    check_shapes(cfg._cfg_dict, SECTIONS)
+    check_texts(cfg._cfg_dict)
     for name in cfg._cfg_dict:
         if name in SECTIONS:
             continue
@@ -210,15 +210,6 @@ def check_sections(cfg: Config) -> None:
                 f"'{name}' is no section of a config; did you mean '{close}' ({SECTIONS[close]})? "
                 "A helper variable needs a name less like it."
             )
-
-
-def require_sections(cfg: Config, names: Iterable[str], purpose: str) -> None:
-    """Raise `ConfigError` when the config lacks one of `names`, which `purpose` ("training") needs, or is not plain."""
-    values = {name: cfg.get(name) for name in names}
-    missing = [f"{name} ({SECTIONS[name]})" for name, v in values.items() if v is None or v is False or v == ""]
-    if missing:
-        raise ConfigError(f"{purpose} needs {', '.join(missing)}; the config {cfg.filename or ''} has none.")
-    format_config(cfg.to_dict())
 
 
 def _values(sections: Any) -> Any:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lbitcls.utils.errors import ConfigError, reject_unknown_keys
+from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.safe import refuse_code
 
 
@@ -18,7 +18,6 @@ def import_custom(section: dict[str, Any] | None) -> None:
         ConfigError: one is not there, and is not allowed to be missing; safe mode refuses them all.
     """
     given = dict(section or {})
-    reject_unknown_keys("custom_imports", given, ("imports", "allow_failed_imports"))
     names = given.get("imports") or []
     if names:
         refuse_code(f"custom_imports of {names!r:.200}")

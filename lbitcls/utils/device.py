@@ -68,8 +68,6 @@ def choose_device(
 
 def _index(gpu_ids: Sequence[int] | None, local_rank: int | None) -> int:
     rank = local_rank or 0
-    if gpu_ids is not None and not isinstance(gpu_ids, Sequence):
-        raise ConfigError(f"gpu_ids is a list of the GPUs' numbers, [0, 1]; got {gpu_ids!r}.")
     if not gpu_ids:
         return rank
     if local_rank is None and len(gpu_ids) > 1:

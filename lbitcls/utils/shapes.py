@@ -1,51 +1,17 @@
-"""The outer form of a config's sections: a dict, a list, a text, a switch. What is in a dict its reader checks."""
+"""What is checked of a config before anything is done with it: its texts, and the modules that it imports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lbitcls.utils.errors import ConfigError, shown
 
-DICTS = (  # or None, or False for one that is not wanted
-    *("model", "data", "evaluation", "quant_transformer", "calibration", "optimizer", "optimizer_config", "lr_config"),
-    *("checkpoint_config", "log_config", "dist_params", "custom_imports", "export"),
-)
-_LISTS = ("custom_hooks", "workflow")
-_TEXTS = ("work_dir", "load_from", "resume_from", "device", "kernels")
-_SWITCHES = (
-    *("deterministic", "cudnn_benchmark", "find_unused_parameters", "sycbn", "cpu_only", "compile", "channels_last"),
-)
 
-
-def check_shapes(sections: Mapping[str, Any], meanings: Mapping[str, str]) -> None:
-    """Raise `ConfigError` for a section of another form than it has.
-
-    Args:
-        sections: of the config.
-        meanings: what each is, for messages.
-    """
+def check_texts(sections: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a text that no file and no log can hold, or no modules' names in `custom_imports`."""
     _check_texts("", sections)
-    for names, kinds, form, sample in (
-        (DICTS, (Mapping,), "written", "dict(…)"),
-        (_LISTS, (list, tuple), "a list,", "[…]"),
-        (_TEXTS, (str, Path), "a text,", "'…'"),
-        (_SWITCHES, (bool,), "a switch,", "True or False"),
-    ):
-        for name in names:
-            value = sections.get(name)
-            empty = value is None or value is False or (isinstance(value, (str, int)) and not value)
-            if not empty and not isinstance(value, kinds) and not (names is _SWITCHES and value == 1):
-                raise ConfigError(f"{name} ({meanings[name]}) is {form} {name} = {sample}; got {shown(value)}.")
     _check_imports(sections.get("custom_imports") or {})
-    _check_roots(sections.get("data_root"))
-    ids = sections.get("gpu_ids")
-    if ids is not None and not (isinstance(ids, (list, tuple, range)) and all(type(number) is int for number in ids)):
-        raise ConfigError(f"gpu_ids ({meanings['gpu_ids']}) is a list of numbers from 0; got {shown(ids)}.")
-    level = sections.get("log_level")
-    if level is not None and not isinstance(level, (str, int)):
-        raise ConfigError(f"log_level ({meanings['log_level']}) is a text, log_level = 'INFO'; got {shown(level)}.")
 
 
 def _check_texts(place: str, value: Any) -> None:
@@ -68,14 +34,8 @@ def _broken(text: str) -> bool:
     return False
 
 
-def _check_imports(section: Mapping[str, Any]) -> None:
-    names = section.get("imports") or []
+def _check_imports(section: Any) -> None:
+    names = section.get("imports") or [] if isinstance(section, Mapping) else section
     given = [names] if isinstance(names, str) else names
     if not isinstance(given, Sequence) or not all(isinstance(name, str) and name and name[0] != "." for name in given):
         raise ConfigError(f"custom_imports.imports is a list of modules' names; got {shown(names)}.")
-
-
-def _check_roots(roots: Any) -> None:
-    given = roots if isinstance(roots, (list, tuple)) else [roots]
-    if not all(root is None or isinstance(root, (str, Path)) for root in given):
-        raise ConfigError(f"data_root is a folder, '…', or a list of them; got {shown(roots)}.")

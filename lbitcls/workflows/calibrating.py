@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,15 @@ import torch
 from lbitcls.assembly.classes import check_names
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import evaluate
+from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
-from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.files import check_writable
 from lbitcls.utils.logging import print_table, track
 
 
 def calibrate_checkpoint(
-    cfg: Config,
+    cfg: ConfigLike,
     checkpoint: str | Path,
     out: str | Path,
     *,
@@ -51,17 +50,22 @@ def calibrate_checkpoint(
         CheckpointError: the weights do not fit, or are quantized already, by other quantizers.
         DataError: the test set numbers its classes otherwise than the checkpoint.
     """
-    require_sections(cfg, ("model", "data", "quant_transformer"), "calibration")
+    settings = read_settings(cfg)
+    settings.require(("model", "data", "quant_transformer"), "calibration")
     if num_images < 1:
         raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
     out = check_writable(out, "--out", checkpoint)
     from lbitcls.quant import calibrate, named_quantizers, set_quantization
 
-    with open_session(cfg) as session:
-        images = calibration_images(cfg, split, session, data_root)
-        tested = "test" if cfg.data.get("test") is not None else "val"
-        test_set, loader = load_data(cfg, tested, "testing", session, data_root=data_root) if test else (None, None)
-        model = make_model(cfg, session, test_set, tested, pretrained=False, data_root=data_root, checkpoint=checkpoint)
+    with open_session(settings) as session:
+        images = calibration_images(settings, split, session, data_root)
+        tested = settings.data.tested
+        test_set, loader = (
+            load_data(settings, tested, "testing", session, data_root=data_root) if test else (None, None)
+        )
+        model = make_model(
+            settings, session, test_set, tested, pretrained=False, data_root=data_root, checkpoint=checkpoint
+        )
         meta = load_checkpoint(model, checkpoint, logger=session.logger)["meta"]
         if test:
             check_names(meta.get("CLASSES"), f"the checkpoint {checkpoint}", test_set, tested, session.logger)
@@ -78,7 +82,7 @@ def calibrate_checkpoint(
         if test:
             results["quantized"] = _test(model, loader, session)
         classes = meta.get("CLASSES") or getattr(model, "CLASSES", None)
-        about = {"config": cfg.pretty_text, "CLASSES": classes}
+        about = {"config": settings.text, "CLASSES": classes}
         known = meta.get("calibrated_on")
         about |= {"calibrated_on": used} if number else {} if known is None else {"calibrated_on": known}
         save_checkpoint(model, out, meta=about)
@@ -98,15 +102,16 @@ def _say(number: int, total: int, images: int, checkpoint: str | Path, session: 
         )
 
 
-def calibration_images(cfg: Config, split: str | None, session: Session, data_root: str | None) -> Any:
+def calibration_images(settings: Settings, split: str | None, session: Session, data_root: str | None) -> Any:
     """The loader of the images to calibrate on."""
-    if split is None and cfg.data.get("calibration") is None:
-        tested = cfg.data.get("test") or cfg.data.get("val")
-        if tested is not None and cfg.data.get("train") is not None:
-            cfg = copy.deepcopy(cfg)
-            cfg.data.train.pipeline = tested.pipeline  # augmentation would widen the ranges
+    data, section = settings.data, None
+    if split is None and data.calibration is None:
+        tested = data.test or data.val
+        if tested is not None and data.train is not None:
+            section = {**data.train, "pipeline": tested.get("pipeline", ())}  # augmentation would widen the ranges
         split = "train"
-    return load_data(cfg, split or "calibration", "calibration", session, data_root=data_root)[1]
+    split = split or "calibration"
+    return load_data(settings, split, "calibration", session, data_root=data_root, section=section)[1]
 
 
 def first_images(loader: Any, num_images: int) -> Iterator[torch.Tensor]:

@@ -24,20 +24,20 @@ from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.settings.parse import problems
-from lbitcls.settings.sections import Settings, given_sections
+from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, given_sections, read_settings
+from lbitcls.settings.training import CalibrationConfig, EvaluationConfig
 from lbitcls.tracking.run_description import parameters
 from lbitcls.utils.checkpoint import read_checkpoint
-from lbitcls.utils.config import SECTIONS, Config, require_sections
+from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, TrainingError
 from lbitcls.utils.failures import explain
 from lbitcls.utils.logging import print_table
 from lbitcls.utils.published import is_published
-from lbitcls.workflows.run_export import read_export
-from lbitcls.workflows.training import build_runner, work_directory
+from lbitcls.workflows.run_export import check_export
+from lbitcls.workflows.training import build_runner
 
 IMAGES = 16
 """Images in a batch of the check, at most."""
-_SPLITS = ("train", "val", "test", "calibration")
 _OF_SESSION = ("log_level", "device", "cpu_only", "gpu_ids", "num_threads", "dist_params", "custom_imports")
 Rows = list[tuple[str, str]]
 
@@ -78,7 +78,7 @@ class Part:
     batch: dict[str, torch.Tensor]
 
 
-def check_config(cfg: Config, *, data_root: str | None = None) -> Rows:
+def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
     """Check everything that training needs, without training, and print what the run will do.
 
     Each part is built as training builds it, and one batch of at most `IMAGES` images is learned from and one is
@@ -94,17 +94,17 @@ def check_config(cfg: Config, *, data_root: str | None = None) -> Rows:
     Raises:
         ConfigError: something is wrong; the message lists all that was found.
     """
-    found = Findings()
-    right = _read_sections(cfg, found)
+    found, given = Findings(), as_config(cfg)
+    right = _read_sections(given, found)
     rows: Rows = []
-    opening = _opening(right, found)
-    opening.log_level = "WARNING"
-    with open_session(opening) as session:
-        rows = _check(_dry(right, found), session, data_root, found)
+    with found.part():
+        settings = read_settings(_dry(right, found))
+        with open_session(_opening(right, found)) as session:
+            rows = _check(settings, session, data_root, found)
     if found.problems:
         listed = "".join(f"\n  {number}. {message}" for number, message in enumerate(found.problems, start=1))
         count = "one problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
-        raise ConfigError(f"{cfg.filename or 'the config'} has {count}:{listed}")
+        raise ConfigError(f"{given.filename or 'the config'} has {count}:{listed}")
     rows += [("not checked", "; ".join(found.unchecked))] if found.unchecked else []
     print_table("Check: nothing is wrong", ("", ""), rows)
     return rows
@@ -116,8 +116,10 @@ def _read_sections(cfg: Config, found: Findings) -> Config:
     found.note(*problems(Settings, given_sections(sections)))
     kept = {name: _right_part(name, value) if name in SECTIONS else value for name, value in sections.items()}
     right = Config(kept, filename=cfg.filename)
-    with found.part():
-        require_sections(cfg, ("model", "data", "optimizer", "total_epochs"), "training")
+    missing = [name for name in ("model", "data", "optimizer", "total_epochs") if not sections.get(name)]
+    if missing:
+        needed = ", ".join(f"{name} ({SECTIONS[name]})" for name in missing)
+        found.note(f"training needs {needed}; the config {cfg.filename or ''} has none.")
     return right
 
 
@@ -131,11 +133,12 @@ def _right_part(name: str, value: Any) -> Any:
     return None if problems(Settings, given_sections({name: right})) else right
 
 
-def _opening(cfg: Config, found: Findings) -> Config:
-    """The config, without the sections that a session is opened by where it cannot be opened."""
-    with found.part(), open_session(cfg):
-        return cfg
-    return Config({name: value for name, value in cfg.to_dict().items() if name not in _OF_SESSION})
+def _opening(cfg: Config, found: Findings) -> Settings:
+    """What a session is opened by; without those sections where it cannot be opened."""
+    with found.part(), open_session(read_settings(cfg)):
+        return read_settings(cfg).changed(log_level="WARNING")
+    rest = {name: value for name, value in cfg.to_dict().items() if name not in _OF_SESSION}
+    return read_settings(rest | {"log_level": "WARNING"})
 
 
 def _dry(cfg: Config, found: Findings) -> Config:
@@ -164,21 +167,21 @@ def _fetched(owner: Any) -> list[str]:
     return [key for key, name in named.items() if name is True or (isinstance(name, str) and is_published(name))]
 
 
-def _check(cfg: Config, session: Session, data_root: str | None, found: Findings) -> Rows:
+def _check(settings: Settings, session: Session, data_root: str | None, found: Findings) -> Rows:
     before = len(found.problems)
-    data = _load_parts(cfg, session, data_root, found) if cfg.get("data") else {}
-    model, rows = _build_model(cfg, session, data, data_root, found)
-    _check_pieces(cfg, model, session, data, data_root, found)
+    data = _load_parts(settings, session, data_root, found)
+    model, rows = _build_model(settings, session, data, data_root, found)
+    _check_pieces(settings, model, session, data, data_root, found)
     train = data.get("train")
     if model is None or train is None:
         return []
-    if len(found.problems) > before or not cfg.get("optimizer"):
+    if len(found.problems) > before or not settings.optimizer:
         with found.part():
             _try_forward(model, train.batch)
         return []
     with found.part():
-        result = _take_step(cfg, session, _validates(cfg, data), data_root)
-        return [*_describe_data(model, data), *rows, *_describe_run(cfg, session, data), ("first step", result)]
+        result = _take_step(settings, session, _validates(settings, data), data_root)
+        return [*_describe_data(model, data), *rows, *_describe_run(settings, session, data), ("first step", result)]
     return []
 
 
@@ -189,17 +192,17 @@ def _try_forward(model: Any, batch: Mapping[str, torch.Tensor]) -> None:
     model.train()(batch["img"], gt_label=batch["gt_label"], return_loss=fits)
 
 
-def _load_parts(cfg: Config, session: Session, data_root: str | None, found: Findings) -> dict[str, Part]:
+def _load_parts(settings: Settings, session: Session, data_root: str | None, found: Findings) -> dict[str, Part]:
     """The parts of `data` that can be read, with a batch of each."""
     parts = {}
-    for split in (split for split in _SPLITS if cfg.data.get(split)):
-        section = dict(cfg.data[split])
+    for split in (split for split in SPLITS if settings.data.dataset(split)):
+        section = dict(settings.data.dataset(split) or {})
         fetched = bool(section.get("download"))
         if fetched:
             section["download"] = False
         with found.part(f"data.{split}"):
             try:
-                parts[split] = _load_part(cfg, split, section, session, data_root)
+                parts[split] = _load_part(settings, split, section, session, data_root)
             except DataError:
                 if not fetched:
                     raise
@@ -207,39 +210,41 @@ def _load_parts(cfg: Config, session: Session, data_root: str | None, found: Fin
     return parts
 
 
-def _load_part(cfg: Config, split: str, section: dict[str, Any], session: Session, data_root: str | None) -> Part:
-    dataset, loader = load_data(cfg, split, "a check", session, data_root=data_root, section=section)
+def _load_part(
+    settings: Settings, split: str, section: dict[str, Any], session: Session, data_root: str | None
+) -> Part:
+    dataset, loader = load_data(settings, split, "a check", session, data_root=data_root, section=section)
     batches, size = len(loader), loader.batch_size
     loader.batch_size = min(size, IMAGES)
     return Part(dataset, batches, size, next(iter(loader)))
 
 
 def _build_model(
-    cfg: Config, session: Session, data: Mapping[str, Part], data_root: str | None, found: Findings
+    settings: Settings, session: Session, data: Mapping[str, Part], data_root: str | None, found: Findings
 ) -> tuple[nn.Module | None, Rows]:
     """The model, quantized where that works, and what the table says of it; None where it cannot be built."""
     model: Any = None
-    in_float = Config({name: value for name, value in cfg.to_dict().items() if name != "quant_transformer"})
+    in_float = settings.changed(quant_transformer=None)
     with found.part():
-        model = make_model(in_float, session, data_root=data_root) if cfg.get("model") else None
+        model = make_model(in_float, session, data_root=data_root) if settings.model else None
     rows = [] if model is None else [("parameters", "; ".join(parameters(model)))]
     names = data["train"].dataset.CLASSES if "train" in data else None
     for split, part in data.items() if model is not None else ():
         with found.part():
             check_labels(model, part.dataset, split)
             check_names(names, "data.train", part.dataset, split, session.logger)
-    if cfg.get("quant_transformer"):
+    if settings.quant_transformer:
         with found.part():
-            model, quantized = _quantize(cfg, model, session)
+            model, quantized = _quantize(settings, model, session)
             rows += quantized
     return model, rows
 
 
-def _quantize(cfg: Config, model: nn.Module | None, session: Session) -> tuple[nn.Module | None, Rows]:
+def _quantize(settings: Settings, model: nn.Module | None, session: Session) -> tuple[nn.Module | None, Rows]:
     """The quantized model; where there is no model the entries alone are checked."""
     from lbitcls.quant import build_mtransformer
 
-    transformer = build_mtransformer(cfg.quant_transformer)
+    transformer = build_mtransformer(settings.quant_transformer)
     if model is None:
         return None, []
     plan = transformer.plan(model)
@@ -250,7 +255,7 @@ def _quantize(cfg: Config, model: nn.Module | None, session: Session) -> tuple[n
 
 
 def _check_pieces(
-    cfg: Config,
+    settings: Settings,
     model: nn.Module | None,
     session: Session,
     data: Mapping[str, Part],
@@ -259,29 +264,28 @@ def _check_pieces(
 ) -> None:
     """What training builds beside model and data, each by itself."""
     with found.part():
-        _check_folder(work_directory(cfg))
-    if cfg.get("resume_from"):
+        _check_folder(settings.run_folder)
+    if settings.resume_from:
         with found.part():
-            read_checkpoint(cfg.resume_from)
+            read_checkpoint(settings.resume_from)
     standing_in = nn.Linear(1, 1)
     with found.part():
-        if cfg.get("optimizer"):
-            given = dict(cfg.optimizer)
+        if settings.optimizer:
+            given = dict(settings.optimizer)
             if model is None:
                 given.pop("paramwise_cfg", None)
             build_optimizer(model or standing_in, given)
     with found.part():
-        build_schedule(cfg.get("lr_config"), epoch_len=1, max_epochs=cfg.total_epochs)
-    if cfg.get("data"):
-        with found.part():
-            build_hooks(cfg, model or standing_in, session, _validates(cfg, data), data_root)
-        with found.part():
-            read_export(cfg)
+        build_schedule(settings.lr_config, epoch_len=1, max_epochs=settings.epochs)
+    with found.part():
+        build_hooks(settings, model or standing_in, session, _validates(settings, data), data_root)
+    with found.part():
+        check_export(settings)
 
 
-def _validates(cfg: Config, data: Mapping[str, Part]) -> bool:
+def _validates(settings: Settings, data: Mapping[str, Part]) -> bool:
     """Whether validation can be built; False where the data that it needs was not read, which was noted."""
-    return "train" in data and ("val" in data or not cfg.data.get("val"))
+    return "train" in data and ("val" in data or not settings.data.val)
 
 
 def _check_folder(folder: Path) -> None:
@@ -291,14 +295,14 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError(f"nothing can be written to the work directory {folder}; name another with --work-dir.")
 
 
-def _take_step(cfg: Config, session: Session, validate: bool, data_root: str | None) -> str:
+def _take_step(settings: Settings, session: Session, validate: bool, data_root: str | None) -> str:
     """Build the run, learn from one batch, evaluate one batch; the results in words."""
     runner = build_runner(
-        cfg,
-        work_directory(cfg),
+        settings,
+        settings.run_folder,
         session,
         run="check",
-        validate=validate or not cfg.data.get("val"),
+        validate=validate,
         data_root=data_root,
     )
     runner.module._compiled_call_impl = None  # compile=True was checked; the compilation itself takes minutes
@@ -349,19 +353,19 @@ def _describe_data(model: Any, data: Mapping[str, Part]) -> Rows:
     return [("classes", classes), ("images", images), ("a batch", f"img {shape}, gt_label ({train.batch_size},)")]
 
 
-def _describe_run(cfg: Config, session: Session, data: Mapping[str, Part]) -> Rows:
+def _describe_run(settings: Settings, session: Session, data: Mapping[str, Part]) -> Rows:
     """What the run will do, by its sections."""
-    rate = f", lr {cfg.optimizer.lr}" if "lr" in cfg.optimizer else ""
-    policy = (cfg.get("lr_config") or {}).get("policy", "fixed")
+    rate = f", lr {settings.optimizer['lr']}" if "lr" in settings.optimizer else ""
+    policy = getattr(settings.lr_config, "policy", "fixed")
     rows = [
-        ("training", f"{cfg.total_epochs} epochs of {data['train'].batches} iterations on {session.device}"),
-        ("optimizer", f"{cfg.optimizer.type}{rate}, policy {policy}"),
+        ("training", f"{settings.epochs} epochs of {data['train'].batches} iterations on {session.device}"),
+        ("optimizer", f"{settings.optimizer['type']}{rate}, policy {policy}"),
     ]
-    if cfg.get("quant_transformer"):
-        rows.append(("quantizers", f"on from epoch {(cfg.get('calibration') or {}).get('epoch', 0) + 1}"))
-    if cfg.data.get("val"):
-        interval = (cfg.get("evaluation") or {}).get("interval", 1)
+    if settings.quant_transformer:
+        rows.append(("quantizers", f"on from epoch {(settings.calibration or CalibrationConfig()).epoch + 1}"))
+    if settings.data.val:
+        interval = (settings.evaluation or EvaluationConfig()).interval
         rows.append(("validation", f"on data.val, after every {'epoch' if interval == 1 else f'{interval} epochs'}"))
-    if cfg.get("export"):
+    if settings.export:
         rows.append(("at the end", "model.onnx and float.onnx, measured on data.val"))
-    return [*rows, ("work directory", str(work_directory(cfg)))]
+    return [*rows, ("work directory", str(settings.run_folder))]

@@ -21,8 +21,8 @@ from lbitcls.datasets import build_dataloader
 from lbitcls.datasets.base import FileDataset
 from lbitcls.datasets.listing import images_of
 from lbitcls.inference.preparation import Steps, fitting_steps, same_steps, test_steps
+from lbitcls.settings.sections import Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
-from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.device import parse_device
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
 from lbitcls.utils.logging import get_logger, interactive
@@ -37,7 +37,7 @@ class _Side:
     """A model with the files that it was made from, and the names of its classes where they are known."""
 
     model: nn.Module
-    cfg: Config
+    settings: Settings
     config: str
     checkpoint: str
     classes: Sequence[str] | None
@@ -84,7 +84,7 @@ def compare_checkpoints(
     ]
     _check_pipelines(sides)
     main = sides[-1]
-    batches, labels = read_batches(paths, Path(images).expanduser(), main.cfg, main.model, main.classes)
+    batches, labels = read_batches(paths, Path(images).expanduser(), main.settings, main.model, main.classes)
     analysis = compare_models(
         main.model,
         sides[0].model if len(sides) == 2 else None,
@@ -129,31 +129,28 @@ def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str]
     return configs, checkpoints
 
 
-def _read(path: str, device: str | None, quantized: bool) -> Config:
-    """The config, without its quantization where the float model is built."""
-    cfg = Config.fromfile(path)
-    require_sections(cfg, ("model", "data"), "an analysis")
-    if quantized and not cfg.get("quant_transformer"):
+def _read(path: str, device: str | None, quantized: bool) -> Settings:
+    """The settings of a config, without its quantization where the float model is built."""
+    settings = read_settings(path)
+    settings.require(("model", "data"), "an analysis")
+    if quantized and not settings.quant_transformer:
         raise ConfigError(
             f"{path} has no quant_transformer, so its model is not quantized; give the quantized model's config, or "
             "--float-only to look at one float model."
         )
-    if not quantized:
-        cfg.quant_transformer = None
-    if device is not None:
-        cfg.merge_from_dict({"device": device})
-    return cfg
+    changes = ({} if quantized else {"quant_transformer": None}) | ({} if device is None else {"device": device})
+    return settings.changed(**changes)
 
 
 def _open(config: str, checkpoint: str, quantized: bool, device: str | None) -> _Side:
     """The model of a config with its weights, on its device."""
-    cfg = _read(config, device, quantized)
-    with open_session(cfg) as session:
+    settings = _read(config, device, quantized)
+    with open_session(settings) as session:
         switches = _check_place(checkpoint, quantized)
-        model = make_model(cfg, replace(session, logger=_quiet()), pretrained=False, checkpoint=checkpoint)
+        model = make_model(settings, replace(session, logger=_quiet()), pretrained=False, checkpoint=checkpoint)
         strict = quantized or not switches  # of a float phase, the quantizers' tensors are left over
         content = load_checkpoint(model, checkpoint, strict=strict, logger=session.logger)
-        return _Side(model.to(session.device), cfg, config, checkpoint, content["meta"].get("CLASSES"))
+        return _Side(model.to(session.device), settings, config, checkpoint, content["meta"].get("CLASSES"))
 
 
 def _check_place(checkpoint: str, quantized: bool) -> list[bool]:
@@ -183,16 +180,16 @@ def _quiet() -> logging.Logger:
 
 def _check_pipelines(sides: Sequence[_Side]) -> None:
     """Warn where two configs prepare images differently."""
-    first, last = (_test_steps(side.cfg) for side in (sides[0], sides[-1]))
+    first, last = (_test_steps(side.settings) for side in (sides[0], sides[-1]))
     if not same_steps(first, last):
         get_logger().warning(
             "the two configs prepare test images differently; both models get them as %s says.", sides[-1].config
         )
 
 
-def _test_steps(cfg: Config) -> Steps:
+def _test_steps(settings: Settings) -> Steps:
     """The steps that the config's test images go through."""
-    steps = test_steps(cfg)
+    steps = test_steps(settings.source)
     if steps is None:
         raise ConfigError("an analysis prepares images as data.test (or data.val) does; the config has neither.")
     return steps
@@ -213,7 +210,7 @@ def find_images(path: str | Path, number: int) -> list[str]:
 
 
 def read_batches(
-    paths: Sequence[str], root: Path, cfg: Config, model: nn.Module, classes: Sequence[str] | None
+    paths: Sequence[str], root: Path, settings: Settings, model: nn.Module, classes: Sequence[str] | None
 ) -> tuple[list[Tensor], Tensor | None]:
     """The images as the model takes them, in batches, and their labels where their folders are named after classes.
 
@@ -223,8 +220,8 @@ def read_batches(
         DataError: none can be read.
     """
     labels = [_label(Path(path), root, classes) for path in paths]
-    dataset = FileDataset(paths, labels, _steps(cfg, model), on_error="skip" if len(paths) > 1 else "raise")
-    read = list(build_dataloader(dataset, min(int(cfg.data.get("samples_per_gpu", _BATCH)), _BATCH)))
+    dataset = FileDataset(paths, labels, _steps(settings, model), on_error="skip" if len(paths) > 1 else "raise")
+    read = list(build_dataloader(dataset, min(settings.data.samples_per_gpu, _BATCH)))
     if not read:
         raise DataError(
             f"none of the {len(paths)} images can be read; the first: {next(iter(dataset.skipped.values()))}"
@@ -241,10 +238,10 @@ def _label(path: Path, root: Path, classes: Sequence[str] | None) -> int:
     return next((list(classes).index(name) for name in reversed(inside) if name in classes), -1)
 
 
-def _steps(cfg: Config, model: nn.Module) -> Steps:
+def _steps(settings: Settings, model: nn.Module) -> Steps:
     """The test pipeline, with what it lacks for image files of any size and colour."""
     channels = getattr(model.get_submodule("backbone"), "in_channels", None)
-    return fitting_steps(_test_steps(cfg), (channels, None, None), natural_size(cfg))
+    return fitting_steps(_test_steps(settings), (channels, None, None), natural_size(settings.source))
 
 
 def _names(sides: Sequence[_Side]) -> list[str]:

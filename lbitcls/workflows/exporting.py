@@ -16,14 +16,17 @@ from torch import nn
 
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.deploy.export.composed import refuse_residuals
-from lbitcls.deploy.export.onnx import ExportReport, check_options, export_onnx
-from lbitcls.deploy.export.residuals import RESIDUAL_BITS, carry_residuals
+from lbitcls.deploy.export.onnx import ExportReport, export_onnx
+from lbitcls.deploy.export.onnx import check_options as check_file_options
+from lbitcls.deploy.export.residuals import carry_residuals
 from lbitcls.deploy.runtime.engine import first_reason
 from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.targets.base import JUDGES, integer_layers
+from lbitcls.settings.export import ExportOptions
+from lbitcls.settings.parse import parse
+from lbitcls.settings.sections import ConfigLike, DataConfig, Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint
-from lbitcls.utils.config import Config, require_sections
-from lbitcls.utils.errors import ConfigError, LbitclsError, reject_unknown_keys, require_dict
+from lbitcls.utils.errors import ConfigError, LbitclsError
 from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table
@@ -32,7 +35,6 @@ from lbitcls.workflows.planning import image_shape
 
 RANGE_IMAGES = 64
 """Images that the ranges of skip connections are taken from."""
-_SECTION_KEYS = ("verify", "num_images", "opset", "pack", "residual_bits", "target")
 
 
 class RejectedError(LbitclsError):
@@ -40,18 +42,13 @@ class RejectedError(LbitclsError):
 
 
 def export_checkpoint(
-    cfg: Config,
+    cfg: ConfigLike,
     checkpoint: str | Path,
     out: str | Path,
+    options: ExportOptions | None = None,
     *,
-    verify: bool = False,
-    num_images: int = 200,
-    opset: int = 21,
-    part: str = "model",
-    pack: bool = False,
-    residual_bits: int | None = None,
-    target: str = "cpu",
     data_root: str | None = None,
+    **given: Any,
 ) -> ExportReport:
     """Write the model of `cfg` with the weights in `checkpoint` as an ONNX file; prints what was made of it.
 
@@ -61,16 +58,9 @@ def export_checkpoint(
         cfg: the config that the checkpoint was trained with.
         checkpoint: of this model, quantized or float.
         out: file to write, `.onnx`; where it is a symbolic link, the file that it points to.
-        verify: compare the file with the model in the engines for its target, on images of `data.val` (`data.test`
-            where that is missing).
-        num_images: images of the comparison; a verdict needs at least 100.
-        opset: version of ONNX's operators, 17 to 21.
-        part: `model` (logits) or `backbone` (features).
-        pack: store weights of 4 bits or fewer in 4 bits.
-        residual_bits: 8: skip connections in 8 bits; their ranges come from images of `data.calibration`, or else
-            `data.train`.
-        target: `cpu` or `tensorrt`.
+        options: how to export; None: as `given` says.
         data_root: where relative data paths may start.
+        given: fields of `ExportOptions` by name, which win over those of `options`: `verify=True, pack=True`.
 
     Raises:
         ConfigError: an argument is wrong, `out` cannot be written, or a layer cannot be expressed or be taken by the
@@ -79,38 +69,31 @@ def export_checkpoint(
         DependencyError: an engine that `verify` needs is missing.
         RejectedError: the file is not faithful; it and its report are named `model.rejected`, and older files stay.
     """
-    require_sections(cfg, ("model", "data"), "an export")
-    export_section(cfg)
+    settings = read_settings(cfg)
+    settings.require(("model", "data"), "an export")
     out = _check_target(out)
-    check_arguments(
-        verify=verify,
-        num_images=num_images,
-        opset=opset,
-        part=part,
-        pack=pack,
-        residual_bits=residual_bits,
-        target=target,
-    )
-    with open_session(cfg) as session, _draft(out) as draft:
-        model = make_model(cfg, session, pretrained=False, data_root=data_root, checkpoint=checkpoint)
+    options = parse(ExportOptions, {**vars(options or ExportOptions()), **given}, ExportOptions.PLACE)
+    check_options(options)
+    with open_session(settings) as session, _draft(out) as draft:
+        model = make_model(settings, session, pretrained=False, data_root=data_root, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)["meta"]
-        batches = _verification_images(cfg, session, num_images, data_root) if verify else []
-        model, residuals = _with_residuals(model.eval(), cfg, session, residual_bits, target, data_root)
+        batches = _verification_images(settings, session, options.num_images, data_root) if options.verify else []
+        model, residuals = _with_residuals(model.eval(), settings, session, options, data_root)
         report = export_onnx(
             model,
             draft,
-            input_shape=_input_shape(cfg, model, session, data_root),
-            opset=opset,
-            part=part,
-            pack=pack,
-            target=target,
+            input_shape=_input_shape(settings, model, session, data_root),
+            opset=options.opset,
+            part=options.part,
+            pack=options.pack,
+            target=options.target,
             classes=meta.get("CLASSES") or getattr(model, "CLASSES", None),
-            pipeline=json.loads(json_text(_pipeline(cfg))),
-            config=cfg.pretty_text,
+            pipeline=json.loads(json_text(_pipeline(settings.data))),
+            config=settings.text,
         )
         report, layers = _in_integers(report)
         _print(replace(report, path=out), layers)
-        result = _verify(model, draft, batches) if verify else None
+        result = _verify(model, draft, batches) if options.verify else None
         rejected = result is not None and not result["passed"]
         report = replace(report, path=out.with_name(f"{out.stem}.rejected.onnx") if rejected else out)
         record = {"export": report.to_json(), "residuals": residuals, "layers": layers, "verification": result}
@@ -120,17 +103,6 @@ def export_checkpoint(
             reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
             raise RejectedError(f"the file does not compute what was trained, and is named {report.path}:{reasons}")
     return report
-
-
-def export_section(cfg: Config) -> dict[str, Any]:
-    """The config's `export` section, which is for the end of a training; empty where there is none.
-
-    Raises:
-        ConfigError: an unknown key.
-    """
-    section = require_dict("export", cfg.get("export") or None)
-    reject_unknown_keys("export", section, _SECTION_KEYS)
-    return section
 
 
 @contextmanager
@@ -143,26 +115,10 @@ def _draft(out: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def check_arguments(
-    *,
-    verify: bool = False,
-    num_images: int = 200,
-    opset: int = 21,
-    part: str = "model",
-    pack: bool = False,
-    residual_bits: int | None = None,
-    target: str = "cpu",
-) -> None:
-    """Raise where `export_checkpoint` would for these arguments, before anything is built."""
-    for name, value in (("verify", verify), ("pack", pack)):
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} is True or False; got {value!r}.")
-    if not isinstance(num_images, int) or num_images < 1:
-        raise ConfigError(f"--num-images is a number from 1; got {num_images!r}.")
-    if residual_bits not in (None, RESIDUAL_BITS):
-        raise ConfigError(f"--residual-bits is {RESIDUAL_BITS}, or left out (float); got {residual_bits!r}.")
-    check_options(opset, part, pack, target)
-    for package in JUDGES[target] if verify else ():
+def check_options(options: ExportOptions) -> None:
+    """Raise where an export would for these options, before anything is built."""
+    check_file_options(options.opset, options.part, options.pack, options.target)
+    for package in JUDGES[options.target] if options.verify else ():
         require(package)
 
 
@@ -192,41 +148,44 @@ def _in_integers(report: ExportReport) -> tuple[ExportReport, dict[str, Any] | N
         return replace(report, cannot_run={**report.cannot_run, "openvino": first_reason(error)}), None
 
 
-def _pipeline(cfg: Config) -> list[Any]:
-    section = cfg.data.get("test") or cfg.data.get("val") or {}
+def _pipeline(data: DataConfig) -> list[Any]:
+    section = data.test or data.val or {}
     from lbitcls.datasets.pipelines.pretrained import written_out
 
     return [dict(step) for step in written_out(section.get("pipeline") or [])]
 
 
-def _input_shape(cfg: Config, model: nn.Module, session: Session, data_root: str | None) -> tuple[int, int, int]:
+def _input_shape(settings: Settings, model: nn.Module, session: Session, data_root: str | None) -> tuple[int, int, int]:
     """(C, H, W) as the pipeline says it, else of the first image."""
     try:
-        return image_shape(cfg, model)
+        return image_shape(settings, model)
     except ConfigError:
-        dataset, _ = load_data(cfg, _tested(cfg), "an export", session, data_root=data_root)
+        dataset, _ = load_data(settings, _tested(settings.data), "an export", session, data_root=data_root)
         channels, height, width = dataset[0]["img"].shape
         return channels, height, width
 
 
-def _tested(cfg: Config) -> str:
-    return "val" if cfg.data.get("val") is not None else "test"
+def _tested(data: DataConfig) -> str:
+    return "val" if data.val is not None else "test"
 
 
-def _verification_images(cfg: Config, session: Session, number: int, data_root: str | None) -> Iterable[torch.Tensor]:
-    _, loader = load_data(cfg, _tested(cfg), "verification", session, data_root=data_root)
+def _verification_images(
+    settings: Settings, session: Session, number: int, data_root: str | None
+) -> Iterable[torch.Tensor]:
+    _, loader = load_data(settings, _tested(settings.data), "verification", session, data_root=data_root)
     return first_images(loader, number)
 
 
 def _with_residuals(
-    model: nn.Module, cfg: Config, session: Session, bits: int | None, target: str, data_root: str | None
+    model: nn.Module, settings: Settings, session: Session, options: ExportOptions, data_root: str | None
 ) -> tuple[nn.Module, dict[str, str]]:
     """The model as it ships, and what became of its skip connections."""
+    bits = options.residual_bits
     if bits is None:
         return model, {}
     refuse_residuals(model)
-    images = first_images(calibration_images(cfg, None, session, data_root), RANGE_IMAGES)
-    return carry_residuals(model, images, bits, signed=True if target == "tensorrt" else None)
+    images = first_images(calibration_images(settings, None, session, data_root), RANGE_IMAGES)
+    return carry_residuals(model, images, bits, signed=True if options.target == "tensorrt" else None)
 
 
 def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor]) -> dict[str, Any]:

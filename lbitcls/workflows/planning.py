@@ -9,8 +9,8 @@ import torch
 from lbitcls.assembly.image_sizes import section_channels, section_size
 from lbitcls.quant.cost import LayerCost, plan_cost
 from lbitcls.quant.plan import aligned, float_plan
+from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.tracking.run_description import parameters
-from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.custom import import_custom
 from lbitcls.utils.errors import ConfigError
 
@@ -18,7 +18,7 @@ FLOAT_HEADER = ("layer", "kind", "shape", "params", "MMACs", "KiB")
 HEADER = ("layer", "kind", "shape", "method", "W", "A", "rule", "params", "MMACs", "GBOPs", "KiB")
 
 
-def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost]:
+def show_plan(cfg: ConfigLike, shape: Sequence[int] | None = None) -> list[LayerCost]:
     """Print what the config's transformer does to each layer, and what it costs for one image.
 
     Of a config without `quant_transformer` it prints each layer of the float model with its cost.
@@ -30,15 +30,16 @@ def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost
     Returns:
         A row for each layer with parameters, in the model's order.
     """
-    require_sections(cfg, ("model",), "a plan")
+    settings = read_settings(cfg)
+    settings.require(("model",), "a plan")
     from lbitcls.models import build_classifier
     from lbitcls.quant import build_mtransformer
 
-    import_custom(cfg.get("custom_imports"))
-    model = build_classifier(cfg.model, pretrained=False)
-    section = cfg.get("quant_transformer")
+    import_custom(vars(settings.custom_imports))
+    model = build_classifier(settings.model, pretrained=False)
+    section = settings.quant_transformer
     plan = build_mtransformer(section).plan(model) if section else float_plan(model)
-    size = tuple(shape or image_shape(cfg, model))
+    size = tuple(shape or image_shape(settings, model))
     try:
         rows = plan_cost(plan, model, torch.zeros(1, *size))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -55,13 +56,13 @@ def show_plan(cfg: Config, shape: Sequence[int] | None = None) -> list[LayerCost
     return rows
 
 
-def image_shape(cfg: Config, model: torch.nn.Module) -> tuple[int, int, int]:
+def image_shape(settings: Settings, model: torch.nn.Module) -> tuple[int, int, int]:
     """(C, H, W) of an image after the test pipeline: by its last resizing step, else by the data set's own size."""
-    data = cfg.get("data") or {}
-    size = section_size(data.get("test") or data.get("val") or data.get("train") or {})
+    data = settings.data
+    section = data.test or data.val or data.train or {}
+    size = section_size(section)
     if size is None:
         raise ConfigError("the pipeline does not say how large images are; give --shape C H W.")
-    section = data.get("test") or data.get("val") or data.get("train") or {}
     return getattr(model.backbone, "in_channels", None) or section_channels(section) or _first_channels(model), *size
 
 

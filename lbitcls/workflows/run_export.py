@@ -13,8 +13,9 @@ from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.deploy.runtime.benchmark import time_models
 from lbitcls.deploy.runtime.metadata import read_info, require
 from lbitcls.inference.onnx_classifier import open_shipped
+from lbitcls.settings.export import ExportOptions, ExportSection
+from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint import load_checkpoint
-from lbitcls.utils.config import Config
 from lbitcls.utils.errors import ConfigError
 
 BATCHES = (1, 16)
@@ -22,36 +23,34 @@ _RATIO_OF = 16  # images: a single small one measures the engine's call more tha
 _TURNS = 10
 
 
-def read_export(cfg: Config) -> dict[str, Any] | None:
-    """The `export` section, None where there is none; read before the run, for what would fail at its end.
+def check_export(settings: Settings) -> None:
+    """Raise, before the run, for what would fail in the export at its end.
 
     Raises:
-        ConfigError: an unknown key, or nothing to quantize.
+        ConfigError: two options do not go together, or nothing is quantized.
         DependencyError: a package of the extra `deploy` is missing.
     """
-    if not cfg.get("export"):
-        return None
-    from lbitcls.workflows.exporting import check_arguments, export_section
+    if settings.export is None:
+        return
+    from lbitcls.workflows.exporting import check_options
 
-    section = export_section(cfg)
-    if not cfg.get("quant_transformer"):
+    if not settings.quant_transformer:
         raise ConfigError("export writes an integer model, but the config has no quant_transformer.")
-    if cfg.data.get("val") is None:
+    if settings.data.val is None:
         raise ConfigError("export measures the integer model on data.val; the config has none.")
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         require(package)
-    check_arguments(**section)
-    return section
+    check_options(ExportOptions(**vars(settings.export)))
 
 
 def deliver(
-    cfg: Config, section: dict[str, Any], checkpoint: str, work_dir: Path, data_root: str | None
+    settings: Settings, section: ExportSection, checkpoint: str, work_dir: Path, data_root: str | None
 ) -> dict[str, Any]:
     """Export a checkpoint to `model.onnx` in `work_dir`, the same model in float to `float.onnx`, and measure both.
 
     Args:
-        cfg: the run's config.
-        section: from `read_export`.
+        settings: of the run.
+        section: options of the export.
         checkpoint: the run's best weights.
         work_dir: of the run.
         data_root: where relative data paths may start.
@@ -66,11 +65,11 @@ def deliver(
     from lbitcls.workflows.exporting import export_checkpoint
 
     files = {name: work_dir / f"{name}.onnx" for name in ("model", "float")}
-    export_checkpoint(cfg, checkpoint, files["model"], data_root=data_root, **section)
-    with open_session(cfg) as session:
-        _export_float(cfg, checkpoint, files["model"], files["float"], replace(session, logger=_quiet()))
-        threads = cfg.get("num_threads") or 2
-        top1 = _top1(cfg, files["model"], session, threads, data_root)
+    export_checkpoint(settings, checkpoint, files["model"], data_root=data_root, **vars(section))
+    with open_session(settings) as session:
+        _export_float(settings, checkpoint, files["model"], files["float"], replace(session, logger=_quiet()))
+        threads = settings.num_threads or 2
+        top1 = _top1(settings, files["model"], session, threads, data_root)
     seen = time_models([files["model"], files["float"]], threads=threads, batches=BATCHES, repeats=_TURNS)
     ours, base = seen.timings[::2], seen.timings[1::2]
     latency = [
@@ -88,13 +87,13 @@ def deliver(
     }
 
 
-def _export_float(cfg: Config, checkpoint: str, shipped: Path, path: Path, session: Session) -> None:
+def _export_float(settings: Settings, checkpoint: str, shipped: Path, path: Path, session: Session) -> None:
     """The same model with its quantizers off, for images as `shipped` takes them."""
     from lbitcls.quant import set_quantization
 
     info = read_info(shipped)
     assert info is not None
-    model = make_model(cfg, session, pretrained=False).eval()
+    model = make_model(settings, session, pretrained=False).eval()
     load_checkpoint(model, checkpoint, logger=session.logger)
     set_quantization(model, False)
     export_onnx(model, path, input_shape=info.input_shape, classes=info.classes, pipeline=info.pipeline)
@@ -107,7 +106,7 @@ def _quiet() -> logging.Logger:
     return logger
 
 
-def _top1(cfg: Config, path: Path, session: Session, threads: int, data_root: str | None) -> float:
-    _, loader = load_data(cfg, "val", "validation", session, data_root=data_root)
-    model = open_shipped(cfg, path, "val", session.logger, None, threads)
+def _top1(settings: Settings, path: Path, session: Session, threads: int, data_root: str | None) -> float:
+    _, loader = load_data(settings, "val", "validation", session, data_root=data_root)
+    model = open_shipped(settings, path, "val", session.logger, None, threads)
     return evaluate(model, loader, session.device, topk=(1,))["top-1"]

@@ -12,9 +12,10 @@ from torch import nn
 
 from lbitcls.assembly.classes import check_labels, check_names
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
-from lbitcls.core.evaluation import check_metrics, evaluate, read_topk
+from lbitcls.core.evaluation import check_metrics, evaluate
+from lbitcls.settings.sections import ConfigLike, Settings, read_settings
+from lbitcls.settings.training import EvaluationConfig
 from lbitcls.utils.checkpoint import load_checkpoint
-from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import gather_objects, is_main, sum_over_ranks
 from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.files import check_writable, write_whole
@@ -23,7 +24,7 @@ from lbitcls.utils.logging import print_table, track
 
 
 def test_classifier(
-    cfg: Config,
+    cfg: ConfigLike,
     checkpoint: str | Path | None = None,
     *,
     metrics: Sequence[str] = ("accuracy",),
@@ -61,18 +62,19 @@ def test_classifier(
         ConfigError: an unknown metric or engine, an engine for a checkpoint, or a file that cannot be written.
         DataError: the test set numbers its classes otherwise than the checkpoint; or images or logits are not finite.
     """
-    require_sections(cfg, ("model", "data"), "testing")
+    settings = read_settings(cfg)
+    settings.require(("model", "data"), "testing")
     chosen = tuple(dict.fromkeys(("accuracy", *check_metrics(metrics))))
-    topk = read_topk((cfg.get("evaluation") or {}).get("metric_options"))
+    topk = (settings.evaluation or EvaluationConfig()).topk
     writer = _row_writer(predictions)
     used = [] if checkpoint is None else [checkpoint]
     results_file = None if out is None else check_writable(out, "--out", *used)
     read = used if out is None else [*used, out]
     rows_file = None if predictions is None else check_writable(predictions, "--predictions", *read)
-    with open_session(cfg, launcher) as session:
-        split = "test" if cfg.data.get("test") is not None else "val"
-        dataset, loader = load_data(cfg, split, "testing", session, data_root=data_root)
-        model = open_model(cfg, checkpoint, split, dataset, session, engine, threads, data_root)
+    with open_session(settings, launcher) as session:
+        split = settings.data.tested
+        dataset, loader = load_data(settings, split, "testing", session, data_root=data_root)
+        model = open_model(settings, checkpoint, split, dataset, session, engine, threads, data_root)
         rows: list[tuple[int, int, list[float]]] = []
         counts = torch.zeros(2, dtype=torch.int64)  # correct, total
 
@@ -107,7 +109,7 @@ def test_classifier(
 
 
 def open_model(
-    cfg: Config,
+    settings: Settings,
     path: str | Path | None,
     split: str,
     dataset: Any,
@@ -116,7 +118,7 @@ def open_model(
     threads: int | None = None,
     data_root: str | None = None,
 ) -> nn.Module:
-    """The classifier of `cfg` with the weights of a checkpoint, on its device, or the `.onnx` file in its place.
+    """The classifier of the settings with the weights of a checkpoint, on its device, or the `.onnx` file in its place.
 
     Without a path it is the model that a training would begin with; published weights are looked for below `data_root`.
 
@@ -129,31 +131,31 @@ def open_model(
     if not shipped and (engine is not None or threads is not None):
         raise ConfigError(f"--engine and --threads are for .onnx files, which an engine runs; got '{path}'.")
     if path is None:
-        return _untrained(cfg, split, dataset, session, data_root)
+        return _untrained(settings, split, dataset, session, data_root)
     if shipped:
-        model, classes = _shipped(cfg, path, session, dataset, split, engine, threads)
+        model, classes = _shipped(settings, path, session, dataset, split, engine, threads)
     else:
-        model = make_model(cfg, session, dataset, split, pretrained=False, data_root=data_root, checkpoint=path)
+        model = make_model(settings, session, dataset, split, pretrained=False, data_root=data_root, checkpoint=path)
         classes = load_checkpoint(model, path, strict=True, logger=session.logger)["meta"].get("CLASSES")
         model.to(session.device)
     check_names(classes, f"the {'file' if shipped else 'checkpoint'} {path}", dataset, split, session.logger)
     return model
 
 
-def _untrained(cfg: Config, split: str, dataset: Any, session: Session, data_root: str | None) -> nn.Module:
-    """The model that a training of `cfg` would begin with.
+def _untrained(settings: Settings, split: str, dataset: Any, session: Session, data_root: str | None) -> nn.Module:
+    """The model that a training would begin with.
 
     Raises:
         ConfigError: its quantizers have no first values, as before any training.
     """
     from lbitcls.quant import named_quantizers
 
-    model = make_model(cfg, session, dataset, split, data_root=data_root)
-    backbone = cfg.model.get("backbone") or {}
-    sources = [text for text in (cfg.model.get("pretrained"), backbone.get("pretrained")) if text]
-    if cfg.get("load_from"):
-        load_checkpoint(model, cfg.load_from, logger=session.logger)
-        sources.append(cfg.load_from)
+    model = make_model(settings, session, dataset, split, data_root=data_root)
+    backbone = settings.model.get("backbone") or {}
+    sources = [text for text in (settings.model.get("pretrained"), backbone.get("pretrained")) if text]
+    if settings.load_from is not None:
+        load_checkpoint(model, settings.load_from, logger=session.logger)
+        sources.append(settings.load_from)
     waiting = [name for name, quantizer in named_quantizers(model) if not quantizer.is_initialized]
     if waiting:
         raise ConfigError(
@@ -167,12 +169,18 @@ def _untrained(cfg: Config, split: str, dataset: Any, session: Session, data_roo
 
 
 def _shipped(
-    cfg: Config, path: str | Path, session: Session, dataset: Any, split: str, engine: str | None, threads: int | None
+    settings: Settings,
+    path: str | Path,
+    session: Session,
+    dataset: Any,
+    split: str,
+    engine: str | None,
+    threads: int | None,
 ) -> tuple[nn.Module, list[str] | None]:
     """The model in an ONNX file, and the names of its classes."""
     from lbitcls.inference.onnx_classifier import open_shipped
 
-    model = open_shipped(cfg, path, split, session.logger, engine, threads)
+    model = open_shipped(settings, path, split, session.logger, engine, threads)
     check_labels(model, dataset, split)
     return model, model.engine.info.classes if model.engine.info is not None else None
 

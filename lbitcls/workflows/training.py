@@ -1,10 +1,11 @@
-"""Train the classifier of a config: each section is read once, here or in the function that it is handed to."""
+"""Train the classifier of a config."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,25 @@ from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
-from lbitcls.core.step import OptimizerStep, read_precision
+from lbitcls.core.step import OptimizerStep, Precision, read_precision
+from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.tracking.run_description import describe_run
 from lbitcls.tracking.run_pictures import draw_run
 from lbitcls.tracking.run_summary import finish, say_backbone, show_summary, write_summary
 from lbitcls.tracking.tensorboard import boards_of
 from lbitcls.utils.checkpoint import load_weights, read_checkpoint
-from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.dist import broadcast_module, broadcast_object, check_equal, is_main
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
-from lbitcls.utils.errors import DependencyError, reject_unknown_keys, require_count, require_dict
+from lbitcls.utils.errors import DependencyError
 from lbitcls.utils.lock import RunLock
 from lbitcls.utils.temporary import remove_leftovers
-from lbitcls.workflows.run_export import deliver, read_export
+from lbitcls.workflows.run_export import check_export, deliver
 
-MOST_EPOCHS = 10**6
 Start = tuple[Path, dict[str, Any]] | None
 
 
 def train_classifier(
-    cfg: Config,
+    cfg: ConfigLike,
     *,
     resume: bool = False,
     validate: bool = True,
@@ -65,25 +65,26 @@ def train_classifier(
     Raises:
         LbitclsError: the config, the data, a checkpoint, the training or the export went wrong; the message says how.
     """
-    require_sections(cfg, ("model", "data", "optimizer", "total_epochs"), "training")
-    with RunLock(work_directory(cfg)) as lock:
-        return _train(cfg, lock, resume=resume, validate=validate, data_root=data_root, launcher=launcher)
+    settings = read_settings(cfg)
+    settings.require(("model", "data", "optimizer", "total_epochs"), "training")
+    with RunLock(settings.run_folder) as lock:
+        return _train(settings, lock, resume=resume, validate=validate, data_root=data_root, launcher=launcher)
 
 
 def _train(
-    cfg: Config, lock: RunLock, *, resume: bool, validate: bool, data_root: str | None, launcher: str
+    settings: Settings, lock: RunLock, *, resume: bool, validate: bool, data_root: str | None, launcher: str
 ) -> dict[str, Any]:
     work_dir = lock.folder
-    export = read_export(cfg)
+    check_export(settings)
     log_file = work_dir / f"{time.strftime('%Y%m%d_%H%M%S')}.log"
-    with open_session(cfg, launcher, log_file, lambda logger: _write_head(cfg, work_dir, logger), lock) as session:
+    with open_session(settings, launcher, log_file, partial(_write_head, settings, work_dir), lock) as session:
         if is_main():
             remove_leftovers(work_dir)
-        start = _find_start(cfg, work_dir, resume, session)
-        cfg.seed = _choose_seed(cfg, start, session)
-        _prepare(cfg, session)
+        start = _find_start(settings, work_dir, resume, session)
+        settings = settings.changed(seed=_choose_seed(settings.seed, start, session))
+        _prepare(settings, session)
         run = _name_run(start, work_dir if resume else None)
-        runner = build_runner(cfg, work_dir, session, start, run=run, validate=validate, data_root=data_root)
+        runner = build_runner(settings, work_dir, session, start, run=run, validate=validate, data_root=data_root)
         if start is not None:
             runner.restore(start[1], start[0])
             _say_where(runner, start[0])
@@ -92,12 +93,12 @@ def _train(
         began = time.monotonic()
         runner.run()
         summary = finish(runner, time.monotonic() - began, log_file)
-        draw_run(cfg, runner, [board.add_picture for board in boards_of(runner)])
+        draw_run(settings, runner, [board.add_picture for board in boards_of(runner)])
         if session.place.rank != 0:
             return summary
     try:
-        if export is not None:
-            summary["integer"] = deliver(cfg, export, summary["checkpoint"], work_dir, data_root)
+        if settings.export is not None:
+            summary["integer"] = deliver(settings, settings.export, summary["checkpoint"], work_dir, data_root)
             write_summary(summary, work_dir)
             for board in boards_of(runner):
                 board.add_delivery(runner, summary["integer"])
@@ -118,16 +119,10 @@ def _say_where(runner: EpochRunner, path: Path) -> None:
         )
 
 
-def work_directory(cfg: Config) -> Path:
-    """`work_dir` of the config, or `work_dirs/` and the config's name."""
-    stem = Path(cfg.filename).stem if cfg.filename else "run"
-    return Path(cfg.get("work_dir") or Path("work_dirs") / stem).expanduser()
-
-
-def _find_start(cfg: Config, work_dir: Path, resume: bool, session: Session) -> Start:
+def _find_start(settings: Settings, work_dir: Path, resume: bool, session: Session) -> Start:
     """The checkpoint to go on from, with its content: `resume_from`, or the newest of the work directory."""
-    if cfg.get("resume_from"):
-        return Path(cfg.resume_from), read_checkpoint(cfg.resume_from)
+    if settings.resume_from is not None:
+        return Path(settings.resume_from), read_checkpoint(settings.resume_from)
     if not resume:
         return None
     found = newest_checkpoint(work_dir, session.logger) if is_main() else None
@@ -138,40 +133,34 @@ def _find_start(cfg: Config, work_dir: Path, resume: bool, session: Session) -> 
     return found or (path, read_checkpoint(path))
 
 
-def _choose_seed(cfg: Config, start: Start, session: Session) -> int:
+def _choose_seed(given: int | None, start: Start, session: Session) -> int:
     saved = start[1]["meta"].get("seed") if start else None
-    given = cfg.get("seed")
     if given is None:
         given = saved if saved is not None else broadcast_object(draw_seed())
     elif saved is not None and saved != given:
         session.logger.warning("seed=%s, but the run was started with %s: it goes on otherwise.", given, saved)
-    require_count("seed", given, 0, most=2**63 - 1)
     session.logger.info("Seed: %d", given)
     return given
 
 
-def _prepare(cfg: Config, session: Session) -> None:
-    """Seeds and kernels; the resolved config, in the log.
-
-    Reads: `seed`, `deterministic`, `cudnn_benchmark`.
-    """
-    seed_everything(cfg.seed)
-    torch.backends.cudnn.benchmark = bool(cfg.get("cudnn_benchmark"))
-    if cfg.get("deterministic"):
+def _prepare(settings: Settings, session: Session) -> None:
+    """Seeds and kernels; the resolved config, in the log."""
+    seed_everything(settings.seed or 0)
+    torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+    if settings.deterministic:
         use_deterministic_kernels()
     session.logger.info("Device: %s, processes: %d", session.device, session.place.world_size)
-    session.logger.info("Config:\n%s", cfg.pretty_text)
+    session.logger.info("Config:\n%s", settings.text)
 
 
-def _write_head(cfg: Config, work_dir: Path, logger: logging.Logger) -> None:
-    workflow = cfg.get("workflow") or [("train", 1)]
+def _write_head(settings: Settings, work_dir: Path, logger: logging.Logger) -> None:
     logger.info("Start running, host: %s, work_dir: %s", host(), work_dir.resolve())
-    logger.info("workflow: %s, max: %s epochs", workflow, cfg.total_epochs)
+    logger.info("workflow: %s, max: %s epochs", list(settings.workflow), settings.epochs)
     logger.info("Environment:\n%s", "\n".join(f"  {name}: {value}" for name, value in environment().items()))
 
 
 def build_runner(
-    cfg: Config,
+    cfg: ConfigLike,
     work_dir: Path,
     session: Session,
     start: Start = None,
@@ -180,56 +169,52 @@ def build_runner(
     validate: bool = True,
     data_root: str | None = None,
 ) -> EpochRunner:
-    """Everything that `cfg` describes, put together.
-
-    Reads: `total_epochs`, `lr_config`, `optimizer`, `optimizer_config`, `amp`, `fp16`, `ema`, `channels_last`,
-    `compile`, `feature_cache`, `load_from`, `find_unused_parameters`, `sycbn`, and the sections of the functions it
-    calls. `run` is the run's name.
-    """
-    device, epochs = session.device, require_count("total_epochs", cfg.total_epochs, 1, most=MOST_EPOCHS)
-    check_data(cfg)
-    dataset, loader = load_data(cfg, "train", "training", session, seed=cfg.seed, data_root=data_root)
+    """Everything that `cfg` describes, put together; `run` is the run's name."""
+    settings = read_settings(cfg)
+    device, epochs, seed = session.device, settings.epochs, settings.seed or 0
+    check_data(settings.data)
+    dataset, loader = load_data(settings, "train", "training", session, seed=seed, data_root=data_root)
     check_equal("data.train: the number of images", len(dataset))
     going_on = start[0] if start else None
-    model = make_model(cfg, session, dataset, pretrained=not start, data_root=data_root, checkpoint=going_on)
-    if start is None and cfg.get("load_from"):
-        _start_from(cfg.load_from, model, cfg, session)
-    kernels = _choose_kernels(cfg, start, device)
-    memory_format = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
-    model = _synchronize_norms(model, cfg, session).to(device).to(memory_format=memory_format)
+    model = make_model(settings, session, dataset, pretrained=not start, data_root=data_root, checkpoint=going_on)
+    if start is None and settings.load_from is not None:
+        _start_from(settings.load_from, model, settings, session)
+    kernels = _choose_kernels(settings, start, device)
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model = _synchronize_norms(model, settings, session).to(device).to(memory_format=memory_format)
     broadcast_module(model)
-    hooks = build_hooks(cfg, model, session, validate, data_root)
-    step = _build_step(cfg, model, session, hooks, uneven=getattr(dataset, "on_error", "raise") == "skip")
-    ema = _build_ema(cfg, model)
-    if cfg.get("compile"):
+    hooks = build_hooks(settings, model, session, validate, data_root)
+    step = _build_step(settings, model, session, hooks, uneven=getattr(dataset, "on_error", "raise") == "skip")
+    ema = None if settings.ema is None else ModelEMA(model, settings.ema.decay)
+    if settings.compile:
         _compile(model, device)
     meta = {"world_size": session.place.world_size, "kernels": kernels, "max_epochs": epochs, "run": run}
     return EpochRunner(
         model,
         step,
         loader,
-        build_schedule(cfg.get("lr_config"), epoch_len=len(loader), max_epochs=epochs),
+        build_schedule(settings.lr_config, epoch_len=len(loader), max_epochs=epochs),
         max_epochs=epochs,
         work_dir=work_dir,
-        hooks=[WorkDirHook(run, cfg), *hooks],
-        seed=cfg.seed,
+        hooks=[WorkDirHook(run, settings), *hooks],
+        seed=seed,
         ema=ema,
-        wrap=lambda module: _parallel(module, cfg, session),
+        wrap=lambda module: _parallel(module, settings, session),
         memory_format=memory_format,
-        features=_build_features(cfg, model, dataset, hooks),
+        features=_build_features(settings, model, dataset, hooks),
         meta=meta,
         logger=session.logger,
     )
 
 
-def _start_from(path: str, model: nn.Module, cfg: Config, session: Session) -> None:
+def _start_from(path: str, model: nn.Module, settings: Settings, session: Session) -> None:
     """Take up the weights of `load_from`, and the quantizers' values where their grids are the same."""
     content = read_checkpoint(path)
     state_dict = content["state_dict"]
-    if cfg.get("quant_transformer"):
+    if settings.quant_transformer:
         from lbitcls.assembly.agreement import with_grids
 
-        state_dict = with_grids(content, cfg)
+        state_dict = with_grids(content, settings.model)
     load_weights(model, state_dict, path, logger=session.logger)
 
 
@@ -244,18 +229,18 @@ def _name_run(start: Start, resumed: Path | None) -> str:
     return broadcast_object((noted_run(resumed) if resumed else None) or new)
 
 
-def _choose_kernels(cfg: Config, start: Start, device: torch.device) -> str | None:
+def _choose_kernels(settings: Settings, start: Start, device: torch.device) -> str | None:
     """The kind of quantization kernels: the run's own on resume, else the config's, else what suits the machine."""
-    if not cfg.get("quant_transformer"):
+    if not settings.quant_transformer:
         return None
     from lbitcls.quant import select_kernels
 
     saved = start[1]["meta"].get("kernels") if start else None
-    return select_kernels(saved or cfg.get("kernels") or "auto", device)
+    return select_kernels(saved or settings.kernels, device)
 
 
-def _synchronize_norms(model: nn.Module, cfg: Config, session: Session) -> nn.Module:
-    if not cfg.get("sycbn"):
+def _synchronize_norms(model: nn.Module, settings: Settings, session: Session) -> nn.Module:
+    if not settings.sycbn:
         return model
     if session.device.type == "cpu":
         session.logger.warning(
@@ -264,23 +249,23 @@ def _synchronize_norms(model: nn.Module, cfg: Config, session: Session) -> nn.Mo
         )
         return model
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if (cfg.get("quant_transformer") or {}).get("fold_bn"):
+    if (settings.quant_transformer or {}).get("fold_bn"):
         from lbitcls.quant.transformer import fold_norms
 
         fold_norms(model)  # the layers held the norms that were replaced
     return model
 
 
-def _build_step(cfg: Config, model: nn.Module, session: Session, hooks: Sequence[Hook], uneven: bool) -> OptimizerStep:
-    section = dict(cfg.get("optimizer_config") or {})
-    reject_unknown_keys("optimizer_config", section, ("grad_clip", "cumulative_iters"))
-    precision = read_precision(cfg.get("amp"), cfg.get("fp16"))
+def _build_step(
+    settings: Settings, model: nn.Module, session: Session, hooks: Sequence[Hook], uneven: bool
+) -> OptimizerStep:
+    precision = read_precision(settings.amp, settings.fp16)
     if session.device.type == "cpu" and precision.dtype is torch.float16:
         session.logger.info("float16 autocast is for GPUs; on the CPU the type is bfloat16.")
-        precision = read_precision("bf16", None)
+        precision = Precision(torch.bfloat16)
     no_decay: list[nn.Parameter] = []
     penalty = None
-    if cfg.get("quant_transformer"):
+    if settings.quant_transformer:
         from lbitcls.quant import quantizer_parameters, regularization
 
         no_decay = quantizer_parameters(model)
@@ -288,26 +273,19 @@ def _build_step(cfg: Config, model: nn.Module, session: Session, hooks: Sequence
         def penalty() -> torch.Tensor | float:
             return regularization(model)
 
-    optimizer = build_optimizer(model, cfg.optimizer, no_decay, unfreeze_rates(model, hooks))
-    return OptimizerStep(optimizer, session.device, precision=precision, penalty=penalty, uneven=uneven, **section)
+    optimizer = build_optimizer(model, settings.optimizer, no_decay, unfreeze_rates(model, hooks))
+    given = vars(settings.optimizer_config)
+    return OptimizerStep(optimizer, session.device, precision=precision, penalty=penalty, uneven=uneven, **given)
 
 
-def _build_features(cfg: Config, model: nn.Module, dataset: Any, hooks: Sequence[Hook]) -> FeatureCache:
+def _build_features(settings: Settings, model: nn.Module, dataset: Any, hooks: Sequence[Hook]) -> FeatureCache:
     datasets = {"data.train": dataset}
     for hook in hooks:
         if isinstance(hook, EvaluationHook):
             loader: Any = hook.loader
             datasets["data.val"] = loader.dataset
     later = [name for hook in hooks if isinstance(hook, UnfreezeHook) for name in hook.parts(model)]
-    return build_feature_cache(cfg.get("feature_cache"), model, datasets, bool(cfg.get("compile")), later)
-
-
-def _build_ema(cfg: Config, model: nn.Module) -> ModelEMA | None:
-    if not cfg.get("ema"):
-        return None
-    section = {} if cfg.ema is True else require_dict("ema", cfg.ema)
-    reject_unknown_keys("ema", section, ("decay",))
-    return ModelEMA(model, **section)
+    return build_feature_cache(settings.feature_cache, model, datasets, settings.compile, later)
 
 
 def _compile(model: nn.Module, device: torch.device) -> None:
@@ -319,10 +297,8 @@ def _compile(model: nn.Module, device: torch.device) -> None:
     model.compile()  # in place: the names of the weights stay
 
 
-def _parallel(module: nn.Module, cfg: Config, session: Session) -> nn.Module:
+def _parallel(module: nn.Module, settings: Settings, session: Session) -> nn.Module:
     if session.place.world_size == 1:
         return module
     ids = [session.device.index] if session.device.type == "cuda" else None
-    return DistributedDataParallel(
-        module, device_ids=ids, find_unused_parameters=bool(cfg.get("find_unused_parameters"))
-    )
+    return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=settings.find_unused_parameters)

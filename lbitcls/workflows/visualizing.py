@@ -15,12 +15,11 @@ from lbitcls.analysis.pictures import Prediction
 from lbitcls.assembly.session import Session, load_data, open_session
 from lbitcls.datasets.base import BaseDataset
 from lbitcls.inference.onnx_classifier import ShippedClassifier
+from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.tracking.board import write_pictures
 from lbitcls.tracking.run_pictures import SHOWN, batch_figure, confusion_of, mixed, predict, predictions_figure
-from lbitcls.utils.config import Config, require_sections
 from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
 from lbitcls.workflows.testing import open_model
-from lbitcls.workflows.training import work_directory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +31,7 @@ KINDS = ("batch", "predictions", "errors", "confusion")
 
 def visualize(
     kind: str,
-    cfg: Config,
+    cfg: ConfigLike,
     model: str | Path | nn.Module | ExportedModel | None = None,
     *,
     out: str | Path | None = None,
@@ -74,18 +73,19 @@ def visualize(
     grid = _grid(num_images, rows, cols)
     if out is not None:
         check_path(out)
-    require_sections(cfg, ("data",) if kind == "batch" else ("model", "data"), "visualize")
-    with open_session(cfg) as session:
+    settings = read_settings(cfg)
+    settings.require(("data",) if kind == "batch" else ("model", "data"), "visualize")
+    with open_session(settings) as session:
         if kind == "batch":
-            figure = _batch(cfg, session, split or "train", grid, data_root)
+            figure = _batch(settings, session, split or "train", grid, data_root)
         else:
-            split = split or ("val" if cfg.data.get("val") is not None else "test")
-            shown = _best_checkpoint(cfg) if model is None else model
-            figure = _said(kind, cfg, session, shown, split, grid, data_root, engine, threads)
+            split = split or ("val" if settings.data.val is not None else "test")
+            shown = _best_checkpoint(settings.run_folder) if model is None else model
+            figure = _said(kind, settings, session, shown, split, grid, data_root, engine, threads)
         if out is not None:
             session.logger.info("Wrote %s", save(figure, out))
         if tensorboard:
-            _to_tensorboard(figure, kind, work_directory(cfg))
+            _to_tensorboard(figure, kind, settings.run_folder)
     return figure
 
 
@@ -102,27 +102,28 @@ def _grid(number: int | None, rows: int | None, cols: int | None) -> tuple[int, 
     return number or room or SHOWN, cols
 
 
-def default_target(kind: str, cfg: Config) -> Path:
+def default_target(kind: str, cfg: ConfigLike) -> Path:
     """Where the command writes a picture: in the config's work directory."""
-    return work_directory(cfg) / f"{kind}.png"
+    return read_settings(cfg).run_folder / f"{kind}.png"
 
 
-def _best_checkpoint(cfg: Config) -> Path:
-    folder = work_directory(cfg)
+def _best_checkpoint(folder: Path) -> Path:
     found = next((path for name in ("best_top-1.pth", "latest.pth") if (path := folder / name).exists()), None)
     if found is None:
         raise CheckpointError(f"there is no best_top-1.pth or latest.pth in {folder}; name the checkpoint to look at.")
     return found
 
 
-def _batch(cfg: Config, session: Session, split: str, grid: tuple[int, int | None], data_root: str | None) -> Figure:
-    _, loader = load_data(cfg, split, "visualize", session, seed=cfg.get("seed") or 0, data_root=data_root)
+def _batch(
+    settings: Settings, session: Session, split: str, grid: tuple[int, int | None], data_root: str | None
+) -> Figure:
+    _, loader = load_data(settings, split, "visualize", session, seed=settings.seed or 0, data_root=data_root)
     return batch_figure(loader, grid[0], f"data.{split}: images as the model sees them", grid[1])
 
 
 def _said(
     kind: str,
-    cfg: Config,
+    settings: Settings,
     session: Session,
     shown: str | Path | nn.Module | ExportedModel,
     split: str,
@@ -132,11 +133,11 @@ def _said(
     threads: int | None,
 ) -> Figure:
     """What the model `shown`, or the one in that file, says of `data.<split>`, as a picture."""
-    dataset, loader = load_data(cfg, split, "visualize", session, data_root=data_root)
-    model, device, name = _opened(cfg, shown, split, dataset, session, engine, threads)
+    dataset, loader = load_data(settings, split, "visualize", session, data_root=data_root)
+    model, device, name = _opened(settings, shown, split, dataset, session, engine, threads)
     number, columns = grid
     indices = mixed(dataset, number if kind == "predictions" else len(dataset))
-    workers = cfg.data.get("workers_per_gpu", 0) if len(indices) > loader.batch_size else 0
+    workers = settings.data.workers_per_gpu if len(indices) > loader.batch_size else 0
     found, classes = predict(model, dataset, indices, device, loader.batch_size, workers, shown=True)
     title = f"{name} on data.{split}"
     if kind == "predictions":
@@ -147,7 +148,7 @@ def _said(
 
 
 def _opened(
-    cfg: Config,
+    settings: Settings,
     shown: str | Path | nn.Module | ExportedModel,
     split: str,
     dataset: BaseDataset,
@@ -157,12 +158,12 @@ def _opened(
 ) -> tuple[nn.Module, torch.device, str]:
     """The model, its device, and what titles call it."""
     if isinstance(shown, (str, Path)):
-        model = open_model(cfg, shown, split, dataset, session, engine, threads)
+        model = open_model(settings, shown, split, dataset, session, engine, threads)
         return model, session.device, Path(shown).name
     if engine is not None or threads is not None:
         raise ConfigError("engine and threads are for .onnx files; the model given is loaded already.")
     if not isinstance(shown, nn.Module):
-        exported = ShippedClassifier(shown.engine, cfg.model.get("head") or {})
+        exported = ShippedClassifier(shown.engine, settings.model.get("head") or {})
         return exported, session.device, Path(shown.engine.path).name
     device = next((tensor.device for tensor in shown.parameters()), session.device)
     return shown, device, "the model"

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_before_is_told_its_grids_by_its_config(delivered: Deliv
     content["state_dict"] = {name: value for name, value in told.items() if not name.endswith(".grid")}
     cfg = Config.fromfile(delivered.config)
     before = torch.random.get_rng_state()
-    completed = with_grids(content, cfg)
+    completed = with_grids(content, cfg.model)
     assert torch.equal(torch.random.get_rng_state(), before), "a run draws what it would have drawn"
     assert completed.keys() == told.keys() and all(torch.equal(told[name], completed[name]) for name in told)
     cfg.merge_from_dict({f"{CONV}.num_bit_w": 2})
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_before_is_told_its_grids_by_its_config(delivered: Deliv
     assert len(anew) == 6 and all(name.startswith("backbone.layer") and "weight_q" in name for name in anew)
     assert "anew (LSQ, 4 bits, integers -8 to 7 there; LSQ, 2 bits, integers -2 to 1 here): backbone.la" in caplog.text
     for unknown in ({**content, "meta": {}}, {**content, "state_dict": told}):
-        assert with_grids(unknown, cfg) is unknown["state_dict"]
+        assert with_grids(unknown, cfg.model) is unknown["state_dict"]
 
 
 def test_a_run_does_not_go_on_with_other_bits(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:

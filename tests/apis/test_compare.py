@@ -14,6 +14,7 @@ from PIL import Image
 from lbitcls.commands.main import main
 from lbitcls.datasets import build_dataset
 from lbitcls.models import build_classifier
+from lbitcls.settings.sections import read_settings
 from lbitcls.utils import Config
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
@@ -223,15 +224,15 @@ def test_photos_go_to_a_model_of_small_gray_images(files: Any, tmp_path: Path) -
     Image.fromarray(pixels).save(tmp_path / "a.jpg")
     Image.fromarray(pixels[:9, :, 0]).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"\x89PNG")
-    cfg = Config.fromfile(files["int.py"])
-    model = build_classifier(cfg.model)
+    settings = read_settings(files["int.py"])
+    model = build_classifier(settings.model)
     paths = sorted(str(path) for path in tmp_path.iterdir())
-    batches, labels = read_batches(paths, tmp_path, cfg, model, ("0", "1"))
+    batches, labels = read_batches(paths, tmp_path, settings, model, ("0", "1"))
     assert [tuple(batch.shape) for batch in batches] == [(2, 1, 8, 8)] and labels is None
     with pytest.raises(DataError, match="cannot read this image"):
-        read_batches(paths[2:], Path(paths[2]), cfg, model, None)
+        read_batches(paths[2:], Path(paths[2]), settings, model, None)
     with pytest.raises(DataError, match="none of the 2 images can be read"):
-        read_batches(paths[2:] * 2, tmp_path, cfg, model, None)
+        read_batches(paths[2:] * 2, tmp_path, settings, model, None)
 
 
 def test_digits_in_files_are_the_digits_of_the_data_set(files: Any) -> None:
@@ -239,7 +240,7 @@ def test_digits_in_files_are_the_digits_of_the_data_set(files: Any) -> None:
     root = Path(files["images"])
     paths = find_images(root, 30)
     names = tuple(map(str, range(10)))
-    (batch,), labels = read_batches(paths, root, cfg, build_classifier(cfg.model), names)
+    (batch,), labels = read_batches(paths, root, read_settings(cfg), build_classifier(cfg.model), names)
     dataset = build_dataset(cfg.data.test)
     assert labels is not None
     for image, label, path in zip(batch, labels, paths, strict=True):

@@ -19,12 +19,13 @@ from lbitcls.commands.main import main
 from lbitcls.deploy.export import onnx as exporter
 from lbitcls.deploy.runtime.engine import load
 from lbitcls.models import build_classifier
+from lbitcls.settings.sections import read_settings
 from lbitcls.utils.checkpoint import save_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError
 from lbitcls.workflows.calibrating import calibrate_checkpoint
 from lbitcls.workflows.exporting import RejectedError, export_checkpoint
-from lbitcls.workflows.run_export import read_export
+from lbitcls.workflows.run_export import check_export
 from lbitcls.workflows.testing import test_classifier as measure
 
 MakeConfig = Callable[..., Config]
@@ -159,9 +160,9 @@ def test_values_that_are_not_finite_are_refused(cfg: Config, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "section, message",
     [
-        (dict(opset=25), "opset 25"),
-        (dict(residual_bits=4), "residual-bits"),
-        (dict(num_images=0), "num-images"),
+        (dict(opset=25), "export.opset is an int from 17 to 21; got 25"),
+        (dict(residual_bits=4), "export.residual_bits is 8; got 4"),
+        (dict(num_images=0), "export.num_images is an int from 1; got 0"),
         (dict(pack=True, opset=17), "packed"),
         (dict(target="trt"), "no target 'trt'"),
         (dict(verify="no"), "verify is True or False"),
@@ -170,7 +171,7 @@ def test_values_that_are_not_finite_are_refused(cfg: Config, tmp_path: Path) -> 
 def test_a_wrong_export_section_is_known_before_the_run(cfg: Config, section: dict[str, Any], message: str) -> None:
     cfg.export = section
     with pytest.raises(ConfigError, match=message):
-        read_export(cfg)
+        check_export(read_settings(cfg))
 
 
 def test_residuals_packed(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +213,7 @@ def test_what_cannot_be_expressed_exits_with_2(
         (dict(out="gone/model.onnx/x.onnx"), r"--out .*x\.onnx cannot be written: Not a directory"),
         (dict(out="reported.onnx"), r"reported\.report\.json is a folder; --out names the file"),
         (dict(out="model.txt"), r"--out names the file to write, such as model\.onnx; got '.*model\.txt'"),
-        (dict(num_images=0), "--num-images is a number from 1"),
+        (dict(num_images=0), "--num-images is an int from 1"),
         (dict(residual_bits=4), "--residual-bits is 8"),
     ],
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lbitcls.models import build_classifier
 from lbitcls.models.backbones.base import BaseBackbone
 from lbitcls.registry import BACKBONES
+from lbitcls.settings.sections import read_settings
 from lbitcls.utils import Config
 from lbitcls.utils.errors import ConfigError
 from lbitcls.workflows.planning import image_shape, show_plan
@@ -65,7 +66,7 @@ def test_channels(channels: int, says: str) -> None:
 def test_data_sets_of_gray_images() -> None:
     cfg = config(1, [])
     cfg.data.test = dict(type="Digits", split="test")
-    assert image_shape(cfg, build_classifier(cfg.model)) == (1, 8, 8)
+    assert image_shape(read_settings(cfg), build_classifier(cfg.model)) == (1, 8, 8)
 
 
 def test_an_image_that_the_model_does_not_take(tmp_path: Path) -> None:

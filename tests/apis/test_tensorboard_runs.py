@@ -11,6 +11,7 @@ import torch
 
 from lbitcls.apis import train_classifier
 from lbitcls.assembly.session import Session, make_model
+from lbitcls.settings.sections import read_settings
 from lbitcls.tracking import tensorboard as module
 from lbitcls.tracking.tensorboard import TensorboardLoggerHook, chosen_layers
 from lbitcls.utils import Config
@@ -262,4 +263,4 @@ def test_names_of_layers(patterns: list[str], chosen: list[str], make_config: An
     session = Session(Place(), torch.device("cpu"), get_logger())
     import tiny_parts  # noqa: F401
 
-    assert chosen_layers(make_model(make_config(**QUANT), session), patterns) == chosen
+    assert chosen_layers(make_model(read_settings(make_config(**QUANT)), session), patterns) == chosen

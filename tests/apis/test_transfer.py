@@ -13,6 +13,7 @@ import torch
 from lbitcls.apis import train_classifier
 from lbitcls.assembly.session import open_session
 from lbitcls.core.runner import EpochRunner
+from lbitcls.settings.sections import read_settings
 from lbitcls.utils.config import Config
 from lbitcls.utils.env import seed_everything
 from lbitcls.utils.errors import ConfigError
@@ -142,8 +143,8 @@ def test_too_large_a_cache_is_none(make_config: MakeConfig, monkeypatch: pytest.
         ({"model.train_cfg": dict(augments=dict(type="CutMix"))}, "does not go with model.train_cfg.augments"),
         ({"compile": True}, "does not go with compile"),
         ({"feature_cache": dict(max_mb=5)}, "did you mean 'max_mib'"),
-        ({"feature_cache": dict(max_mib=0)}, "max_mib is above 0"),
-        ({"feature_cache": "yes"}, "is written as a dict"),
+        ({"feature_cache": dict(max_mib=0)}, r"feature_cache\.max_mib is a number above 0; got"),
+        ({"feature_cache": "yes"}, r"feature_cache is True or a dict\(…\); got 'yes'"),
     ],
 )
 def test_where_the_cache_is_refused(make_config: MakeConfig, options: dict[str, Any], message: str) -> None:
@@ -193,7 +194,7 @@ def unfreezing(make_config: MakeConfig, work: str, **keys: Any) -> Config:
 def test_the_head_first_then_part_after_part(make_config: MakeConfig) -> None:
     cfg = unfreezing(make_config, "parts", feature_cache=True)
     start = Config({**cfg._cfg_dict.to_dict(), "work_dir": cfg.work_dir + "_start"})
-    with open_session(start) as session:
+    with open_session(read_settings(start)) as session:
         runner = build_runner(start, Path(start.work_dir), session, run="start")
         first = {name: value.clone() for name, value in runner.module.state_dict().items()}
     rates = {
@@ -274,7 +275,7 @@ def test_mistakes_of_unfreezing(make_config: MakeConfig, hook: dict[str, Any], m
 
 
 def run(cfg: Config) -> EpochRunner:
-    with open_session(cfg, log_file=Path(cfg.work_dir) / "run.log") as session:
+    with open_session(read_settings(cfg), log_file=Path(cfg.work_dir) / "run.log") as session:
         seed_everything(cfg.seed)
         runner = build_runner(cfg, Path(cfg.work_dir), session, run="best")
         runner.run()
@@ -346,4 +347,4 @@ def test_the_shape_that_published_weights_take(make_config: MakeConfig) -> None:
     model.backbone = torch.nn.Identity()
     cfg = make_config("shape")
     cfg.data.test.pipeline = [dict(type="PretrainedPreprocessing", weights="torchvision://mobilenet_v2")]
-    assert image_shape(cfg, model) == (3, 224, 224)
+    assert image_shape(read_settings(cfg), model) == (3, 224, 224)

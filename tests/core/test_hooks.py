@@ -13,6 +13,8 @@ from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import LogHook, _is_before, _order, _rates, read_record, text_line
+from lbitcls.settings.sections import read_settings
+from lbitcls.settings.training import EvaluationConfig
 from lbitcls.utils.errors import ConfigError
 
 
@@ -95,10 +97,10 @@ def test_workflow(workflow: Any, epochs: set[int]) -> None:
     assert validated_epochs(workflow, 5) == epochs
 
 
-@pytest.mark.parametrize("workflow", [[("val", 1)], [("test", 1)], [("train", 0)], [("train",)], []])
+@pytest.mark.parametrize("workflow", [[("val", 1)], [("test", 1)], [("train", 0)], [("train",)], ["train"]])
 def test_wrong_workflow(workflow: Any) -> None:
     with pytest.raises(ConfigError, match="workflow is a list"):
-        validated_epochs(workflow, 5)
+        read_settings(dict(workflow=workflow))
 
 
 def test_priorities() -> None:
@@ -116,10 +118,10 @@ def test_priorities() -> None:
         (lambda: CheckpointHook(max_keep_ckpts=0), "max_keep_ckpts"),
         (lambda: LogHook(interval=0), "log_config.interval"),
         (lambda: CalibrationHook(epoch=-1), "calibration"),
-        (lambda: EvaluationHook([], interval=0), "evaluation.interval"),
-        (lambda: EvaluationHook([], metric="f1"), "no metric 'f1'"),
-        (lambda: EvaluationHook([], metric_options=dict(topn=1)), "did you mean 'topk'"),
-        (lambda: EvaluationHook([], save_best="top-3"), "no result 'top-3'; did you mean 'top-"),
+        (lambda: EvaluationConfig(interval=0), "evaluation.interval"),
+        (lambda: EvaluationConfig(metric="f1"), "evaluation.metric is one of 'accuracy', .* got 'f1'"),  # type: ignore
+        (lambda: EvaluationConfig(metric_options=dict(topn=1)), "did you mean 'topk'"),  # type: ignore[arg-type]
+        (lambda: EvaluationConfig(save_best="top-3"), "no result 'top-3'; did you mean 'top-"),
     ],
 )
 def test_mistakes(make: Any, message: str) -> None:
@@ -128,6 +130,5 @@ def test_mistakes(make: Any, message: str) -> None:
 
 
 def test_older_spelling_of_the_best() -> None:
-    assert EvaluationHook([], save_best="accuracy_top-1").save_best == "top-1"
-    assert EvaluationHook([], save_best="auto").save_best == "top-1"
-    assert EvaluationHook([], save_best=None).save_best is None
+    for given, meant in (("accuracy_top-1", "top-1"), ("auto", "top-1"), (None, None)):
+        assert EvaluationHook([], EvaluationConfig(save_best=given)).save_best == meant

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.core.step import OptimizerStep, Precision, read_precision
+from lbitcls.settings.sections import read_settings
 from lbitcls.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -107,21 +108,23 @@ def test_autocast() -> None:
     ],
 )
 def test_precision_from_the_config(amp: Any, fp16: Any, dtype: torch.dtype | None) -> None:
-    assert read_precision(amp, fp16).dtype is dtype
+    settings = read_settings(dict(amp=amp, fp16=fp16))
+    assert read_precision(settings.amp, settings.fp16).dtype is dtype
 
 
 @pytest.mark.parametrize(
     ("amp", "fp16", "message"),
     [
         (True, True, "one of them"),
-        ("bf32", None, "Known: bf16, "),
+        ("bf32", None, "one of 'bf16', "),
         (dict(type="bf16"), None, "takes no 'type'"),
         (None, dict(loss_scale="high"), "loss_scale"),
     ],
 )
 def test_wrong_precision(amp: Any, fp16: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_precision(amp, fp16)
+        settings = read_settings(dict(amp=amp, fp16=fp16))
+        read_precision(settings.amp, settings.fp16)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,7 @@ def test_wrong_precision(amp: Any, fp16: Any, message: str) -> None:
     [
         (dict(cumulative_iters=0), "from 1"),
         (dict(grad_clip=dict(norm=1)), "takes no 'norm'"),
-        (dict(grad_clip=dict(norm_type=2)), "needs max_norm"),
+        (dict(grad_clip=dict(norm_type=2)), "needs 'max_norm'"),
     ],
 )
 def test_mistakes(options: Any, message: str) -> None:
@@ -141,8 +144,8 @@ def test_mistakes(options: Any, message: str) -> None:
     ("options", "message"),
     [
         (dict(grad_clip=5), r"grad_clip is written as a dict\(…\); got 5"),
-        (dict(grad_clip=dict(max_norm="high")), "max_norm is a number; got the text 'high'"),
-        (dict(grad_clip=dict(max_norm=None)), "max_norm is a number; got None"),
+        (dict(grad_clip=dict(max_norm="high")), "max_norm is a number above 0; got the text 'high'"),
+        (dict(grad_clip=dict(max_norm=None)), "max_norm is a number above 0; got None"),
     ],
 )
 def test_mistakes_in_clipping(options: Any, message: str) -> None:
@@ -153,7 +156,7 @@ def test_mistakes_in_clipping(options: Any, message: str) -> None:
 @pytest.mark.parametrize("amp", [5, ["bf16"], dict(dtype=5), dict(dtype=["bf16"])])
 def test_precision_of_a_wrong_kind(amp: Any) -> None:
     with pytest.raises(ConfigError, match="amp"):
-        read_precision(amp, None)
+        read_settings(dict(amp=amp))
 
 
 def test_optimizer_that_refuses_its_first_step() -> None:

@@ -17,6 +17,7 @@ from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.deploy.runtime.engine import ENGINES, load
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import build_mtransformer
+from lbitcls.settings.sections import read_settings
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.workflows.testing import test_classifier as measure
@@ -86,8 +87,9 @@ def assert_faithful(cfg: Config, folder: Path, input_shape: tuple[int, int, int]
     """Train as `cfg` says; the file's accuracy is the checkpoint's, within one image or 0.1 point."""
     cfg.work_dir = str(folder / "run")
     checkpoint, path = train_classifier(cfg, **data)["checkpoint"], folder / "model.onnx"
-    with open_session(cfg) as session:
-        model = make_model(cfg, session)
+    settings = read_settings(cfg)
+    with open_session(settings) as session:
+        model = make_model(settings, session)
         load_checkpoint(model, checkpoint, strict=True)
     export_onnx(model, path, input_shape=input_shape, pipeline=cfg.data.test.pipeline)
     expected = measure(cfg, checkpoint, **data)["top-1"]

@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from lbitcls.settings.export import ExportOptions, ExportSection
 from lbitcls.settings.fields import Section
 from lbitcls.settings.parse import doc_of, problems, section_fields
+from lbitcls.settings.quant import SpecialLayers, TransformerConfig
 from lbitcls.settings.schedule import POLICIES, FixedPolicy, StepPolicy, read_policy
 from lbitcls.settings.sections import DataConfig, Settings, read_settings
 from lbitcls.settings.training import CheckpointConfig, GradClip, OptimizerConfig
@@ -25,7 +26,7 @@ from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NEEDED = {"step": {"step": 3}, "gamma": {"gamma": 0.1}, "max_norm": {"max_norm": 1.0}}
+NEEDED: dict[str, Any] = dict(quan_policy={}, step=3, gamma=0.1, max_norm=1.0)
 
 
 def classes(kind: type = Section) -> Iterator[type]:
@@ -52,7 +53,7 @@ def needed(kind: type, name: str) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         if field.default is field.default_factory is dataclasses.MISSING and field.name != name:
-            given |= NEEDED[field.name]
+            given[field.name] = NEEDED[field.name]
     return given | ({"min_lr": 0.0} if "min_lr_ratio" in section_fields(kind) and "min_lr" not in (name,) else {})
 
 
@@ -153,8 +154,9 @@ def test_what_may_be_written_shorter() -> None:
 
 @pytest.mark.parametrize("off", [None, False, "", {}])
 def test_a_section_that_is_off_has_its_default(off: Any) -> None:
-    settings = read_settings({name: off for name in SECTIONS if name not in ("seed", "total_epochs", "num_threads")})
-    assert settings.checkpoint_config == CheckpointConfig(interval=-1)
+    always = ("seed", "total_epochs", "num_threads", "fp16", "feature_cache")
+    settings = read_settings({name: off for name in SECTIONS if name not in always})
+    assert settings.checkpoint_config == CheckpointConfig(interval=-1 if off is None else 1)
     assert dataclasses.replace(settings, checkpoint_config=CheckpointConfig()) == read_settings({})
 
 
@@ -170,6 +172,12 @@ def test_every_config_of_the_library_parses() -> None:
         assert settings.model is not None and settings.source.filename == str(path)
 
 
+def test_components_are_as_the_config_has_them() -> None:
+    """A part of one's own may read `train_cfg.augments`, as in mmcls."""
+    settings = read_settings(Config(dict(model=dict(type="X", train_cfg=dict(augments=[dict(type="Y")])))))
+    assert settings.model["train_cfg"].augments[0].type == "Y"
+
+
 def test_an_object_checks_itself_however_it_is_made() -> None:
     assert OptimizerConfig(grad_clip=dict(max_norm=3)).grad_clip == GradClip(max_norm=3.0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^checkpoint_config\.interval is -1 or an int from 1; got 0\.$"):
@@ -179,6 +187,13 @@ def test_an_object_checks_itself_however_it_is_made() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ExportSection().opset = 18  # type: ignore[misc]
     assert read_policy(FixedPolicy()) == FixedPolicy()  # type: ignore[arg-type]
+
+
+def test_the_keys_of_the_transformer() -> None:
+    with pytest.raises(ConfigError, match="^special_layers: there are 1 layers_name and 0 convert_type"):
+        SpecialLayers(layers_name=("fc",))
+    with pytest.raises(ConfigError, match="^quant_transformer.fold_bn is True or False; got 'no'"):
+        TransformerConfig(quan_policy={}, fold_bn="no")  # type: ignore[arg-type]
 
 
 def test_changed_sections_are_recorded() -> None:

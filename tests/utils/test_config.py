@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from lbitcls.settings.sections import read_settings
 from lbitcls.utils import Config
-from lbitcls.utils.config import parse_option, require_sections
+from lbitcls.utils.config import parse_option
 from lbitcls.utils.errors import ConfigError
 
 
@@ -181,8 +182,8 @@ def test_an_option_for_an_item_that_a_list_has_not(tmp_path: Path) -> None:
 
 
 def test_a_plain_section_of_a_wrong_kind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"load_from .* is a text, .* got 5"):
-        Config.fromfile(write(tmp_path, "a.py", BASE + "load_from = 5\n"))
+    with pytest.raises(ConfigError, match=r"load_from is a text; got 5"):
+        read_settings(write(tmp_path, "a.py", BASE + "load_from = 5\n"))
 
 
 def test_option_values_are_python_literals() -> None:
@@ -197,9 +198,9 @@ def test_option_values_are_python_literals() -> None:
 
 
 def test_sections_that_a_purpose_needs_are_named(tmp_path: Path) -> None:
-    cfg = Config.fromfile(write(tmp_path, "a.py", BASE))
+    settings = read_settings(write(tmp_path, "a.py", BASE))
     with pytest.raises(ConfigError, match="training needs data"):
-        require_sections(cfg, ("model", "data"), "training")
+        settings.require(("model", "data"), "training")
 
 
 MARK = "\ufeff"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lbitcls.settings.sections import read_settings
 from lbitcls.utils import Config
-from lbitcls.utils.config import require_sections
 from lbitcls.utils.config_text import WIDTH, format_config, read_sections
 from lbitcls.utils.errors import ConfigError
 
@@ -130,7 +130,7 @@ def test_what_no_text_can_hold_is_named(value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         cfg.dump()
     with pytest.raises(ConfigError, match=message):
-        require_sections(cfg, (), "a plan")
+        read_settings(cfg).require((), "a plan")
 
 
 def test_a_value_that_contains_itself() -> None:

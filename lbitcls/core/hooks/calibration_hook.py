@@ -6,8 +6,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.settings.training import CalibrationConfig, RangeRule
 from lbitcls.utils.dist import broadcast_module
-from lbitcls.utils.errors import ConfigError, require_count
+from lbitcls.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -26,16 +27,17 @@ class CalibrationHook(Hook):
 
     priority = PRIORITIES["VERY_HIGH"]
 
-    def __init__(self, epoch: int = 0, num_batches: int = 8, method: str | None = None) -> None:
-        self.epoch = require_count("calibration.epoch", epoch, 0)
-        self.num_batches = require_count("calibration.num_batches", num_batches, 1)
-        self.method = method
+    def __init__(
+        self,
+        epoch: int = CalibrationConfig.epoch,
+        num_batches: int = CalibrationConfig.num_batches,
+        method: RangeRule | None = CalibrationConfig.method,
+    ) -> None:
+        checked = CalibrationConfig(epoch=epoch, num_batches=num_batches, method=method)
+        self.epoch, self.num_batches, self.method = checked.epoch, checked.num_batches, checked.method
         self.done = False
 
     def before_run(self, runner: EpochRunner) -> None:
-        from lbitcls.quant.ranges import find_rule
-
-        find_rule(self.method)
         if self.epoch >= runner.max_epochs:
             raise ConfigError(
                 f"calibration.epoch={self.epoch}: the run has only the epochs 0 to {runner.max_epochs - 1}."

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
+from lbitcls.settings.training import CheckpointConfig
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.dist import is_main
-from lbitcls.utils.errors import MOST, CheckpointError, ConfigError, shown
+from lbitcls.utils.errors import CheckpointError
 from lbitcls.utils.files import read_lines
 
 if TYPE_CHECKING:
@@ -42,15 +43,16 @@ class CheckpointHook(Hook):
 
     priority = PRIORITIES["LOWEST"]
 
-    def __init__(self, interval: int = 1, by_epoch: bool = True, max_keep_ckpts: int = -1) -> None:
-        if not all(type(count) is int and count and abs(count) <= MOST for count in (interval, max_keep_ckpts)):
-            raise ConfigError(
-                f"checkpoint_config: interval and max_keep_ckpts are ints from 1 to {MOST:,}, or -1 (save at the end "
-                f"only; keep all); got {shown(interval)} and {shown(max_keep_ckpts)}."
-            )
-        self.interval = interval
-        self.by_epoch = by_epoch
-        self.max_keep = max_keep_ckpts
+    def __init__(
+        self,
+        interval: int = CheckpointConfig.interval,
+        by_epoch: bool = CheckpointConfig.by_epoch,
+        max_keep_ckpts: int = CheckpointConfig.max_keep_ckpts,
+    ) -> None:
+        checked = CheckpointConfig(interval=interval, by_epoch=by_epoch, max_keep_ckpts=max_keep_ckpts)
+        self.interval = checked.interval
+        self.by_epoch = checked.by_epoch
+        self.max_keep = checked.max_keep_ckpts
         self._due = False
 
     def after_iter(self, runner: EpochRunner) -> None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lbitcls.core.evaluation import check_metrics, evaluate, read_topk
+from lbitcls.core.evaluation import evaluate
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
+from lbitcls.settings.training import EvaluationConfig
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main, world_size
-from lbitcls.utils.errors import MOST, CheckpointError, ConfigError, require_count, require_list, suggest
+from lbitcls.utils.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -27,17 +28,15 @@ class EvaluationHook(Hook):
 
     Args:
         loader: batches of the validation set (this rank's part).
-        interval: epochs between two validations.
-        metric: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
-        metric_options: `dict(topk=(1, 5))`.
-        save_best: the result that says which weights are best (`loss`: the lowest, else the highest); None: none.
-        reload_best: False: the model keeps the last epoch's weights at the end.
-        start: no validation before so many epochs.
+        settings: how often and by what; None: the defaults.
         also_after: numbers of epochs after which to validate in any case.
         final_phase: `'quantized'` or `'float'`: what the run ends with.
         train: batches of training images (this rank's part), prepared as those of validation, on which the model is
-            measured too at each validation: records of the mode `train_eval`. A config says True, or a number of
-            images.
+            measured too at each validation: records of the mode `train_eval`.
+
+    Example:
+        >>> EvaluationHook(loader, EvaluationConfig(interval=2)).save_best
+        'top-1'
     """
 
     priority = PRIORITIES["BELOW_NORMAL"]
@@ -45,31 +44,17 @@ class EvaluationHook(Hook):
     def __init__(
         self,
         loader: Iterable[Batch],
-        interval: int = 1,
-        metric: str | Sequence[str] = "accuracy",
-        metric_options: dict[str, Any] | None = None,
-        save_best: str | None = "top-1",
-        reload_best: bool = True,
-        start: int = 0,
+        settings: EvaluationConfig | None = None,
+        *,
         also_after: Iterable[int] = (),
         final_phase: str = "float",
         train: Iterable[Batch] | None = None,
     ) -> None:
+        self.settings = settings or EvaluationConfig()
         self.loader = loader
         self.train = train
-        self.interval = require_count("evaluation.interval", interval, 1)
-        self.metrics = tuple(dict.fromkeys(("accuracy", *check_metrics(metric))))
-        self.topk = read_topk(metric_options)
-        self.save_best = _best_key(save_best)
-        known = ["loss", *(m for m in self.metrics if m not in ("accuracy", "confusion"))]
-        known += [f"top-{k}" for k in self.topk]
-        if self.save_best is not None and self.save_best not in known:
-            hint = suggest(self.save_best, known)
-            raise ConfigError(
-                f"evaluation.save_best: there is no result '{save_best}'{hint} Known: {', '.join(known)}."
-            )
-        self.reload_best = reload_best
-        self.start = require_count("evaluation.start", start, 0)
+        self.metrics, self.topk = self.settings.metrics, self.settings.topk
+        self.save_best = self.settings.best_key
         self.also_after = frozenset(also_after)
         self.final_phase = final_phase
         self.best: dict[str, dict[str, Any]] = {}
@@ -87,7 +72,7 @@ class EvaluationHook(Hook):
 
     def after_epoch(self, runner: EpochRunner) -> None:
         epoch = runner.epoch
-        regular = epoch % self.interval == 0 and epoch >= self.start
+        regular = epoch % self.settings.interval == 0 and epoch >= self.settings.start
         if not (regular or epoch in self.also_after or epoch == runner.max_epochs):
             return
         broadcast_module(runner.eval_model, parameters=False)
@@ -132,7 +117,7 @@ class EvaluationHook(Hook):
 
     def after_run(self, runner: EpochRunner) -> None:
         best = self.best.get(runner.phase)
-        if best is None or not self.reload_best or not runner.completed:
+        if best is None or not self.settings.reload_best or not runner.completed:
             return
         path = runner.work_dir / best["file"]
         said = "Reloaded the best weights: %s %.4f, epoch %d, %s"
@@ -160,13 +145,6 @@ class EvaluationHook(Hook):
         self.best = {phase: dict(best) for phase, best in state["best"].items()}
 
 
-def _best_key(save_best: str | None) -> str | None:
-    """The result's name, with the older spellings `auto` and `accuracy_top-1`."""
-    if not save_best:
-        return None
-    return "top-1" if save_best == "auto" else str(save_best).removeprefix("accuracy_")
-
-
 def _is_there(runner: EpochRunner, best: dict[str, Any]) -> bool:
     """Whether the file of the best weights is in the work directory, and is that of this run's epoch."""
     try:
@@ -180,22 +158,12 @@ def _better(key: str, value: float, best: float) -> bool:
     return value < best if key == "loss" else value > best
 
 
-def validated_epochs(workflow: Sequence[Sequence[Any]], max_epochs: int) -> set[int]:
-    """The epochs after which `workflow` validates: none for `[('train', 1)]`, all for `[('train', 1), ('val', 1)]`.
-
-    Raises:
-        ConfigError: it is not a list of ('train' or 'val', number), or nothing in it trains.
-    """
-    given = [tuple(require_list("an entry of workflow", entry)) for entry in require_list("workflow", workflow)]
-    valid = all(len(e) == 2 and e[0] in ("train", "val") and type(e[1]) is int and 0 < e[1] <= MOST for e in given)
-    if not valid or not any(mode == "train" for mode, _ in given):
-        raise ConfigError(
-            f"workflow is a list like [('train', 1)] or [('train', 2), ('val', 1)], and trains; got {workflow!r}."
-        )
+def validated_epochs(workflow: Sequence[tuple[str, int]], max_epochs: int) -> set[int]:
+    """The epochs after which `workflow` validates: none for `[('train', 1)]`, all for `[('train', 1), ('val', 1)]`."""
     chosen: set[int] = set()
     epoch = 0
     while epoch < max_epochs:
-        for mode, times in given:
+        for mode, times in workflow:
             epoch += times if mode == "train" else 0
             if mode == "val" and epoch:
                 chosen.add(epoch)

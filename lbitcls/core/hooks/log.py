@@ -20,8 +20,8 @@ import torch
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
+from lbitcls.settings.training import LogConfig
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
-from lbitcls.utils.errors import require_count
 from lbitcls.utils.files import open_regular, write_whole
 from lbitcls.utils.jsontext import json_text, with_nulls
 
@@ -44,7 +44,7 @@ class LogHook(Hook):
     """
 
     def __init__(self, interval: int | None = None) -> None:
-        self.interval = None if interval is None else require_count("log_config.interval", interval, 1)
+        self.interval = LogConfig(interval=interval).interval
         self._every = self.interval or _MOST
         self._pending: dict[str, list[torch.Tensor]] = {}
         self._data_time = 0.0

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from lbitcls.core.hooks.checkpoint_hook import RUN_FILE, checkpoints, noted_run
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint import read_checkpoint
-from lbitcls.utils.config import Config
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import CheckpointError
 from lbitcls.utils.files import write_whole
@@ -34,14 +34,14 @@ class WorkDirHook(Hook):
 
     Args:
         run: name of the run, as its checkpoints have it.
-        config: the resolved config, kept under the name of its file (unless it is that very file).
+        settings: of the run; their config is kept under the name of its file (unless it is that very file).
     """
 
     priority = PRIORITIES["HIGHEST"]
 
-    def __init__(self, run: str, config: Config) -> None:
+    def __init__(self, run: str, settings: Settings) -> None:
         self.run = run
-        self.config = config
+        self.settings = settings
         self._begun = False
 
     def after_iter(self, runner: EpochRunner) -> None:
@@ -54,7 +54,8 @@ class WorkDirHook(Hook):
         if self._begun or not is_main():
             return
         self._begun = True
-        source = Path(self.config.filename) if self.config.filename else None
+        config = self.settings.source
+        source = Path(config.filename) if config.filename else None
         kept = runner.work_dir / (f"{source.stem}.py" if source else "config.py")  # YAML has no tuples
         given = source is not None and kept.exists() and kept.samefile(source)  # the user's, perhaps with comments
         earlier = set_aside(runner.work_dir, self.run, () if given else (kept.name,))
@@ -65,7 +66,7 @@ class WorkDirHook(Hook):
                 *(runner.work_dir, earlier, earlier),
             )
         if not given:
-            self.config.dump(kept)
+            config.dump(kept)
 
 
 def set_aside(folder: Path, run: str, more: Iterable[str] = ()) -> Path | None:
