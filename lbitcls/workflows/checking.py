@@ -298,7 +298,7 @@ def _take_step(cfg: Config, session: Session, validate: bool, data_root: str | N
         work_directory(cfg),
         session,
         run="check",
-        validate=validate or not cfg.data.get("val"),
+        validate=validate,
         data_root=data_root,
     )
     runner.module._compiled_call_impl = None  # compile=True was checked; the compilation itself takes minutes
