@@ -110,16 +110,17 @@ def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
     return rows
 
 
-def _read_sections(cfg: Config, found: Findings) -> Config:
+def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
     """A copy of the config without the values that its sections refuse, which are noted."""
-    sections = cfg.to_dict()
+    given = as_config(cfg)
+    sections = given.to_dict()
     found.note(*problems(Settings, given_sections(sections)))
     kept = {name: _right_part(name, value) if name in SECTIONS else value for name, value in sections.items()}
-    right = Config(kept, filename=cfg.filename)
+    right = Config(kept, filename=given.filename)
     missing = [name for name in ("model", "data", "optimizer", "total_epochs") if not sections.get(name)]
     if missing:
         needed = ", ".join(f"{name} ({SECTIONS[name]})" for name in missing)
-        found.note(f"training needs {needed}; the config {cfg.filename or ''} has none.")
+        found.note(f"training needs {needed}; the config {given.filename or ''} has none.")
     return right
 
 
@@ -133,18 +134,18 @@ def _right_part(name: str, value: Any) -> Any:
     return None if problems(Settings, given_sections({name: right})) else right
 
 
-def _opening(cfg: Config, found: Findings) -> Settings:
+def _opening(cfg: ConfigLike, found: Findings) -> Settings:
     """What a session is opened by; without those sections where it cannot be opened."""
     with found.part(), open_session(read_settings(cfg)):
         return read_settings(cfg).changed(log_level="WARNING")
-    rest = {name: value for name, value in cfg.to_dict().items() if name not in _OF_SESSION}
+    rest = {name: value for name, value in as_config(cfg).to_dict().items() if name not in _OF_SESSION}
     return read_settings(rest | {"log_level": "WARNING"})
 
 
-def _dry(cfg: Config, found: Findings) -> Config:
+def _dry(cfg: ConfigLike, found: Findings) -> Config:
     """The config of a run that starts no processes, compiles no kernels and downloads nothing."""
-    dry = copy.deepcopy(cfg)
-    dry.seed, dry.kernels, dry.total_epochs = cfg.get("seed") or 0, "plain", cfg.get("total_epochs") or 1
+    dry = copy.deepcopy(as_config(cfg))
+    dry.seed, dry.kernels, dry.total_epochs = dry.get("seed") or 0, "plain", dry.get("total_epochs") or 1
     if dry.get("data"):
         dry.data.workers_per_gpu = 0
     model: Any = dry.get("model")
