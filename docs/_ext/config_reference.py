@@ -158,7 +158,7 @@ def methods_text() -> Iterator[str]:
         older = [old for old, (entry, _) in aliases.ENTRIES.items() if entry in entries]
         yield from ("", name, "^" * len(name), "", f"Entries: {codes(entries)}.")
         yield from ("", f"Older names: {codes(older)}." if older else "", "")
-        yield from (f"Keys: {codes(methods._LAYER_KEYS)}, and of the quantizers", "")
+        yield from (f"Keys: {codes(methods.LAYER_KEYS)}, and of the quantizers", "")
         yield from (f"- ``{option}`` ({', '.join(roles)})" for option, roles in sorted(method.options().items()))
         yield ""
         for quantizer in dict.fromkeys(filter(None, (method.weight, method.input))):

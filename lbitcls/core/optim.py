@@ -60,7 +60,7 @@ def build_optimizer(
     groups = _group(model, paramwise, lr, decay, {id(p) for p in no_decay}, lr_mults or {})
     try:
         optimizer = kind(groups, **given)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {kind.__name__} refuses its settings or this model: {error}") from error
     _check_ranges(given)
     for group in optimizer.param_groups:
@@ -68,19 +68,24 @@ def build_optimizer(
     return optimizer
 
 
+def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
+    """The classes of `torch.optim`, by name."""
+    return {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+
+
 def _find(name: Any) -> type[torch.optim.Optimizer]:
     if name is None:
         raise ConfigError("optimizer is given as dict(type='SGD', lr=0.1, …); it has no 'type'.")
-    known = [
-        key
-        for key, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
-    ]
+    known = optimizers()
     if not isinstance(name, str) or name not in known:
         raise ConfigError(
             f"torch.optim has no optimizer '{name}'{suggest(str(name), known)} Known: {', '.join(known)}."
         )
-    kind = getattr(torch.optim, name)
+    kind = known[name]
     closure = inspect.signature(kind.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ConfigError(f"optimizer: {name} computes the loss several times a step, which training here does not do.")

@@ -20,7 +20,7 @@ from lbitcls.registry import QUANT_LAYERS
 from lbitcls.utils.arguments import check_names, check_values
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
 
-_LAYER_KEYS = ("num_bit_w", "num_bit_a", "bSetQ", "quant_activation", "per_channel")
+LAYER_KEYS = ("num_bit_w", "num_bit_a", "bSetQ", "quant_activation", "per_channel")
 _OF_ONE_ROLE = {"signed": "input", "narrow_range": "weight", "reduce_range": "input"}
 _GIVEN_BY_LAYER = ("num_bits", "role", "num_channels", "channel_axis")
 
@@ -78,7 +78,7 @@ class LayerEntry:
         """Read a config's options: bits of weight and input (None: float), and the quantizers' own options."""
         options = dict(options)
         known = self.method.options()
-        reject_unknown_keys(self.name, options, (*_LAYER_KEYS, *known))
+        reject_unknown_keys(self.name, options, (*LAYER_KEYS, *known))
         self._check_values(options)
         quantize = options.pop("bSetQ", True)
         inputs = options.pop("quant_activation", self.method.input is not None) and quantize
@@ -95,7 +95,7 @@ class LayerEntry:
         for quantizer in (self.method.weight, self.method.input):
             for cls in quantizer.__mro__ if quantizer is not None else ():
                 if cls is not object and cls is not nn.Module and "__init__" in vars(cls):
-                    check_values(self.name, cls, {k: v for k, v in options.items() if k not in _LAYER_KEYS})
+                    check_values(self.name, cls, {k: v for k, v in options.items() if k not in LAYER_KEYS})
 
     def _bits(self, options: dict[str, Any], key: str, wanted: bool, lowest: int) -> int | None:
         bits = options.pop(key, None)

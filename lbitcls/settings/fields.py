@@ -36,7 +36,7 @@ class Doc:
 
 @dataclass(frozen=True)
 class Says:
-    """Describes a field in messages: `{place} must be {text}; got …`; a text that begins with `:` follows the place."""
+    """Describes a field in messages: `{place} must be {text}; got …`."""
 
     text: str
 

@@ -159,7 +159,7 @@ def _wrong_value(where: str, annotation: Any, given: Any) -> str:
     unknown = next((name for name in wrong if isinstance(name, str) and name not in names), None)
     hint = "." if unknown is None or not names else suggest(unknown, names)
     written = f"the string '{given}'" if is_number(annotation) and isinstance(given, str) else shown(given)
-    return f"{where}{said if said.startswith(':') else f' must be {said}'}; got {written}{hint}"
+    return f"{where} must be {said}; got {written}{hint}"
 
 
 def describe(annotation: Any, given: Any = None) -> str:
@@ -221,7 +221,7 @@ def _bounds(marks: Sequence[Any], given: Any) -> str:
 
 def _is_beside(mark: Any, given: Any) -> bool:
     """True for an upper bound so high that only a value above it needs to hear of it."""
-    most = mark.le if isinstance(mark, Le) else mark.lt
+    most: Any = mark.le if isinstance(mark, Le) else mark.lt
     return most >= _REMOTE and not (isinstance(given, (int, float)) and given > most)
 
 

@@ -43,7 +43,7 @@ from lbitcls.utils.config_text import format_config
 from lbitcls.utils.errors import ConfigError
 
 SPLITS = ("train", "val", "test", "calibration")
-Dataset = Annotated[Component | None, Says(": a data set must be a dict(type='…', pipeline=[…], …)")]
+Dataset = Annotated[Component | None, Says("a dict(type='…', pipeline=[…], …)")]
 Items = Annotated[tuple[Component, ...], ITEMS]
 _WORKFLOW = Says("a list with 'train', such as [('train', 1)] or [('train', 2), ('val', 1)]")
 Epochs = Annotated[int, INTEGER, Ge(1), Le(10**6)]

@@ -126,7 +126,7 @@ def test_the_fields_of_a_class_are_documented_in_its_schema(kind: type) -> None:
         (dict(amp="bf32"), "amp.dtype must be one of 'bf16', 'bfloat16', 'fp16', 'float16'; got 'bf32'."),
         (dict(workflow=[("val", 1)]), "workflow must be a list with 'train', such as [('train', 1)]"),
         (dict(num_threads=10**6), "num_threads must be an integer from 1 to 4,096; got 1000000."),
-        (dict(data=dict(test=3)), "data.test: a data set must be a dict(type='…', pipeline=[…], …); got 3."),
+        (dict(data=dict(test=3)), "data.test must be a dict(type='…', pipeline=[…], …); got 3."),
         (dict(kernels="fusd"), "kernels must be one of 'auto', 'plain', 'fused'; got 'fusd'. Did you mean 'fused'?"),
     ],
 )

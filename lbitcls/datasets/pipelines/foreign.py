@@ -17,7 +17,7 @@ from torch import Tensor
 from lbitcls.datasets.pipelines.transform import one_of, probability
 from lbitcls.registry import PIPELINES
 from lbitcls.utils.arguments import check_names
-from lbitcls.utils.errors import ConfigError, DependencyError, suggest
+from lbitcls.utils.errors import ConfigError, DependencyError, require_count, suggest
 
 _WHOLE_BATCH = ("CutMix", "MixUp")
 _DETERMINISTIC = ("CenterCrop", "Grayscale", "Normalize", "Pad", "Resize", "ToDtype", "ToImage")  # of v2
@@ -126,12 +126,15 @@ class RandAugment(ImageFunction):
     """Apply random augmentations, all of one magnitude (torchvision's `v2.RandAugment`).
 
     Args:
-        num_ops: Number of augmentations per image.
+        num_ops: Number of augmentations per image, 1 to 100.
         magnitude: Magnitude, 0 to `num_magnitude_bins` - 1.
-        num_magnitude_bins: Number of magnitudes.
+        num_magnitude_bins: Number of magnitudes, 1 to 10,000.
     """
 
     def __init__(self, num_ops: int = 2, magnitude: int = 9, num_magnitude_bins: int = 31) -> None:
+        require_count("RandAugment: num_ops", num_ops, 1, 100)
+        require_count("RandAugment: num_magnitude_bins", num_magnitude_bins, 1, 10_000)
+        require_count("RandAugment: magnitude", magnitude, 0, num_magnitude_bins - 1)
         given = {"num_ops": num_ops, "magnitude": magnitude, "num_magnitude_bins": num_magnitude_bins}
         super().__init__(_v2_object("RandAugment", given))
 

@@ -1,0 +1,25 @@
+"""`lbitcls check`: check a config without training, and list all that is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+
+from lbitcls.commands.base import START, option_arguments, read_config, verb
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `lbitcls check`."""
+    add = parser.add_argument
+    add("config", help="config file: .py, .yaml or .json")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    option_arguments(parser)
+
+
+@verb("check", add_options, START)
+def run(args: argparse.Namespace) -> object:
+    """Check a config without training, and list all that is wrong with it."""
+    cfg = read_config(args)
+    from lbitcls.workflows.checking import check_config
+
+    return check_config(cfg, data_root=args.data_root)

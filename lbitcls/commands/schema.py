@@ -1,0 +1,24 @@
+"""`lbitcls schema`: the JSON Schema of configs, for editors."""
+
+from __future__ import annotations
+
+import argparse
+
+from lbitcls.commands.base import START, verb
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `lbitcls schema`."""
+    add = parser.add_argument
+    add("--out", metavar="FILE", help="file to write (default: standard output)")
+    add("--import", dest="modules", nargs="+", default=[], metavar="MODULE", help="modules of your own components")
+
+
+@verb("schema", add_options, START)
+def run(args: argparse.Namespace) -> object:
+    """Write the JSON Schema of configs, by which an editor completes and checks them."""
+    from lbitcls.utils.custom import import_custom
+    from lbitcls.workflows.schema import write_schema
+
+    import_custom({"imports": args.modules})
+    return write_schema(args.out)

@@ -1,0 +1,372 @@
+"""Check a config without training: all that a run would refuse, named at once."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbitcls.assembly.classes import check_labels, check_names
+from lbitcls.assembly.run_hooks import build_hooks
+from lbitcls.assembly.session import Session, load_data, make_model, open_session
+from lbitcls.core.evaluation import evaluate
+from lbitcls.core.hooks.calibration_hook import CalibrationHook
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.optim import build_optimizer
+from lbitcls.core.runner import EpochRunner
+from lbitcls.core.schedule import build_schedule
+from lbitcls.settings.parse import problems
+from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, given_sections, read_settings
+from lbitcls.settings.training_sections import CalibrationConfig, EvaluationConfig
+from lbitcls.tracking.run_description import parameters
+from lbitcls.utils.checkpoint import read_checkpoint
+from lbitcls.utils.config import SECTIONS, Config
+from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, TrainingError
+from lbitcls.utils.failures import explain
+from lbitcls.utils.logging import print_table
+from lbitcls.utils.published import is_published
+from lbitcls.workflows.run_export import check_export
+from lbitcls.workflows.training import build_runner
+
+IMAGES = 16
+"""Images in a batch of the check, at most."""
+_OF_SESSION = ("log_level", "device", "cpu_only", "gpu_ids", "num_threads", "dist_params", "custom_imports")
+Rows = list[tuple[str, str]]
+
+
+@dataclass
+class Findings:
+    """Problems of a config, in the order in which they were met, and what could not be checked."""
+
+    problems: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    def note(self, *messages: str, place: str = "") -> None:
+        """Add problems, each once; `place` goes before a message that does not name it."""
+        for message in messages:
+            told = message if place in message else f"{place}: {message}"
+            if told not in self.problems:
+                self.problems.append(told)
+
+    @contextmanager
+    def part(self, place: str = "") -> Iterator[None]:
+        """Note an error of the user's or of the machine, and go on."""
+        try:
+            yield
+        except (LbitclsError, OSError, MemoryError, RuntimeError) as error:
+            told = explain(error)
+            if told is None:
+                raise
+            self.note(str(told), place=place)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of `data`: its set, batches in an epoch, images in a batch, and some of its images."""
+
+    dataset: Any
+    batches: int
+    batch_size: int
+    batch: dict[str, torch.Tensor]
+
+
+def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
+    """Check everything that training needs, without training, and print what the run will do.
+
+    Each part is built as training builds it, and one batch of at most `IMAGES` images is learned from and one is
+    evaluated. Nothing is written, downloaded or locked, and no work directory is created.
+
+    Args:
+        cfg: the config; it stays as it is.
+        data_root: where relative data paths may start (`--data-root`).
+
+    Returns:
+        The rows of the printed table, (name, value).
+
+    Raises:
+        ConfigError: something is wrong; the message lists all that was found.
+    """
+    found, given = Findings(), as_config(cfg)
+    right = _read_sections(given, found)
+    rows: Rows = []
+    with found.part():
+        settings = read_settings(_dry(right, found))
+        with open_session(_opening(right, found)) as session:
+            rows = _check(settings, session, data_root, found)
+    if found.problems:
+        listed = "".join(f"\n  {number}. {message}" for number, message in enumerate(found.problems, start=1))
+        count = "one problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
+        raise ConfigError(f"{given.filename or 'the config'} has {count}:{listed}")
+    rows += [("not checked", "; ".join(found.unchecked))] if found.unchecked else []
+    print_table("Check: nothing is wrong", ("", ""), rows)
+    return rows
+
+
+def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
+    """A copy of the config without the values that its sections refuse, which are noted."""
+    given = as_config(cfg)
+    sections = given.to_dict()
+    found.note(*problems(Settings, given_sections(sections)))
+    kept = {name: _right_part(name, value) if name in SECTIONS else value for name, value in sections.items()}
+    right = Config(kept, filename=given.filename)
+    missing = [name for name in ("model", "data", "optimizer", "total_epochs") if not sections.get(name)]
+    if missing:
+        needed = ", ".join(f"{name} ({SECTIONS[name]})" for name in missing)
+        found.note(f"training needs {needed}; the config {given.filename or ''} has none.")
+    return right
+
+
+def _right_part(name: str, value: Any) -> Any:
+    """A section, or what is left of it without its wrong keys; None where nothing is."""
+    if not problems(Settings, given_sections({name: value})):
+        return value
+    if not isinstance(value, Mapping):
+        return None
+    right = {key: item for key, item in value.items() if not problems(Settings, {name: {key: item}})}
+    return None if problems(Settings, given_sections({name: right})) else right
+
+
+def _opening(cfg: ConfigLike, found: Findings) -> Settings:
+    """What a session is opened by; without those sections where it cannot be opened."""
+    with found.part(), open_session(read_settings(cfg)):
+        return read_settings(cfg).changed(log_level="WARNING")
+    rest = {name: value for name, value in as_config(cfg).to_dict().items() if name not in _OF_SESSION}
+    return read_settings(rest | {"log_level": "WARNING"})
+
+
+def _dry(cfg: ConfigLike, found: Findings) -> Config:
+    """The config of a run that starts no processes, compiles no kernels and downloads nothing."""
+    dry = copy.deepcopy(as_config(cfg))
+    dry.seed, dry.kernels, dry.total_epochs = dry.get("seed") or 0, "plain", dry.get("total_epochs") or 1
+    if dry.get("data"):
+        dry.data.workers_per_gpu = 0
+    model: Any = dry.get("model")
+    owners: tuple[Any, ...] = (model, model.get("backbone")) if isinstance(model, dict) else ()
+    for owner in owners:
+        for key in _fetched(owner):
+            found.unchecked.append(f"{key}={owner[key]!r}, which training may download")
+            owner[key] = None if owner is model or key == "init_cfg" else False
+    return dry
+
+
+def _fetched(owner: Any) -> list[str]:
+    """The keys of a part of the model that name weights on the net."""
+    given = dict(owner) if isinstance(owner, dict) else {}
+    init = given.get("init_cfg")
+    named = {
+        "pretrained": given.get("pretrained"),
+        "init_cfg": init.get("checkpoint") if isinstance(init, dict) else None,
+    }
+    return [key for key, name in named.items() if name is True or (isinstance(name, str) and is_published(name))]
+
+
+def _check(settings: Settings, session: Session, data_root: str | None, found: Findings) -> Rows:
+    before = len(found.problems)
+    data = _load_parts(settings, session, data_root, found)
+    model, rows = _build_model(settings, session, data, data_root, found)
+    _check_pieces(settings, model, session, data, data_root, found)
+    train = data.get("train")
+    if model is None or train is None:
+        return []
+    if len(found.problems) > before or not settings.optimizer:
+        with found.part():
+            _try_forward(model, train.batch)
+        return []
+    with found.part():
+        result = _take_step(settings, session, _validates(settings, data), data_root)
+        return [*_describe_data(model, data), *rows, *_describe_run(settings, session, data), ("first step", result)]
+    return []
+
+
+def _try_forward(model: Any, batch: Mapping[str, torch.Tensor]) -> None:
+    """The loss of a batch, or its scores where a label is no class of the model, which was noted."""
+    known = getattr(model, "num_classes", None)
+    fits = known is None or int(batch["gt_label"].max()) < known
+    model.train()(batch["img"], gt_label=batch["gt_label"], return_loss=fits)
+
+
+def _load_parts(settings: Settings, session: Session, data_root: str | None, found: Findings) -> dict[str, Part]:
+    """The parts of `data` that can be read, with a batch of each."""
+    parts = {}
+    for split in (split for split in SPLITS if settings.data.dataset(split)):
+        section = dict(settings.data.dataset(split) or {})
+        fetched = bool(section.get("download"))
+        if fetched:
+            section["download"] = False
+        with found.part(f"data.{split}"):
+            try:
+                parts[split] = _load_part(settings, split, section, session, data_root)
+            except DataError:
+                if not fetched:
+                    raise
+                found.unchecked.append(f"data.{split}, which training will download")
+    return parts
+
+
+def _load_part(
+    settings: Settings, split: str, section: dict[str, Any], session: Session, data_root: str | None
+) -> Part:
+    dataset, loader = load_data(settings, split, "a check", session, data_root=data_root, section=section)
+    batches, size = len(loader), loader.batch_size
+    loader.batch_size = min(size, IMAGES)
+    return Part(dataset, batches, size, next(iter(loader)))
+
+
+def _build_model(
+    settings: Settings, session: Session, data: Mapping[str, Part], data_root: str | None, found: Findings
+) -> tuple[nn.Module | None, Rows]:
+    """The model, quantized where that works, and what the table says of it; None where it cannot be built."""
+    model: Any = None
+    in_float = settings.changed(quant_transformer=None)
+    with found.part():
+        model = make_model(in_float, session, data_root=data_root) if settings.model else None
+    rows = [] if model is None else [("parameters", "; ".join(parameters(model)))]
+    names = data["train"].dataset.CLASSES if "train" in data else None
+    for split, part in data.items() if model is not None else ():
+        with found.part():
+            check_labels(model, part.dataset, split)
+            check_names(names, "data.train", part.dataset, split, session.logger)
+    if settings.quant_transformer:
+        with found.part():
+            model, quantized = _quantize(settings, model, session)
+            rows += quantized
+    return model, rows
+
+
+def _quantize(settings: Settings, model: nn.Module | None, session: Session) -> tuple[nn.Module | None, Rows]:
+    """The quantized model; where there is no model the entries alone are checked."""
+    from lbitcls.quant import build_mtransformer
+
+    transformer = build_mtransformer(settings.quant_transformer or {})
+    if model is None:
+        return None, []
+    plan = transformer.plan(model)
+    counts = Counter(f"{row.entry} W{row.num_bit_w or 32}A{row.num_bit_a or 32}" for row in plan.quantized)
+    said = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    quantized = transformer(model, logger=session.logger)
+    return quantized, [("layers quantized", f"{len(plan.quantized)} of {len(plan)}: {said}")]
+
+
+def _check_pieces(
+    settings: Settings,
+    model: nn.Module | None,
+    session: Session,
+    data: Mapping[str, Part],
+    data_root: str | None,
+    found: Findings,
+) -> None:
+    """What training builds beside model and data, each by itself."""
+    with found.part():
+        _check_folder(settings.run_folder)
+    if settings.resume_from:
+        with found.part():
+            read_checkpoint(settings.resume_from)
+    standing_in = nn.Linear(1, 1)
+    with found.part():
+        if settings.optimizer:
+            given = dict(settings.optimizer)
+            if model is None:
+                given.pop("paramwise_cfg", None)
+            build_optimizer(model or standing_in, given)
+    with found.part():
+        build_schedule(settings.lr_config, epoch_len=1, max_epochs=settings.epochs)
+    with found.part():
+        build_hooks(settings, model or standing_in, session, _validates(settings, data), data_root)
+    with found.part():
+        check_export(settings)
+
+
+def _validates(settings: Settings, data: Mapping[str, Part]) -> bool:
+    """Whether validation can be built; False where the data that it needs was not read, which was noted."""
+    return "train" in data and ("val" in data or not settings.data.val)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `ConfigError` where no run could write to its work directory."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"nothing can be written to the work directory {folder}; name another with --work-dir.")
+
+
+def _take_step(settings: Settings, session: Session, validate: bool, data_root: str | None) -> str:
+    """Build the run, learn from one batch, evaluate one batch; the results in words."""
+    runner = build_runner(
+        settings,
+        settings.run_folder,
+        session,
+        run="check",
+        validate=validate,
+        data_root=data_root,
+    )
+    runner.module._compiled_call_impl = None  # compile=True was checked; the compilation itself takes minutes
+    loader: Any = runner.loader
+    loader.batch_size = min(loader.batch_size, IMAGES)
+    _calibrate(runner)
+    runner.model.train()
+    runner.train_iter(next(iter(loader)))
+    loss = runner.outputs["loss"].item()
+    if not torch.isfinite(torch.tensor(loss)):
+        raise TrainingError(
+            f"the loss of the first step is {loss}; check the data, and the values of the model's parts."
+        )
+    said = f"loss {loss:.4f}"
+    for hook in runner.hooks:
+        if isinstance(hook, EvaluationHook):
+            said += f"; validated: {_evaluate(runner, hook)}"
+    return said
+
+
+def _calibrate(runner: EpochRunner) -> None:
+    """Switch the quantizers on, as training does at the epoch of the calibration."""
+    runner.wrap_model()
+    for hook in runner.hooks:
+        if isinstance(hook, CalibrationHook):
+            hook.before_run(runner)
+            hook.epoch, hook.num_batches = 0, 1
+            hook.before_epoch(runner)
+
+
+def _evaluate(runner: EpochRunner, hook: EvaluationHook) -> str:
+    loader: Any = hook.loader
+    loader.batch_size = min(loader.batch_size, IMAGES)
+    batch = runner.to_device(next(iter(loader)))
+    results = evaluate(runner.eval_model, [batch], runner.step.device, metrics=hook.metrics, topk=hook.topk)
+    if hook.save_best is not None and hook.save_best not in results:
+        raise ConfigError(f"evaluation.save_best='{hook.save_best}': the model has too few classes for it.")
+    return f"loss {results['loss']:.4f} on {len(batch['gt_label'])} images"
+
+
+def _describe_data(model: Any, data: Mapping[str, Part]) -> Rows:
+    train = data["train"]
+    names = [str(name) for name in train.dataset.CLASSES or ()]
+    listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    classes = f"{len(names):,}: {listed}" if names else str(model.num_classes)
+    images = ", ".join(f"{split} {len(part.dataset):,}" for split, part in data.items())
+    shape = (train.batch_size, *train.batch["img"].shape[1:])
+    return [("classes", classes), ("images", images), ("a batch", f"img {shape}, gt_label ({train.batch_size},)")]
+
+
+def _describe_run(settings: Settings, session: Session, data: Mapping[str, Part]) -> Rows:
+    """What the run will do, by its sections."""
+    rate = f", lr {settings.optimizer['lr']}" if "lr" in settings.optimizer else ""
+    policy = getattr(settings.lr_config, "policy", "fixed")
+    rows = [
+        ("training", f"{settings.epochs} epochs of {data['train'].batches} iterations on {session.device}"),
+        ("optimizer", f"{settings.optimizer['type']}{rate}, policy {policy}"),
+    ]
+    if settings.quant_transformer:
+        rows.append(("quantizers", f"on from epoch {(settings.calibration or CalibrationConfig()).epoch + 1}"))
+    if settings.data.val:
+        interval = (settings.evaluation or EvaluationConfig()).interval
+        rows.append(("validation", f"on data.val, after every {'epoch' if interval == 1 else f'{interval} epochs'}"))
+    if settings.export:
+        rows.append(("at the end", "model.onnx and float.onnx, measured on data.val"))
+    return [*rows, ("work directory", str(settings.run_folder))]

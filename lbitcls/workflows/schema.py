@@ -1,0 +1,242 @@
+"""The JSON Schema of configs, by which an editor completes and checks YAML and JSON files.
+
+Sections are the settings classes. A component (`type: NAME`) has the arguments of its constructor, described as its
+docstring describes them. No key is required, since a config may inherit it from its `_base_`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lbitcls import registry
+from lbitcls.core.optim import optimizers
+from lbitcls.quant.aliases import ENTRIES, KEYS, WITHOUT_MEANING
+from lbitcls.quant.methods import LAYER_KEYS, LayerEntry
+from lbitcls.registry import Registry
+from lbitcls.settings.parse import doc_of, section_fields
+from lbitcls.settings.sections import Settings
+from lbitcls.settings.training_sections import ParamwiseConfig
+from lbitcls.utils.arguments import annotations_of
+from lbitcls.utils.files import check_writable, write_whole
+
+Schema = dict[str, Any]
+
+OFF: Schema = {"enum": [None, False]}
+"""How a config says that it wants no such section."""
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+BASES: Schema = {"type": ["string", "array"], "description": "Configs to inherit from."}
+DELETE: Schema = {"type": "boolean", "description": "Drop what the base config has in this section."}
+BITS: Schema = {"enum": [*range(1, 9), 32], "description": "Bits, 2 to 8 (of weights from 1 in some); 32: float."}
+PARTS = {
+    **{"backbone": registry.BACKBONES, "neck": registry.NECKS, "head": registry.HEADS, "loss": registry.LOSSES},
+    **{"pipeline": registry.PIPELINES, "quan_policy": registry.QUANT_LAYERS},
+}
+"""Arguments that are components, and arguments that are lists of them or dicts of them."""
+TAKEN_AROUND: dict[str, Schema] = {
+    "backbone": {
+        "frozen": {"type": "boolean", "description": "Whether the backbone stays as it is."},
+        "pretrained": {"description": "Weights to start from: a local file or a published name."},
+        "init_cfg": {"type": "object", "description": "dict(type='Pretrained', checkpoint=FILE)."},
+    },
+    "dataset": {
+        "data_root": {"description": "Folders below which relative paths are looked for first."},
+        "indices": {"type": "array", "description": "Positions from 0; other samples are left out."},
+    },
+    "hook": {"priority": {"type": ["string", "integer"], "description": "Order among hooks: NORMAL, LOW, …"}},
+}
+"""Keys beside a component's own, by what its registry holds."""
+
+
+def write_schema(out: str | None = None) -> str:
+    """Print the schema, or write it to `out`; returns its text."""
+    text = json.dumps(config_schema(), indent=1, ensure_ascii=False) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        write_whole(check_writable(out, "--out"), lambda path: path.write_text(text, "utf-8"))
+    return text
+
+
+def config_schema() -> Schema:
+    """The schema of a config: sections by their classes, components by the registries."""
+    schema = _of_hint(Settings)
+    definitions: Schema = schema.pop("$defs")
+    for known in (registry.CLASSIFIERS, registry.DATASETS, registry.HOOKS, registry.TRANSFORMERS, *PARTS.values()):
+        definitions |= _components(known)
+    definitions |= _optimizers()
+    paramwise = _of_hint(ParamwiseConfig)
+    definitions |= {**paramwise.pop("$defs"), "paramwise_cfg": paramwise}
+    data, log = definitions["DataConfig"]["properties"], definitions["LogConfig"]["properties"]
+    for split in ("train", "val", "test", "calibration"):
+        data[split] = {"anyOf": [_ref("dataset"), OFF], "description": data[split]["description"]}
+    log["hooks"] = {"anyOf": [_list_of("hook"), OFF], "description": log["hooks"]["description"]}
+    sections = schema["properties"]
+    sections |= {"model": _ref("classifier"), "optimizer": _ref("optimizer"), "custom_hooks": _list_of("hook")}
+    sections["quant_transformer"] = _ref("model transformer")
+    for name, hint in section_fields(Settings).items():
+        inner = {key: value for key, value in sections[name].items() if key not in ("description", "default", "title")}
+        options = inner["anyOf"] if list(inner) == ["anyOf"] else [inner]
+        kept = {key: value for key, value in sections[name].items() if key == "default" and value is not None}
+        sections[name] = {"anyOf": [*options, OFF], "description": doc_of(hint), **kept}
+    sections["_base_"] = BASES
+    whole = {"$schema": DIALECT, "title": "lbitcls config", "type": "object", "properties": sections}
+    return _for_editors({**whole, "additionalProperties": True, "$defs": definitions})
+
+
+def _for_editors(value: Any) -> Any:
+    """A schema that a part of a config fits too: nothing is required, and a section may drop its base's."""
+    if isinstance(value, list):
+        return [_for_editors(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    renamed = {"anyOf" if key == "oneOf" else key: item for key, item in value.items() if key != "discriminator"}
+    if isinstance(value.get("properties"), dict) and "type" in value:
+        renamed.pop("required", None)
+        renamed.pop("title", None)
+        if value.get("additionalProperties") is False:
+            renamed["properties"] = {**value["properties"], "_delete_": DELETE}
+    return {key: _for_editors(item) for key, item in renamed.items()}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name.replace(' ', '_')}"}
+
+
+def _list_of(name: str) -> Schema:
+    return {"type": "array", "items": _ref(name)}
+
+
+def _components(known: Registry) -> Schema:
+    """The definitions of a registry: of its name, and of each type."""
+    targets: dict[str, Any] = {name: known.module_dict[name] for name in known.names()}
+    if known is registry.QUANT_LAYERS:
+        targets |= {old: targets[new] for old, (new, _) in ENTRIES.items()}
+    types = {
+        name: _entry(target) if isinstance(target, LayerEntry) else _arguments(target, known.name)
+        for name, target in targets.items()
+    }
+    return _choice(known.name, types, r"^(v2|mmcv)\." if known is registry.PIPELINES else None)
+
+
+def _choice(name: str, types: Mapping[str, Schema], further: str | None = None) -> Schema:
+    """Definitions of what `type` tells apart.
+
+    Args:
+        name: of the definition.
+        types: the schema of each type.
+        further: a pattern of types that are not among them.
+    """
+    names: Schema = {"enum": sorted(types)}
+    if further is not None:
+        names = {"anyOf": [names, {"type": "string", "pattern": further}]}
+    cases = [
+        {
+            "if": {"properties": {"type": {"const": kind}}, "required": ["type"]},
+            "then": _ref(f"{name}.{kind}"),
+        }
+        for kind in sorted(types)
+    ]
+    own = {f"{name}.{kind}".replace(" ", "_"): schema for kind, schema in types.items()}
+    return {name.replace(" ", "_"): {"type": "object", "properties": {"type": names}, "allOf": cases}, **own}
+
+
+def _arguments(target: Any, owner: str) -> Schema:
+    """The arguments of a class or a function, with their types, defaults and descriptions."""
+    parameters = inspect.signature(target).parameters.values()
+    hints, texts = annotations_of(target), _described(target)
+    properties: Schema = {"type": {}}
+    for parameter in (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)):
+        name = parameter.name
+        properties[name] = _part(name, hints.get(name, Any)) if owner != "optimizer" else {}
+        properties[name] |= {"description": texts[name]} if name in texts else {}
+        if isinstance(parameter.default, (bool, int, float, str)):
+            properties[name] |= {"default": parameter.default}
+    properties |= {name: schema for name, schema in TAKEN_AROUND.get(owner, {}).items() if name not in properties}
+    further = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    about = (inspect.getdoc(target) or "").partition("\n\n")[0].replace("\n", " ")
+    return {"type": "object", "description": about, "properties": properties, "additionalProperties": further}
+
+
+def _part(name: str, hint: Any) -> Schema:
+    """The schema of an argument: a component, several, or what its annotation says."""
+    if name not in PARTS:
+        return _special_layers() if name == "special_layers" else _of_hint(hint)
+    known = PARTS[name].name
+    if name == "pipeline":
+        return _list_of(known)
+    whole: Schema = {"anyOf": [_ref(known), OFF]}
+    return {"type": "object", "additionalProperties": whole} if name == "quan_policy" else whole
+
+
+def _special_layers() -> Schema:
+    """Layers by their full names, and an entry for each."""
+    names = {"type": "array", "items": {"type": "string"}, "description": "Full names of layers."}
+    entries = {"type": "array", "items": {"anyOf": [_ref("quantized layer"), {"type": "null"}]}}
+    return {"type": ["object", "null"], "properties": {"layers_name": names, "convert_type": entries}}
+
+
+def _entry(entry: LayerEntry) -> Schema:
+    """The entry of a quantized layer: bits, and the options of its quantizers."""
+    properties: Schema = {"type": {}}
+    for name in (*LAYER_KEYS, *KEYS):
+        properties[name] = BITS if KEYS.get(name, name) in ("num_bit_w", "num_bit_a") else {"type": "boolean"}
+    for quantizer in filter(None, (entry.method.weight, entry.method.input)):
+        texts = _described(quantizer)
+        hints: dict[str, Any] = {}
+        for kind in reversed(quantizer.__mro__):
+            hints |= annotations_of(kind) if "__init__" in vars(kind) and kind.__module__.startswith("lbitcls") else {}
+        for name in entry.method.options():
+            if name in hints and name not in LAYER_KEYS:
+                properties[name] = {**_of_hint(hints[name]), **({"description": texts[name]} if name in texts else {})}
+    older: Schema = {name: {} for name in (*entry.method.options(), "auto_signed", "power", *WITHOUT_MEANING)}
+    about = f"{entry.method.name} in the place of a {entry.kind}."
+    return {"type": "object", "description": about, "properties": older | properties, "additionalProperties": False}
+
+
+def _optimizers() -> Schema:
+    """Each optimizer of PyTorch, with its arguments and `paramwise_cfg`."""
+    types = {name: _arguments(kind, "optimizer") for name, kind in optimizers().items()}
+    for schema in types.values():
+        schema["properties"].pop("params", None)
+        schema["properties"]["paramwise_cfg"] = {"anyOf": [_ref("paramwise_cfg"), OFF]}
+    return _choice("optimizer", types)
+
+
+def _described(target: Any) -> dict[str, str]:
+    """The descriptions of arguments in the docstrings of a class and of its bases."""
+    found: dict[str, str] = {}
+    for kind in reversed(getattr(target, "__mro__", [target])):
+        if kind.__module__.partition(".")[0] in ("lbitcls", "torch"):
+            found |= dict(_argument_texts(inspect.getdoc(kind) or ""))
+    return found
+
+
+def _argument_texts(doc: str) -> Iterable[tuple[str, str]]:
+    """(name, description) of each argument under `Args:` of a docstring."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.DOTALL | re.MULTILINE)
+    for match in re.finditer(
+        r"^    (\w+)(?: \([^\n]*?\))?:(.*?)(?=^    \S|\Z)", section[1] if section else "", re.DOTALL | re.MULTILINE
+    ):
+        yield match[1], " ".join(match[2].split())
+
+
+def _of_hint(hint: Any) -> Schema:
+    """The schema of an annotation; one that takes everything where it says nothing of plain values."""
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticUserError
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Lenient(GenerateJsonSchema):
+        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> Schema:
+            return {}
+
+    config = None if hint in (Settings, ParamwiseConfig) else ConfigDict(arbitrary_types_allowed=True)
+    try:
+        schema = TypeAdapter(hint, config=config).json_schema(schema_generator=Lenient)
+    except PydanticUserError:
+        return {}
+    return {} if "$defs" in schema and config is not None else schema  # its references would lead nowhere

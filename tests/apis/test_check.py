@@ -1,0 +1,141 @@
+"""`lbitcls check`: all mistakes at once, or a table of what the run will do; nothing is written or fetched."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lbitcls.commands.main import main
+from lbitcls.utils.config import Config
+from lbitcls.utils.errors import ConfigError
+from lbitcls.workflows.checking import check_config
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICKSTART = ROOT / "configs" / "quickstart" / "digits_lsq_4w4f.py"
+BASE = Config.fromfile(QUICKSTART).to_dict()
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def changed(**options: Any) -> Config:
+    """The quickstart's config with values at dotted keys, `__` for each dot."""
+    cfg = Config(copy.deepcopy(BASE))
+    cfg.merge_from_dict({f"+{key.replace('__', '.')}": value for key, value in options.items()})
+    return cfg
+
+
+def problems(cfg: Config) -> list[str]:
+    """What the check finds, without the numbers."""
+    with pytest.raises(ConfigError) as caught:
+        check_config(cfg)
+    first, *listed = str(caught.value).splitlines()
+    assert first.endswith("has one problem:" if len(listed) == 1 else f"has {len(listed)} problems:")
+    return [line.partition(". ")[2] for line in listed]
+
+
+def test_a_good_config_is_summarized_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(QUICKSTART), "--device", "cpu"]) == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for text in (
+        "Check: nothing is wrong",
+        "classes 10: 0, 1, 2,",
+        "images train 1,437, val 360, test 360",
+        "a batch img (64, 1, 8, 8), gt_label (64,)",
+        "parameters 75,002 in all",
+        "layers quantized 8 of 15: 1 LSQConv W8A8, 6 LSQConv W4A4, 1 LSQLinear W8A8",
+        "training 30 epochs of 23 iterations on cpu",
+        "optimizer SGD, lr 0.1, policy CosineAnnealing",
+        "quantizers on from epoch 21",
+        "validation on data.val, after every epoch",
+        "at the end model.onnx and float.onnx",
+        "work directory work_dirs/digits_lsq_4w4f",
+        "first step loss 2.",
+    ):
+        assert text in told, text
+    assert not list(tmp_path.iterdir())
+
+
+def test_independent_mistakes_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["evaluation.interval=0", "+lr_config.gama=3", "data.train.split=trian", "+ema.decay=2", "+export.opset=9"]
+    wrong += ["model.head.in_channels=63", "quant_transformer.quan_policy.Conv2d.num_bit_w=9", "optimizer.lr=-1"]
+    assert main(["check", str(QUICKSTART), "--options", *wrong]) == 2
+    told = capsys.readouterr().err
+    assert "digits_lsq_4w4f.py has 8 problems:" in told
+    expected = (
+        "evaluation.interval must be an integer ≥ 1; got 0.",
+        "lr_config does not accept 'gama'",
+        "ema.decay is",
+        "export.opset",
+    )
+    expected += ("data.train: Digits: split is", "write in_channels=64", "quan_policy.Conv2d: LSQConv (num_bit_w)")
+    for text in (*expected, "optimizer: SGD refuses"):
+        assert text in told, text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_section_does_not_hide_what_the_step_shows() -> None:
+    found = problems(changed(checkpoint_config__interval=0, evaluation__save_best="top-3", lr_config__gama=1))
+    assert len(found) == 3 and "checkpoint_config.interval" in found[0] + found[1] + found[2]
+    found = problems(
+        changed(seed=-1, model__head__loss=dict(type="LabelSmoothLoss", label_smooth_val=0.1, num_classes=9))
+    )
+    assert len(found) == 2 and found[0].startswith("seed must be") and "num_classes" in found[1] + found[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(load_from="gone.pth"), "gone.pth"),
+        (dict(resume_from="gone.pth"), "gone.pth"),
+        (dict(calibration__epoch=30), "calibration.epoch=30: the run has only the epochs 0 to 29."),
+        (dict(device="gpuu"), "gpuu"),
+        (dict(log_level="LOUD"), "log_level 'LOUD' is unknown"),
+        (dict(work_dir="file/run"), "nothing can be written to the work directory file/run"),
+        (dict(model__head__num_classes=9), "labels up to 9"),
+        (dict(model__backbone__in_channels=3), "needs images (N, 3, H, W); got (16, 1, 8, 8)"),
+        (dict(custom_hooks=[dict(type="UnfreezeHook", epoch=1, layers=["bakbone"])]), "bakbone"),
+        (dict(model__head__loss__loss_weight=1e38 * 1e2), "the loss of the first step is"),
+        (dict(data__val=None), "data.val"),
+        (dict(custom_imports=dict(imports=["no_such_module"])), "no_such_module cannot be imported"),
+        (dict(total_epochs=None), "training needs total_epochs"),
+        (dict(model=None, optimizer__lr=-1.0), "SGD refuses its settings"),
+    ],
+)
+def test_what_training_would_meet_later_is_found(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    (tmp_path / "file").write_text("")
+    assert any(message in told for told in problems(changed(**options)))
+
+
+def test_nothing_is_fetched_or_compiled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the check uses the net, or compiles")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", refuse)
+    cfg = changed(model__pretrained="torchvision://resnet18", compile=True, kernels="fused", export=None)
+    assert check_config(cfg)[-1] == (
+        "not checked",
+        "pretrained='torchvision://resnet18', which training may download",
+    )
+    mnist = dict(type="MNIST", split="train", data_prefix="nowhere", download=True, pipeline=[])
+    assert check_config(changed(data__calibration=mnist, export=None))[-1] == (
+        "not checked",
+        "data.calibration, which training will download",
+    )
+
+
+def test_the_config_stays_as_it_is() -> None:
+    cfg = changed(seed=None, model__pretrained=None)
+    before = cfg.pretty_text
+    check_config(cfg)
+    assert cfg.pretty_text == before

@@ -1,0 +1,163 @@
+"""The JSON Schema of configs: valid itself, right about every config of the library, and about typical mistakes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from mutations import CONFIGS
+
+from lbitcls import registry
+from lbitcls.commands.main import main
+from lbitcls.core.optim import optimizers
+from lbitcls.settings.parse import doc_of, section_fields
+from lbitcls.settings.sections import Settings
+from lbitcls.utils.config import Config
+from lbitcls.utils.config_text import with_lists
+from lbitcls.workflows.schema import config_schema
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCHEMA = config_schema()
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def errors(config: dict[str, Any]) -> list[str]:
+    return [f"{list(error.absolute_path)}: {error.message[:200]}" for error in VALIDATOR.iter_errors(config)]
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(with_lists(copy.deepcopy(config))))
+
+
+def test_it_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_every_config_of_the_library_is_valid() -> None:
+    paths = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)
+    assert len(paths) > 50
+    found = {path.name: errors(plain(Config.fromfile(path).to_dict())) for path in paths}
+    assert not {name: told for name, told in found.items() if told}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_with_much_in_them_are_valid(name: str) -> None:
+    assert not errors(plain(CONFIGS[name]))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"normalize": {"mean": [1]}},
+        {
+            "_base_": "other.yaml",
+            "model": {"backbone": {"depth": 50}},
+            "lr_config": {"_delete_": True, "policy": "poly"},
+        },
+        {"_base_": ["a.yaml", "b.yaml"], "lr_config": {"min_lr": 0.1}},
+        {"evaluation": None, "ema": False, "amp": "bf16", "feature_cache": True, "export": None, "seed": None},
+        {"data": {"train": {"type": "Digits", "pipeline": [{"type": "v2.RandomRotation", "degrees": 10}]}}},
+        {"data": {"train": {"type": "Digits", "indices": [1, 2], "data_root": "x"}, "val": None}},
+        {
+            "quant_transformer": {
+                "quan_policy": {"Conv2d": {"type": "LSQConv2d", "nbits_w": 4, "bit_a": 4}, "Linear": None}
+            }
+        },
+        {"optimizer": {"type": "Adam", "betas": [0.9, 0.99], "paramwise_cfg": {"custom_keys": {"fc": {"lr_mult": 2}}}}},
+        {"custom_hooks": [{"type": "UnfreezeHook", "epoch": 1, "layers": ["backbone"], "priority": "LOW"}]},
+        {"model": {"backbone": {"type": "ResNet", "depth": 18, "frozen": True, "pretrained": "a.pth"}, "neck": None}},
+    ],
+)
+def test_what_may_be_written_is_valid(more: dict[str, Any]) -> None:
+    assert not errors(more)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"evaluation": {"intervall": 1}},
+        {"evaluation": {"interval": 0}},
+        {"evaluation": {"metric": "acuracy"}},
+        {"total_epochs": 0},
+        {"total_epochs": "ten"},
+        {"data": {"samples_per_gpu": 2.5}},
+        {"data": {"trian": {}}},
+        {"data": {"train": {"type": "Digit"}}},
+        {"data": {"train": {"type": "Digits", "spilt": "train"}}},
+        {"data": {"train": {"type": "Digits", "pipeline": {"type": "Resize"}}}},
+        {"data": {"val": {"type": "Digits", "pipeline": [{"type": "Resise", "size": 8}]}}},
+        {"data": {"val": {"type": "Digits", "pipeline": [{"type": "RandomFlip", "flip_prop": 0.5}]}}},
+        {"model": {"type": "ImageClassifier", "backbone": {"type": "ResNet", "depht": 18}}},
+        {"model": {"type": "ImageClassifier", "head": {"type": "LinearClsHead", "num_classes": "ten"}}},
+        {"model": {"type": "ImageClassifier", "head": {"type": "LinearClsHead", "loss": {"type": "CrossEntropy"}}}},
+        {"model": 5},
+        {"optimizer": {"type": "SDG"}},
+        {"optimizer": {"type": "SGD", "learning_rate": 0.1}},
+        {"optimizer": {"type": "SGD", "paramwise_cfg": {"bias_decay": 0}}},
+        {"quant_transformer": {"type": "mTransformerV2", "quan_policy": {"Conv2d": {"type": "LSQKonv"}}}},
+        {
+            "quant_transformer": {
+                "type": "mTransformerV2",
+                "quan_policy": {"Conv2d": {"type": "LSQConv", "num_bit_w": 9}},
+            }
+        },
+        {"quant_transformer": {"type": "mTransformerV2", "quan_policy": {"Conv2d": {"type": "LSQConv", "bits": 4}}}},
+        {"quant_transformer": {"type": "mTransformerV2", "special_layers": {"convert_type": [{"type": "LSQ"}]}}},
+        {"custom_hooks": [{"type": "UnfreezeHok"}]},
+        {"log_config": {"hooks": [{"type": "TensorBoardHook"}]}},
+        {"lr_config": {"policy": "step", "gama": 0.1}},
+        {"lr_config": {"policy": "stepp"}},
+        {"ema": {"decay": 1.5}},
+        {"amp": 3},
+        {"kernels": "fusd"},
+        {"export": {"opset": 9}},
+    ],
+)
+def test_a_mistake_is_not(wrong: dict[str, Any]) -> None:
+    assert errors(wrong), wrong
+
+
+def test_every_section_is_described_and_takes_no_other_key() -> None:
+    for name, hint in section_fields(Settings).items():
+        assert SCHEMA["properties"][name]["description"] == doc_of(hint)
+    for name in ("DataConfig", "EvaluationConfig", "ExportSection", "StepPolicy"):
+        assert SCHEMA["$defs"][name]["additionalProperties"] is False
+
+
+def test_it_has_every_registered_name_and_describes_arguments() -> None:
+    for known in (registry.BACKBONES, registry.HEADS, registry.DATASETS, registry.LOSSES, registry.HOOKS):
+        assert set(SCHEMA["$defs"][known.name]["properties"]["type"]["enum"]) == set(known.names())
+    assert SCHEMA["$defs"]["optimizer"]["properties"]["type"]["enum"] == sorted(optimizers())
+    named = [name for name in SCHEMA["$defs"] if "." in name]
+    said = [
+        bool(shown.get("description"))
+        for name in named
+        if not name.startswith(("optimizer", "quantized_layer"))
+        for key, shown in SCHEMA["$defs"][name]["properties"].items()
+        if key != "type"
+    ]
+    assert len(named) > 60 and sum(said) > 0.9 * len(said)
+    digits = SCHEMA["$defs"]["dataset.Digits"]["properties"]
+    assert digits["split"]["description"].startswith("`'train'` (default) or `'test'`")
+
+
+def test_the_command_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forget_registrations: None
+) -> None:
+    out = tmp_path / "lbitcls.schema.json"
+    assert main(["schema", "--out", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8")) == SCHEMA and not capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_loss_of_mine.py").write_text(
+        "from lbitcls.registry import LOSSES\n\n@LOSSES.register_module()\ndef OwnLoss(scale: float = 1.0): ...\n"
+    )
+    assert main(["schema", "--import", "own_loss_of_mine"]) == 0
+    own = json.loads(capsys.readouterr().out)["$defs"]
+    assert "OwnLoss" in own["loss"]["properties"]["type"]["enum"] and own["loss.OwnLoss"]["properties"]["scale"]
+    sys.modules.pop("own_loss_of_mine")
