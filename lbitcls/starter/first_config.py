@@ -54,9 +54,9 @@ def init_config(
         Path of the config.
 
     Raises:
-        ConfigError: a file to write already exists, or an argument is wrong.
-        DataError: the folder is missing, or contains no classes of images.
-        CheckpointError: the weights in `pretrained` are unavailable.
+        ConfigError: A file to write already exists, or an argument is wrong.
+        DataError: The folder is missing, or contains no classes of images.
+        CheckpointError: The weights in `pretrained` are unavailable.
     """
     _check_arguments(quantize, val, workers)
     target = _target(folder, out)

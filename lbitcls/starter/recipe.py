@@ -59,7 +59,7 @@ def find_network(name: str) -> Network:
     """Return the backbone that torchvision calls `name`; the package's own implementation if there is one.
 
     Raises:
-        ConfigError: torchvision has no such classifier, or it does not classify RGB images.
+        ConfigError: Torchvision has no such classifier, or it does not classify RGB images.
     """
     import torchvision
     from torch import nn

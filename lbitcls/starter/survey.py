@@ -96,7 +96,7 @@ def survey_folder(folder: str | Path, workers: int | None = None, time_limit: fl
         time_limit: Seconds after which no more images are read; the reading order mixes the classes.
 
     Raises:
-        DataError: the folder is missing or has fewer than two classes with images, or a part has a class that `train`
+        DataError: The folder is missing or has fewer than two classes with images, or a part has a class that `train`
             lacks.
     """
     root = Path(folder).expanduser()

@@ -138,13 +138,13 @@ def test_its_size_counts_the_backbone(recipe: dict[str, Any], file: Path) -> Non
 def test_what_does_not_fit_the_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier(dict(type="IntegerBackbone", model=str(file)))
     for keys, message in (
-        (dict(opset=17), "has opset 21, which is above the 17 asked for; export the backbone again with opset 17"),
-        (dict(input_shape=(1, 9, 9)), r"takes images \(1, 8, 8\), but the test pipeline gives \(1, 9, 9\)"),
+        (dict(opset=17), "has opset 21, above the requested 17; export the backbone again with opset 17"),
+        (dict(input_shape=(1, 9, 9)), r"expects images \(1, 8, 8\), but the test pipeline returns \(1, 9, 9\)"),
         (dict(target="tensorrt"), "exported for cpu, not for tensorrt"),
     ):
         with pytest.raises(ConfigError, match=message):
             export_onnx(model, tmp_path / "model.onnx", **{"input_shape": (1, 8, 8), **keys})
-    with pytest.raises(ConfigError, match="residual_bits is for skip connections that are float yet"):
+    with pytest.raises(ConfigError, match="residual_bits quantizes float skip connections"):
         composed.refuse_residuals(model)
     monkeypatch.setattr(model.backbone, "digest", bytes(32))
     with pytest.raises(CheckpointError, match="has changed since the model was built"):
@@ -310,7 +310,7 @@ def test_sums_of_tensors_on_grids(converted: Any, tmp_path: Path, monkeypatch: p
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_a_quantized_network_with_an_operation_of_no_form(converted: Any, tmp_path: Path) -> None:
     model = quantized_classifier("mobilenet_v2", converted("mobilenet_v2"), ("features.2", 24))
-    with pytest.raises(ConfigError, match="have zero points, which tensorrt does not take"):
+    with pytest.raises(ConfigError, match="have zero points, which tensorrt does not support"):
         export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), target="tensorrt")
 
     class Unknown(nn.Identity):

@@ -294,6 +294,6 @@ def test_a_batch_size_that_the_model_fixes_is_refused(tmp_path: Path) -> None:
         def forward(self, image: Tensor) -> Tensor:
             return image.mean((2, 3)) / len(image)
 
-    with pytest.raises(ConfigError, match="Fixing cannot be traced .* would take 2 images and no other number"):
+    with pytest.raises(ConfigError, match="Fixing cannot be traced .* would accept 2 images and no other number"):
         export_onnx(Fixing(), tmp_path / "model.onnx", input_shape=(3, 8, 8))
     assert not list(tmp_path.iterdir())
