@@ -221,7 +221,7 @@ def test_branches_are_refused() -> None:
     value = helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
     branch = helper.make_graph([helper.make_node("Neg", ["x"], ["z"])], "b", [], [value])
     node = helper.make_node("If", ["c"], ["y"], name="block/If", then_branch=branch, else_branch=branch)
-    with pytest.raises(ConfigError, match=r"branches while it runs \(block/If"):
+    with pytest.raises(ConfigError, match=r"branches at run time \(block/If"):
         check_flat(made_of([node], {"c": np.array(True)}))
 
 

@@ -107,7 +107,7 @@ def test_lower_opsets(quantized: Quantized, exports: Exports, opset: int) -> Non
 
 @pytest.mark.parametrize("opset", [9, 13, 16, 25])
 def test_an_opset_out_of_range_names_the_range(quantized: Quantized, tmp_path: Path, opset: int) -> None:
-    with pytest.raises(ConfigError, match=rf"opset {opset} is not written; it is 17 to 21"):
+    with pytest.raises(ConfigError, match=rf"opset {opset} is not supported; use 17 to 21"):
         export_onnx(Blocks(), tmp_path / "model.onnx", input_shape=(3, 10, 9), opset=opset)
     assert not list(tmp_path.iterdir())
 
