@@ -84,7 +84,7 @@ def test_the_baseline(files: list[str], write_onnx: Any) -> None:
 
 def test_bf16_beside(files: list[str]) -> None:
     if not can_bf16("openvino"):
-        pytest.skip("this CPU does not compute in bf16")
+        pytest.skip("this CPU does not support bf16")
     seen = time_models(files, threads=1, batches=(1,), repeats=1, bf16=True)
     assert [(t.file, t.precision) for t in seen.timings] == [
         (files[0], "f32"),
@@ -95,13 +95,13 @@ def test_bf16_beside(files: list[str]) -> None:
 
 
 def test_mistakes(files: list[str], write_onnx: Any) -> None:
-    with pytest.raises(ConfigError, match="--batch takes numbers from 1; got 0"):
+    with pytest.raises(ConfigError, match="--batch accepts integers ≥ 1; got 0"):
         time_models(files, batches=(0,))
     with pytest.raises(ConfigError, match="--repeats takes"):
         time_models(files, repeats=0)
-    with pytest.raises(ConfigError, match=r"--batch 1,000,000,000: .*it is at most [\d,]+ images \(3, 6, 5\)"):
+    with pytest.raises(ConfigError, match=r"--batch 1,000,000,000: .*allows at most [\d,]+ images \(3, 6, 5\)"):
         time_models(files, batches=(1, 10**9), threads=1)
-    with pytest.raises(ConfigError, match="--repeats is at most 100,000"):
+    with pytest.raises(ConfigError, match="--repeats must be at most 100,000"):
         time_models(files, repeats=10**6)
     with pytest.raises(ConfigError, match="same images.*other"):
         time_models([*files, write_onnx("other.onnx", shape=["N", 3, 7, 7])], batches=(1,), threads=1)

@@ -249,7 +249,7 @@ def test_mistakes(recipe: dict[str, Any], backbone: Any, write_onnx: Any, info: 
             IntegerBackbone(model=str(file))
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         build_backbone(dict(recipe, checkpoint=str(tmp_path / "no.pth")))
-    with pytest.raises(DataError, match=r"takes images \(N, 1, 8, 8\), got \(2, 1, 9, 9\)"):
+    with pytest.raises(DataError, match=r"expects images \(N, 1, 8, 8\); got \(2, 1, 9, 9\)"):
         backbone(torch.zeros(2, 1, 9, 9))
     with pytest.raises(ConfigError, match="in_channels=32"):
         head = dict(type="LinearClsHead", num_classes=10, in_channels=64)

@@ -276,7 +276,11 @@ def test_a_target_that_defines_nothing_has_portable_rules(
     [
         (dict(kinds=("Conv2d",)), {}, r"5: narrow does not support a quantized Linear \(Conv2d only\); leave it float"),
         (dict(weight_bits=3), {}, r"0, 3, 5: its integer weights do not fit into 3 bits"),
-        (dict(containers=("uint8",), zero_points=False), {}, r"0, 5: its input's integers reach -8, but uint8 starts at 0"),
+        (
+            dict(containers=("uint8",), zero_points=False),
+            {},
+            r"0, 5: its input's integers reach -8, but uint8 starts at 0",
+        ),
         (dict(opsets=(17, 19)), {}, r"opset 21 is not supported for narrow; use 17 to 19"),
         (dict(packed_weights=False), dict(pack=True), "narrow does not support packed weights"),
         (dict(problems=lambda self, layer, opset: ["no"] * (layer.name == "3")), {}, "narrow at opset 21:\n  3: no"),

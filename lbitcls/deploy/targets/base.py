@@ -125,7 +125,7 @@ class Target:
             )
 
     def problems(self, layer: LayerFacts, opset: int) -> list[str]:
-        """Return why the target or the opset does not support a layer, each with what to do; empty if it is supported."""
+        """Return why the target or the opset does not support a layer, each with what to do; empty if it does."""
         found = []
         if self.kinds is not None and layer.kind not in self.kinds:
             taken = ", ".join(self.kinds)
