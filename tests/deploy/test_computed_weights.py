@@ -297,7 +297,7 @@ def test_a_hook_that_keeps_to_the_original_is_refused(change: Change, quantized:
     model = make(lambda layer: None)
     calibrate(model, [data(64, 1)[0]])
     change(model.conv if quantized else model.norm)
-    with pytest.raises(ConfigError, match="a copy of Net, which is what is exported, gives other outputs"):
+    with pytest.raises(ConfigError, match="the export copies Net, and the copy gives different outputs"):
         export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert not list(tmp_path.iterdir())
 

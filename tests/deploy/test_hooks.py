@@ -123,7 +123,7 @@ def test_a_hook_that_the_exported_model_cannot_have_is_refused(
         else model[3].input_quantizer.register_forward_hook(on_quantizers)
     )
     try:
-        with pytest.raises(ConfigError, match="Sequential gives other outputs with its layers as the file has them"):
+        with pytest.raises(ConfigError, match="Sequential gives different outputs with its layers lowered for export"):
             export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
     finally:
         handle.remove()

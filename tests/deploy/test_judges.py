@@ -171,7 +171,7 @@ class Several(Alone):
 def test_a_model_that_takes_no_image_alone(tmp_path: Path) -> None:
     model = Several()
     export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
-    with pytest.raises(ConfigError, match="verification needs the model to take one image alone, which it does not: "):
+    with pytest.raises(ConfigError, match="verification needs the model to accept a single image, which fails: "):
         verify(model, tmp_path / "model.onnx", [torch.randn(8, 1, 8, 8)], threads=1)
 
 

@@ -139,7 +139,7 @@ def test_outputs_that_are_not_numbers_fail(verify_with: Any, make_resnet: Any, d
 
 def test_mistakes(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
     model = make_resnet("LSQ")
-    with pytest.raises(CheckpointError, match=r"twin gives .*\(64, 9\).*, the model .*\(64, 10\).*another model's"):
+    with pytest.raises(CheckpointError, match=r"twin outputs .*\(64, 9\).*, the model .*\(64, 10\).*another model"):
         verify_with(model, digits, lambda y: y[:, :9])
     with pytest.raises(DataError, match="no images"):
         verify_with(model, digits, batches=[])
@@ -192,7 +192,7 @@ def test_a_model_that_keeps_to_float32_is_named(verify_with: Any, digits: Tensor
     inner = nn.Linear(64, 64)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model[0].register_forward_hook(lambda module, args, output: inner(output))
-    with pytest.raises(ConfigError, match="the model in float64, which does not run: .*outside of the copy"):
+    with pytest.raises(ConfigError, match="the model to run in float64, which fails: .*outside of the copy"):
         verify_with(model, digits)
 
 
