@@ -1,4 +1,4 @@
-"""Timing: what is compared with what, in turns."""
+"""Timing: turns of the files, and the baseline that they are compared with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def files(write_onnx: Any, info: ModelInfo) -> list[str]:
-    """An exported model in integers and a float one, by what they say of themselves."""
+    """An integer and a float exported model, according to their metadata."""
     integer = dataclasses.replace(info, bits="W4A4", layers=[dict(name="fc")])
     return [str(write_onnx("float.onnx", info)), str(write_onnx("integer.onnx", integer))]
 
@@ -44,7 +44,7 @@ def test_a_row_for_each_batch_size_and_file(files: list[str], engine: str) -> No
 
 
 def test_ratios_and_statistics(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that is moved by hand: the integer one takes 1 ms, the float one 2, every third call 4 times that."""
+    """With a manual clock: the integer model takes 1 ms, the float model 2 ms, every third call 4 times as long."""
     now, calls = [0.0], dict.fromkeys(files, 0)
     order: list[str] = []
 

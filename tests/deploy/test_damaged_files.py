@@ -1,4 +1,4 @@
-"""Exported files with flipped bits, and records that ask for too much: refused by name by all that reads them."""
+"""Exported files with flipped bits, or with implausible metadata: every reader refuses them by name."""
 
 from __future__ import annotations
 

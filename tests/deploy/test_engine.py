@@ -1,4 +1,4 @@
-"""The engines: equal outputs, any batch size, no PyTorch, and what a mistake is answered."""
+"""Engines: equal outputs, any batch size, no PyTorch, and messages for mistakes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_threads_may_share_an_engine(engine: str, write_onnx: Any, small_logits:
 
 
 def test_signals_after_engines_came_and_went(engine: str, write_onnx: Any, repo_root: Path) -> None:
-    """OpenVINO gives the thread a stack for signals, which must not be a freed one."""
+    """OpenVINO gives the thread a signal stack, which must not be freed memory."""
     code = f"""
 import gc, os, signal
 import numpy as np
@@ -203,7 +203,7 @@ def test_images_of_another_kind_than_float32(engine: str, write_onnx: Any) -> No
 
 
 def test_a_batch_that_the_graph_does_not_take(engine: str, write_onnx: Any, capfd: Any) -> None:
-    """A free N, and a Reshape inside that has one image in mind."""
+    """N is free, but a Reshape inside assumes one image."""
     import onnx
 
     path = write_onnx()
@@ -219,7 +219,7 @@ def test_a_batch_that_the_graph_does_not_take(engine: str, write_onnx: Any, capf
 
 
 def test_bfloat16(engine: str, write_onnx: Any, small_logits: Any) -> None:
-    """Only OpenVINO has it, and only on CPUs that have it."""
+    """Only OpenVINO supports it, and only on CPUs that do."""
     if engine == "onnxruntime":
         with pytest.raises(ConfigError, match="engine='openvino'"):
             load(write_onnx(), engine=engine, precision="bf16")

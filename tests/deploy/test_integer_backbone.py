@@ -1,4 +1,4 @@
-"""An integer backbone inside training: its features, its cache, and that only the head learns."""
+"""Integer backbone in training: its features, its cache, and that only the head learns."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def backbone(recipe: dict[str, Any]) -> Any:
 
 
 def test_features_are_those_of_the_float_backbone(backbone: Any, weights: str, digits: torch.Tensor) -> None:
-    """Within what 8 bits leave: 30 dB."""
+    """Features agree to 30 dB, the precision of 8 bits."""
     real = build_backbone(FLOAT)
     load_checkpoint(real, weights)
     with torch.no_grad():
@@ -182,7 +182,7 @@ def test_other_bits_by_the_names_of_a_classifier(recipe: dict[str, Any]) -> None
 
 
 def test_only_the_head_trains(recipe: dict[str, Any], tmp_path: Path, caplog: Any) -> None:
-    """By the tools: a head on integer features learns the digits; its checkpoint is tested with the same file."""
+    """With the tools: a head on integer features learns the digits; its checkpoint is tested with the same file."""
     data = dict(type="Digits", pipeline=[NORMALIZE])
     cfg = Config(
         dict(

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself."""
+"""Metadata of exported models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_foreign_file_says_nothing(write_onnx: Any) -> None:
 
 
 def test_a_record_of_a_later_kind(write_onnx: Any, info: ModelInfo) -> None:
-    """Keys that a later version added to the same format are no mistake; another format is."""
+    """Keys that a later version adds to the same format are accepted; a newer format is refused."""
     path = write_onnx(info=info)
     model = onnx.load(path)
     record = {**json.loads(model.metadata_props[0].value), "colour": "blue"}

@@ -1,4 +1,4 @@
-"""Skip connections in 8 bits: which tensors, on which grids, and that engines agree with PyTorch."""
+"""Skip connections in 8 bits: the quantized tensors, their grids, and engines that agree with PyTorch."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_integer_reference_carries_them_too(quantized: Quantized) -> None:
 
 
 class Functional(nn.Module):
-    """What is added comes from modules that are called twice, or from no module."""
+    """Model whose added tensors come from modules that are called twice, or from no module."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What targets take: refusals by name, containers, the structure of files, layers in integers."""
+"""Targets: refusals by name, containers, structure of files, layers in integers."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_scales_stay_before_a_clip_behind_a_concatenation(quantized: Quantized, 
 def test_bounds_behind_a_transposed_convolution(
     quantized: Quantized, exports: Exports, monkeypatch: pytest.MonkeyPatch, channels: int
 ) -> None:
-    """OpenVINO takes others where it computes it in integers; bounds that nothing exceeds do no harm."""
+    """OpenVINO uses wrong bounds if it computes the layer in integers; bounds that no value exceeds do no harm."""
     monkeypatch.setattr(cpu, "_latencies", lambda models, shape: {"int8": 1.0, "uint8": 2.0})
     torch.manual_seed(0)
     layers = [nn.ConvTranspose2d(3, channels, 3, 2, 1, 1), nn.SiLU(), nn.Conv2d(channels, 4, 3, 2), nn.Flatten()]
@@ -193,7 +193,7 @@ def test_bounds_behind_a_transposed_convolution(
 
 
 def clipped(low: float, scale: float) -> Graph:
-    """A Clip of the model's own before a quantization to int8."""
+    """The model's own Clip before a quantization to int8."""
     make, grid = onnx.helper.make_node, ["s", "z"]
     nodes = [make("Clip", ["x", "low", "high"], ["c"]), make("QuantizeLinear", ["c", *grid], ["q"])]
     nodes.append(make("DequantizeLinear", ["q", *grid], ["y"]))
@@ -239,12 +239,12 @@ def test_an_exact_zero_stays_one_where_it_matters(after: str, guarded: bool, bet
     assert not np.sign(computed(graph, np.zeros(3, np.float32))).any() or guarded
 
 
-# Targets of one's own
+# Your own targets
 
 
 @pytest.fixture
 def register() -> Iterator[Callable[..., type[Target]]]:
-    """A function that registers a target with the given attributes under a name, for the time of a test."""
+    """Function that registers a target with the given attributes under a name, for the duration of a test."""
     made: list[str] = []
 
     def add(name: str, **attributes: Any) -> type[Target]:
@@ -259,7 +259,7 @@ def register() -> Iterator[Callable[..., type[Target]]]:
 def test_a_target_that_defines_nothing_has_portable_rules(
     quantized: Quantized, exports: Exports, register: Any
 ) -> None:
-    """Files without a guard or a measurement, on the containers that the grids have; ONNX Runtime judges them."""
+    """Files have no guards or measurements, and containers as the grids need; ONNX Runtime judges them."""
     register("plain")
     for method in ("LSQ", "LSQPlus"):
         model = quantized(net(), method, 4, 4, images())
