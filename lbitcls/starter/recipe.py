@@ -191,7 +191,10 @@ test_pipeline = [
 
 
 def _data(plan: Plan) -> str:
-    lines = [f"    samples_per_gpu={plan.batch},  # batch size", f"    workers_per_gpu={plan.workers},"]
+    lines = [
+        f"    samples_per_gpu={plan.batch},  # batch size",
+        f"    workers_per_gpu={plan.workers},  # processes that load images",
+    ]
     for part, keys in plan.data.items():
         lines.append(f"    {part}=dict(")
         lines += [f"        {key}={_value(value)}," for key, value in {"type": "ImageFolder", **keys}.items()]
@@ -211,7 +214,7 @@ def _quantization(plan: Plan) -> str:
         method = ', method="mse"'
         conv, linear = (f'dict(type="LSQ{k}", num_bit_w=4, num_bit_a=4, per_channel=True)' for k in _KINDS)
         special = f"""
-    # The first and the last layer are the most sensitive: they keep 8 bits.
+    # The first and the last layer, usually the most sensitive ones, keep 8 bits.
     special_layers=dict(
         layers_name=["{plan.network.first}", "{last}"],
         convert_type=[
@@ -244,7 +247,7 @@ def _schedule(plan: Plan) -> str:
 {lines})
 lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False, warmup="linear", warmup_iters={min(steps, 500)})
 total_epochs = {plan.epochs}
-checkpoint_config = dict(interval=1, max_keep_ckpts=2)
+checkpoint_config = dict(interval=1, max_keep_ckpts=2)  # keeps the last two checkpoints, and the best one
 seed = 0
 work_dir = {_value(plan.work_dir)}"""
 
