@@ -227,7 +227,7 @@ def compare(given: np.ndarray, single: np.ndarray, double: np.ndarray) -> str:
     clear = top[:, -1] - top[:, -2] > 0.5 * deviation
     changed = int((given.argmax(1) != single.argmax(1))[clear].sum())
     text = (
-        f"{differing} of {number} images differ ({allowed} may), by {mean:.2g} deviations in the mean ({bound:.2g} "
-        f"may), {changed} change their class clearly"
+        f"{differing} of {number} images differ ({allowed} may), by {mean:.2g} deviations on average ({bound:.2g} "
+        f"may), {changed} change class clearly"
     )
     return text if differing > allowed or mean > bound or changed > number // 64 else ""

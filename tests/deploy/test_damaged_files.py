@@ -106,12 +106,12 @@ def deep(levels: int) -> Any:
         ("pipeline", [{"type": "v2.Resize", "size": deep(30)}], "lists nested over 16 deep"),
         ("pipeline", [{}] * 70_000, "pipeline contains a list of 70000 entries"),
         ("layers", [{"name": "fc", "weight_bits": 10**9}], "layers contains the number 1000000000"),
-        ("layers", [{"x" * 5000: 1}], "layers has a text of 5000 characters"),
+        ("layers", [{"x" * 5000: 1}], "layers contains a text of 5000 characters"),
         ("out_channels", [10**9], "out_channels must be"),
         ("feature_shapes", [[3, 10**9]], "feature_shapes must be"),
         ("residual_bits", 10**6, "residual_bits must be from 1 to 32"),
-        ("bits", "W" * 10**5, "bits has a text of 100000 characters"),
-        ("target", "y" * 2000, "target has a text of 2000 characters"),
+        ("bits", "W" * 10**5, "bits contains a text of 100000 characters"),
+        ("target", "y" * 2000, "target contains a text of 2000 characters"),
     ],
 )
 def test_what_is_beyond_all_bounds(write_onnx: Any, info: ModelInfo, field: str, value: Any, message: str) -> None:

@@ -175,7 +175,7 @@ def test_mistakes(engine: str, write_onnx: Any, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(CheckpointError, match="is not an image model"):
         load(write_onnx("flat.onnx", shape=["N", 30]), engine=engine)
     monkeypatch.setitem(sys.modules, engine, None)
-    with pytest.raises(DependencyError, match=rf"{engine} is needed.*pip install lbitcls\[deploy\]"):
+    with pytest.raises(DependencyError, match=rf"{engine} is required.*pip install lbitcls\[deploy\]"):
         load(path, engine=engine)
 
 

@@ -84,7 +84,7 @@ def test_a_yardstick_that_is_none_confirms_no_file(
     assert right.passed is passes
     assert passes or (
         right.reasons[0].startswith("float64: ")
-        and "no file can be confirmed" in right.reasons[0]
+        and "outputs cannot confirm any file" in right.reasons[0]
         and "lbitcls test CONFIG FILE" in right.reasons[0]
     )
 

@@ -318,7 +318,7 @@ def test_an_engine_that_is_missing_says_what_to_install(
     exported: Exported, digits: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(DependencyError, match=r"onnxruntime is needed.*lbitcls\[deploy\]"):
+    with pytest.raises(DependencyError, match=r"onnxruntime is required.*lbitcls\[deploy\]"):
         verify(*exported, digits.split(120))
 
 
