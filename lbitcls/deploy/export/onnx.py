@@ -104,7 +104,7 @@ def export_onnx(
 
     Args:
         model: Classifier, or any module that accepts an image; quantized or float. It is not changed. For skip
-            connections in 8 bits, pass the result of `residuals.carry_residuals`.
+            connections in 8 bits, pass the copy that `residuals.carry_residuals` returns.
         path: File to write, atomically: whole or not at all.
         input_shape: (C, H, W) of an image.
         opset: ONNX operator set version, 17 to 21; lower in the file if an integer backbone's file has a lower one.
