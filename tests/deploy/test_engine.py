@@ -126,7 +126,7 @@ def test_no_torch(engine: str, write_onnx: Any, info: ModelInfo, repo_root: Path
         (np.zeros((0, 3, 6, 5), np.float32), r"got \(0, 3, 6, 5\)"),
         (np.zeros((2, 3, 6, 5), np.uint8), "expects float32 images from the test pipeline; got uint8"),
         (np.zeros((2, 3, 6, 5)), "got float64"),
-        ([[1.0]], "a NumPy array, got list"),
+        ([[1.0]], "a NumPy array; got list"),
     ],
 )
 def test_wrong_images(engine: str, write_onnx: Any, given: Any, message: str) -> None:
@@ -147,7 +147,7 @@ def test_images_that_are_not_finite(engine: str, value: float, write_onnx: Any) 
 def test_a_fixed_batch_size_is_kept_to(engine: str, write_onnx: Any) -> None:
     opened = load(write_onnx(batch=2), engine=engine, threads=1)
     assert opened.predict(images(2)).shape == (2, 4)
-    with pytest.raises(DataError, match=r"\(2, 3, 6, 5\), got \(3, 3, 6, 5\)"):
+    with pytest.raises(DataError, match=r"\(2, 3, 6, 5\); got \(3, 3, 6, 5\)"):
         opened.predict(images(3))
 
 
