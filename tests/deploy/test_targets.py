@@ -85,7 +85,7 @@ def test_integers_of_16_bits(quantized: Quantized, exports: Exports, tmp_path: P
     assert found["convolutions"] == {"integer": 1, "total": 2, "float": {"3": "its integer weights need 16 bits"}}
     for options, match in (
         (dict(opset=20), "3: .*need 16 bits, and so opset 21"),
-        (dict(target="tensorrt"), "3: .*do not fit 8 bits"),
+        (dict(target="tensorrt"), "3: .*do not fit into 8 bits"),
     ):
         with pytest.raises(ConfigError, match=match):
             export_onnx(model, tmp_path / "no.onnx", input_shape=(3, 6, 6), **options)
