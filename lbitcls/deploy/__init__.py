@@ -1,6 +1,7 @@
-"""From a trained model to an integer model that runs elsewhere; public names are imported when first asked for.
+"""Exports trained models, runs exported models and verifies them; public names are imported on first use.
 
-Running a model (`load`) imports neither PyTorch nor ONNX's tools, so that a program that only predicts starts quickly.
+Running an exported model (`load`) imports neither PyTorch nor ONNX's tools, so a program that only predicts starts
+quickly.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""A first config for a folder of images: the folder surveyed, the config written."""
+"""A first config for a folder of images: surveys the folder and writes the config."""
 
 from typing import TYPE_CHECKING
 

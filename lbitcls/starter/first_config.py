@@ -1,4 +1,4 @@
-"""From a folder of images to a config that trains on it: `lbitcls init`."""
+"""Writes a config that trains on a folder of images: `lbitcls init`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.logging import print_table
 from lbitcls.utils.published import SCHEME, fetch_weights, is_published
 
-_SHOWN = 5  # of a kind of trouble
+_SHOWN = 5  # examples of each kind of problem
 _ROWS = 40  # classes in the table
 _IMBALANCE = 3.0
 
@@ -34,29 +34,29 @@ def init_config(
     workers: int | None = None,
     time_limit: float = 120.0,
 ) -> Path:
-    """Look at a folder of images, say what is in it, and write a config that trains on it as it is.
+    """Survey a folder of images, report what it contains, and write a config that trains on it unchanged.
 
-    Where there is no `val`, images of each class are set aside, always the same ones, in list files beside the config.
-    Lists are written too where images must be left out: unreadable ones, and those of `train` that are in `val`.
+    Without a `val` folder, some images of each class, always the same ones, are held out for validation; list files
+    beside the config name them. Lists also leave out unreadable images and images of `train` that are in `val` too.
 
     Args:
-        folder: holds a folder for each class, or `train`, `val` (and `test`) with such folders.
-        backbone: torchvision's name of a network.
-        quantize: `'lsq-4w4f'` or `'qat-8w8f'`: quantizers come on after the training in float.
-        pretrained: weights to start from: a file, `torchvision://NAME`, or `'none'`. None: torchvision's for the
-            backbone, or none, with a word on it, where they cannot be had.
-        out: the config to write; None: the folder's name in the current folder.
-        val: share of the images to validate with, where there is no `val`.
-        workers: threads that read the images; None: one for each core.
-        time_limit: seconds after which no more images are read.
+        folder: Folder with a subfolder per class, or with `train`, `val` (and `test`) that have such subfolders.
+        backbone: torchvision's name of the network.
+        quantize: `'lsq-4w4f'` or `'qat-8w8f'`: quantizes the model after training in float. None: stays float.
+        pretrained: Weights to initialize from: a file, `torchvision://NAME`, or `'none'`. None: torchvision's weights
+            for the backbone; if these are unavailable, random weights and a message.
+        out: Path of the config; None: named after the folder, in the current folder.
+        val: Validation fraction, used if there is no `val` folder; between 0 and 1.
+        workers: Number of threads that read the images; None: one per core.
+        time_limit: Seconds after which no more images are read.
 
     Returns:
-        The config's path.
+        Path of the config.
 
     Raises:
-        ConfigError: a file is there already, or an argument is wrong.
-        DataError: the folder is missing, or holds no classes of images.
-        CheckpointError: the weights that were asked for cannot be had.
+        ConfigError: A file to write already exists, or an argument is wrong.
+        DataError: The folder is missing, or contains no classes of images.
+        CheckpointError: The weights in `pretrained` are unavailable.
     """
     _check_arguments(quantize, val, workers)
     target = _target(folder, out)
@@ -82,30 +82,33 @@ def init_config(
     )
     for path, text in {**lists, target: config_text(plan)}.items():
         write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))
-    print(f"\nWrote {', '.join(map(str, [target, *lists]))}. {plan.epochs} epochs. Next:\n  {plan.commands[0]}")
+    print(
+        f"\nWrote {', '.join(map(str, [target, *lists]))}. The config trains for {plan.epochs} epochs. Next:\n"
+        f"  {plan.commands[0]}"
+    )
     return target
 
 
 def _check_arguments(quantize: str | None, val: float, workers: int | None) -> None:
     if quantize is not None and quantize not in QUANTIZED:
         raise ConfigError(
-            f"--quantize: there is no recipe '{quantize}'{suggest(quantize, QUANTIZED)} Known: {', '.join(QUANTIZED)}."
+            f"--quantize: unknown recipe '{quantize}'{suggest(quantize, QUANTIZED)} Known: {', '.join(QUANTIZED)}."
         )
     if not 0 < val < 1:
-        raise ConfigError(f"--val is a share between 0 and 1; got {val}.")
+        raise ConfigError(f"--val must be a fraction between 0 and 1; got {val}.")
     if workers is not None and workers < 1:
-        raise ConfigError(f"--workers is a number from 1; got {workers}.")
+        raise ConfigError(f"--workers must be an integer ≥ 1; got {workers}.")
 
 
 def _target(folder: str | Path, out: str | Path | None) -> Path:
-    """The config to write, which is not there yet; nor are its lists."""
+    """Return the path of the config; raise `ConfigError` if it or one of its lists already exists."""
     stem = re.sub(r"\W+", "_", Path(folder).expanduser().resolve().name).strip("_").lower() or "images"
     target = Path(out).expanduser() if out is not None else Path(f"{stem}.py")
     if target.suffix != ".py":
-        raise ConfigError(f"--out names the config to write, a .py file; got '{target}'.")
+        raise ConfigError(f"--out must be a .py file, the config to write; got '{target}'.")
     for path in (target, *(_list_file(target, part) for part in ("train", "val", "test"))):
         if path.exists():
-            raise ConfigError(f"{path} is there already and is not overwritten; name another config with --out.")
+            raise ConfigError(f"{path} already exists and is not overwritten; name another config with --out.")
     return check_writable(target, "--out")
 
 
@@ -114,13 +117,13 @@ def _list_file(target: Path, part: str) -> Path:
 
 
 def _divided(survey: Survey, share: float) -> dict[str, list[Image]]:
-    """The usable images of each part; without `val` some of `train` are set aside."""
+    """Return the usable images of each part; without `val`, hold out some of `train`."""
     usable = [image for image in survey.images if not image.error and image.kind in survey.classes]
     parts = {part: [image for image in usable if image.part == part] for part in survey.parts or ("train",)}
     elsewhere = {image.digest for part, images in parts.items() if part != "train" for image in images} - {""}
     parts["train"] = [image for image in parts["train"] if image.digest not in elsewhere]
     if not parts["train"]:
-        raise DataError("every image of train/ is in val/ or test/ too, so none is left to train on.")
+        raise DataError("every image in train/ is also in val/ or test/, so none is left to train on.")
     if not parts.get("val"):
         train, val = split_images(parts["train"], share)
         parts = {"train": train, "val": val, **{part: parts[part] for part in ("test",) if parts.get(part)}}
@@ -130,7 +133,7 @@ def _divided(survey: Survey, share: float) -> dict[str, list[Image]]:
 def _data_sets(
     survey: Survey, parts: dict[str, list[Image]], target: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[Path, str]]:
-    """The data set of each part, and the list files that they need, with their texts."""
+    """Return each part's data set, and the content of the list files that the parts need."""
     skip = {} if survey.checked == len(survey.images) else {"on_error": "skip"}
     whole = {
         part: [image for image in survey.images if image.part == part] == images and not survey.empty
@@ -150,12 +153,12 @@ def _data_sets(
 
 
 def _as_written(path: Path) -> str:
-    """The path from the current folder where it lies below it, else as it was given."""
+    """Return the path relative to the current folder if it is below it, else as given."""
     return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
 
 
 def _weights(given: str | None, backbone: str) -> str | None:
-    """What the backbone starts from; asked for and not to be had is an error, torchvision's missing ones a message."""
+    """Return the weights to initialize from; unavailable: an error if the user named them, else a message."""
     if given == "none":
         return None
     if given is not None and not is_published(given):
@@ -169,15 +172,15 @@ def _weights(given: str | None, backbone: str) -> str | None:
             raise
         print(
             f"No pretrained weights: {error}\nThe config trains from random weights, which takes longer and is less "
-            "accurate. With the weights in place, or a file of your own as --pretrained, remove the config and call "
-            "init again."
+            "accurate. Once the weights are available, or with a file of your own as --pretrained, delete the config "
+            "and run init again."
         )
         return None
     return name
 
 
 def _side(survey: Survey) -> int:
-    """Side of the images that the model sees: 224, or 128 where most images are small."""
+    """Return the side of the model's input images in pixels: 224, or 128 if most images are small."""
     sides = [min(image.size) for image in survey.images if image.size]
     return 224 if not sides or statistics.median(sides) >= 160 else 128
 
@@ -198,11 +201,11 @@ def _commands(target: Path, quantize: str | None) -> list[str]:
 
 def _facts(survey: Survey, parts: dict[str, list[Image]], lists: dict[Path, str]) -> list[str]:
     numbers = ", ".join(f"{len(images):,} in {part}" for part, images in parts.items())
-    facts = [f"Written by `lbitcls init`: {numbers}."]
+    facts = [f"Written by `lbitcls init`. Images: {numbers}."]
     if lists:
-        facts.append(f"The images are listed in {', '.join(path.name for path in lists)}.")
+        facts.append(f"Image lists: {', '.join(path.name for path in lists)}.")
     if survey.checked < len(survey.images):
-        facts.append("Not all images were read, so unreadable ones are left out in training (`on_error`).")
+        facts.append("Not every image was checked; training skips those that it cannot read (`on_error`).")
     return facts
 
 
@@ -210,7 +213,7 @@ def _facts(survey: Survey, parts: dict[str, list[Image]], lists: dict[Path, str]
 
 
 def _report(survey: Survey, parts: dict[str, list[Image]]) -> None:
-    """Print the counts, and what the user should know of the images."""
+    """Print the counts, and what the user should know about the images."""
     rows = [
         (kind, *(f"{sum(image.kind == kind for image in images):,}" for images in parts.values()))
         for kind in survey.classes[:_ROWS]
@@ -228,8 +231,8 @@ def _made_split(survey: Survey, parts: dict[str, list[Image]]) -> str:
     if "val" in survey.parts:
         return ""
     alone = [kind for kind in survey.classes if not any(image.kind == kind for image in parts["val"])]
-    text = f"There is no val/: {len(parts['val']):,} images, some of each class, are set aside for validation."
-    return text + (f" Not of {_some(alone)}, with one image each." if alone else "")
+    text = f"There is no val/: {len(parts['val']):,} images, some of each class, are held out for validation."
+    return text + (f" Classes with one image are used for training only: {_some(alone)}." if alone else "")
 
 
 def _sizes(survey: Survey) -> str:
@@ -250,21 +253,21 @@ def _imbalance(survey: Survey, parts: dict[str, list[Image]]) -> str:
     if ratio < _IMBALANCE:
         return ""
     return (
-        f"Imbalance: '{most}' has {ratio:.1f} times the training images of '{least}' ({counts[most]:,} and "
-        f"{counts[least]:,}). Collect more, or weight the classes: model.head.loss=dict(type='CrossEntropyLoss', "
-        "class_weight=[…])."
+        f"Imbalance: '{most}' has {ratio:.1f} times as many training images as '{least}' ({counts[most]:,} and "
+        f"{counts[least]:,}). Collect more images of the rare classes, or weight the loss: "
+        "model.head.loss=dict(type='CrossEntropyLoss', class_weight=[…])."
     )
 
 
 def _troubles(survey: Survey) -> list[str]:
     lines = []
     if survey.checked < len(survey.images):
-        lines.append(f"Only {survey.checked:,} of {len(survey.images):,} images were read in the time (--time-limit).")
+        lines.append(f"Only {survey.checked:,} of {len(survey.images):,} images were read within --time-limit.")
     if survey.empty:
-        lines.append(f"Without images, left out: {_some(survey.empty)}.")
+        lines.append(f"Class folders without images, left out: {_some(survey.empty)}.")
     unreadable = survey.unreadable()
     if unreadable:
-        lines.append(f"Unreadable, left out: {len(unreadable):,}")
+        lines.append(f"Unreadable images, left out: {len(unreadable):,}")
         lines += [f"  {printable(image.name)}: {image.error}" for image in unreadable[:_SHOWN]]
         lines += [f"  … and {len(unreadable) - _SHOWN:,} more"] * (len(unreadable) > _SHOWN)
     twins = survey.twins()

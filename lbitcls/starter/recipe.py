@@ -1,9 +1,9 @@
-"""The text of the config that `lbitcls init` writes: a transfer recipe for a folder of images.
+"""Text of the config that `lbitcls init` writes: a transfer-learning recipe for a folder of images.
 
-Pretrained weights are fine-tuned by AdamW, 0.001 for the new head and 0.00003 for the backbone, with BatchNorm as
-published, statistics and weights. SGD with momentum, at 0.0003 for MobileNetV2's weights, did well for five epochs of
-ants and bees, and then lost all that it had learned. At 4 bits the first ranges are those of least squared error, as
-in `configs/transfer/…_lsq_4w4f.py`.
+AdamW fine-tunes the pretrained weights at a learning rate of 0.001 for the new head and 0.00003 for the backbone;
+BatchNorm keeps its published statistics and weights. SGD with momentum, at 0.0003 for MobileNetV2's weights, did well
+for five epochs on ants and bees, then lost everything it had learned. At 4 bits, calibration picks the initial ranges
+by least squared error, as in `configs/transfer/…_lsq_4w4f.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lbitcls.utils.errors import ConfigError, suggest
 from lbitcls.utils.jsontext import json_text
 
 WIDTH = 120
-QUANTIZED = {"lsq-4w4f": "LSQ at 4 bits", "qat-8w8f": "PyTorch's QAT at 8 bits"}
+QUANTIZED = {"lsq-4w4f": "LSQ at 4 bits", "qat-8w8f": "PyTorch QAT at 8 bits"}
 _OWN: dict[str, dict[str, Any]] = {
     "mobilenet_v2": dict(type="MobileNetV2"),
     **{f"resnet{depth}": dict(type="ResNet", depth=depth) for depth in (18, 34, 50, 101, 152)},
@@ -31,11 +31,11 @@ class Network:
     """Facts about a backbone that a config needs.
 
     Attributes:
-        section: of the config, without weights.
-        channels: of its last feature.
-        first: full name of its first layer.
-        maps: whether its feature is a map, which a neck must average.
-        norms: whether it has BatchNorm.
+        section: Config section, without weights.
+        channels: Channels of the last feature.
+        first: Full name of the first layer.
+        maps: True if the feature is a map, which a neck must average.
+        norms: True if the backbone has BatchNorm.
     """
 
     section: dict[str, Any]
@@ -46,20 +46,20 @@ class Network:
 
     @property
     def squeezes(self) -> bool:
-        """Whether its classifier is a convolution (SqueezeNet)."""
+        """True if the classifier is a convolution (SqueezeNet)."""
         return self.section["type"] == "SqueezeNet"
 
     @property
     def takes_norm_cfg(self) -> bool:
-        """Whether a config may say how its BatchNorm trains."""
+        """True if the backbone accepts `norm_cfg`, which sets how its BatchNorm trains."""
         return self.section["type"] in ("MobileNetV2", "ResNet")
 
 
 def find_network(name: str) -> Network:
-    """The backbone of torchvision's name `name`, as the package's own where there is one.
+    """Return the backbone that torchvision calls `name`; the package's own implementation if there is one.
 
     Raises:
-        ConfigError: torchvision has no such classifier, or it is none for photos in colour.
+        ConfigError: Torchvision has no such classifier, or it does not classify RGB images.
     """
     import torchvision
     from torch import nn
@@ -79,21 +79,21 @@ def find_network(name: str) -> Network:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the config is written for.
+    """Everything that the config depends on.
 
     Attributes:
-        title: the folder's name.
-        commands: that the docstring shows.
-        facts: sentences for the docstring.
-        classes: names, in order of their labels.
-        network: the backbone.
-        pretrained: its weights: a file, `torchvision://NAME`, or None for random ones.
-        quantize: a key of `QUANTIZED`, or None.
-        data: the keys of each part's data set but its pipeline.
-        train_images: number of images to train on.
-        size: side of the images that the model sees.
-        workers: processes that read images.
-        work_dir: of the run.
+        title: Name of the folder.
+        commands: Commands that the config's docstring shows.
+        facts: Sentences for the config's docstring.
+        classes: Class names, in label order.
+        network: Backbone.
+        pretrained: Weights of the backbone: a file, `torchvision://NAME`, or None for random weights.
+        quantize: Key of `QUANTIZED`, or None.
+        data: Keys of each part's data set, without its pipeline.
+        train_images: Number of training images.
+        size: Side of the model's input images, in pixels.
+        workers: Number of processes that load images.
+        work_dir: Work directory of the run.
     """
 
     title: str
@@ -111,24 +111,24 @@ class Plan:
 
     @property
     def batch(self) -> int:
-        """Images of a step: fewer where there are few, so that an epoch has some steps."""
+        """Batch size; smaller for small data sets, so that an epoch has several steps."""
         return 8 if self.train_images < 80 else 16 if self.train_images < 1000 else 32
 
     @property
     def float_epochs(self) -> int:
-        """Epochs in float: about 6,000 images with pretrained weights, ten times as many without."""
+        """Epochs in float: about 6,000 images in all with pretrained weights, ten times as many without."""
         images, least, most = (6_000, 5, 30) if self.pretrained else (60_000, 10, 100)
         return min(max(round(images / self.train_images), least), most)
 
     @property
     def epochs(self) -> int:
-        """All epochs: 4 bits need as many again, 8 bits a third."""
+        """Total epochs: 4 bits need as many again as float, 8 bits a third."""
         more = {None: 0, "lsq-4w4f": self.float_epochs, "qat-8w8f": max(2, self.float_epochs // 3)}
         return self.float_epochs + more[self.quantize]
 
 
 def config_text(plan: Plan) -> str:
-    """The config, formatted."""
+    """Return the formatted config."""
     sections = [
         _docstring(plan),
         f"classes = {_list(plan.classes)}",
@@ -143,7 +143,7 @@ def config_text(plan: Plan) -> str:
 
 def _docstring(plan: Plan) -> str:
     how = "fine-tuned from pretrained weights" if plan.pretrained else "trained from random weights"
-    then = f", then {QUANTIZED[plan.quantize]}" if plan.quantize else ""
+    then = f", then quantized with {QUANTIZED[plan.quantize]}" if plan.quantize else ""
     head = f"{plan.title}: {len(plan.classes)} classes, {plan.network.section['type']} {how}{then}."
     commands = "\n".join(f"    {command}" for command in plan.commands)
     text = f"{head}\n\n{commands}\n\n" + "\n".join(plan.facts) + "\n"
@@ -156,7 +156,7 @@ def _model(plan: Plan) -> str:
     if plan.pretrained:
         backbone["pretrained"] = plan.pretrained
         if network.norms:
-            backbone["norm_eval"] = True  # few images give poor statistics; the published ones are kept
+            backbone["norm_eval"] = True  # few images give poor statistics, so the published ones stay
         if network.takes_norm_cfg:
             backbone["norm_cfg"] = dict(type="BN", requires_grad=False)
     lines = ['    type="ImageClassifier",', f"    backbone={_call(backbone, 4)},"]
@@ -191,13 +191,16 @@ test_pipeline = [
 
 
 def _data(plan: Plan) -> str:
-    lines = [f"    samples_per_gpu={plan.batch},", f"    workers_per_gpu={plan.workers},"]
+    lines = [
+        f"    samples_per_gpu={plan.batch},  # batch size",
+        f"    workers_per_gpu={plan.workers},  # processes that load images",
+    ]
     for part, keys in plan.data.items():
         lines.append(f"    {part}=dict(")
         lines += [f"        {key}={_value(value)}," for key, value in {"type": "ImageFolder", **keys}.items()]
         pipeline = "train_pipeline" if part == "train" else "test_pipeline"
         lines += ["        classes=classes,", f"        pipeline={pipeline},", "    ),"]
-    root = 'data_root = "."  # paths start where the command is given'
+    root = 'data_root = "."  # paths are relative to the folder in which you run lbitcls'
     return f"{root}\ndata = dict(\n" + "\n".join(lines) + '\n)\nevaluation = dict(interval=1, metric="accuracy")'
 
 
@@ -211,6 +214,7 @@ def _quantization(plan: Plan) -> str:
         method = ', method="mse"'
         conv, linear = (f'dict(type="LSQ{k}", num_bit_w=4, num_bit_a=4, per_channel=True)' for k in _KINDS)
         special = f"""
+    # The first and the last layer, usually the most sensitive ones, keep 8 bits.
     special_layers=dict(
         layers_name=["{plan.network.first}", "{last}"],
         convert_type=[
@@ -225,6 +229,7 @@ def _quantization(plan: Plan) -> str:
         Linear={linear},
     ),{special}
 )
+# The model trains in float for `epoch` epochs; then its quantizers are calibrated, and training continues quantized.
 calibration = dict(epoch={plan.float_epochs}, num_batches={min(8, -(-plan.train_images // plan.batch))}{method})"""
 
 
@@ -242,25 +247,25 @@ def _schedule(plan: Plan) -> str:
 {lines})
 lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False, warmup="linear", warmup_iters={min(steps, 500)})
 total_epochs = {plan.epochs}
-checkpoint_config = dict(interval=1, max_keep_ckpts=2)
+checkpoint_config = dict(interval=1, max_keep_ckpts=2)  # keeps the last two checkpoints, and the best one
 seed = 0
 work_dir = {_value(plan.work_dir)}"""
 
 
 def _value(value: Any) -> str:
-    """A text, number, truth value or section as Python with double quotes."""
+    """Return a string, number, boolean or section as Python source with double quotes."""
     if isinstance(value, dict):
         return f"dict({', '.join(f'{key}={_value(inner)}' for key, inner in value.items())})"
     return _no_template(json_text(value, ensure_ascii=False)) if isinstance(value, str) else repr(value)
 
 
 def _no_template(text: str) -> str:
-    """The text of a string literal without `{{`, in which mmengine would put a variable's value."""
+    """Return a string literal's text without `{{`, which mmengine would replace by a variable's value."""
     return text.replace("{{", r"{\x7b")
 
 
 def _call(section: dict[str, Any], indent: int) -> str:
-    """`dict(…)` on one line where it fits."""
+    """Return `dict(…)`, on one line if it fits."""
     keys = [f"{key}={_value(value)}" for key, value in section.items()]
     line = f"dict({', '.join(keys)})"
     if indent + len("backbone=,") + len(line) <= WIDTH:
@@ -276,5 +281,5 @@ def _list(texts: Sequence[str]) -> str:
 
 
 def shell(*words: str) -> str:
-    """A command as it is typed."""
+    """Return a command as typed in a shell."""
     return shlex.join(words)

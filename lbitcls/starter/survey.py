@@ -1,4 +1,4 @@
-"""What a folder of images holds: parts, classes, and of each image whether it can be read, its size, its twins."""
+"""Survey of a folder of images: its parts and classes, and each image's size, readability and duplicates."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ PARTS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-_CHUNK = 64  # images between two looks at the clock, for each thread
+_CHUNK = 64  # images per thread between two checks of the time limit
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image of the folder.
+    """Image in the folder.
 
     Attributes:
-        name: its path below the folder, with `/`.
+        name: Path relative to the folder, with `/`.
         part: `train`, `val` or `test`.
-        kind: its class.
-        size: (width, height), or None where it was not read, or could not be.
-        digest: of its bytes; empty where it was not read.
-        error: why it cannot be used; empty: it can, as far as it was read.
+        kind: Class name.
+        size: (width, height) in pixels; None if the image was not read or is unreadable.
+        digest: Hash of the file's bytes; empty if it was not read.
+        error: Reason why the image is unusable; empty if none was found.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Image:
 
 @dataclass(frozen=True)
 class Survey:
-    """A folder of images.
+    """Content of a folder of images.
 
     Attributes:
-        root: the folder that holds the parts, or the class folders where there are no parts.
-        parts: the folder of each part that is there; empty: class folders alone.
-        classes: names of the classes, sorted: those of the training part with images.
-        images: all of them.
-        empty: class folders without images, below `root`.
-        checked: how many images were read.
+        root: Folder of the parts, or of the class folders if there are no parts.
+        parts: Folder of each existing part; empty if there are class folders only.
+        classes: Sorted names of the classes that have training images.
+        images: All images.
+        empty: Class folders without images, relative to `root`.
+        checked: Number of images that were read.
     """
 
     root: Path
@@ -71,15 +71,15 @@ class Survey:
     checked: int
 
     def counts(self, part: str) -> Counter[str]:
-        """The number of images of each class in a part, those that cannot be used left out."""
+        """Return the number of usable images of each class in a part."""
         return Counter(image.kind for image in self.images if image.part == part and not image.error)
 
     def unreadable(self) -> list[Image]:
-        """The images that cannot be used."""
+        """Return the unusable images."""
         return [image for image in self.images if image.error]
 
     def twins(self) -> list[list[Image]]:
-        """The groups of images with the same bytes."""
+        """Return the groups of images with identical bytes."""
         groups = defaultdict(list)
         for image in self.images:
             if image.digest and not image.error:
@@ -88,15 +88,16 @@ class Survey:
 
 
 def survey_folder(folder: str | Path, workers: int | None = None, time_limit: float = 120.0) -> Survey:
-    """Look at a folder of images: class folders, or `train` and `val` (and `test`) with class folders in them.
+    """Survey a folder of images: class folders, or `train` and `val` (and `test`) with class folders in them.
 
     Args:
-        folder: the folder; where it holds nothing but one folder of such folders, that one is looked at.
-        workers: threads that read images; None: one for each core.
-        time_limit: seconds after which no more images are read, in an order that mixes the classes.
+        folder: Folder to survey; if its only content is one folder of such folders, that one is surveyed instead.
+        workers: Number of threads that read images; None: one per core.
+        time_limit: Seconds after which no more images are read; the reading order mixes the classes.
 
     Raises:
-        DataError: it is missing, has fewer than two classes with images, or a part has a class that `train` has not.
+        DataError: The folder is missing or has fewer than two classes with images, or a part has a class that `train`
+            lacks.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -104,12 +105,12 @@ def survey_folder(folder: str | Path, workers: int | None = None, time_limit: fl
         raise DataError(f"there is no folder {root}{suggest(root.name, near)}")
     root = _innermost(root)
     if printable(root) != str(root):
-        raise DataError(f"the name of the folder {printable(root)} is not UTF-8, so no config can hold it; rename it.")
+        raise DataError(f"the folder name {printable(root)} is not UTF-8, so a config cannot contain it; rename it.")
     parts = _parts(root)
     found, empty = _listed(root, parts or {"train": root})
     if len({image.kind for image in found if image.part == "train"}) < 2:
         raise DataError(
-            f"{root} holds {_described(root)}; expected are two or more class folders with images in them, or train/ "
+            f"{root} contains {_described(root)}; expected two or more class folders with images in them, or train/ "
             "and val/ with such folders."
         )
     images, checked = _examined(root, found, workers or os.cpu_count() or 1, time_limit)
@@ -119,21 +120,21 @@ def survey_folder(folder: str | Path, workers: int | None = None, time_limit: fl
 
 
 def _innermost(root: Path) -> Path:
-    """`root`, or what it holds where that is one folder of folders, as archives often do."""
+    """Return `root`, or the folder of folders that is its only content, as in many archives."""
     while len(names := class_folders(root)) == 1 and len(class_folders(root / names[0])) > 0:
         root = root / names[0]
     return root
 
 
 def _parts(root: Path) -> dict[str, Path]:
-    """The folder of each part; none where no folder is called `train`."""
+    """Return the folder of each part; empty if no folder is called `train`."""
     by_name = {name.lower(): root / name for name in class_folders(root)}
     found = {part: by_name[name] for part, names in PARTS.items() for name in names[::-1] if name in by_name}
     return found if "train" in found else {}
 
 
 def _listed(root: Path, parts: dict[str, Path]) -> tuple[list[Image], list[str]]:
-    """The images of all parts, not read yet, and the class folders without any."""
+    """Return the images of all parts, not yet read, and the class folders without images."""
     images, empty = [], []
     for part, folder in parts.items():
         for kind, paths in images_of_classes(folder, class_folders(folder)).items():
@@ -148,7 +149,7 @@ def _listed(root: Path, parts: dict[str, Path]) -> tuple[list[Image], list[str]]
 
 
 def _bad_name(name: str) -> str:
-    """Why a list file cannot hold the name; empty: it can."""
+    """Return the reason why a list file cannot contain the name; empty if it can."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -157,7 +158,7 @@ def _bad_name(name: str) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path with escapes in the place of what is no UTF-8, which a terminal may refuse."""
+    """Return a path with escapes instead of bytes that are not UTF-8, which a terminal may refuse."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
@@ -168,7 +169,7 @@ def _described(root: Path) -> str:
 
 
 def _examined(root: Path, images: Sequence[Image], workers: int, time_limit: float) -> tuple[list[Image], int]:
-    """The images with what reading them told, and how many were read."""
+    """Return the images with the facts found by reading them, and the number of images read."""
     end = time.monotonic() + time_limit
     order = iter(np.random.default_rng(0).permutation(len(images)).tolist())
     examined, done = list(images), 0
@@ -178,7 +179,7 @@ def _examined(root: Path, images: Sequence[Image], workers: int, time_limit: flo
             while time.monotonic() < end and (chunk := list(islice(order, _CHUNK * workers))):
                 yield from zip(chunk, pool.map(lambda index: _read(root, images[index]), chunk), strict=True)
 
-        for index, image in track(read(), len(images), "reading the images"):
+        for index, image in track(read(), len(images), "reading images"):
             examined[index] = image
             done += 1
     return examined, done
@@ -201,23 +202,23 @@ def _read(root: Path, image: Image) -> Image:
 
 def _check_classes(images: Sequence[Image], classes: Sequence[str]) -> None:
     if len(classes) < 2:
-        raise DataError(f"only {len(classes)} of the classes have images that can be read; training needs two.")
+        raise DataError(f"classes with readable images: {len(classes)}; training needs two.")
     for image in images:
         if image.kind not in classes and image.part != "train" and not image.error:
             raise DataError(
-                f"{image.name} is of the class '{image.kind}', which has no images to train on"
+                f"{image.name} belongs to the class '{image.kind}', which has no training images"
                 f"{suggest(image.kind, classes)}"
             )
 
 
 def split_images(images: Sequence[Image], part: float) -> tuple[list[Image], list[Image]]:
-    """Images to train on and to validate with: the same on every machine, `part` of each class, twins together.
+    """Split images into training and validation images: the same on every machine, identical images together.
 
-    A class with a single image is trained on alone.
+    A class with a single image is used for training only.
 
     Args:
-        images: that can be used.
-        part: share to validate with, above 0 and below 1.
+        images: Usable images.
+        part: Validation fraction of each class, above 0 and below 1.
     """
     groups: dict[str, list[Image]] = defaultdict(list)
     for image in sorted(images, key=lambda image: image.name):

@@ -67,13 +67,13 @@ def test_mistakes(files: list[str], tmp_path: Path, capsys: Any) -> None:
     for arguments, message in (
         ([*files, "--engine", "onnxruntim"], "Did you mean 'onnxruntime'"),
         ([*files, "--precision", "f16"], "no precision 'f16'"),
-        ([*files, "--batch", "0"], "--batch takes numbers from 1"),
-        ([*files, "--batch", "1", str(10**12)], "--batch 1,000,000,000,000: the images alone would take 178,813.9 GiB"),
-        ([*files, "--batch", "-1"], "--batch takes numbers from 1"),
-        ([*files, "--threads", "0"], "threads is a number from 1 to 1024"),
-        ([*files, "--threads", str(10**20)], "threads is a number from 1 to 1024"),
-        ([*files, "--repeats", "-1"], "--repeats takes numbers from 1"),
-        ([*files, "--repeats", str(10**9)], "--repeats is at most 100,000"),
+        ([*files, "--batch", "0"], "--batch accepts integers ≥ 1"),
+        ([*files, "--batch", "1", str(10**12)], "--batch 1,000,000,000,000: the images alone would need 178,813.9 GiB"),
+        ([*files, "--batch", "-1"], "--batch accepts integers ≥ 1"),
+        ([*files, "--threads", "0"], "threads must be an integer from 1 to 1024"),
+        ([*files, "--threads", str(10**20)], "threads must be an integer from 1 to 1024"),
+        ([*files, "--repeats", "-1"], "--repeats accepts integers ≥ 1"),
+        ([*files, "--repeats", str(10**9)], "--repeats must be at most 100,000"),
         ([*files, "--json", str(tmp_path)], "--json must name a file"),
         ([*files, "--json", files[0]], "--json .*integer.onnx would replace a file"),
     ):
@@ -99,6 +99,6 @@ def test_what_is_no_onnx_model(content: bytes | str, name: str, tmp_path: Path, 
         torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, path)
     assert main(["benchmark", str(path), "--batch", "1", "--repeats", "1"]) == 1
     said = capsys.readouterr().err
-    assert f"{path} is no ONNX model" in said and "`lbitcls export`" in said and "rotobuf" not in said
+    assert f"{path} is not an ONNX model" in said and "`lbitcls export`" in said and "rotobuf" not in said
     remedy = f"lbitcls export CONFIG {path} --out" if path.suffix.startswith(".pt") else "Export the model again"
     assert remedy in said and "Traceback" not in said and len(said.strip().splitlines()) == 1

@@ -41,7 +41,7 @@ MODEL = dict(
 )
 
 
-PADDED = {"(no module)": "stays float: what is added is no module's output"}  # option A: padded with zeros
+PADDED = {"(no module)": "stays float: the added tensor is not a module's output"}  # option A: padded with zeros
 
 
 def transformer(method: str = "LSQ", bits: int = 4) -> dict[str, Any]:

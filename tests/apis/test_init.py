@@ -79,11 +79,11 @@ def test_folder_without_a_split(photos: Photos, capsys: Any) -> None:
     for part in (
         "Sizes: 48 to 48",
         "Imbalance: 'Bienen & Wespen' has",
-        "Without images, left out: nothing",
+        "Class folders without images, left out: nothing",
         "torn.jpg",
     ):
         assert part in said
-    assert "The same image twice: 1" in said and "Not of 蟻, with one image each" in said
+    assert "The same image twice: 1" in said and "Classes with one image are used for training only: 蟻" in said
     assert "cannot be downloaded" in said and "lbitcls train my_photos.py" in said
     cfg = read("my_photos.py")
     train, val = files_of(cfg, "train"), files_of(cfg, "val")
@@ -100,7 +100,7 @@ def test_a_config_is_not_overwritten(photos: Photos, capsys: Any) -> None:
     for path, out in (("p.py", None), ("c_val.txt", "c.py")):
         Path(path).write_text("mine")
         assert main(["init", "p", *(["--out", out] if out else [])]) == 2
-        assert f"{path} is there already" in capsys.readouterr().err
+        assert f"{path} already exists" in capsys.readouterr().err
         assert Path(path).read_text() == "mine"
     assert not Path("c.py").exists()
 
@@ -161,12 +161,12 @@ def test_time_limit(photos: Photos, capsys: Any) -> None:
         (["My Phots"], 1, "Did you mean 'My Photos'"),
         (["one"], 1, "two or more class folders"),
         (["torn"], 1, "training needs two"),
-        (["set"], 1, "is of the class '蟻', which has no images to train on"),
+        (["set"], 1, "belongs to the class '蟻', which has no training images"),
         (["My Photos", "--quantize", "lsq-4w4"], 2, "Did you mean 'lsq-4w4f'"),
         (["My Photos", "--backbone", "mobilenet_v4"], 2, "Did you mean 'mobilenet_v2'"),
         (["My Photos", "--out", "x.yaml"], 2, "a .py file"),
         (["My Photos", "--val", "1"], 2, "between 0 and 1"),
-        (["My Photos", "--workers", "0"], 2, "from 1"),
+        (["My Photos", "--workers", "0"], 2, "an integer ≥ 1"),
         (["My Photos", "--pretrained", "weights.pth"], 1, "there is no checkpoint weights.pth"),
         (["My Photos", "--pretrained", "torchvision://mobilenet_v2"], 1, "cannot be downloaded"),
     ],

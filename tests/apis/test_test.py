@@ -212,7 +212,7 @@ def test_files_that_do_not_fit_the_config(shipped: Any, tmp_path: Path, make_con
     with pytest.raises(ConfigError, match="the model has 4 classes"):
         classify(cfg, describe(path, tmp_path / "few.onnx", num_classes=4), threads=1)
     bigger = make_config(options={"data.test.pipeline": [dict(type="Resize", size=9), *PIPELINE]})
-    with pytest.raises(DataError, match=r"takes images \(N, 1, 8, 8\), got \(128, 1, 9, 9\)"):
+    with pytest.raises(DataError, match=r"expects images \(N, 1, 8, 8\); got \(128, 1, 9, 9\)"):
         classify(bigger, path, threads=1)
     capsys.readouterr()
     classify(cfg, describe(path, tmp_path / "other.onnx", pipeline=PIPELINE[1:]), threads=1)
@@ -240,7 +240,7 @@ def test_a_file_that_gives_no_logits(shipped: Any, tmp_path: Path) -> None:
 def test_images_that_are_not_finite(shipped: Any, make_config: Any) -> None:
     _, _, path = shipped
     broken = make_config(options={"data.test.pipeline": [dict(type="Normalize", mean=[0.3], std=[1e-45]), PIPELINE[1]]})
-    with pytest.raises(DataError, match=r"takes finite values, but images\[0\] holds NaN"):
+    with pytest.raises(DataError, match=r"expects finite values, but images\[0\] contains NaN"):
         classify(broken, path, threads=1)
 
 

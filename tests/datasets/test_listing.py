@@ -71,7 +71,7 @@ def test_class_folders_that_are_links(photos: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_only_a_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / "x").symlink_to(".")
-    with pytest.raises(DataError, match="holds no folders"):
+    with pytest.raises(DataError, match="contains no folders"):
         survey_folder(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Small ONNX files, and quantized models whose statistics and first values come from the package's digits."""
+"""Small ONNX files, and quantized models calibrated on the package's digits, with their BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MakeResNet = Callable[..., nn.Module]
 
 @pytest.fixture
 def info() -> ModelInfo:
-    """What a float model of images (3, 6, 5) says of itself."""
+    """Metadata of a float model for images (3, 6, 5)."""
     return ModelInfo(
         version="1.2.3",
         input_shape=(3, 6, 5),
@@ -37,13 +37,13 @@ def info() -> ModelInfo:
 
 @pytest.fixture
 def small_logits() -> Callable[[np.ndarray], np.ndarray]:
-    """What the files of `write_onnx` compute, in NumPy."""
+    """Function that computes in NumPy what the files of `write_onnx` compute."""
     return lambda images: np.maximum(np.einsum("nchw,oc->nohw", images, WEIGHT), 0).mean((2, 3))
 
 
 @pytest.fixture
 def write_onnx(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes a 1x1 convolution, ReLU and mean: images (N, 3, 6, 5) to logits (N, 4), or features."""
+    """Function that writes a 1x1 convolution, ReLU and mean: images (N, 3, 6, 5) to logits (N, 4), or features."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -86,7 +86,7 @@ def digits() -> Tensor:
 
 @pytest.fixture(scope="session")
 def make_resnet() -> MakeResNet:
-    """A function of a method's name, bits and further options: a quantized ResNet-8 in eval mode, not trained."""
+    """Function from a method's name, bits and options to a quantized, untrained ResNet-8 in eval mode."""
     images = _normalized("train")[:100]
 
     def make(method: str, bits: int = 4, fold_bn: bool = False, **options: object) -> nn.Module:
@@ -123,9 +123,9 @@ def _normalized(split: str) -> Tensor:
 
 @pytest.fixture
 def quantized() -> Callable[..., nn.Module]:
-    """A function of a network, a method, the bits of weights and inputs, and images: the network, quantized, in eval.
+    """Function that quantizes a network with a method, bits of weights and inputs, and images; returns it in eval mode.
 
-    BatchNorms get statistics as after a training, a third of their γ negative and one 0; options go to the entries.
+    BatchNorms get statistics as after training, a third of their γ negative and one 0; options go to the entries.
     """
 
     def make(
@@ -151,10 +151,10 @@ def quantized() -> Callable[..., nn.Module]:
 
 @pytest.fixture
 def exports(tmp_path: Path) -> Callable[..., Any]:
-    """A function that exports a model, and holds what both engines compute against the model in float64.
+    """Function that exports a model, and compares the results of both engines with the model in float64.
 
-    A value next to a rounding tie may fall on its other side in an engine; such a row of the batch may differ, but
-    no more than one in eight rows does.
+    A value next to a rounding tie may fall on the other side in an engine; such a row of the batch may differ, but at
+    most one row in eight does.
     """
     from lbitcls.deploy.export.onnx import export_onnx
     from lbitcls.deploy.runtime.engine import ENGINES, load, openvino_core
@@ -168,7 +168,7 @@ def exports(tmp_path: Path) -> Callable[..., Any]:
         assert expected.std() > 0
         results = {engine: load(report.path, engine, threads=1).predict(images.numpy()) for engine in ENGINES}
         free = openvino_core().compile_model(str(report.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        results["openvino, any batch size"] = free(images.numpy())[0]  # is optimized otherwise than a fixed size
+        results["openvino, any batch size"] = free(images.numpy())[0]  # optimized differently from a fixed size
         for engine, given in results.items():
             off = np.abs(given.reshape(expected.shape) - expected).max(1) > 2e-5 * np.abs(expected).max()
             assert off.sum() <= len(off) // 8, f"{engine}: {off.sum()} of {len(off)} rows differ"

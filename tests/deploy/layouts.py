@@ -1,4 +1,4 @@
-"""Structures of random networks that change the layout of a map, and endings from a map to logits (N, K)."""
+"""Structures for random networks that change the layout of a map, and endings from a map to logits (N, K)."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def clamped_by_a_parameter(draw: random.Random, c: int, h: int, w: int) -> nn.Mo
 
 @structure
 def names_of_operations(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    """Parameters with the names that the tracer gives to results."""
+    """Module whose parameters have the names that the tracer gives to results."""
     return Block(
         lambda s, x: (s.conv2d(x).relu() + s.add - x.mean((2, 3), keepdim=True) * s.mean) * s.mul + s.val_0,
         conv2d=plain(draw, c), add=torch.randn(1, c, 1, 1), mean=torch.randn(()), mul=torch.randn(1, 1, 1, w),
@@ -138,7 +138,7 @@ def names_of_operations(draw: random.Random, c: int, h: int, w: int) -> nn.Modul
 
 @structure
 def conditional_norm(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    """A BatchNorm whose γ is computed."""
+    """BatchNorm whose γ is computed."""
     block = Block(
         lambda s, x: F.batch_norm(s.conv(x), s.mean, s.var, 1 + s.scale.tanh(), s.bias).relu(),
         conv=plain(draw, c), scale=torch.randn(c), bias=torch.zeros(c),
@@ -150,7 +150,7 @@ def conditional_norm(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
 
 @structure
 def line(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    """A Conv1d over the columns, with a constant along either axis before its BatchNorm."""
+    """Conv1d over the columns, with a constant along either axis before its BatchNorm."""
     how, shapes = combine(draw), dict(length=(1, 1, w), raw=(w,), channel=(c, 1), both=(1, c, w), scalar=())
     return Block(
         lambda s, x: x * s.norm(how(s.conv(x.mean(2)), s.position)).sigmoid().unsqueeze(2),
@@ -161,7 +161,7 @@ def line(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
 
 @structure
 def tokens(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    """A Linear on (N, W, C) with a constant along either axis, and a BatchNorm over W or over C."""
+    """Linear on (N, W, C) with a constant along either axis, and a BatchNorm over W or over C."""
     how, over_tokens = combine(draw), draw.random() < 0.5
     shapes = dict(token=(1, w, 1), raw=(w, 1), feature=(c,), both=(1, w, c), scalar=(), feature3=(1, 1, c))
 
@@ -178,7 +178,7 @@ def tokens(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
 
 @structure
 def linear_on_axes(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    """A Linear over W of the map itself, then a BatchNorm of its channels."""
+    """Linear over W of the map itself, then a BatchNorm over its channels."""
     return Block(
         lambda s, x: s.norm(s.fc(x)).relu(), fc=nn.Linear(w, w, bias=draw.random() < 0.5), norm=nn.BatchNorm2d(c)
     )
@@ -186,7 +186,7 @@ def linear_on_axes(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
 
 @structure
 def mixer(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    """Linear layers over tokens and over features in turn, one of them called twice."""
+    """Linear layers over tokens and features in turn, one of them called twice."""
 
     def forward(s: Any, x: Tensor) -> Tensor:
         y = x.mean(3).transpose(1, 2)  # (N, H, C)
@@ -215,7 +215,7 @@ def attention(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
 
 @structure
 def learned_queries(draw: random.Random, c: int, h: int, w: int) -> nn.Module:
-    """A layer that is given a constant."""
+    """Layer whose input is a constant."""
 
     def forward(s: Any, x: Tensor) -> Tensor:
         weights = torch.softmax(s.embed(s.query) @ x.flatten(2), -1)  # (N, W, HW)

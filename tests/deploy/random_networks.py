@@ -34,7 +34,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class Network:
-    """A drawn network, and how it is quantized and exported."""
+    """Drawn network, with its quantization and export options."""
 
     seed: int
     structures: list[str]
@@ -58,7 +58,7 @@ class Network:
 
 
 def draw_network(seed: int) -> Network:
-    """The network of a seed; structures come round in turn, so that 50 seeds in a row hold each twice or more."""
+    """Return the network of a seed; structures take turns, so that 50 consecutive seeds contain each at least twice."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     shape = draw.choice([(3, 8, 8), (3, 8, 6), (3, 6, 8), (1, 9, 8)])
@@ -96,7 +96,7 @@ def _shape_after(parts: list[nn.Module], shape: tuple[int, int, int]) -> tuple[i
 
 
 def batch_of(network: Network, number: int, seed: int) -> Batch:
-    """Images around a prototype of each class, and their classes."""
+    """Return images around a prototype of each class, and their classes."""
     prototypes = torch.randn(CLASSES, *network.shape, generator=torch.Generator().manual_seed(network.seed + 1000))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, CLASSES, (number,), generator=generator)
@@ -105,7 +105,7 @@ def batch_of(network: Network, number: int, seed: int) -> Batch:
 
 
 def trained(network: Network) -> tuple[nn.Module, float]:
-    """The network, trained in float and then quantized, in eval; and its accuracy on what it was trained with."""
+    """Return the network, trained in float and then quantized, in eval mode, and its training accuracy."""
     draw = random.Random(network.seed + 1)
     data = batch_of(network, 256, 1)
     model = copy.deepcopy(network.model)
@@ -138,7 +138,7 @@ def _norms(model: nn.Module) -> list[Any]:
 
 
 def _train(model: nn.Module, data: Batch, steps: int, learning_rate: float) -> None:
-    """Adam; one channel of each BatchNorm but the last keeps γ = 0."""
+    """Train with Adam; one channel of each BatchNorm but the last keeps γ = 0."""
     model.train()
     optimizer, norms = torch.optim.Adam(model.parameters(), learning_rate), _norms(model)[:-1]
     for step in range(steps):
@@ -156,13 +156,13 @@ def _train(model: nn.Module, data: Batch, steps: int, learning_rate: float) -> N
 
 @dataclass
 class Outcome:
-    """What became of a network.
+    """Outcome for one network.
 
     Attributes:
-        accuracy: on what it was trained with.
-        refused: the message of a refusal.
-        faults: what is wrong, one line an engine.
-        decided: whether float32 and float64 agree so far that the engines' results can be judged by single images.
+        accuracy: Training accuracy.
+        refused: Message of a refusal.
+        faults: Faults, one line per engine.
+        decided: True if float32 and float64 agree closely enough to judge the engines by single images.
     """
 
     accuracy: float = 0.0
@@ -172,7 +172,7 @@ class Outcome:
 
 
 def run(network: Network, folder: Path, engines: tuple[str, ...] = ("onnxruntime", "openvino")) -> Outcome:
-    """Train, export and compare; whatever is raised but a refusal to export by a `ConfigError` goes on."""
+    """Train, export and compare; any exception but a refusal to export by a `ConfigError` propagates."""
     model, accuracy = trained(network)
     images = torch.cat([batch_of(network, 96, 2)[0], 0.7 * batch_of(network, 32, 3)[0]])
     if network.residuals:
@@ -184,7 +184,7 @@ def run(network: Network, folder: Path, engines: tuple[str, ...] = ("onnxruntime
     path = folder / f"{network.seed}.onnx"
     times = {name: 1.0 if name == network.container else 2.0 for name in ("int8", "uint8")}
     try:
-        with patch.object(cpu, "_latencies", return_value=times):  # which is faster differs from run to run
+        with patch.object(cpu, "_latencies", return_value=times):  # the faster one differs from run to run
             export_onnx(model, path, input_shape=network.shape, **network.export)
     except ConfigError as error:
         return Outcome(accuracy, refused=str(error))
@@ -206,15 +206,15 @@ def run(network: Network, folder: Path, engines: tuple[str, ...] = ("onnxruntime
 
 
 def _differing(given: np.ndarray, expected: np.ndarray, deviation: float) -> int:
-    """How many images have logits that differ visibly: a value of some layer went to the other side of a tie."""
+    """Return the number of images whose logits differ visibly: a value in some layer fell on a tie's other side."""
     return int((np.abs(given - expected).max(1) > 1e-4 * deviation).sum())
 
 
 def compare(given: np.ndarray, single: np.ndarray, double: np.ndarray) -> str:
-    """What is wrong with an engine's logits, beside those of the model in float32 and float64; nothing: ''.
+    """Return the fault of an engine's logits, compared with the model in float32 and float64; '' if there is none.
 
-    Rounding ties fall to either side with the order of additions; so a few images may differ, those are as many as
-    differ between float32 and float64, twice over, and one in 16.
+    Rounding ties fall to either side depending on the order of additions, so a few images may differ: twice as many as
+    differ between float32 and float64, plus one in 16.
     """
     deviation, number = single.std(), len(single)
     if not np.isfinite(given).all():
@@ -227,7 +227,7 @@ def compare(given: np.ndarray, single: np.ndarray, double: np.ndarray) -> str:
     clear = top[:, -1] - top[:, -2] > 0.5 * deviation
     changed = int((given.argmax(1) != single.argmax(1))[clear].sum())
     text = (
-        f"{differing} of {number} images differ ({allowed} may), by {mean:.2g} deviations in the mean ({bound:.2g} "
-        f"may), {changed} change their class clearly"
+        f"{differing} of {number} images differ ({allowed} may), by {mean:.2g} deviations on average ({bound:.2g} "
+        f"may), {changed} change class clearly"
     )
     return text if differing > allowed or mean > bound or changed > number // 64 else ""

@@ -1,6 +1,6 @@
-"""What random networks are made of: structures on maps (N, C, H, W); more are in `layouts`.
+"""Building blocks of random networks: structures on maps (N, C, H, W); more are in `layouts`.
 
-Many put a constant, or a change of layout, between a layer and its BatchNorm, where sizes of different axes coincide.
+Many insert a constant, or a change of layout, between a layer and its BatchNorm, with axes of coinciding sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ONNX_RUNTIME_ONLY = {"spatial_attention"}
 
 
 class Block(nn.Module):
-    """A function of its parts and an input; tensors become parameters."""
+    """Module that applies a function to its parts and an input; tensors become parameters."""
 
     def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def structure(make: Make) -> Make:
 
 
 def conv(draw: random.Random, c: int, out: int | None = None) -> nn.Conv2d:
-    """A convolution that keeps H and W."""
+    """Return a convolution that keeps H and W."""
     dilation, kernel = draw.choice([1, 1, 2]), draw.choice([(3, 3), (3, 3), (1, 1), (1, 3), (3, 1)])
     padding = tuple(dilation * (k // 2) for k in kernel)
     return nn.Conv2d(c, out or c, kernel, 1, padding, dilation, bias=draw.random() < 0.5)
@@ -60,7 +60,7 @@ def after(draw: random.Random, layer: nn.Module, channels: int) -> nn.Sequential
 
 
 def constant(draw: random.Random, c: int, h: int, w: int, shapes: dict[str, tuple[int, ...]] | None = None) -> Tensor:
-    """Values that broadcast against a map, along one axis or several."""
+    """Return values that broadcast against a map, along one or several axes."""
     shapes = shapes or dict(
         width=(1, 1, 1, w),
         height=(1, 1, h, 1),

@@ -1,4 +1,4 @@
-"""Timing: what is compared with what, in turns."""
+"""Timing: turns of the files, and the baseline that they are compared with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def files(write_onnx: Any, info: ModelInfo) -> list[str]:
-    """An exported model in integers and a float one, by what they say of themselves."""
+    """An integer and a float exported model, according to their metadata."""
     integer = dataclasses.replace(info, bits="W4A4", layers=[dict(name="fc")])
     return [str(write_onnx("float.onnx", info)), str(write_onnx("integer.onnx", integer))]
 
@@ -44,7 +44,7 @@ def test_a_row_for_each_batch_size_and_file(files: list[str], engine: str) -> No
 
 
 def test_ratios_and_statistics(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that is moved by hand: the integer one takes 1 ms, the float one 2, every third call 4 times that."""
+    """With a manual clock: the integer model takes 1 ms, the float model 2 ms, every third call 4 times as long."""
     now, calls = [0.0], dict.fromkeys(files, 0)
     order: list[str] = []
 
@@ -84,7 +84,7 @@ def test_the_baseline(files: list[str], write_onnx: Any) -> None:
 
 def test_bf16_beside(files: list[str]) -> None:
     if not can_bf16("openvino"):
-        pytest.skip("this CPU does not compute in bf16")
+        pytest.skip("this CPU does not support bf16")
     seen = time_models(files, threads=1, batches=(1,), repeats=1, bf16=True)
     assert [(t.file, t.precision) for t in seen.timings] == [
         (files[0], "f32"),
@@ -95,13 +95,13 @@ def test_bf16_beside(files: list[str]) -> None:
 
 
 def test_mistakes(files: list[str], write_onnx: Any) -> None:
-    with pytest.raises(ConfigError, match="--batch takes numbers from 1; got 0"):
+    with pytest.raises(ConfigError, match="--batch accepts integers ≥ 1; got 0"):
         time_models(files, batches=(0,))
-    with pytest.raises(ConfigError, match="--repeats takes"):
+    with pytest.raises(ConfigError, match="--repeats accepts integers ≥ 1"):
         time_models(files, repeats=0)
-    with pytest.raises(ConfigError, match=r"--batch 1,000,000,000: .*it is at most [\d,]+ images \(3, 6, 5\)"):
+    with pytest.raises(ConfigError, match=r"--batch 1,000,000,000: .*allows at most [\d,]+ images \(3, 6, 5\)"):
         time_models(files, batches=(1, 10**9), threads=1)
-    with pytest.raises(ConfigError, match="--repeats is at most 100,000"):
+    with pytest.raises(ConfigError, match="--repeats must be at most 100,000"):
         time_models(files, repeats=10**6)
     with pytest.raises(ConfigError, match="same images.*other"):
         time_models([*files, write_onnx("other.onnx", shape=["N", 3, 7, 7])], batches=(1,), threads=1)

@@ -1,4 +1,4 @@
-"""An integer backbone in an exported file: its integers as they are, the head behind it, what engines make of it."""
+"""Integer backbone in an exported model: its unchanged integers, the head behind it, the engines' results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A backbone of random weights whose BatchNorm saw the digits, to be quantized with them."""
+    """A backbone with random weights whose BatchNorm saw the digits, to be calibrated on them."""
     torch.manual_seed(0)
     backbone = build_backbone(FLOAT).train()
     images = dict(type="Digits", split="train", pipeline=[NORMALIZE])
@@ -73,7 +73,7 @@ def classifier(backbone: dict[str, Any], channels: int = 32, classes: int = 10) 
 
 
 def constants(path: Path) -> Counter[bytes]:
-    """Each constant that holds more than one number, by type, shape and bytes."""
+    """Return each constant with more than one number, by type, shape and bytes."""
     tensors = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
     return Counter(f"{a.dtype}{a.shape}".encode() + a.tobytes() for a in tensors if a.size > 1)
 
@@ -101,7 +101,7 @@ def test_the_graph_of_a_file_is_carried_over_as_it_is(file: Path, digits: Tensor
 
 
 def test_a_file_that_computes_otherwise_is_rejected(file: Path, digits: Tensor, tmp_path: Path) -> None:
-    """The anchor is the model as `test` runs it: a scale of the backbone that is off is found."""
+    """Verification compares with the model as `test` runs it, so it finds a wrong scale in the backbone."""
     model = classifier(dict(type="IntegerBackbone", model=str(file)))
     path = export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8)).path
     graph = Graph(onnx.load(path))
@@ -138,13 +138,13 @@ def test_its_size_counts_the_backbone(recipe: dict[str, Any], file: Path) -> Non
 def test_what_does_not_fit_the_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier(dict(type="IntegerBackbone", model=str(file)))
     for keys, message in (
-        (dict(opset=17), "has opset 21, which is above the 17 asked for; export the backbone again with opset 17"),
-        (dict(input_shape=(1, 9, 9)), r"takes images \(1, 8, 8\), but the test pipeline gives \(1, 9, 9\)"),
+        (dict(opset=17), "has opset 21, above the requested 17; export the backbone again with opset 17"),
+        (dict(input_shape=(1, 9, 9)), r"expects images \(1, 8, 8\), but the test pipeline returns \(1, 9, 9\)"),
         (dict(target="tensorrt"), "exported for cpu, not for tensorrt"),
     ):
         with pytest.raises(ConfigError, match=message):
             export_onnx(model, tmp_path / "model.onnx", **{"input_shape": (1, 8, 8), **keys})
-    with pytest.raises(ConfigError, match="residual_bits is for skip connections that are float yet"):
+    with pytest.raises(ConfigError, match="residual_bits quantizes float skip connections"):
         composed.refuse_residuals(model)
     monkeypatch.setattr(model.backbone, "digest", bytes(32))
     with pytest.raises(CheckpointError, match="has changed since the model was built"):
@@ -170,7 +170,7 @@ def test_the_whole_file_has_the_opset_of_the_backbones(opset: int, digits: Tenso
 
 
 def test_from_the_command_line(recipe: dict[str, Any], repo_root: Path, tmp_path: Path, capsys: Any) -> None:
-    """Train a head, export it with `--verify`, test the file; an engine runs it where there is no PyTorch."""
+    """Train a head, export it with `--verify`, test the exported model; an engine runs it without PyTorch."""
     data = dict(type="Digits", pipeline=[NORMALIZE])
     head = dict(type="LinearClsHead", num_classes=10, in_channels=32, topk=(1,))
     neck = dict(type="GlobalAveragePooling")
@@ -210,7 +210,7 @@ def test_from_the_command_line(recipe: dict[str, Any], repo_root: Path, tmp_path
     assert done.stdout.strip() == "(2, 10)", done.stderr
 
 
-# torchvision's quantized networks: calibrated and converted here, as nobody published them.
+# torchvision's quantized networks: calibrated and converted here, as no weights of theirs are published.
 
 NETWORKS = {
     "shufflenet_v2_x0_5": ("conv5", 1024),
@@ -222,7 +222,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`converted('resnet18')`: the state dict of a quantized network that saw random images, in a file."""
+    """`converted('resnet18')`: file with the state dict of a quantized network calibrated on random images."""
     import torchvision.models.quantization as quantized
     from torch.ao import quantization
 
@@ -263,7 +263,7 @@ def quantized_classifier(name: str, state: Path, cut: tuple[str, int] | None = N
 def test_published_integers_are_carried_over(
     name: str, cut: tuple[str, int] | None, converted: Any, tmp_path: Path
 ) -> None:
-    """Every integer and scale of a weight, every grid of a tensor; and the results are those of PyTorch's kernels."""
+    """All integers and scales of weights and all grids are kept, and results equal those of PyTorch's kernels."""
     model = quantized_classifier(name, converted(name), cut)
     path = export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 32, 32)).path
     network = model.backbone._network.module
@@ -282,7 +282,7 @@ def test_published_integers_are_carried_over(
     nodes = [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
     found = {(float(graph.array(n.input[1])), int(graph.array(n.input[2]))) for n in nodes}  # type: ignore[arg-type]
     assert all(graph.array(n.input[2]).dtype == np.uint8 for n in nodes)  # type: ignore[union-attr]
-    assert len(found - grids) <= len(found) // 10  # those of operations that are no modules: averages, gates
+    assert len(found - grids) <= len(found) // 10  # grids of operations that are not modules: averages, gates
     result = verify(model, path, [torch.rand(100, 3, 32, 32)])
     assert result.judged and result.passed, result.reasons
 
@@ -290,7 +290,7 @@ def test_published_integers_are_carried_over(
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.slow
 def test_sums_of_tensors_on_grids(converted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO leaves a quantization out before a sum where nothing keeps it; what is exported keeps it."""
+    """OpenVINO omits a quantization before a sum unless something keeps it; the exported model keeps it."""
     backbone = dict(type="TorchvisionQuantizedBackbone", name="mobilenet_v2", out_layer="features.3")
     model = classifier(dict(backbone, pretrained=str(converted("mobilenet_v2"))), 24, 2)
     images = torch.rand(4, 3, 32, 32)
@@ -310,7 +310,7 @@ def test_sums_of_tensors_on_grids(converted: Any, tmp_path: Path, monkeypatch: p
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_a_quantized_network_with_an_operation_of_no_form(converted: Any, tmp_path: Path) -> None:
     model = quantized_classifier("mobilenet_v2", converted("mobilenet_v2"), ("features.2", 24))
-    with pytest.raises(ConfigError, match="have zero points, which tensorrt does not take"):
+    with pytest.raises(ConfigError, match="have zero points, which tensorrt does not support"):
         export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), target="tensorrt")
 
     class Unknown(nn.Identity):

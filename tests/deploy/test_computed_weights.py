@@ -1,4 +1,4 @@
-"""Weights that something computes around a layer: the exported one is what a forward pass in eval uses, or refused."""
+"""Weights computed outside of their layer: the exported weight is the one of a forward pass in eval, or refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Change = Callable[[nn.Module], Any]
 
 
 class Standardised(nn.Module):
-    """Weight standardisation, as a parametrization."""
+    """Weight standardization, as a parametrization."""
 
     def forward(self, weight: Tensor) -> Tensor:
         flat = weight.flatten(1)
@@ -88,7 +88,7 @@ class Net(nn.Module):
 
 
 def make(change: Change, first: bool = True, **options: Any) -> Any:
-    """The network, whose layers `change` alters before they are quantized (`first`) or after."""
+    """Return the network, whose layers `change` alters before quantization (`first`) or after."""
     entry = dict(num_bit_w=8, num_bit_a=8, **options)
     policy = dict(Conv2d=dict(type="LSQConv", **entry), Linear=dict(type="LSQLinear", **entry))
     transform = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))
@@ -110,7 +110,7 @@ def data(number: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, steps: int = 25) -> ModelEMA:
-    """The averaged model; `model` has been trained since."""
+    """Return the averaged model; `model` has been trained further since."""
     calibrate(model, [data(64, 1)[0]])
     average, optimizer = ModelEMA(model, 0.5), torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(steps):
@@ -136,7 +136,7 @@ def test_all_that_computes_weights(mechanism: str, first: bool, per_channel: boo
 
 
 def assert_exports(mechanism: str, first: bool, per_channel: bool, tmp_path: Path) -> None:
-    """A checkpoint of a trained, averaged model is loaded, exported with no forward pass before it, and verified."""
+    """Load a checkpoint of a trained, averaged model, export it without a forward pass before, and verify it."""
     torch.manual_seed(0)
     options = dict(per_channel=per_channel)
     trained = make(MECHANISMS[mechanism], first, **options)
@@ -155,7 +155,7 @@ def assert_exports(mechanism: str, first: bool, per_channel: bool, tmp_path: Pat
     assert [row.name for row in found.rows] == ["integer", "openvino", "onnxruntime"] and found.float_layers == {}
     with torch.no_grad():
         expected = average.eval()(images)
-        assert torch.equal(model.eval()(images), expected)  # which verify compared the file with
+        assert torch.equal(model.eval()(images), expected)  # with which `verify` compared the file
         assert (expected.argmax(1) == labels).float().mean() > 0.6
         assert (reference_model(model, torch.float64)(images.double()) - expected).abs().mean() < 0.02 * expected.std()
 
@@ -173,7 +173,7 @@ def test_a_plain_copy_computes_the_same_and_leaves_the_model_alone(mechanism: st
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
         assert torch.allclose(plain(images), model.eval()(images), atol=1e-5)
-    model.train()(images).sum().backward()  # what computes its weights is still there
+    model.train()(images).sum().backward()  # the computation of its weights is still there
     float_layer = model.conv.to_float()
     assert not isinstance(float_layer, QuantLayer) and torch.isfinite(float_layer.eval()(torch.rand(1, 8, 4, 4))).all()
 
@@ -198,7 +198,7 @@ def test_layers_that_share_a_weight(tmp_path: Path) -> None:
     assert verify(model, tmp_path / "model.onnx", data(200, 2)[0].split(100), threads=1).passed
 
 
-# What cannot be exported is refused by its name
+# Layers that cannot be exported are refused by name
 
 
 def set_by_hook(layer: Any) -> None:
@@ -275,7 +275,7 @@ def test_what_cannot_be_copied_is_named() -> None:
             copied(model)
 
 
-# What a copy would compute otherwise is refused, since a copy is what is exported
+# A model is refused if its copy computes something else, since the copy is exported
 
 
 def only_on_the_original(layer: Any) -> None:
@@ -297,13 +297,13 @@ def test_a_hook_that_keeps_to_the_original_is_refused(change: Change, quantized:
     model = make(lambda layer: None)
     calibrate(model, [data(64, 1)[0]])
     change(model.conv if quantized else model.norm)
-    with pytest.raises(ConfigError, match="a copy of Net, which is what is exported, gives other outputs"):
+    with pytest.raises(ConfigError, match="the export copies Net, and the copy gives different outputs"):
         export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert not list(tmp_path.iterdir())
 
 
 class AlsoReads(Net):
-    """Calls its classifier, and reads its weight besides."""
+    """Network that calls its classifier and also reads its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + F.linear(x.flatten(1)[:, :32], F.normalize(self.fc.weight))

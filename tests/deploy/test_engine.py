@@ -1,4 +1,4 @@
-"""The engines: equal outputs, any batch size, no PyTorch, and what a mistake is answered."""
+"""Engines: equal outputs, any batch size, no PyTorch, and messages for mistakes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_threads_may_share_an_engine(engine: str, write_onnx: Any, small_logits:
 
 
 def test_signals_after_engines_came_and_went(engine: str, write_onnx: Any, repo_root: Path) -> None:
-    """OpenVINO gives the thread a stack for signals, which must not be a freed one."""
+    """OpenVINO gives the thread a signal stack, which must not be freed memory."""
     code = f"""
 import gc, os, signal
 import numpy as np
@@ -121,12 +121,12 @@ def test_no_torch(engine: str, write_onnx: Any, info: ModelInfo, repo_root: Path
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.zeros((3, 6, 5), np.float32), r"takes images \(N, 3, 6, 5\), got \(3, 6, 5\)"),
+        (np.zeros((3, 6, 5), np.float32), r"expects images \(N, 3, 6, 5\); got \(3, 6, 5\)"),
         (np.zeros((2, 1, 6, 5), np.float32), r"got \(2, 1, 6, 5\)"),
         (np.zeros((0, 3, 6, 5), np.float32), r"got \(0, 3, 6, 5\)"),
-        (np.zeros((2, 3, 6, 5), np.uint8), "float32 images that went through the test pipeline, got uint8"),
+        (np.zeros((2, 3, 6, 5), np.uint8), "expects float32 images from the test pipeline; got uint8"),
         (np.zeros((2, 3, 6, 5)), "got float64"),
-        ([[1.0]], "a NumPy array, got list"),
+        ([[1.0]], "a NumPy array; got list"),
     ],
 )
 def test_wrong_images(engine: str, write_onnx: Any, given: Any, message: str) -> None:
@@ -139,7 +139,7 @@ def test_images_that_are_not_finite(engine: str, value: float, write_onnx: Any) 
     opened = load(write_onnx(), engine=engine, threads=1)
     given = images(5)
     given[[2, 4], 1, 3, 0] = value
-    with pytest.raises(DataError, match=r"model\.onnx takes finite values, but images\[2\] holds NaN or infinite"):
+    with pytest.raises(DataError, match=r"model\.onnx expects finite values, but images\[2\] contains NaN or infinite"):
         opened.predict(given)
     assert np.shape(opened.predict(given[:2])) == (2, 4)
 
@@ -147,7 +147,7 @@ def test_images_that_are_not_finite(engine: str, value: float, write_onnx: Any) 
 def test_a_fixed_batch_size_is_kept_to(engine: str, write_onnx: Any) -> None:
     opened = load(write_onnx(batch=2), engine=engine, threads=1)
     assert opened.predict(images(2)).shape == (2, 4)
-    with pytest.raises(DataError, match=r"\(2, 3, 6, 5\), got \(3, 3, 6, 5\)"):
+    with pytest.raises(DataError, match=r"\(2, 3, 6, 5\); got \(3, 3, 6, 5\)"):
         opened.predict(images(3))
 
 
@@ -165,17 +165,17 @@ def test_mistakes(engine: str, write_onnx: Any, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ConfigError, match="no precision 'fp32'. Did you mean 'f32'"):
         load(path, engine=engine, precision="fp32")
     for threads in (0, True, 1025):
-        with pytest.raises(ConfigError, match="threads is a number from 1 to 1024"):
+        with pytest.raises(ConfigError, match="threads must be an integer from 1 to 1024"):
             load(path, engine=engine, threads=threads)
     with pytest.raises(CheckpointError, match=r"Did you mean 'model\.onnx'"):
         load(tmp_path / "mode.onnx", engine=engine)
     (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(CheckpointError, match=r"weights\.pth"):
         load(tmp_path / "weights.pth", engine=engine)
-    with pytest.raises(CheckpointError, match="is no image model"):
+    with pytest.raises(CheckpointError, match="is not an image model"):
         load(write_onnx("flat.onnx", shape=["N", 30]), engine=engine)
     monkeypatch.setitem(sys.modules, engine, None)
-    with pytest.raises(DependencyError, match=rf"{engine} is needed.*pip install lbitcls\[deploy\]"):
+    with pytest.raises(DependencyError, match=rf"{engine} is required.*pip install lbitcls\[deploy\]"):
         load(path, engine=engine)
 
 
@@ -198,12 +198,12 @@ def test_images_of_another_kind_than_float32(engine: str, write_onnx: Any) -> No
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
     onnx.save(model, path)
-    with pytest.raises(CheckpointError, match="takes uint8 images"):
+    with pytest.raises(CheckpointError, match="expects uint8 images"):
         load(path, engine=engine, threads=1)
 
 
 def test_a_batch_that_the_graph_does_not_take(engine: str, write_onnx: Any, capfd: Any) -> None:
-    """A free N, and a Reshape inside that has one image in mind."""
+    """N is free, but a Reshape inside assumes one image."""
     import onnx
 
     path = write_onnx()
@@ -219,14 +219,14 @@ def test_a_batch_that_the_graph_does_not_take(engine: str, write_onnx: Any, capf
 
 
 def test_bfloat16(engine: str, write_onnx: Any, small_logits: Any) -> None:
-    """Only OpenVINO has it, and only on CPUs that have it."""
+    """Only OpenVINO supports it, and only on CPUs that do."""
     if engine == "onnxruntime":
         with pytest.raises(ConfigError, match="engine='openvino'"):
             load(write_onnx(), engine=engine, precision="bf16")
         return
 
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        with pytest.raises(ConfigError, match="does not compute in bf16"):
+        with pytest.raises(ConfigError, match="does not support bf16"):
             load(write_onnx(), precision="bf16")
         return
     logits = load(write_onnx(), threads=1, precision="bf16").predict(images(4))

@@ -1,4 +1,4 @@
-"""The exported model is what was trained: its predictions and accuracy, in both engines, beside the checkpoint's."""
+"""The exported model is the trained one: its predictions and accuracy in both engines equal the checkpoint's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lbitcls.workflows.training import train_classifier
 
 
 def as_pytorch_trains(model: nn.Module) -> nn.Module:
-    """Quantized as by `get_default_qat_qconfig('x86')`: 8 bits, inputs 0-127, ConvBn folded, weights per channel."""
+    """Return a config as by `get_default_qat_qconfig('x86')`: 8 bits, inputs 0-127, ConvBn folded, per-channel."""
     options = dict(num_bit_w=8, num_bit_a=8, per_channel=True, reduce_range=True)
     policy = dict(Conv2d=dict(type="TorchQATConv", **options), Linear=dict(type="TorchQATLinear", **options))
     return build_mtransformer(dict(type="ModelTransformer", quan_policy=policy, fold_bn=True))(model)
@@ -48,7 +48,7 @@ def test_the_published_conv_bn_relu(tmp_path: Path) -> None:
 
 
 def trained_on_digits() -> nn.Module:
-    """Three Conv-BN-ReLU and a classifier, trained for three epochs from the first step in 8 bits."""
+    """Three Conv-BN-ReLU blocks and a classifier, trained for three epochs, in 8 bits from the first iteration."""
     layers: list[nn.Module] = []
     for channels, width, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 2)):
         layers += [nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.ReLU()]
@@ -84,7 +84,7 @@ def test_conv_bn_relu_trained_on_digits_predicts_the_same(tmp_path: Path) -> Non
 
 
 def assert_faithful(cfg: Config, folder: Path, input_shape: tuple[int, int, int], **data: Any) -> None:
-    """Train as `cfg` says; the file's accuracy is the checkpoint's, within one image or 0.1 point."""
+    """Train by `cfg`; the exported model has the checkpoint's accuracy, within one image or 0.1 points."""
     cfg.work_dir = str(folder / "run")
     checkpoint, path = train_classifier(cfg, **data)["checkpoint"], folder / "model.onnx"
     settings = read_settings(cfg)
@@ -103,7 +103,7 @@ def assert_faithful(cfg: Config, folder: Path, input_shape: tuple[int, int, int]
 @pytest.mark.timeout(1500)
 def test_the_quickstarts_model(repo_root: Path, tmp_path: Path) -> None:
     cfg = Config.fromfile(repo_root / "configs/quickstart/digits_lsq_4w4f.py")
-    cfg.pop("export", None)  # its own export comes at the end of the run
+    cfg.pop("export", None)  # the config's own export, at the end of the run
     assert_faithful(cfg, tmp_path, (1, 8, 8))
 
 

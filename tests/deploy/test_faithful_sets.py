@@ -1,7 +1,7 @@
-"""Real data sets: the exported model has the checkpoint's accuracy, in both engines, within 0.1 point or one image.
+"""Real data sets: the exported model has the checkpoint's accuracy, in both engines, within 0.1 points or one image.
 
-Models of 8 bits are calibrated, those of 4 bits are trained for a moment; what is compared is the file with the
-checkpoint, so a low accuracy would do, but each has to be well above chance.
+8-bit models are calibrated, 4-bit models are trained briefly. The exported model is compared with the checkpoint, so
+any accuracy would do, but each must be well above chance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def policy(bits: int, ends: dict[str, str] | None = None) -> dict[str, Any]:
-    """LSQ with weights per channel; `ends` are layers, by their names, and their kinds, that have 8 bits."""
+    """Return LSQ with per-channel weights; `ends` maps the names of the layers with 8 bits to their kinds."""
 
     def entry(kind: str, bits: int) -> dict[str, Any]:
         return dict(type=f"LSQ{kind}", num_bit_w=bits, num_bit_a=bits, per_channel=True)
@@ -37,7 +37,7 @@ def policy(bits: int, ends: dict[str, str] | None = None) -> dict[str, Any]:
 
 
 def assert_faithful(cfg: Config, checkpoint: Any, folder: Path, root: Path, images: int, above: float) -> None:
-    """The file's accuracy on `images` test images is the checkpoint's, within 0.1 point or one image."""
+    """Check that the exported model has the checkpoint's accuracy on `images` test images (0.1 points or one image)."""
     path, data = folder / "model.onnx", dict(data_root=str(root))
     report = export_checkpoint(cfg, checkpoint, path, **data)
     assert report.info.bits != "float"
@@ -62,11 +62,11 @@ def test_a_calibrated_lenet_on_mnist(repo_root: Path, work_dir: Path, shared_dat
 
 @pytest.fixture
 def resnet20(repo_root: Path, work_dir: Path, shared_data: Path) -> tuple[Config, Path]:
-    """The config of CIFAR-10 with 2,000 test images, 2,560 to train and 200 to calibrate, and the published weights."""
+    """Return a CIFAR-10 config with 2,000 test, 2,560 training and 200 calibration images, and published weights."""
     checkpoint = work_dir / "published.pth"
     convert_checkpoint(shared_data / "weights/resnet20-12fca82f.th", checkpoint)
     cfg = Config.fromfile(repo_root / "configs/cifar10/resnet20.py")
-    cfg.data.test.pipeline.insert(1, dict(type="Resize", size=(32, 32)))  # an export has to know the size
+    cfg.data.test.pipeline.insert(1, dict(type="Resize", size=(32, 32)))  # the export needs the size
     cfg.data.test.indices = list(range(0, 10_000, 5))
     cfg.data.calibration = dict(cfg.data.test, data_prefix="cifar10_jpg/train", indices=list(range(0, 50_000, 250)))
     cfg.data.train.indices = list(range(0, 50_000, 20))
@@ -102,7 +102,7 @@ PHOTOS = [
 
 
 def ants_and_bees(backbone: dict[str, Any], head: dict[str, Any], work_dir: Path, **rest: Any) -> Config:
-    """A classifier that starts from ImageNet's weights."""
+    """Return a classifier initialized from ImageNet weights."""
     sets = {split: dict(type="Hymenoptera", split=split, pipeline=PHOTOS) for split in ("train", "val")}
     neck = dict(type="GlobalAveragePooling") if head["type"] == "LinearClsHead" else None
     return Config(
@@ -120,7 +120,7 @@ def ants_and_bees(backbone: dict[str, Any], head: dict[str, Any], work_dir: Path
 
 
 def test_a_calibrated_mobilenet_on_ants_and_bees(work_dir: Path, shared_data: Path) -> None:
-    """The head alone is trained, in float, on features that are computed once."""
+    """Only the head is trained, in float, on features computed once."""
     weights, data_root = shared_data / "weights/mobilenet_v2_tf2_int8deq_flipw.pth", str(shared_data)
     cfg = ants_and_bees(
         dict(type="MobileNetV2", frozen=True, pretrained=str(weights)),
@@ -138,7 +138,7 @@ def test_a_calibrated_mobilenet_on_ants_and_bees(work_dir: Path, shared_data: Pa
 
 
 def test_a_4_bit_squeezenet_on_ants_and_bees(work_dir: Path, shared_data: Path) -> None:
-    """All of it is trained with 4 bits."""
+    """The whole model is trained at 4 bits."""
     weights = shared_data / "weights/squeezenet1_1_caffe_fp16.pth"
     cfg = ants_and_bees(
         dict(type="SqueezeNet", version="1_1", pretrained=str(weights)),
@@ -163,7 +163,7 @@ def test_a_4_bit_squeezenet_on_ants_and_bees(work_dir: Path, shared_data: Path) 
 def test_calibrated_models_on_imagenet(
     config: str, weights: str, above: float, repo_root: Path, work_dir: Path, shared_data: Path
 ) -> None:
-    """200 images to calibrate on and 200 others to test."""
+    """200 calibration images and 200 other test images."""
     cfg = Config.fromfile(repo_root / f"configs/calibration/{config}.py")
     cfg.data.test.indices = list(range(2, 1000, 5))
     calibrated = work_dir / "calibrated.pth"

@@ -1,4 +1,4 @@
-"""BatchNorm goes into scales and bias exactly; signs go into the integers where they fit."""
+"""BatchNorm is folded into scales and bias exactly; signs move into the integers if they fit."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_folded_norms(quantized: Quantized, exports: Exports) -> None:
     assert report.norms_left == []
     graph = graph_of(report)
     own = float(model[0].weight_quantizer.qparams().scale)
-    np.testing.assert_allclose(scales(graph)[0][1:], own, rtol=1e-6)  # γ/σ was divided out, and comes back
+    np.testing.assert_allclose(scales(graph)[0][1:], own, rtol=1e-6)  # γ/σ was divided out and is restored
 
 
 def test_a_layer_that_is_called_twice_with_different_norms(quantized: Quantized, exports: Exports) -> None:
@@ -100,7 +100,7 @@ def test_norms_that_no_layer_precedes_stay(quantized: Quantized, exports: Export
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(torch.relu(self.norm(x)))
-            return y + self.after(y)  # the result is used beside its norm
+            return y + self.after(y)  # the result is also used without the norm
 
     report = exports(quantized(PreActivation(), "LSQ", 4, 4, images()), images())
     assert report.norms_left == ["norm/BatchNormalization", "after/BatchNormalization"]
@@ -127,7 +127,7 @@ def test_editing() -> None:
 
 
 def made_of(nodes: list[Any], constants: dict[str, np.ndarray], output: str = "y") -> Graph:
-    """A graph from `x` to `output`."""
+    """Return a graph from `x` to `output`."""
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT
     values = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
     ends = [helper.make_tensor_value_info(name, floats, None) for name in ("x", output)]
@@ -135,7 +135,7 @@ def made_of(nodes: list[Any], constants: dict[str, np.ndarray], output: str = "y
 
 
 def test_parameters_with_the_names_of_results() -> None:
-    """A model's buffer `mean` and the mean that it computes; a parameter `x`, as the input is called; and `y`."""
+    """Model with a buffer `mean` and a computed mean, a parameter `x` named like the input, and a parameter `y`."""
     make = onnx.helper.make_node
     nodes = [make("ReduceMean", ["x"], ["mean"]), make("Sub", ["mean", "traced.mean"], ["sub"])]
     nodes += [make("Mul", ["sub", "traced.x"], ["mul"]), make("Add", ["mul", "traced.y"], ["y"])]
@@ -149,7 +149,7 @@ def test_parameters_with_the_names_of_results() -> None:
 
 
 def test_node_names_are_given_once() -> None:
-    """A layer that is called twice, beside one that is named as its second call would be."""
+    """Model with a layer that is called twice, and a layer with the name that the second call would get."""
     scope = {"pkg.torch.onnx.name_scopes": "['', 'traced', 'traced.{}', 'conv2d']"}
     nodes = [onnx.helper.make_node("Conv", ["x", "w"], [output]) for output in ("a", "b", "y")]
     for node, name in zip(nodes, ("conv", "conv", "conv_2"), strict=True):
@@ -167,7 +167,7 @@ CODES = {"codes": np.ones((2, 2), np.int8), "scale": np.ones(2, np.float32), "ze
 
 
 def test_uses_of_a_weight_share_nothing() -> None:
-    """One transposed weight for two layers, whose scales are also a factor of the model's."""
+    """One transposed weight serves two layers, and its scales are also a factor in the model."""
     make = onnx.helper.make_node
     nodes = [dequantized(), make("Transpose", ["w"], ["t"], name="t"), make("MatMul", ["x", "t"], ["a"], name="fc")]
     nodes += [make("Mul", ["a", "scale"], ["b"], name="m"), make("MatMul", ["b", "t"], ["y"], name="fc_2")]
@@ -178,7 +178,7 @@ def test_uses_of_a_weight_share_nothing() -> None:
     assert {node.name for node in operations if node is not None} == {"fc", "fc_2"} and len(weights) == 2
     constants = [name for node in graph.nodes if node.op_type != "MatMul" for name in node.input if name in CODES]
     assert len({name for weight in weights for name in weight.input}) == 6
-    assert sorted(constants).count("scale") == 1  # the Mul's alone
+    assert sorted(constants).count("scale") == 1  # only the Mul's
     assert len({node.name for node in graph.nodes}) == len(graph.nodes)
 
 
@@ -189,7 +189,7 @@ def test_integers_that_are_a_layers_input_are_no_weight() -> None:
 
 @pytest.mark.parametrize("bounds", [["", "high"], ["low"], ["low", "computed"]])
 def test_bounds_that_are_left_out_or_computed(bounds: list[str]) -> None:
-    """The second of two quantizations on one grid goes where the bounds are the same, known or not."""
+    """The second of two quantizations on one grid is removed if the bounds are equal, known or not."""
     make, grid = onnx.helper.make_node, ["s", "z"]
     nodes = [make("ReduceMax", ["x"], ["computed"])]
     for source, number in (("x", "1"), ("d1", "2")):
@@ -221,12 +221,12 @@ def test_branches_are_refused() -> None:
     value = helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
     branch = helper.make_graph([helper.make_node("Neg", ["x"], ["z"])], "b", [], [value])
     node = helper.make_node("If", ["c"], ["y"], name="block/If", then_branch=branch, else_branch=branch)
-    with pytest.raises(ConfigError, match=r"branches while it runs \(block/If"):
+    with pytest.raises(ConfigError, match=r"branches at run time \(block/If"):
         check_flat(made_of([node], {"c": np.array(True)}))
 
 
 class Attention(nn.Module):
-    """Patches, a layer of self-attention, a linear layer; as torch makes them, the projections' biases are 0."""
+    """Patches, a self-attention layer and a linear layer; as torch initializes them, the projections' biases are 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class Attention(nn.Module):
 
 
 def test_attention(quantized: Quantized, exports: Exports) -> None:
-    """The traced graph calls constants and tensors alike view, view_2, …; what is added to it takes no name twice."""
+    """The traced graph names both constants and tensors view, view_2, …; additions never reuse a name."""
     graph = graph_of(exports(quantized(Attention(), "LSQ", 4, 4, images()), images()))
     made = [output for node in graph.nodes for output in node.output]
     assert len({*made, *graph.constants}) == len(made) + len(graph.constants)
@@ -257,7 +257,7 @@ def test_new_names_are_free(quantized: Quantized, exports: Exports) -> None:
 
 
 class Pooled(nn.Module):
-    """Pools of which one result is quantized, after another pool, and of one an addition takes the result as well."""
+    """Network with pools: one result is quantized, after another pool; an addition also uses one result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ def test_integers_are_pooled(
 
 
 class Attended(nn.Module):
-    """Attention over places or channels, whose maximum reaches a quantized layer by way of something else."""
+    """Attention over positions or channels, whose maximum reaches a quantized layer through other operations."""
 
     def __init__(self, kind: str, reduce: str, axes: tuple[int, ...]) -> None:
         super().__init__()
@@ -318,7 +318,7 @@ class Attended(nn.Module):
 
 @pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 4 == 1 else pytest.mark.slow) for n in range(16)])
 def test_what_a_maximum_is_joined_with(quantized: Quantized, exports: Exports, number: int) -> None:
-    """OpenVINO joins a maximum of floats with what follows, up to a quantization, whose integers are then wrong."""
+    """OpenVINO fuses a maximum of floats with the next operations, up to a quantization with then wrong integers."""
     kinds = ("joined", "joined with itself", "shifted", "scaled", "added", "squashed", "turned", "used twice")
     reduce, axes = [("amax", (1,)), ("amax", (2, 3)), ("pool", (2, 3)), ("amin", (1,))][(number + number // 8) % 4]
     torch.manual_seed(number)
@@ -332,7 +332,7 @@ def test_what_a_maximum_is_joined_with(quantized: Quantized, exports: Exports, n
 
 
 class Extreme(nn.Module):
-    """A maximum or minimum over each channel, then a quantized layer."""
+    """Maximum or minimum over each channel, then a quantized layer."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -355,7 +355,7 @@ class Extreme(nn.Module):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", ["amax", "amin", "kept", "relu", "signed"])
 def test_maxima_are_of_integers(quantized: Quantized, exports: Exports, kind: str, bits: int) -> None:
-    """OpenVINO quantizes wrongly right after a maximum of floats."""
+    """OpenVINO quantizes incorrectly right after a maximum of floats."""
     graph = graph_of(exports(quantized(Extreme(kind), "LSQ", bits, bits, images()), images()))
     (pool,) = [node for node in graph.nodes if node.op_type in POOLS]
     before = graph.producer(pool.input[0])

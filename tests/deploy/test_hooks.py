@@ -1,4 +1,4 @@
-"""Hooks that ask what kind of module they run on: the exported model does what they do, or is refused."""
+"""Hooks that check the class of their module: the exported model does what they do, or the export is refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def changes_inputs(asks: Callable[[Any], bool]) -> Callable[..., Any]:
 
 @contextmanager
 def hooked(model: nn.Module, asks: Callable[[Any], bool], everywhere: bool, inputs: bool) -> Iterator[None]:
-    """A hook on all modules there are (`everywhere`), or on each of the model's."""
+    """Register a global hook (`everywhere`), or a hook on each module of the model."""
     handles: list[Any] = []
     if everywhere:
         handles += [
@@ -96,7 +96,7 @@ def test_a_lowered_layer_is_of_the_kind_that_hooks_ask_for(
 
 @pytest.mark.parametrize("number, kind", list(enumerate(("the float class", "the very type", "its quantizer"))))
 def test_a_hook_that_asks_for_the_kind_of_layer(quantized: Quantized, number: int, kind: str, tmp_path: Path) -> None:
-    """It acts in the exported model, on the same layers, whether it is a layer's or that of all modules."""
+    """A hook acts on the same layers in the exported model, whether it is a layer's hook or a global one."""
     model, x = quantized(net(), "LSQ", 4, 4, images(32)), images()
     path = tmp_path / "model.onnx"
     with hooked(model, KINDS[kind], everywhere=number % 2 == 0, inputs=number % 3 == 0), torch.no_grad():
@@ -108,7 +108,7 @@ def test_a_hook_that_asks_for_the_kind_of_layer(quantized: Quantized, number: in
 
 
 def on_quantizers(module: Any, args: Any, y: Tensor) -> Tensor | None:
-    """What a layer that is lowered does without."""
+    """Hook on a quantizer, which a lowered layer does not call."""
     return y * 3 if isinstance(module, Quantizer) and module.role == "input" else None
 
 
@@ -123,7 +123,7 @@ def test_a_hook_that_the_exported_model_cannot_have_is_refused(
         else model[3].input_quantizer.register_forward_hook(on_quantizers)
     )
     try:
-        with pytest.raises(ConfigError, match="Sequential gives other outputs with its layers as the file has them"):
+        with pytest.raises(ConfigError, match="Sequential gives different outputs with its layers lowered for export"):
             export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
     finally:
         handle.remove()
@@ -143,7 +143,7 @@ def test_a_lowered_model_computes_the_same_in_pytorch(
 
 
 class Scaled(QuantConv2d):
-    """Has attributes of the names that a lowered layer would give its constants."""
+    """Layer with attributes of the names that lowering gives to constants."""
 
     def weight_to_quantize(self) -> Tensor:
         return self.weight * self.scale.view(-1, 1, 1, 1) + self.input

@@ -1,4 +1,4 @@
-"""The integer reference is the fake-quantized model in float64, to the rounding of the final scale."""
+"""The integer reference equals the fake-quantized model in float64, up to the rounding of the final scale."""
 
 import copy
 import itertools
@@ -45,7 +45,7 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 
 
 def quantized(kind: str, method: str, bits: int = 4, **options: object) -> tuple[nn.Module, Tensor]:
-    """A calibrated layer, and an input that has negative values and lies mostly above zero."""
+    """Return a calibrated layer, and an input with negative values that is mostly above zero."""
     layer, shape = KINDS[kind]()
     entry = method + ENTRY_SUFFIXES[type(layer).__name__]
     layer = build_quant_layer(dict(type=entry, num_bit_w=bits, num_bit_a=bits, **options), layer)
@@ -55,7 +55,7 @@ def quantized(kind: str, method: str, bits: int = 4, **options: object) -> tuple
 
 
 def assert_same(model: nn.Module, x: Tensor, *args: object) -> nn.Module:
-    """The integer reference of `model`, which agrees with it in float64 on `x`."""
+    """Return the integer reference of `model`; check that both agree in float64 on `x`."""
     integer, reference = integer_model(model), reference_model(model, torch.float64)
     run = [getattr(m, "predict", m) for m in (integer, reference)]
     given, expected = (r(x.double(), *args) for r in run)
@@ -179,7 +179,7 @@ def test_a_quantizer_without_first_values_is_named() -> None:
 
 @pytest.mark.parametrize("features, fits", [(66311, True), (66312, False)])
 def test_accumulators_that_could_exceed_int32_are_refused(features: int, fits: bool) -> None:
-    """127 · 255 · 66,311 is the last sum that int32 holds."""
+    """127 · 255 · 66,311 is the largest such sum that fits into int32."""
     linear = nn.Linear(features, 1)
     nn.init.constant_(linear.weight, 1.0)
     layer = build_quant_layer(dict(type="LSQLinear", num_bit_w=8, num_bit_a=8, signed=False), linear)

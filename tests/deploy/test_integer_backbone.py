@@ -1,4 +1,4 @@
-"""An integer backbone inside training: its features, its cache, and that only the head learns."""
+"""Integer backbone in training: its features, its cache, and that only the head learns."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def backbone(recipe: dict[str, Any]) -> Any:
 
 
 def test_features_are_those_of_the_float_backbone(backbone: Any, weights: str, digits: torch.Tensor) -> None:
-    """Within what 8 bits leave: 30 dB."""
+    """Features agree to 30 dB, the precision of 8 bits."""
     real = build_backbone(FLOAT)
     load_checkpoint(real, weights)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_processes_make_the_file_together(recipe: dict[str, Any], repo_root: Pat
     ends = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], ends
     assert ends[0][0] == ends[1][0]
-    assert sum(err.count("made from") for _, err in ends) == 1
+    assert sum(err.count("IntegerBackbone: exported") for _, err in ends) == 1
     assert [path.suffix for path in (tmp_path / "lbitcls" / "backbones").iterdir() if path.suffix != ".lock"] == [
         ".onnx"
     ]
@@ -182,7 +182,7 @@ def test_other_bits_by_the_names_of_a_classifier(recipe: dict[str, Any]) -> None
 
 
 def test_only_the_head_trains(recipe: dict[str, Any], tmp_path: Path, caplog: Any) -> None:
-    """By the tools: a head on integer features learns the digits; its checkpoint is tested with the same file."""
+    """With the tools: a head on integer features learns the digits; its checkpoint is tested with the same file."""
     data = dict(type="Digits", pipeline=[NORMALIZE])
     cfg = Config(
         dict(
@@ -226,18 +226,18 @@ def test_a_checkpoint_of_another_file_is_noticed(backbone: Any, tmp_path: Path, 
     with caplog.at_level(logging.WARNING, logger="lbitcls"):
         logging.getLogger("lbitcls").propagate = True
         backbone.load_state_dict(backbone.state_dict())
-        assert "another file" not in caplog.text
+        assert "a different file" not in caplog.text
         backbone.load_state_dict(other.state_dict())
-    assert "another file" in caplog.text
+    assert "a different file" in caplog.text
 
 
 def test_mistakes(recipe: dict[str, Any], backbone: Any, write_onnx: Any, info: Any, tmp_path: Path) -> None:
     for given, message in (
-        (dict(), "takes model='backbone.onnx', or from_float"),
-        (dict(model="x.onnx", checkpoint="y.pth"), "not checkpoint too"),
+        (dict(), "needs model='backbone.onnx', or from_float"),
+        (dict(model="x.onnx", checkpoint="y.pth"), "got model and checkpoint"),
         (dict(from_float=FLOAT, checkpoint="y.pth"), "and calibration="),
         (dict(recipe, calibration=dict(data=IMAGES, images=3)), "does not accept 'images'"),
-        (dict(recipe, calibration=dict(data=IMAGES, num_images=0)), "a number from 1; got 0"),
+        (dict(recipe, calibration=dict(data=IMAGES, num_images=0)), "num_images must be an integer ≥ 1; got 0"),
         (dict(recipe, calibration=dict(num_images=3)), "a dataset must be dict"),
         (dict(recipe, calibration=dict(data=IMAGES, method="mze", num_images=3)), "Did you mean 'mse'"),
         (dict(model="x.onnx", frozen_stages=1), "does not accept 'frozen_stages'"),
@@ -249,7 +249,7 @@ def test_mistakes(recipe: dict[str, Any], backbone: Any, write_onnx: Any, info: 
             IntegerBackbone(model=str(file))
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         build_backbone(dict(recipe, checkpoint=str(tmp_path / "no.pth")))
-    with pytest.raises(DataError, match=r"takes images \(N, 1, 8, 8\), got \(2, 1, 9, 9\)"):
+    with pytest.raises(DataError, match=r"expects images \(N, 1, 8, 8\); got \(2, 1, 9, 9\)"):
         backbone(torch.zeros(2, 1, 9, 9))
     with pytest.raises(ConfigError, match="in_channels=32"):
         head = dict(type="LinearClsHead", num_classes=10, in_channels=64)

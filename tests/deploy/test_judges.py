@@ -1,4 +1,4 @@
-"""Which engines run a file, and which of them judge it; models that cannot be traced, with the reason."""
+"""Engines that run a file, and those that judge it; models that cannot be traced, with the reason."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_an_operation_that_openvino_lacks(
     found = verify(model, path, images(120).split(60), threads=1)
     assert found.passed and [row.name for row in found.rows if row.name != "integer"] == ["onnxruntime"]
     assert operation in found.cannot_run["openvino"] and found.to_json()["cannot_run"] == found.cannot_run
-    with pytest.raises(CheckpointError, match="openvino cannot run"):  # asked for by its name
+    with pytest.raises(CheckpointError, match="openvino cannot run"):  # requested by name
         verify(model, path, [images(4)], engines=["openvino"])
 
 
@@ -108,7 +108,7 @@ def test_usable_engines_of_what_is_no_model(tmp_path: Path) -> None:
 
 
 class Raising(nn.Module):
-    """Says nothing of what it does not like."""
+    """Model that raises an error without a message."""
 
     def __init__(self, error: Any, traced_only: bool) -> None:
         super().__init__()
@@ -137,11 +137,11 @@ def quantized_raising(error: Exception, traced_only: bool) -> nn.Module:
     return model
 
 
-# One image alone, and no judge at all
+# A single image, and no judge at all
 
 
 class Alone(nn.Module):
-    """Computes something else for a batch of one."""
+    """Model that computes something else for a batch of one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def test_one_image_alone_is_judged_too(tmp_path: Path) -> None:
 
 
 class Several(Alone):
-    """Takes no image alone."""
+    """Model that does not accept a single image."""
 
     def forward(self, image: Tensor) -> Tensor:
         return self.net(image if image.shape[0] > 1 else image[0, 0, 0])
@@ -171,7 +171,7 @@ class Several(Alone):
 def test_a_model_that_takes_no_image_alone(tmp_path: Path) -> None:
     model = Several()
     export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
-    with pytest.raises(ConfigError, match="verification needs the model to take one image alone, which it does not: "):
+    with pytest.raises(ConfigError, match="verification needs the model to accept a single image, which fails: "):
         verify(model, tmp_path / "model.onnx", [torch.randn(8, 1, 8, 8)], threads=1)
 
 

@@ -1,4 +1,4 @@
-"""Which layers are lowered and how, what is refused, and what a target is told of them."""
+"""Lowering of layers, refusals, and the facts that a target gets about the layers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_codes_and_scales(quantized: Quantized) -> None:
     weight = lowered.codes.float() * lowered.scale.view(-1, 1, 1, 1)
     assert lowered.codes.dtype == torch.int8
     assert torch.equal(weight, layer.weight_quantizer(layer.weight))
-    assert layer.weight.requires_grad and layer.weight_quantizer is not None  # the model itself is as it was
+    assert layer.weight.requires_grad and layer.weight_quantizer is not None  # the model itself is unchanged
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself."""
+"""Metadata of exported models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_foreign_file_says_nothing(write_onnx: Any) -> None:
 
 
 def test_a_record_of_a_later_kind(write_onnx: Any, info: ModelInfo) -> None:
-    """Keys that a later version added to the same format are no mistake; another format is."""
+    """Keys that a later version adds to the same format are accepted; a newer format is refused."""
     path = write_onnx(info=info)
     model = onnx.load(path)
     record = {**json.loads(model.metadata_props[0].value), "colour": "blue"}
@@ -61,18 +61,18 @@ def test_a_damaged_record(write_onnx: Any, info: ModelInfo, text: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("classes", 7, r"classes should be list\[str\] \| None, and is 7"),
-        ("classes", ["ant", 2], r"classes should be list\[str\] \| None, and is \['ant', 2\]"),
-        ("pipeline", [1, 2], r"pipeline should be list\[dict\[str, Any\]\], and is \[1, 2\]"),
-        ("pipeline", {"type": "Normalize"}, "pipeline should be list"),
-        ("layers", "fc", "layers should be list"),
-        ("input_shape", [3, 6], r"input_shape should be tuple\[int, int, int\], and is \(3, 6\)"),
-        ("input_shape", 3, "input_shape should be tuple"),
-        ("num_classes", "4", "num_classes should be int"),
-        ("num_classes", True, "num_classes should be int"),
-        ("method", None, "method should be str, and is None"),
-        ("feature_shapes", [[1, 2.5]], "feature_shapes should be list"),
-        ("config", ["x" * 10_000], r"config should be str, and is .{,180}\);"),
+        ("classes", 7, r"classes must be list\[str\] \| None, but is 7"),
+        ("classes", ["ant", 2], r"classes must be list\[str\] \| None, but is \['ant', 2\]"),
+        ("pipeline", [1, 2], r"pipeline must be list\[dict\[str, Any\]\], but is \[1, 2\]"),
+        ("pipeline", {"type": "Normalize"}, "pipeline must be list"),
+        ("layers", "fc", "layers must be list"),
+        ("input_shape", [3, 6], r"input_shape must be tuple\[int, int, int\], but is \(3, 6\)"),
+        ("input_shape", 3, "input_shape must be tuple"),
+        ("num_classes", "4", "num_classes must be int"),
+        ("num_classes", True, "num_classes must be int"),
+        ("method", None, "method must be str, but is None"),
+        ("feature_shapes", [[1, 2.5]], "feature_shapes must be list"),
+        ("config", ["x" * 10_000], r"config must be str, but is .{,180}\);"),
     ],
 )
 def test_a_field_of_another_type(write_onnx: Any, info: ModelInfo, field: str, value: Any, message: str) -> None:
@@ -81,7 +81,7 @@ def test_a_field_of_another_type(write_onnx: Any, info: ModelInfo, field: str, v
     record = {**json.loads(model.metadata_props[0].value), field: value}
     model.metadata_props[0].value = json.dumps(record)
     onnx.save(model, path)
-    with pytest.raises(CheckpointError, match=rf"record of lbitcls in .*model\.onnx is damaged \({message}") as caught:
+    with pytest.raises(CheckpointError, match=rf"lbitcls metadata in .*model\.onnx is damaged \({message}") as caught:
         read_info(path)
     assert str(caught.value).endswith("); export the model again.")
 

@@ -1,4 +1,4 @@
-"""BatchNorm goes into integer layers exactly, whatever constant is added before it and along which axis."""
+"""BatchNorm is folded into integer layers exactly, whatever constant is added before it, along any axis."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REFUSED = ("transposed_groups", "tokens")
 
 
 def layer_and_norm(layer: str, shape: tuple[int, ...] | None, swapped: bool = False, **norm: Any) -> onnx.ModelProto:
-    """A layer on integer weights, what is added to its result (None: nothing), and a BatchNormalization."""
+    """Return a layer with integer weights, an addition to its result (None: no addition), and a BatchNormalization."""
     kind, image, weight, axis, options = LAYERS[layer]
     draw = np.random.default_rng(0)
     constants = dict(
@@ -70,7 +70,7 @@ def results(model: onnx.ModelProto, layer: str) -> np.ndarray:
 
 
 def shapes_of(layer: str) -> list[tuple[int, ...] | None]:
-    """Nothing, and every shape of ones and Cs that may be added to the layer's result before a BatchNorm of C."""
+    """Return None and all shapes of ones and Cs that can be added to the layer's result before a BatchNorm of C."""
     rank = len(LAYERS[layer][1])
     known: list[tuple[int, ...] | None] = [None]
     for length in range(rank + 1):
@@ -110,7 +110,7 @@ def test_norms_whose_values_are_not_known() -> None:
 
 
 def test_what_else_is_taken_of_a_result_stays() -> None:
-    """A result that something else takes, or that is an output, or that is added to itself."""
+    """A result that is also used elsewhere, is an output, or is added to itself."""
     model = layer_and_norm("conv", (C, 1, 1))
     model.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, None))
     assert absorb_norms(Graph(model)) == ["norm"]

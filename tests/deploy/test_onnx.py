@@ -31,7 +31,7 @@ UNEVEN_INPUTS = "APoT"
 
 
 class Blocks(nn.Module):
-    """A stem, a depthwise convolution, odd strides and paddings, a residual connection, a linear layer."""
+    """Network with a stem, a depthwise convolution, odd strides and paddings, a skip connection, a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_lower_opsets(quantized: Quantized, exports: Exports, opset: int) -> Non
 
 @pytest.mark.parametrize("opset", [9, 13, 16, 25])
 def test_an_opset_out_of_range_names_the_range(quantized: Quantized, tmp_path: Path, opset: int) -> None:
-    with pytest.raises(ConfigError, match=rf"opset {opset} is not written; it is 17 to 21"):
+    with pytest.raises(ConfigError, match=rf"opset {opset} is not supported; use 17 to 21"):
         export_onnx(Blocks(), tmp_path / "model.onnx", input_shape=(3, 10, 9), opset=opset)
     assert not list(tmp_path.iterdir())
 
@@ -142,7 +142,7 @@ def test_a_float_model(exports: Exports) -> None:
     torch.manual_seed(1)
     report = exports(Blocks().eval(), images())
     assert report.info.is_float and report.info.bits == "float" and report.container_ms == {}
-    assert 0.9 < report.size / report.float_size < 3  # nodes and record weigh more than so small a network
+    assert 0.9 < report.size / report.float_size < 3  # nodes and metadata outweigh such a small network
 
 
 def test_quantizers_that_are_off_are_exported_as_float_layers(quantized: Quantized, exports: Exports) -> None:
@@ -165,7 +165,7 @@ def test_the_graph(quantized: Quantized, exports: Exports) -> None:
     proto = onnx.load(str(exports(of_method(quantized, "LSQ", 4), images()).path))
     counts = Counter(node.op_type for node in proto.graph.node)
     assert "BatchNormalization" not in counts
-    assert counts["QuantizeLinear"] == counts["Clip"] == 5  # that of the ReLU6 is in one of them
+    assert counts["QuantizeLinear"] == counts["Clip"] == 5  # the ReLU6's Clip is merged into one of them
     assert all(len(node.input) == 2 for node in proto.graph.node if node.op_type in ("Conv", "Gemm"))
     names = [node.name for node in proto.graph.node]
     assert len(set(names)) == len(names) and {"stem.0", "odd.0", "reflected", "fc"} <= set(names)
@@ -251,12 +251,12 @@ FAMILIES = [
 
 
 def settle_norms(model: nn.Module, images: Tensor) -> None:
-    """Give BatchNorms the statistics of these images, exactly, and biases of about 1.
+    """Give BatchNorms the exact statistics of these images, and biases of about 1.
 
-    With others, random weights say little. Running statistics that are not the data's let the signal die from layer to
-    layer, until logits hardly differ and their order is rounding. And with biases of 0, where each ReLU cuts half of
-    its inputs, a random network of 50 layers makes the differences grow from layer to layer, which a trained one does
-    not: then not even float64 is near float32.
+    Otherwise random weights show little. With running statistics that do not fit the data, the signal fades from layer
+    to layer, until logits hardly differ and rounding decides their order. With biases of 0, each ReLU cuts off half of
+    its inputs, and differences grow from layer to layer in a random network of 50 layers, unlike in a trained one: then
+    not even float64 is close to float32.
     """
     for norm in (m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
         norm.train().momentum = 1.0
@@ -304,6 +304,6 @@ def test_a_batch_size_that_the_model_fixes_is_refused(tmp_path: Path) -> None:
         def forward(self, image: Tensor) -> Tensor:
             return image.mean((2, 3)) / len(image)
 
-    with pytest.raises(ConfigError, match="Fixing cannot be traced .* would take 2 images and no other number"):
+    with pytest.raises(ConfigError, match="Fixing cannot be traced .* would accept 2 images and no other number"):
         export_onnx(Fixing(), tmp_path / "model.onnx", input_shape=(3, 8, 8))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Packed weights: smaller files that compute the same bits as fast."""
+"""Packed weights: smaller files with bit-equal results at the same speed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_packed_files_compute_the_same_bits_in_integers(quantized: Quantized, ex
 def test_a_channel_whose_signs_cannot_change_has_a_negative_scale(quantized: Quantized, exports: Exports) -> None:
     model: Any = quantized(net(), "LSQ", 4, 4, images())
     with torch.no_grad():
-        model[0].weight[3] = torch.rand(3, 3, 3) - 1.0  # the code -8 is among them, 8 would not fit
+        model[0].weight[3] = torch.rand(3, 3, 3) - 1.0  # the codes include -8; 8 would not fit
         model[0].weight[3, 0, 0, 0] = -10
         model[1].weight[:] = 1.0
         model[1].weight[3:5] = -1.0
@@ -93,7 +93,7 @@ def test_where_packing_is_not_possible(tmp_path: Any, options: dict[str, Any], m
 
 
 def test_layers_that_are_called_twice(quantized: Quantized, exports: Exports) -> None:
-    """One is named as the second call of another would be."""
+    """Layers one of which has the name that the second call of another would get."""
 
     class Twice(nn.Module):
         def __init__(self) -> None:

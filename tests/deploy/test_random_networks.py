@@ -1,6 +1,6 @@
-"""Random networks, trained until their classes separate: files that agree in both engines, or a refusal by name.
+"""Random networks, trained until their classes separate: both engines agree with the model, or a refusal by name.
 
-`LBITCLS_NETWORKS=200-500` lets `test_more_networks` draw those seeds; a failure names its seed.
+With `LBITCLS_NETWORKS=200-500`, `test_more_networks` draws these seeds; a failure names its seed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def test_more_networks(seed: int, tmp_path: Path) -> None:
 
 
 def test_a_comparison_finds_what_is_wrong() -> None:
-    """Scaled, shifted and permuted logits are told from those of a tie or two."""
+    """Scaled, shifted and permuted logits are distinguished from the effect of one or two ties."""
     draw = np.random.default_rng(0)
     single = draw.normal(size=(128, networks.CLASSES))
     double = single + draw.normal(0, 1e-7, single.shape)

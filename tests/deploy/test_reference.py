@@ -1,4 +1,4 @@
-"""The model in another precision: the grids are those of float32, the values are rounded in float64."""
+"""The model in another precision: float32 decides the grids, and values are rounded in float64."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_float64_has_the_integers_and_zero_points_of_float32(method: str, make_r
 
 
 def test_converting_a_min_max_model_alone_would_change_its_weights(make_resnet: Any) -> None:
-    """Why the integers are fixed: the weight that spans a symmetric range is half-way between two levels."""
+    """Reason for fixed integers: the weight that spans a symmetric range lies halfway between two levels."""
     model = make_resnet("TorchQAT", per_channel=True)
     in_float32 = [layer.weight_quantizer.to_integer(layer.weight) for layer in quant_layers(model)]
     in_float64 = [layer.weight_quantizer.to_integer(layer.weight) for layer in quant_layers(model.double())]

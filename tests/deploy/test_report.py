@@ -1,4 +1,4 @@
-"""The rule by which a file is rejected, and how a verification is shown."""
+"""Rules that reject a file, and the display of a verification."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def found(
     clear: int = 0,
     flipped: tuple[int, int] = (0, 0),
 ) -> Verification:
-    """A verification of one engine whose logits have the standard deviation 10; `flipped` by float64 and by it."""
+    """Return a verification of one engine, logits' standard deviation 10; `flipped` by float64 and by the engine."""
     rows = [
         Comparison(name, "float32", "logits", value, 1.0, 0.0, 100.0, number, other)
         for name, value, number, other in (("float64", yardstick, 0, flipped[0]), ("engine", mean, changed, flipped[1]))
@@ -38,7 +38,7 @@ def found(
         (0.1, float("nan"), False),
         (0.15, 0.2, True),  # a fiftieth of the standard deviation
         (0.15, 0.2001, False),
-        (0.3, 0.375, True),  # 1.25 times a yardstick that is more than that
+        (0.3, 0.375, True),  # 1.25 times a yardstick larger than that
         (0.3, 0.3751, False),
         (0.45, 0.5, True),  # a twentieth: no yardstick allows more
         (0.45, 0.5001, False),
@@ -79,12 +79,12 @@ def test_one_image_or_one_in_a_thousand_may_change_its_class(untied: int, change
 def test_a_yardstick_that_is_none_confirms_no_file(
     images: int, clear: int, yardstick: float, flipped: int, passes: bool
 ) -> None:
-    """The file agrees with the model; but the model in float64 does not, so nothing is known."""
+    """The file agrees with the model, but the model in float64 does not, so nothing is confirmed."""
     right = found(images, images, yardstick, 0.0, clear=clear, flipped=(flipped, 0))
     assert right.passed is passes
     assert passes or (
         right.reasons[0].startswith("float64: ")
-        and "no file can be confirmed" in right.reasons[0]
+        and "outputs cannot confirm any file" in right.reasons[0]
         and "lbitcls test CONFIG FILE" in right.reasons[0]
     )
 
@@ -113,7 +113,7 @@ def test_fewer_than_100_images_do_not_confirm_a_file() -> None:
         (60, 0.01, 0.5001, False),
         (60, 0.2, 1.0, True),  # five times the yardstick
         (60, 0.2, 1.0001, False),
-        (4, 0.0, 2.5, True),  # one image of four that is off by a standard deviation
+        (4, 0.0, 2.5, True),  # one image of four is off by a standard deviation
         (4, 0.0, 2.5001, False),
         (1, 0.0, float("nan"), False),
     ],

@@ -1,4 +1,4 @@
-"""Skip connections in 8 bits: which tensors, on which grids, and that engines agree with PyTorch."""
+"""Skip connections in 8 bits: the quantized tensors, their grids, and engines that agree with PyTorch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_what_comes_from_memory_is_carried(quantized: Quantized) -> None:
     hooks = dict(carried_outputs(carried))
     own: Any = carried.get_submodule("backbone.layer1.1.conv1")
     assert hooks["backbone.layer1.0"].quantizer is own.input_quantizer
-    assert report["backbone.layer1.0"] == "8 bits, on the grid of the layer that takes it"
+    assert report["backbone.layer1.0"] == "8 bits, on the grid of the layer that consumes it"
     assert report["backbone.layer2.0.downsample"].startswith("8 bits, signed, scale ")
     with torch.no_grad():
         values = carried.get_submodule("backbone.layer2.0.downsample")(torch.randn(2, 8, 16, 16))
@@ -87,7 +87,7 @@ def test_the_integer_reference_carries_them_too(quantized: Quantized) -> None:
 
 
 class Functional(nn.Module):
-    """What is added comes from modules that are called twice, or from no module."""
+    """Model whose added tensors come from modules that are called twice, or from no module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Functional(nn.Module):
 
 
 def test_what_cannot_be_carried_is_said() -> None:
-    with pytest.raises(ConfigError, match="Functional has no skip connections that can be carried in 8 bits"):
+    with pytest.raises(ConfigError, match="Functional has no skip connections that can be stored in 8 bits"):
         carry_residuals(Functional(), [images()])
 
 

@@ -1,4 +1,4 @@
-"""What targets take: refusals by name, containers, the structure of files, layers in integers."""
+"""Targets: refusals by name, containers, structure of files, layers in integers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_tensorrt_gets_int8_and_zero_points_of_zero(quantized: Quantized, export
 @pytest.mark.parametrize(
     "method, bits, match",
     [
-        ("LSQ", 8, r"3: its input's integers go up to 255, int8's to 127; train it with num_bit_a=7"),
+        ("LSQ", 8, r"3: its input's integers reach 255, but int8 ends at 127; train it with num_bit_a=7"),
         ("LSQPlus", 4, r"0, 5: its input has a zero point"),
     ],
 )
@@ -82,10 +82,10 @@ def test_integers_of_16_bits(quantized: Quantized, exports: Exports, tmp_path: P
     wide: Any = quantized(net(), "APoT", 8, 8, images(), quant_activation=False)
     model[3].weight_quantizer = wide[3].weight_quantizer
     found = integer_layers(exports(model, images()).path)
-    assert found["convolutions"] == {"integer": 1, "total": 2, "float": {"3": "its weights' integers need 16 bits"}}
+    assert found["convolutions"] == {"integer": 1, "total": 2, "float": {"3": "its integer weights need 16 bits"}}
     for options, match in (
-        (dict(opset=20), "3: .*need 16 bits, which ONNX has from opset 21"),
-        (dict(target="tensorrt"), "3: .*do not fit 8 bits"),
+        (dict(opset=20), "3: .*need 16 bits, and so opset 21"),
+        (dict(target="tensorrt"), "3: .*do not fit into 8 bits"),
     ):
         with pytest.raises(ConfigError, match=match):
             export_onnx(model, tmp_path / "no.onnx", input_shape=(3, 6, 6), **options)
@@ -182,18 +182,18 @@ def test_scales_stay_before_a_clip_behind_a_concatenation(quantized: Quantized, 
 def test_bounds_behind_a_transposed_convolution(
     quantized: Quantized, exports: Exports, monkeypatch: pytest.MonkeyPatch, channels: int
 ) -> None:
-    """OpenVINO takes others where it computes it in integers; bounds that nothing exceeds do no harm."""
+    """OpenVINO uses wrong bounds if it computes the layer in integers; bounds that no value exceeds do no harm."""
     monkeypatch.setattr(cpu, "_latencies", lambda models, shape: {"int8": 1.0, "uint8": 2.0})
     torch.manual_seed(0)
     layers = [nn.ConvTranspose2d(3, channels, 3, 2, 1, 1), nn.SiLU(), nn.Conv2d(channels, 4, 3, 2), nn.Flatten()]
     model = quantized(nn.Sequential(*layers), "LSQ", 3, 3, 3 * images())
     report = exports(model, 3 * images())
     float_layers = integer_layers(report.path)["convolutions"]["float"]
-    assert float_layers == {"0": "OpenVINO would take the bounds behind it for others"}
+    assert float_layers == {"0": "OpenVINO would use wrong bounds for a later Clip"}
 
 
 def clipped(low: float, scale: float) -> Graph:
-    """A Clip of the model's own before a quantization to int8."""
+    """The model's own Clip before a quantization to int8."""
     make, grid = onnx.helper.make_node, ["s", "z"]
     nodes = [make("Clip", ["x", "low", "high"], ["c"]), make("QuantizeLinear", ["c", *grid], ["q"])]
     nodes.append(make("DequantizeLinear", ["q", *grid], ["y"]))
@@ -239,12 +239,12 @@ def test_an_exact_zero_stays_one_where_it_matters(after: str, guarded: bool, bet
     assert not np.sign(computed(graph, np.zeros(3, np.float32))).any() or guarded
 
 
-# Targets of one's own
+# Your own targets
 
 
 @pytest.fixture
 def register() -> Iterator[Callable[..., type[Target]]]:
-    """A function that registers a target with the given attributes under a name, for the time of a test."""
+    """Function that registers a target with the given attributes under a name, for the duration of a test."""
     made: list[str] = []
 
     def add(name: str, **attributes: Any) -> type[Target]:
@@ -259,7 +259,7 @@ def register() -> Iterator[Callable[..., type[Target]]]:
 def test_a_target_that_defines_nothing_has_portable_rules(
     quantized: Quantized, exports: Exports, register: Any
 ) -> None:
-    """Files without a guard or a measurement, on the containers that the grids have; ONNX Runtime judges them."""
+    """Files have no guards or measurements, and containers as the grids need; ONNX Runtime judges them."""
     register("plain")
     for method in ("LSQ", "LSQPlus"):
         model = quantized(net(), method, 4, 4, images())
@@ -274,13 +274,17 @@ def test_a_target_that_defines_nothing_has_portable_rules(
 @pytest.mark.parametrize(
     "rule, options, match",
     [
-        (dict(kinds=("Conv2d",)), {}, r"5: narrow takes no quantized Linear \(Conv2d only\); leave it float"),
-        (dict(weight_bits=3), {}, r"0, 3, 5: its weights' integers do not fit 3 bits"),
-        (dict(containers=("uint8",), zero_points=False), {}, r"0, 5: its input's integers go down to -8, uint8's to 0"),
-        (dict(opsets=(17, 19)), {}, r"opset 21 is not written for narrow; it is 17 to 19"),
-        (dict(packed_weights=False), dict(pack=True), "narrow takes no layers with packed weights"),
+        (dict(kinds=("Conv2d",)), {}, r"5: narrow does not support a quantized Linear \(Conv2d only\); leave it float"),
+        (dict(weight_bits=3), {}, r"0, 3, 5: its integer weights do not fit into 3 bits"),
+        (
+            dict(containers=("uint8",), zero_points=False),
+            {},
+            r"0, 5: its input's integers reach -8, but uint8 starts at 0",
+        ),
+        (dict(opsets=(17, 19)), {}, r"opset 21 is not supported for narrow; use 17 to 19"),
+        (dict(packed_weights=False), dict(pack=True), "narrow does not support packed weights"),
         (dict(problems=lambda self, layer, opset: ["no"] * (layer.name == "3")), {}, "narrow at opset 21:\n  3: no"),
-        (dict(faults=lambda self, graph: ["too long"]), {}, "the file is not what narrow takes: too long"),
+        (dict(faults=lambda self, graph: ["too long"]), {}, "the exported model breaks the rules of narrow: too long"),
     ],
 )
 def test_the_rules_of_a_target_are_applied(
@@ -318,7 +322,7 @@ def test_what_a_target_does_to_the_graph_is_in_the_file(quantized: Quantized, ex
 def test_what_is_no_target_is_refused(registered: Any, tmp_path: Path) -> None:
     TARGETS.register_module(name="wrong", module=registered)
     try:
-        with pytest.raises(ConfigError, match=r"the target 'wrong' is .*; it should be a subclass of .*base\.Target"):
+        with pytest.raises(ConfigError, match=r"the target 'wrong' is .*; it must be a subclass of .*base\.Target"):
             export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target="wrong")
     finally:
         TARGETS.module_dict.pop("wrong")
@@ -326,5 +330,5 @@ def test_what_is_no_target_is_refused(registered: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [None, 3, ["cpu"], {}])
 def test_a_target_that_is_no_name(name: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a target is given by its name: cpu, tensorrt; got"):
+    with pytest.raises(ConfigError, match=r"target must be a name: cpu, tensorrt; got"):
         export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target=name)

@@ -1,4 +1,4 @@
-"""A file that computes what was trained passes; one that is a little wrong does not."""
+"""A file that computes what was trained passes; a slightly wrong one does not."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ QUANT_LAYERS.names()  # imports every method
 Perturb = Callable[[np.ndarray], np.ndarray]
 
 
-# What is compared, with an engine that computes in PyTorch
+# Comparisons, with an engine that computes in PyTorch
 
 
 @pytest.fixture
 def verify_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
-    """A function of a model, images and what an engine does to the model's own outputs."""
+    """Function that verifies a model on images, given what an engine does to the model's outputs."""
 
     def run(
         model: nn.Module, images: Tensor, perturb: Any = lambda y: y, part: str = "model", batches: Any = None
@@ -75,7 +75,7 @@ def test_the_same_computation_is_identical(verify_with: Any, make_resnet: Any, d
 def test_changed_classes_are_counted(
     images: int, passes: bool, verify_with: Any, make_resnet: Any, digits: Tensor
 ) -> None:
-    """The best two logits of the untied images with the smallest margins change places: the mean hardly moves."""
+    """The top two logits of the untied images with the smallest margins swap: the mean hardly changes."""
     model = make_resnet("LSQ")
     before = verify_with(model, digits)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_changed_classes_are_counted(
 
 
 def test_tied_images_may_change(verify_with: Any, digits: Tensor) -> None:
-    """Two classes have equal weights: every image is tied, and an ulp decides."""
+    """Two classes have equal weights, so every image is tied and an ulp decides."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     with torch.no_grad():
         model[1].weight[1], model[1].bias[1] = model[1].weight[0], model[1].bias[0]
@@ -139,7 +139,7 @@ def test_outputs_that_are_not_numbers_fail(verify_with: Any, make_resnet: Any, d
 
 def test_mistakes(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
     model = make_resnet("LSQ")
-    with pytest.raises(CheckpointError, match=r"twin gives .*\(64, 9\).*, the model .*\(64, 10\).*another model's"):
+    with pytest.raises(CheckpointError, match=r"twin outputs .*\(64, 9\).*, the model .*\(64, 10\).*another model"):
         verify_with(model, digits, lambda y: y[:, :9])
     with pytest.raises(DataError, match="no images"):
         verify_with(model, digits, batches=[])
@@ -157,7 +157,7 @@ def test_the_model_is_left_in_its_mode(verify_with: Any, digits: Tensor) -> None
 
 
 class Wandering(nn.Module):
-    """A model whose results change from call to call."""
+    """Model whose results change from call to call."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def test_a_model_that_is_random_excuses_no_file(verify_with: Any, make_resnet: A
 
 
 def test_the_anchor_is_the_very_module_with_its_hooks(verify_with: Any, make_resnet: Any, digits: Tensor) -> None:
-    """A hook finds the module that it was made for, which no copy is; and every module has its mode again."""
+    """A hook finds the module that it was created for, not a copy; and the mode of every module is restored."""
     model = make_resnet("LSQ").train()
     model.backbone.eval()
     own = model.head.fc
@@ -192,7 +192,7 @@ def test_a_model_that_keeps_to_float32_is_named(verify_with: Any, digits: Tensor
     inner = nn.Linear(64, 64)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model[0].register_forward_hook(lambda module, args, output: inner(output))
-    with pytest.raises(ConfigError, match="the model in float64, which does not run: .*outside of the copy"):
+    with pytest.raises(ConfigError, match="the model to run in float64, which fails: .*outside of the copy"):
         verify_with(model, digits)
 
 
@@ -219,7 +219,7 @@ Exported = tuple[nn.Module, Path]
 
 @pytest.fixture(scope="module")
 def exported(make_resnet: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A model of signed and unsigned inputs with a zero point, and its file."""
+    """A model with signed and unsigned inputs and a zero point, and its file."""
     model, path = make_resnet("LSQPlus"), tmp_path_factory.mktemp("exported") / "model.onnx"
     export_onnx(model, path, input_shape=(1, 8, 8))
     proto = onnx.load(path)
@@ -229,7 +229,7 @@ def exported(make_resnet: Any, tmp_path_factory: pytest.TempPathFactory) -> Expo
 
 
 class Parts:
-    """What a file has for one of its convolutions: its initializers by meaning."""
+    """Return a convolution's initializers in a file, by meaning."""
 
     def __init__(self, graph: Any, index: int) -> None:
         made_by = {output: node for node in graph.node for output in node.output}
@@ -247,7 +247,7 @@ def change(tensor: Any, function: Perturb) -> None:
 
 
 def shift_codes(codes: np.ndarray) -> np.ndarray:
-    """One weight of each output channel is a step off."""
+    """Shift one weight of each output channel by one step."""
     codes = codes.copy()
     codes[:, 0, 1, 1] += np.where(codes[:, 0, 1, 1] < 7, 1, -1).astype(codes.dtype)
     return codes
@@ -275,7 +275,7 @@ def test_an_exported_model_passes_in_both_engines(exported: Exported, digits: Te
 def test_a_file_with_one_layer_a_little_wrong_is_rejected(
     what: str, index: int, exported: Exported, digits: Tensor, tmp_path: Path
 ) -> None:
-    """A scale that is 1 % off, a bias 0.02 off, or one weight of each channel one step off."""
+    """A scale off by 1 %, a bias off by 0.02, or one weight of each channel off by one step is rejected."""
     model, path = exported
     wrong = onnx.load(path)
     WRONG[what](Parts(wrong.graph, index))
@@ -318,7 +318,7 @@ def test_an_engine_that_is_missing_says_what_to_install(
     exported: Exported, digits: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(DependencyError, match=r"onnxruntime is needed.*lbitcls\[deploy\]"):
+    with pytest.raises(DependencyError, match=r"onnxruntime is required.*lbitcls\[deploy\]"):
         verify(*exported, digits.split(120))
 
 
@@ -342,13 +342,13 @@ def test_every_method_passes_in_both_engines(
     assert verification.passed, verification.reasons
 
 
-# What a yardstick, or the outputs' own size, must not hide
+# Faults that a yardstick, or the size of the outputs, must not hide
 
 
 class Masked(nn.Module):
-    """A network with one more logit, the same for every image: a class that is left out.
+    """Network with one more logit, the same for every image: a masked class.
 
-    Its hook acts on the original alone, so that every copy, and the file, computes something else.
+    Its hook acts on the original only, so that every copy, and the file, computes something else.
     """
 
     def __init__(self, offset: float) -> None:

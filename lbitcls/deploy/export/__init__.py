@@ -1,1 +1,1 @@
-"""From a trained model to an ONNX file with integer weights."""
+"""Export of a trained model to an ONNX file with integer weights."""

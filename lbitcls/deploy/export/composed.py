@@ -1,8 +1,8 @@
-"""A backbone that is integer already, in an exported file: its graph as it is, with the head behind it.
+"""Export of a model whose backbone is already integer: the backbone's graph, unchanged, followed by the head.
 
-`IntegerBackbone` has an ONNX file of its own. A single node stands for it while the rest of the model is traced, and
-that file's graph is put in the node's place at the end: no weight, scale or zero point is touched. A quantized network
-of torchvision has no such file; it says its integers in plain operations, which are traced with the rest.
+`IntegerBackbone` has its own ONNX file. A single node stands in for it while the rest of the model is traced; at the
+end, that file's graph replaces the node, and no weight, scale or zero point changes. A quantized network of torchvision
+has no such file; it expresses its integers in plain operations, which are traced with the rest.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _DOMAIN, _KIND = "lbitcls", "Backbone"
 
 @runtime_checkable
 class ExportedBackbone(Protocol):
-    """A backbone that runs an exported model: `IntegerBackbone`.
+    """Backbone that runs an exported model: `IntegerBackbone`.
 
     Attributes:
-        path: the file.
-        info: what the file says of itself.
+        path: ONNX file.
+        info: Metadata in the file.
         digest: SHA-256 of the file that the model was built with.
     """
 
@@ -45,10 +45,10 @@ class ExportedBackbone(Protocol):
 
 
 class _StandIn(nn.Module):
-    """One node in the place of a backbone's graph.
+    """Single node that stands in for a backbone's graph.
 
     Args:
-        shapes: of its features, without N.
+        shapes: Shapes of the features, without N.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
@@ -63,14 +63,14 @@ class _StandIn(nn.Module):
 
 @dataclass(frozen=True)
 class Carried:
-    """What an integer backbone brings to an exported file; nothing for any other model.
+    """Contribution of an integer backbone to an exported model; empty for any other model.
 
     Attributes:
-        opset: that the file has.
-        backbone: what is traced in the backbone's place; None: the model as it is.
-        layers: records of its integer layers, as in `ModelInfo.layers`.
-        residual_bits: of its skip connections.
-        graph: what is put in the place of the stand-in; None: nothing.
+        opset: Opset of the exported model.
+        backbone: Module to trace instead of the backbone; None: the backbone itself.
+        layers: Records of the backbone's integer layers, as in `ModelInfo.layers`.
+        residual_bits: Bits of the backbone's skip connections.
+        graph: Graph that replaces the stand-in; None: there is no stand-in.
     """
 
     opset: int
@@ -80,24 +80,24 @@ class Carried:
     graph: ModelProto | None = None
 
     def traceable(self, lowered: Any) -> nn.Module:
-        """The lowered model with what is traced in its backbone's place."""
+        """Return the lowered model with the module to trace as its backbone."""
         if self.backbone is not None:
             lowered.backbone = self.backbone
         return lowered
 
     def choose_container(self, graph: Graph, target: Target, input_shape: tuple[int, int, int]) -> Choice:
-        """As `Target.choose_container`; without measuring where the graph cannot be run yet."""
+        """Choose as `Target.choose_container` does, without measuring if the graph cannot run yet."""
         return target.choose_container(graph, input_shape if self.graph is None else None)
 
     def insert(self, graph: Graph, target: Target) -> None:
-        """Put the backbone's graph in the place of its stand-in; one that was traced is shaped for the target."""
+        """Replace the stand-in by the backbone's graph; shape a traced backbone for the target."""
         if self.graph is not None:
             _insert(graph, Graph(self.graph))
         elif self.backbone is not None:
             target.shape_backbone(graph)
 
     def summary(self, found: dict[str, Any]) -> dict[str, Any]:
-        """`method` and `bits` of the whole file, from those of the model's other layers."""
+        """Return `method` and `bits` of the whole exported model, given those of the other layers."""
         if not self.layers:
             return found
         methods = {record["method"] for record in self.layers} | set(found["method"].split("+")) - {"float"}
@@ -106,17 +106,17 @@ class Carried:
 
 
 def carry_backbone(model: nn.Module, input_shape: tuple[int, int, int], opset: int, target: Target) -> Carried:
-    """What the backbone of `model` brings to its file.
+    """Return the contribution of `model`'s backbone to the exported model.
 
     Args:
-        model: a classifier, or a module with its `backbone`.
+        model: Classifier, or a module with a classifier's `backbone`.
         input_shape: (C, H, W) of an image.
-        opset: that is asked for; the file of an `IntegerBackbone` may have a lower one, which the whole file takes.
-        target: likewise.
+        opset: Requested opset; the exported model gets that of an `IntegerBackbone`'s file if it is lower.
+        target: Requested target.
 
     Raises:
-        ConfigError: the backbone's file has other images, a higher opset or another target.
-        CheckpointError: the backbone's file is not the one that the model was built with.
+        ConfigError: The backbone's file is for another image shape, a higher opset or another target.
+        CheckpointError: The backbone's file is not the one that the model was built with.
     """
     backbone: Any = getattr(model, "backbone", None)
     if isinstance(backbone, ExportedBackbone):
@@ -125,7 +125,7 @@ def carry_backbone(model: nn.Module, input_shape: tuple[int, int, int], opset: i
         return Carried(opset)
     if not target.zero_points or "uint8" not in target.containers:
         raise ConfigError(
-            f"torchvision's quantized networks have zero points, which {target.name} does not take: use cpu."
+            f"torchvision's quantized networks have zero points, which {target.name} does not support: use cpu."
         )
     common = dict(method="torchvision", weight_bits=8, input_bits=8, container="uint8", packed=False)
     layers = [
@@ -135,29 +135,29 @@ def carry_backbone(model: nn.Module, input_shape: tuple[int, int, int], opset: i
 
 
 def refuse_residuals(model: nn.Module) -> None:
-    """Raise `ConfigError` where skip connections cannot be quantized any more, for a backbone is integer already."""
+    """Raise `ConfigError` if skip connections can no longer be quantized, because the backbone is already integer."""
     backbone = getattr(model, "backbone", None)
     if isinstance(backbone, ExportedBackbone) or hasattr(backbone, "spelled_out"):
         raise ConfigError(
-            "residual_bits is for skip connections that are float yet; those of an integer backbone are exported as "
-            "they are: export its file with --residual-bits, or leave the option out."
+            "residual_bits quantizes float skip connections; those of an integer backbone are exported unchanged: "
+            "export the backbone's file with --residual-bits, or omit the option."
         )
 
 
 def _from_file(backbone: ExportedBackbone, input_shape: tuple[int, int, int], opset: int, target: Target) -> Carried:
     path, info = backbone.path, backbone.info
     if hashlib.sha256(path.read_bytes()).digest() != backbone.digest:
-        raise CheckpointError(f"{path} has changed since the model was built; start again.")
+        raise CheckpointError(f"{path} has changed since the model was built; build the model again.")
     proto = read_onnx(path)
     own = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     again = "export the backbone again"
     if tuple(input_shape) != tuple(info.input_shape):
         raise ConfigError(
-            f"{path} takes images {tuple(info.input_shape)}, but the test pipeline gives {tuple(input_shape)}: "
+            f"{path} expects images {tuple(info.input_shape)}, but the test pipeline returns {tuple(input_shape)}: "
             f"change the pipeline, or {again}."
         )
     if own > opset:
-        raise ConfigError(f"{path} has opset {own}, which is above the {opset} asked for; {again} with opset {opset}.")
+        raise ConfigError(f"{path} has opset {own}, above the requested {opset}; {again} with opset {opset}.")
     if info.target != target.name:
         raise ConfigError(f"{path} was exported for {info.target}, not for {target.name}; {again} for {target.name}.")
     stand_in = _StandIn(info.feature_shapes or [])
@@ -165,7 +165,7 @@ def _from_file(backbone: ExportedBackbone, input_shape: tuple[int, int, int], op
 
 
 def _insert(graph: Graph, inner: Graph) -> None:
-    """Replace the stand-in in `graph` by the nodes and constants of `inner`; their values stay, names may change."""
+    """Replace the stand-in in `graph` by the nodes and constants of `inner`; values stay, names may change."""
     node = next(node for node in graph.nodes if (node.domain, node.op_type) == (_DOMAIN, _KIND))
     names = dict(zip((value.name for value in inner.model.graph.output), node.output, strict=True))
     names[inner.model.graph.input[0].name] = node.input[0]
@@ -188,7 +188,7 @@ def _insert(graph: Graph, inner: Graph) -> None:
 
 
 def _keep_domains(graph: Graph) -> None:
-    """Forget the domain of the stand-in."""
+    """Remove the stand-in's domain from the opset imports."""
     kept = [entry for entry in graph.model.opset_import if entry.domain != _DOMAIN]
     del graph.model.opset_import[:]
     graph.model.opset_import.extend(kept)

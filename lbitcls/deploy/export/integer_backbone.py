@@ -1,8 +1,8 @@
-"""An integer backbone as a frozen feature extractor: an engine runs it inside training, so that only the head trains.
+"""Integer backbone as a frozen feature extractor: an engine runs it during training, and only the head trains.
 
     backbone=dict(type="IntegerBackbone", model="backbone.onnx")
 
-or, quantized and exported on first use and kept in `~/.cache/lbitcls/backbones`:
+or, quantized and exported on first use and cached in `~/.cache/lbitcls/backbones`:
 
     backbone=dict(
         type="IntegerBackbone",
@@ -50,36 +50,36 @@ W8A8 = dict(
         Linear=dict(type="LSQLinear", num_bit_w=8, num_bit_a=8, per_channel=True),
     ),
 )
-"""How a float backbone is quantized where the config does not say it."""
+"""Default quantization of a float backbone."""
 
 
 @BACKBONES.register_module()
 class IntegerBackbone(nn.Module):
-    """Image (N, C, H, W) -> tuple of features, by an engine on the CPU; without parameters, without gradient.
+    """Image (N, C, H, W) -> tuple of features, computed by an engine on the CPU; no parameters, no gradient.
 
-    Features are those of inference in every mode. The engine is opened when the first image comes, and shared by all
-    copies in a process; copies and pickles hold the file's path alone. A checkpoint notes which file it was trained
-    with, and loading it with another warns.
+    The features are those of inference in both training and eval mode. The engine is opened for the first image, and
+    shared by all copies in a process; copies and pickles contain the file's path only. A checkpoint records which file
+    the head was trained with; loading it with a different file logs a warning.
 
     Args:
-        model: an ONNX file of a backbone (`lbitcls export … --part backbone`).
-        from_float: config of a float backbone to quantize instead.
-        checkpoint: its weights: a backbone's or a classifier's, published or our own.
-        calibration: `dict(data=dict(type=…, pipeline=[…], …), num_images=200, method='mse')`: the images, evenly
-            spread over the data set, that the ranges are taken from, as its pipeline leaves them.
-        quant_transformer: what the layers become, by names that begin with `backbone.`; LSQ with 8 bits, weights per
-            channel, where it is not given.
+        model: ONNX file of a backbone (`lbitcls export … --part backbone`).
+        from_float: Config of a float backbone to quantize instead.
+        checkpoint: Weights of the float backbone: a backbone's or a classifier's, published or your own.
+        calibration: `dict(data=dict(type=…, pipeline=[…], …), num_images=200, method='mse')`: the data set, from which
+            evenly spread images set the ranges, as its pipeline returns them.
+        quant_transformer: Quantization of the layers, whose names begin with `backbone.`; by default LSQ at 8 bits,
+            weights per channel.
         engine: `'openvino'` or `'onnxruntime'`.
-        threads: of the engine; None: as many as PyTorch uses.
+        threads: Number of threads of the engine; None: as many as PyTorch uses.
 
     Attributes:
-        info: what the file says of itself.
-        out_channels: channels of each feature.
+        info: Metadata in the file.
+        out_channels: Channels of each feature.
 
     Raises:
-        ConfigError: neither or both of `model` and `from_float`, or a key is missing or unknown.
-        CheckpointError: a file is missing or does not fit, or is no backbone.
-        DependencyError: a package of the extra `deploy` is missing.
+        ConfigError: Neither or both of `model` and `from_float` are given, or a key is missing or unknown.
+        CheckpointError: A file is missing, does not fit, or is not a backbone.
+        DependencyError: A package of the extra `deploy` is missing.
     """
 
     def __init__(
@@ -122,17 +122,17 @@ class IntegerBackbone(nn.Module):
 
     @property
     def quantization(self) -> str:
-        """Method and bits of its file, `'LSQ W8A8'`, or `'float'`."""
+        """Method and bits of the backbone's file, `'LSQ W8A8'`, or `'float'`."""
         return self.info.quantization
 
     def size_bits(self) -> tuple[int, int]:
-        """Bits that its weights and biases take in float32, and as they are, with scales and zero points."""
+        """Return the size in bits of weights and biases in float32, and as stored, with scales and zero points."""
         return stored_bits(read_onnx(self.path), {layer["name"]: layer["weight_bits"] for layer in self.info.layers})
 
     def computed_otherwise(self) -> IntegerBackbone:
-        """The same file in the other engine, its features as float64: the yardstick of an exported file.
+        """Return the same file in the other engine, with features as float64: the yardstick of an exported model.
 
-        What two engines make of the same graph differs by the order in which they add, and by nothing else.
+        Two engines' results for the same graph differ only by the order of additions.
         """
         other = copy.copy(self)
         other.engine = next(name for name in ENGINES if name != self.engine)
@@ -140,13 +140,13 @@ class IntegerBackbone(nn.Module):
         return other
 
     def get_extra_state(self) -> Tensor:
-        """Which file it is: its SHA-256, uint8 (32,)."""
+        """Return the file's SHA-256, uint8 (32,)."""
         return torch.tensor(list(self.digest), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Compare the file that a checkpoint was trained with."""
+        """Log a warning if the checkpoint was trained with a different file."""
         if bytes(state.tolist()) != self.digest:
-            logger.warning("The head was trained on the features of another file than %s.", self.path)
+            logger.warning("The head was trained on the features of a different file than %s.", self.path)
 
     def extra_repr(self) -> str:
         return f"{self.path}, {self.info.quantization}, engine={self.engine}"
@@ -154,16 +154,16 @@ class IntegerBackbone(nn.Module):
 
 @lru_cache(maxsize=4)
 def _opened(path: Path, digest: bytes, engine: str, threads: int) -> Engine:
-    """The engine of a file as it was when it had this digest."""
+    """Return the engine of a file with this digest."""
     return load(path, engine, threads)
 
 
 def stored_bits(model: Any, weight_bits: Mapping[str, int | None]) -> tuple[int, int]:
-    """Bits of an ONNX file's constants in float32, and as they are: integers, each at its layer's bits, and floats.
+    """Return the size in bits of an ONNX file's constants in float32, and as stored: integers at their layer's bits.
 
     Args:
-        model: the file's content.
-        weight_bits: of its quantized layers, by their names.
+        model: Content of the file.
+        weight_bits: Weight bits of its quantized layers, by layer name.
     """
     graph = Graph(model)
     weights = weights_of(graph)
@@ -183,19 +183,21 @@ def stored_bits(model: Any, weight_bits: Mapping[str, int | None]) -> tuple[int,
 def _refuse_beside_model(others: Mapping[str, Any]) -> None:
     for key, value in others.items():
         if value is not None:
-            raise ConfigError(f"IntegerBackbone takes model=FILE, or from_float and what belongs to it; not {key} too.")
+            raise ConfigError(
+                f"IntegerBackbone accepts model=FILE, or from_float and its options; got model and {key}."
+            )
 
 
 def _backbone_info(path: Path) -> ModelInfo:
     info = read_info(path)
     if info is None or info.part != "backbone":
-        what = "was not written by lbitcls" if info is None else "is a whole model, which gives logits"
+        what = "was not written by lbitcls" if info is None else "is a whole model, which outputs logits"
         raise CheckpointError(f"{path} {what}; IntegerBackbone needs a backbone: lbitcls export … --part backbone.")
     return info
 
 
 class _Whole(nn.Module):
-    """A backbone under the name that it has in a classifier, which transformers and the export go by."""
+    """Wrapper that gives a backbone the name it has in a classifier; transformers and the export rely on it."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -211,10 +213,10 @@ def _made(
     calibration: dict[str, Any] | None,
     quant_transformer: dict[str, Any] | None,
 ) -> Path:
-    """The file of the quantized backbone, from the cache or made now; its name is the hash of all that decides it."""
+    """Return the quantized backbone's file, cached or exported now; its name is a hash of everything it depends on."""
     if from_float is None or checkpoint is None or calibration is None:
         raise ConfigError(
-            "IntegerBackbone takes model='backbone.onnx', or from_float=dict(type=…), checkpoint='weights.pth' and "
+            "IntegerBackbone needs model='backbone.onnx', or from_float=dict(type=…), checkpoint='weights.pth' and "
             "calibration=dict(data=dict(…), num_images=200)."
         )
     section = require_dict("IntegerBackbone: calibration", calibration)
@@ -241,9 +243,9 @@ def _made(
 
 
 def _images(data: Any, number: Any) -> Tensor:
-    """`number` images of a data set, evenly spread over it, (N, C, H, W)."""
+    """Return `number` images of a data set, evenly spread over it, (N, C, H, W)."""
     if not isinstance(number, int) or number < 1:
-        raise ConfigError(f"IntegerBackbone: calibration.num_images is a number from 1; got {number!r}.")
+        raise ConfigError(f"IntegerBackbone: calibration.num_images must be an integer ≥ 1; got {number!r}.")
     dataset = DATASETS.build(data)
     last = len(dataset) - 1
     chosen = sorted({round(i * last / max(1, number - 1)) for i in range(number)})
@@ -251,15 +253,15 @@ def _images(data: Any, number: Any) -> Tensor:
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise DataError(
-            f"IntegerBackbone: the images to calibrate on have several sizes, {', '.join(map(str, shapes[:3]))}, …; "
-            "give calibration.data the pipeline of the test set, which crops them to one."
+            f"IntegerBackbone: the calibration images differ in shape: {', '.join(map(str, shapes[:3]))}, …; set "
+            "calibration.data.pipeline to the test pipeline, which crops them to one size."
         )
     return torch.stack(images).float().contiguous()
 
 
 def _export(recipe: Mapping[str, Any], weights: Path, images: Tensor, path: Path, text: str) -> None:
     began = time.monotonic()
-    with torch.random.fork_rng():  # a run draws the same numbers whether the file was there or not
+    with torch.random.fork_rng():  # a run draws the same random numbers whether or not the file was cached
         backbone = BACKBONES.build(dict(recipe["from_float"]))
         load_checkpoint(backbone, weights, logger=logger)
         model = build_mtransformer(dict(recipe["quant_transformer"]))(_Whole(backbone), logger=logger).eval()
@@ -272,4 +274,4 @@ def _export(recipe: Mapping[str, Any], weights: Path, images: Tensor, path: Path
             pipeline=recipe["pipeline"],
             config=text,
         )
-    logger.info("IntegerBackbone: %s made from %s in %.1f s.", path, weights, time.monotonic() - began)
+    logger.info("IntegerBackbone: exported %s from %s in %.1f s.", path, weights, time.monotonic() - began)

@@ -1,13 +1,13 @@
-"""Lowers a model for export: its layers compute the same, by ONNX's QuantizeLinear and DequantizeLinear.
+"""Lowers a model for export: its layers compute the same with ONNX's QuantizeLinear and DequantizeLinear.
 
     x -> Clip (to a grid that is narrower than its container) -> QuantizeLinear -> DequantizeLinear ─┐
     integer weights (an initializer) -> DequantizeLinear, a scale for each output channel ───────────┴ layer -> Add
 
-The bias is an Add of its own: as the layer's bias, engines round it to whole steps of the low-bit scale.
+The bias is a separate Add: as the layer's bias, engines would round it to whole steps of the low-bit scale.
 
-A lowered layer is the quantized layer itself, of which only the computation is another one: hooks, those of all modules
-included, find its class, its parameters and its quantizers. Outside of a trace it computes in PyTorch, what the file
-computes up to rounding.
+A lowered layer is still the quantized layer; only its computation is replaced. Hooks, global ones included, find its
+class, its parameters and its quantizers. Outside of a trace it computes in PyTorch what the exported model computes, up
+to rounding.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
 class LoweredInput(nn.Module):
-    """Clip, QuantizeLinear and DequantizeLinear on the grid of an input quantizer; NaN stays undefined.
+    """Clip, QuantizeLinear and DequantizeLinear on the grid of an input quantizer; the result for NaN is undefined.
 
     Args:
-        qparams: the grid, per tensor.
-        container: the type that holds its integers; None: see `container_of`.
+        qparams: Per-tensor grid.
+        container: Integer type of the quantized values; None: see `container_of`.
     """
 
     scale: Tensor
@@ -53,7 +53,7 @@ class LoweredInput(nn.Module):
         self.bounds = None if (qparams.quant_min, qparams.quant_max) == CONTAINERS[self.container] else (low, high)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` fake quantized, in any shape."""
+        """Fake quantize `x`, of any shape."""
         if self.bounds is not None:
             x = torch.clamp(x, *self.bounds)
         if not torch.compiler.is_exporting():
@@ -66,15 +66,15 @@ class LoweredInput(nn.Module):
 
 
 def lower(model: nn.Module, container: str | None = None) -> nn.Module:
-    """A copy of `model` in eval, on the CPU and in float32, whose quantized layers compute as the exported model does.
+    """Return a copy of `model` whose quantized layers compute as the exported model does: eval mode, CPU, float32.
 
     Args:
-        model: quantized or float.
-        container: the type that holds all inputs' integers; None: `uint8` where no integer is negative, else `int8`.
+        model: Quantized or float model.
+        container: Integer type of all quantized inputs; None: `uint8` if no integer is negative, else `int8`.
 
     Raises:
-        ConfigError: a layer cannot be expressed; names every such layer and what to do.
-        NotInitializedError: a quantizer never saw data.
+        ConfigError: Layers cannot be expressed in ONNX; names each of them and what to do.
+        NotInitializedError: A quantizer never saw data.
     """
     check_expressible(model)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def lower(model: nn.Module, container: str | None = None) -> nn.Module:
 
 
 def _lower_layer(layer: QuantLayer, container: str | None) -> nn.Module:
-    """The quantized layer, lowered in place; where nothing of it is quantized, the float layer."""
+    """Lower the quantized layer in place and return it; return the float layer if nothing in it is quantized."""
     if is_active(layer.weight_quantizer):
         _compute_on_integers(layer, container)
     elif is_active(layer.input_quantizer):
@@ -105,8 +105,8 @@ def _lower_layer(layer: QuantLayer, container: str | None) -> nn.Module:
 def _compute_on_integers(layer: Any, container: str | None) -> None:
     """Give a layer integer weights, as the buffers `codes`, `scale` and `zero_point`, and its bias in an Add.
 
-    A folded BatchNorm's factor is in the scales, which may be negative here: `passes.graph.settle_signs` moves the
-    signs into the integers when all factors are known.
+    The scales include a folded BatchNorm's factor, so they may be negative here: `passes.graph.settle_signs` moves the
+    signs into the integers once all factors are known.
     """
     quantizer, weight, axis = layer.weight_quantizer, layer.weight_to_quantize().detach(), layer.weight_channel_axis
     qparams = quantizer.qparams(weight)
@@ -129,7 +129,7 @@ def _compute_on_integers(layer: Any, container: str | None) -> None:
 
 
 def _quantize_input(layer: Any, container: str | None) -> None:
-    """Leave a layer its float weight, and quantize what it takes."""
+    """Quantize a layer's input and keep its weight float."""
     to_grid = _lowered_input(layer, container)
 
     def forward(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -139,7 +139,7 @@ def _quantize_input(layer: Any, container: str | None) -> None:
 
 
 def _lowered_input(layer: QuantLayer, container: str | None) -> Callable[[Tensor], Tensor]:
-    """The layer's new child `input`, which does what the input quantizer does; nothing where that is off."""
+    """Add a child `input` that replaces the layer's input quantizer, and return it; the identity if that is off."""
     quantizer = layer.input_quantizer
     if quantizer is None or not quantizer.is_enabled:
         return lambda x: x
@@ -149,14 +149,14 @@ def _lowered_input(layer: QuantLayer, container: str | None) -> Callable[[Tensor
 
 
 def _hold(layer: nn.Module, name: str, value: Tensor) -> str:
-    """Keep a buffer in a layer; its name, which becomes that of a constant in the file."""
+    """Register a buffer in a layer; return its name, which becomes a constant's name in the exported model."""
     name = _free_name(layer, name)
     layer.register_buffer(name, value)
     return name
 
 
 def _free_name(layer: nn.Module, name: str) -> str:
-    """`name`, with underscores behind it where a class of the user's has an attribute of that name."""
+    """Return `name`, with underscores appended while the layer has an attribute of that name."""
     while hasattr(layer, name):
         name += "_"
     return name
@@ -171,7 +171,7 @@ def _dequantized(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) ->
 
 
 def _operation(layer: Any, x: Tensor, weight: Tensor, output_size: list[int] | None) -> Tensor:
-    """The layer's operation on a weight, without the bias."""
+    """Apply the layer's operation with `weight`, without the bias."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
     if not isinstance(layer, nn.ConvTranspose2d):
@@ -184,28 +184,28 @@ def _operation(layer: Any, x: Tensor, weight: Tensor, output_size: list[int] | N
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise `CheckpointError` where a parameter, a running statistic or a quantizer's state is not finite."""
+    """Raise `CheckpointError` if a parameter, a running statistic or a quantizer's state is not finite."""
     for name, module in model.named_modules():
         stateful = isinstance(module, (Quantizer, nn.modules.batchnorm._NormBase))
-        buffers = module._buffers if stateful else {}  # others may hold infinities on purpose: an attention's mask
+        buffers = module._buffers if stateful else {}  # others may contain infinities on purpose: attention masks
         for key, tensor in (*module._parameters.items(), *buffers.items()):
             if tensor is not None and not tensor.detach().isfinite().all():
                 raise CheckpointError(
-                    f"{f'{name}.{key}'.lstrip('.')} holds values that are NaN or infinite, so the file would not work: "
-                    "the weights come from a run that diverged, or the calibration saw such data. Give another "
+                    f"{f'{name}.{key}'.lstrip('.')} contains NaN or infinite values, so the exported model would not "
+                    "work: the weights come from a diverged run, or the calibration saw such data. Export another "
                     "checkpoint."
                 )
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
-    """Names and layers of which something is quantized, each layer once."""
+    """Yield the name and layer of each layer whose weight or input is quantized, each layer once."""
     for name, module in model.named_modules():
         if isinstance(module, QuantLayer) and (is_active(module.weight_quantizer) or is_active(module.input_quantizer)):
             yield name, module
 
 
 def layer_facts(model: nn.Module) -> list[LayerFacts]:
-    """What a target is told of each quantized layer, before anything is chosen for it."""
+    """Return the facts that a target gets about each quantized layer, before it chooses anything."""
     return [_facts(name, layer) for name, layer in quantized_layers(model)]
 
 
@@ -225,7 +225,7 @@ def _facts(name: str, layer: QuantLayer) -> LayerFacts:
 
 
 def _grid(layer: QuantLayer, role: str) -> QParams | None:
-    """The grid of a layer's weight or input; None: it is float."""
+    """Return the grid of a layer's weight or input; None if it is float."""
     quantizer = layer.weight_quantizer if role == "weight" else layer.input_quantizer
     if quantizer is None or not quantizer.is_enabled:
         return None
@@ -233,30 +233,30 @@ def _grid(layer: QuantLayer, role: str) -> QParams | None:
 
 
 def _own_computation(layer: QuantLayer) -> list[str]:
-    """Methods by which a layer computes in another way than its kind does."""
+    """Return the names of the methods that a layer overrides, so that it computes differently from its kind."""
     kind = next((cls for cls in type(layer).__mro__ if cls in LAYER_KINDS.values()), QuantLayer)
     return [n for n in _COMPUTING if n in vars(layer) or getattr(type(layer), n, None) is not getattr(kind, n, None)]
 
 
 def container_of(qparams: QParams) -> str:
-    """The type that holds an input's integers: `uint8` where none is negative, else `int8`."""
+    """Return the integer type of a quantized input: `uint8` if no integer is negative, else `int8`."""
     return "int8" if qparams.quant_min < 0 else "uint8"
 
 
 def weight_dtype(qparams: QParams) -> torch.dtype:
-    """The type that holds a weight's integers: int8, or int16 where they are larger."""
+    """Return the integer type of a quantized weight: int8, or int16 for larger integers."""
     largest = max(-qparams.quant_min, qparams.quant_max)
     return torch.int8 if largest <= 128 and qparams.quant_max <= 127 else torch.int16
 
 
 def check_expressible(model: nn.Module) -> None:
-    """Raise where a value is not finite, or a quantizer has no form in ONNX, or no grid yet."""
+    """Raise an error if a value is not finite, or if a quantizer has no ONNX form or is not initialized."""
     broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     broken += [name for name, value in model.named_buffers() if value.isnan().any()]  # a range without data is infinite
     if broken:
         raise CheckpointError(
-            f"these values are not all finite, and no integer stands for them: {', '.join(broken)}. The training "
-            "diverged; export a checkpoint from before."
+            f"these tensors are not all finite, so they cannot be quantized: {', '.join(broken)}. The training "
+            "diverged; export an earlier checkpoint."
         )
     own = [
         f"{name} ({type(layer).__name__}: {', '.join(found)})"
@@ -265,9 +265,9 @@ def check_expressible(model: nn.Module) -> None:
     ]
     if own:
         raise ConfigError(
-            f"these layers compute in a way of their own, which the file would not have: {'; '.join(own)}. Say what "
-            "the weight is in weight_to_quantize, or use torch.nn.utils.parametrize; what is done to inputs or outputs "
-            "belongs into a module or a hook."
+            f"these layers override their computation, which the exported model would lack: {'; '.join(own)}. Compute "
+            "the weight in weight_to_quantize or by torch.nn.utils.parametrize, and change inputs or outputs in a "
+            "module or a hook."
         )
     uneven = []
     for name, layer in quantized_layers(model):
@@ -282,7 +282,7 @@ def check_expressible(model: nn.Module) -> None:
             uneven.append(f"{name} ({layer.method})")
     if uneven:
         raise ConfigError(
-            f"the inputs of these layers have uneven levels, which no integer engine takes: {', '.join(uneven)}. "
+            f"the inputs of these layers have uneven levels, which no integer engine supports: {', '.join(uneven)}. "
             "Train with another method, such as UQ (APoT with power=False) or LSQ, or with float inputs "
             "(quant_activation=False): APoT weights alone can be exported."
         )

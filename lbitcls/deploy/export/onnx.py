@@ -1,4 +1,4 @@
-"""From a model to an ONNX file with integer weights: trace, graph passes, choices for the target, one write."""
+"""Exports a model to an ONNX file with integer weights: traces it, runs graph passes, shapes it for the target."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lbitcls")
 PARTS = ("model", "backbone")
-_TRACED = 18  # the lowest version that the tracer writes; 17 is converted from it
+_TRACED = 18  # lowest opset that the tracer writes; opset 17 is converted from it
 _ROOT = "traced"
 _RECORDED = ("name", "kind", "method", "weight_bits", "input_bits", "container")  # of each layer
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
+    """Result of an export.
 
     Attributes:
-        path: the file.
-        info: what the file says of itself.
-        opset: version of ONNX's operators.
-        size: bytes of the file.
-        unpacked_size: bytes that it would have without `pack`.
-        float_size: bytes of the model's parameters and running statistics in float32.
-        seconds: what the export took.
-        norms_left: BatchNormalization nodes that stay, since no integer layer stands before them.
-        not_packed: layers of 4 bits or fewer that stay in int8 with `pack`, with the reason.
-        container_ms: latency in ms by container, where that of signed inputs was chosen by measuring.
-        cannot_run: engines for the target that cannot run the file, with the reason.
+        path: Exported file.
+        info: Metadata in the file.
+        opset: ONNX operator set version.
+        size: Size of the file in bytes.
+        unpacked_size: Size in bytes that the file would have without `pack`.
+        float_size: Size in bytes of the model's parameters and running statistics in float32.
+        seconds: Duration of the export in seconds.
+        norms_left: BatchNormalization nodes that stay, because no integer layer precedes them.
+        not_packed: Layers of 4 bits or fewer that stay in int8 despite `pack`, with the reason.
+        container_ms: Latency in ms by container, if the container of signed inputs was chosen by measurement.
+        cannot_run: Engines of the target that cannot run the exported model, with the reason.
     """
 
     path: Path
@@ -81,7 +81,7 @@ class ExportReport:
     cannot_run: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data, but the config's text."""
+        """Return the report as plain data, without the config's text."""
         record = asdict(self)
         del record["info"]["config"]
         return {**record, "path": str(self.path)}
@@ -100,27 +100,27 @@ def export_onnx(
     pipeline: Sequence[dict[str, Any]] = (),
     config: str = "",
 ) -> ExportReport:
-    """Write `model` as an ONNX file: input `image` (N, C, H, W), output `logits` (N, K) or `feature_0`, ….
+    """Export `model` to an ONNX file: input `image` (N, C, H, W), output `logits` (N, K) or `feature_0`, ….
 
     Args:
-        model: a classifier, or any module that takes an image; quantized or float. It is not changed. With skip
-            connections in 8 bits it comes from `residual.carry_residuals`.
-        path: the file; it is written whole or not at all.
+        model: Classifier, or any module that accepts an image; quantized or float. It is not changed. For skip
+            connections in 8 bits, pass the copy that `residuals.carry_residuals` returns.
+        path: File to write, atomically: whole or not at all.
         input_shape: (C, H, W) of an image.
-        opset: version of ONNX's operators, 17 to 21; lower where the file of an integer backbone has a lower one.
+        opset: ONNX operator set version, 17 to 21; lower in the file if an integer backbone's file has a lower one.
         part: `'model'`, or `'backbone'` for its features.
-        pack: store weights of 4 bits or fewer in 4 bits.
-        target: name of a target in the registry `TARGETS`: `'cpu'`, `'tensorrt'`, or one's own.
-        classes: names of the classes; None: the model's own, if it has any.
-        pipeline: the test pipeline, for the file's record.
-        config: text of the config, likewise.
+        pack: Store weights of 4 bits or fewer in 4 bits.
+        target: Name of a target in the registry `TARGETS`: `'cpu'`, `'tensorrt'`, or your own.
+        classes: Class names; None: the model's own, if it has any.
+        pipeline: Test pipeline, for the metadata.
+        config: Text of the config, for the metadata.
 
     Raises:
-        ConfigError: a layer that cannot be expressed, or that the target cannot take, or whose weight the model reads
-            without calling it; an unknown option; a model that cannot be traced.
-        CheckpointError: weights, statistics or scales are not finite.
-        NotInitializedError: quantizers without first values.
-        DependencyError: a package is missing.
+        ConfigError: A layer cannot be expressed in ONNX, is not supported by the target, or has a weight that the model
+            reads without calling the layer; an option is unknown; the model cannot be traced.
+        CheckpointError: Weights, statistics or scales are not finite.
+        NotInitializedError: A quantizer is not initialized.
+        DependencyError: A package is missing.
 
     Example:
         >>> report = export_onnx(model, "model.onnx", input_shape=(1, 8, 8))
@@ -192,7 +192,7 @@ def export_onnx(
 
 
 def to_integer_layers(graph: Graph) -> list[str]:
-    """Run the passes that make a traced graph's layers integer layers; returns the names of BatchNorms that stay."""
+    """Turn a traced graph's layers into integer layers; return the names of the BatchNorms that stay."""
     name_nodes(graph, _ROOT)
     check_flat(graph)
     separate_weights(graph)
@@ -205,7 +205,7 @@ def to_integer_layers(graph: Graph) -> list[str]:
 
 
 class _Backbone(nn.Module):
-    """A classifier without the rest."""
+    """Backbone of a classifier, without neck and head."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class _Backbone(nn.Module):
 
 
 class _Traced(nn.Module):
-    """A model from the image to what it predicts."""
+    """Model as it is traced: from the image to `predict`'s output."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -231,10 +231,10 @@ class _Traced(nn.Module):
 
 
 def trace(model: nn.Module, input_shape: tuple[int, int, int], opset: int, part: str = "model") -> ModelProto:
-    """The ONNX graph of a lowered model, as torch's exporter makes it (from opset 18 on); the batch size is free.
+    """Return the ONNX graph of a lowered model, from torch's exporter (opset 18 or later); the batch size is free.
 
     Raises:
-        ConfigError: torch cannot trace the model.
+        ConfigError: Torch cannot trace the model.
     """
     for package in ("onnx", "onnxscript"):
         require(package)
@@ -252,7 +252,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], opset: int, part:
                 optimize=True,
                 verbose=False,
             )
-    except Exception as error:  # torch's own kinds, and whatever the model's code raises on traced tensors
+    except Exception as error:  # torch's own types, and anything that the model's code raises on traced tensors
         raise ConfigError(
             f"{type(model).__name__} cannot be traced for ONNX with a free batch size: {reason_of(error)}"
         ) from error
@@ -260,9 +260,9 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], opset: int, part:
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
     if batch.HasField("dim_value"):
         raise ConfigError(
-            f"{type(model).__name__} cannot be traced for ONNX with a free batch size: it takes the batch size as a "
-            f"number of Python's (len(x), int(x.shape[0])), so the file would take {batch.dim_value} images and no "
-            "other number. Use x.shape[0] itself."
+            f"{type(model).__name__} cannot be traced for ONNX with a free batch size: it converts the batch size to a "
+            f"Python number (len(x), int(x.shape[0])), so the exported model would accept {batch.dim_value} images and "
+            "no other number. Use x.shape[0] itself."
         )
     if part == "backbone":
         _rename_outputs(proto)
@@ -271,7 +271,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], opset: int, part:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracer's own progress and warnings, which are not about the user's model."""
+    """Silence the tracer's own progress and warnings, which are not about the user's model."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -287,20 +287,20 @@ def _rename_outputs(proto: ModelProto) -> None:
 
 
 def check_options(opset: int, part: str, pack: bool, target: str) -> Target:
-    """Raise where `export_onnx` would for these arguments; returns the target.
+    """Check these arguments of `export_onnx`; return the target.
 
     Raises:
-        ConfigError: a wrong value, or two that do not go together.
+        ConfigError: A value is wrong, or two values contradict each other.
     """
     made_for = find_target(target)
     if part not in PARTS:
-        raise ConfigError(f"part is 'model' or 'backbone'; got {part!r}.")
+        raise ConfigError(f"part must be 'model' or 'backbone'; got {part!r}.")
     made_for.check_options(opset, pack)
     return made_for
 
 
 def _finished(proto: ModelProto, info: ModelInfo, target: Target) -> bytes:
-    """The bytes of the file, with shapes and record, checked."""
+    """Return the file's bytes, with shapes and metadata, checked."""
     onnx = require("onnx")
     proto.producer_name, proto.producer_version = "lbitcls", __version__
     proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
@@ -316,7 +316,7 @@ def _record(fact: LayerFacts, packed: Sequence[str]) -> dict[str, Any]:
 
 
 def _summary(facts: Sequence[LayerFacts]) -> dict[str, Any]:
-    """`method` and `bits` of a file."""
+    """Return `method` and `bits` of an exported model."""
     if not facts:
         return {"method": "float", "bits": "float"}
     bits = Counter(f"W{fact.weight_bits or 32}A{fact.input_bits or 32}" for fact in facts)

@@ -1,10 +1,10 @@
-"""Skip connections in 8 bits: what skips a block is stored as 8-bit integers, where it otherwise is stored in float32.
+"""Skip connections in 8 bits: the tensor that skips a block is stored as 8-bit integers instead of float32.
 
-Of an addition's two operands one is the result of the block's last convolution. An engine adds the other operand to it
-before it stores anything, so it stays as it is (and OpenVINO would leave out its rounding: it would not agree). The
-other operand, that comes from memory, is the output of some module, such as the block before; it is fake quantized
-there, so that all that use it see the same integers. The model that `carry_residuals` returns computes just that in
-PyTorch too, and is therefore what the exported file is verified against.
+One of an addition's two operands is the result of the block's last convolution. An engine adds the other operand to it
+before storing anything, so it stays float (OpenVINO would omit its rounding, and the results would differ). The other
+operand, which comes from memory, is the output of some module, such as the previous block; it is fake quantized there,
+so that all its users see the same integers. The model that `carry_residuals` returns computes exactly this in PyTorch
+too; the exported model is therefore verified against it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from lbitcls.utils.errors import ConfigError, DataError
 RESIDUAL_BITS = 8
 _ADDS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 _SAMPLE = 2**18  # elements kept of each batch
-_LOSS = 4.0  # how much larger the squared error may be on the grid of a layer that takes the tensor as well
+_LOSS = 4.0  # factor by which the squared error may grow on the grid of a layer that consumes the tensor as well
 
 
 class CarriedOutput:
-    """A forward hook that fake quantizes a module's output.
+    """Forward hook that fake quantizes a module's output.
 
     Attributes:
-        quantizer: does it; a `LoweredInput` in a lowered model.
-        bits: of its integers.
+        quantizer: Quantizer of the output; a `LoweredInput` in a lowered model.
+        bits: Bits of its integers.
     """
 
     def __init__(self, quantizer: Quantizer) -> None:
@@ -44,12 +44,12 @@ class CarriedOutput:
         self.bits = quantizer.num_bits
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """The output on the grid."""
+        """Return the output on the grid."""
         return self.quantizer(output)
 
 
 def carried_outputs(model: nn.Module) -> Iterator[tuple[str, CarriedOutput]]:
-    """The hooks of `carry_residuals`, with the names of their modules."""
+    """Yield the hooks of `carry_residuals`, with the names of their modules."""
     for name, module in model.named_modules():
         for hook in module._forward_hooks.values():
             if isinstance(hook, CarriedOutput):
@@ -57,7 +57,7 @@ def carried_outputs(model: nn.Module) -> Iterator[tuple[str, CarriedOutput]]:
 
 
 def residual_bits(model: nn.Module) -> int | None:
-    """Bits of the model's skip connections; None where they are float."""
+    """Return the bits of the model's skip connections; None if they are float."""
     return next((hook.bits for _, hook in carried_outputs(model)), None)
 
 
@@ -65,54 +65,54 @@ def residual_bits(model: nn.Module) -> int | None:
 def carry_residuals(
     model: nn.Module, batches: Iterable[Tensor], bits: int = RESIDUAL_BITS, signed: bool | None = None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """A copy of `model` in eval, on the CPU, whose skip connections are carried in 8 bits.
+    """Return a copy of `model` in eval mode, on the CPU, whose skip connections are stored in 8 bits.
 
-    A tensor that a quantized layer takes in 8 bits as well is carried on that layer's own grid, unless the squared
-    error would be over four times that of the best grid; other grids take the range of least squared error.
+    A tensor that is also the 8-bit input of a quantized layer uses that layer's grid, unless its squared error is over
+    four times that of the best grid; the other tensors use the range of least squared error.
 
     Args:
-        model: a classifier, or any module that takes an image.
-        batches: float32 images (N, C, H, W) that the ranges are taken from.
+        model: Classifier, or any module that accepts an image.
+        batches: float32 images (N, C, H, W) from which the ranges are computed.
         bits: 8.
         signed: True: only grids with negative integers (for targets without uint8); None: as the data needs.
 
     Returns:
-        The copy, and what became of each tensor that is added: the name of the module that makes it, to a word.
+        The copy, and a note on each added tensor, by the name of the module that computes it.
 
     Raises:
-        ConfigError: other bits, or a model without skip connections that can be carried.
-        DataError: there are no images.
+        ConfigError: Other bits, or a model without skip connections that can be stored in 8 bits.
+        DataError: There are no images.
     """
     if bits != RESIDUAL_BITS:
-        raise ConfigError(f"skip connections are carried in {RESIDUAL_BITS} bits, or float; got {bits!r}.")
+        raise ConfigError(f"skip connections must be in {RESIDUAL_BITS} bits, or float; got {bits!r}.")
     model = copy_model(model).cpu().eval()
     batches = list(batches)
     if not batches:
-        raise DataError("skip connections in 8 bits: the ranges need at least one batch of images.")
+        raise DataError("skip connections in 8 bits need at least one batch of images for their ranges.")
     found = _Watch.over(model, batches[0][:1])
     names = [name for name in found.made_by if name is not None]
     once = [name for name in names if found.calls[name] == 1]
     if not once:
-        raise ConfigError(f"{type(model).__name__} has no skip connections that can be carried in {bits} bits.")
+        raise ConfigError(f"{type(model).__name__} has no skip connections that can be stored in {bits} bits.")
     samples = _samples(model, once, batches)
-    report = dict.fromkeys(set(names) - set(once), "stays float: the module that makes it is used several times")
+    report = dict.fromkeys(set(names) - set(once), "stays float: its module is called several times")
     for name in once:
         quantizer, note = _grid(samples[name], found.takers.get(name, ()), bits, signed)
         model.get_submodule(name).register_forward_hook(CarriedOutput(quantizer))
         report[name] = note
     if None in found.made_by:
-        report["(no module)"] = "stays float: what is added is no module's output"
+        report["(no module)"] = "stays float: the added tensor is not a module's output"
     return model, report
 
 
 class _Watch(TorchFunctionMode):
-    """Watches one forward pass: which module made what is added, and which quantized layers take it."""
+    """Watcher of one forward pass: which modules compute the added tensors, and which quantized layers consume them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.makers: dict[int, str] = {}
-        self.kept: list[Tensor] = []  # so that no id is used again
-        self.used: set[int] = set()  # what modules took since it was made
+        self.kept: list[Tensor] = []  # so that no id is reused
+        self.used: set[int] = set()  # tensors that a module has consumed since they were computed
         self.calls: Counter[str] = Counter()
         self.added: dict[str | None, None] = {}
         self.takers: dict[str, list[QuantLayer]] = {}
@@ -120,7 +120,7 @@ class _Watch(TorchFunctionMode):
 
     @classmethod
     def over(cls, model: nn.Module, images: Tensor) -> _Watch:
-        """What a forward pass of `images` shows."""
+        """Return the watcher after a forward pass of `images`."""
         watch = cls(model)
         try:
             with watch:
@@ -132,7 +132,7 @@ class _Watch(TorchFunctionMode):
 
     @property
     def made_by(self) -> Sequence[str | None]:
-        """The modules that make what is added from memory, each once; None for what no module makes."""
+        """Modules that compute the operands added from memory, each once; None for an operand without a module."""
         return list(self.added)
 
     def _watch(self, name: str, module: nn.Module) -> tuple[Any, Any]:
@@ -145,7 +145,7 @@ class _Watch(TorchFunctionMode):
 
         def make(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                self.makers[id(output)] = name  # modules around this one come later, and count
+                self.makers[id(output)] = name  # enclosing modules come later and replace this one
                 self.kept.append(output)
                 self.used.discard(id(output))
 
@@ -168,7 +168,7 @@ def _run(model: Any, images: Tensor) -> None:
 
 
 def _samples(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What the modules make of the images, thinned out, in one row each."""
+    """Return a subsample of each module's outputs for the images, flattened."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str) -> Any:
@@ -196,7 +196,7 @@ def _hooked(model: nn.Module, hooks: dict[str, Any]) -> Iterator[None]:
 
 
 def _grid(sample: Tensor, takers: Iterable[QuantLayer], bits: int, signed: bool | None) -> tuple[Quantizer, str]:
-    """The quantizer of one tensor, and what to report of it."""
+    """Return the quantizer of one tensor, and the note on it for the report."""
     best = LSQ(bits, role="input", signed=signed)
     best.initialize(sample, mse)
     best.eval()
@@ -206,7 +206,7 @@ def _grid(sample: Tensor, takers: Iterable[QuantLayer], bits: int, signed: bool 
         if own is None or not own.is_enabled or own.num_bits != bits or own.levels() is not None:
             continue
         if _squared_error(own, sample) <= limit:
-            return own, "8 bits, on the grid of the layer that takes it"
+            return own, "8 bits, on the grid of the layer that consumes it"
     return best, f"{bits} bits, {'signed' if best.signed else 'unsigned'}, scale {float(best.qparams().scale):.6g}"
 
 

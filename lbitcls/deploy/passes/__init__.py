@@ -1,1 +1,1 @@
-"""The ONNX graph while it is being changed, and passes over it: what exporter and targets are made of."""
+"""Editable ONNX graph and the passes over it, from which the exporter and the targets are built."""

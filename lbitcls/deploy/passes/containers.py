@@ -1,4 +1,4 @@
-"""Which integer type holds a layer's input: int8, or uint8 with a zero point."""
+"""Integer type of layer inputs: int8, or uint8 with a zero point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def signed_inputs(graph: Graph) -> list[NodeProto]:
-    """The QuantizeLinear nodes whose integers are held in int8."""
+    """Return the QuantizeLinear nodes that output int8."""
     return [node for node in graph.nodes if node.op_type == "QuantizeLinear" and _is_signed(graph, node)]
 
 
@@ -23,17 +23,17 @@ def _is_signed(graph: Graph, node: NodeProto) -> bool:
 
 
 def to_uint8(graph: Graph) -> None:
-    """Move all int8 inputs to uint8: every integer and zero point grows until the least is 0, and no value changes.
+    """Convert all int8 inputs to uint8: integers and zero points shift until the smallest is 0; no value changes.
 
-    OpenVINO subtracts the container's least value before it rounds, so what lies near it is rounded most exactly:
-    zero point 8 for 4 bits, 128 for 8.
+    OpenVINO subtracts the container's smallest value before it rounds, so values near it are rounded most accurately:
+    zero point 8 for 4 bits, 128 for 8 bits.
     """
     for node in signed_inputs(graph):
         zero_point, scale = (graph.array(node.input[i]) for i in (2, 1))
         assert zero_point is not None and scale is not None
         bounds = graph.producer(node.input[0])
         low = graph.array(bounds.input[1]) if bounds is not None and bounds.op_type == "Clip" else None
-        # The Clip may be the model's own, with bounds beyond what the integers hold, or between two of them.
+        # The Clip may be the model's own, with bounds beyond the integers' range, or between two integers.
         least = -128 if low is None else max(-128, int(np.floor(low / scale + 1e-3)) + int(zero_point))
         value = np.array(int(zero_point) - least, np.uint8)
         name = graph.add_constant(f"{node.input[1].removesuffix('.scale')}.zero_point_uint8", value)

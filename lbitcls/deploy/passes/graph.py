@@ -1,4 +1,4 @@
-"""The ONNX graph of a model, and passes over it: names, weights of their own, signs into the integers, lower opsets."""
+"""Editable ONNX graph of a model, and passes over it: names, separate weights, positive scales, opset 17."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 OPERATIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 POOLS = ("MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin")
-"""Operations whose result is one of their inputs' values, chosen by order alone."""
+"""Operations that return one of their input's values, chosen by order only."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 class Graph:
-    """An ONNX model that is being changed: who makes and who takes each tensor, and the constants."""
+    """Editable ONNX model: the producer and the consumers of each tensor, and the constants."""
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
@@ -32,25 +32,25 @@ class Graph:
         self.outputs = {value.name for value in model.graph.output}
 
     def producer(self, name: str) -> NodeProto | None:
-        """The node that makes a tensor; None for constants and the graph's inputs."""
+        """Return the node that outputs a tensor; None for constants and the graph's inputs."""
         return next((node for node in self.nodes if name in node.output), None)
 
     def consumers(self, name: str) -> list[NodeProto]:
-        """The nodes that take a tensor."""
+        """Return the nodes that consume a tensor."""
         return [node for node in self.nodes if name in node.input]
 
     def only_consumer(self, name: str) -> NodeProto | None:
-        """The node that takes a tensor, where it is the only one and the tensor is no output of the graph."""
+        """Return the node that consumes a tensor; None if there are several, or the tensor is a graph output."""
         nodes = self.consumers(name)
         return nodes[0] if len(nodes) == 1 and name not in self.outputs else None
 
     def array(self, name: str) -> np.ndarray | None:
-        """The value of a constant; None where the tensor is none."""
+        """Return the value of a constant; None if the tensor is not a constant."""
         tensor = self.constants.get(name)
         return None if tensor is None else require("onnx").numpy_helper.to_array(tensor)
 
     def add_constant(self, name: str, value: np.ndarray, replace: bool = False) -> str:
-        """A new constant; its name, with a number where `name` is taken (`replace`: the old one is given up)."""
+        """Add a constant and return its name: `name`, numbered if taken (`replace`: the old constant is dropped)."""
         name = name if replace else self.free_name(name)
         self.constants[name] = require("onnx").numpy_helper.from_array(np.array(value, order="C"), name)
         return name
@@ -58,35 +58,35 @@ class Graph:
     def add_node(
         self, kind: str, inputs: list[str], output: str, after: NodeProto | None, name: str, **attributes: Any
     ) -> NodeProto:
-        """A new node behind `after` (None: the first); its name gets a number where another node has it."""
+        """Add a node behind `after` (None: as the first), and return it; its name is numbered if taken."""
         name = _numbered(name, {node.name for node in self.nodes})
         node = require("onnx").helper.make_node(kind, inputs, [output], name=name, **attributes)
         self.nodes.insert(0 if after is None else self.nodes.index(after) + 1, node)
         return node
 
     def free_name(self, name: str) -> str:
-        """A name for a new tensor: `name`, with a number where a constant or another tensor has it."""
+        """Return a name for a new tensor: `name`, numbered if a constant or another tensor has it."""
         made = (output for node in self.nodes for output in node.output)
         return _numbered(name, {*self.constants, *made, *(value.name for value in self.model.graph.input)})
 
     def append_to(self, node: NodeProto, kind: str, operand: str, name: str) -> NodeProto:
-        """A new node `kind(output of node, operand)` that takes the name of the node's output over."""
+        """Add a node `kind(output of node, operand)`, which takes over the name of the node's output, and return it."""
         output = node.output[0]
         node.output[0] = self.free_name(f"{output}_before_{kind.lower()}")
         return self.add_node(kind, [node.output[0], operand], output, node, name)
 
     def redirect(self, old: str, new: str) -> None:
-        """Let all that takes the tensor `old` take `new`."""
+        """Make all consumers of the tensor `old` consume `new`."""
         for node in self.consumers(old):
             node.input[:] = [new if name == old else name for name in node.input]
 
     def bypass(self, node: NodeProto, before: NodeProto) -> None:
-        """Take out `node`, the only consumer of what `before` makes; `before` makes its output now."""
+        """Remove `node`, the only consumer of `before`; `before` now produces the output of `node`."""
         before.output[0] = node.output[0]
         self.nodes.remove(node)
 
     def save(self) -> ModelProto:
-        """The model with its changes; what leads to no output is left out."""
+        """Return the model with its changes, without nodes and constants that lead to no output."""
         needed, kept = set(self.outputs), []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
@@ -102,31 +102,31 @@ class Graph:
 
 
 def _numbered(name: str, taken: Collection[str]) -> str:
-    """`name`, with a number where it is taken."""
+    """Return `name`, numbered if it is taken."""
     return next(free for free in chain([name], (f"{name}_{number}" for number in count(2))) if free not in taken)
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values."""
+    """Return a node's attributes as Python values."""
     helper = require("onnx").helper
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def check_flat(graph: Graph) -> None:
-    """Raise `ConfigError` where the graph branches: what is in a branch no pass would see."""
+    """Raise `ConfigError` if the graph branches: passes do not see the inside of a branch."""
     branching = [node.name for node in graph.nodes if any(a.HasField("g") or a.graphs for a in node.attribute)]
     if branching:
         raise ConfigError(
-            f"the model branches while it runs ({', '.join(branching)}; torch.cond, or a loop), which cannot be "
-            "exported with integer layers; compute both sides, and choose by torch.where."
+            f"the model branches at run time ({', '.join(branching)}; torch.cond, or a loop), which cannot be "
+            "exported with integer layers; compute both sides, and choose with torch.where."
         )
 
 
 def name_nodes(graph: Graph, root: str) -> None:
-    """Name nodes after the modules that they come from, and drop what the tracer noted about them.
+    """Name nodes after the modules that they come from, and drop the tracer's notes on them.
 
-    A layer's operation gets the layer's name, other nodes that of their module and their kind; `root` is the name of
-    the traced module's child that the model is.
+    A layer's operation gets the layer's name, other nodes get their module's name and their kind; `root` is the name of
+    the traced module's child that is the model.
     """
     names = [_node_name(graph, node, root) for node in graph.nodes]
     given: set[str] = set()
@@ -174,14 +174,14 @@ def _name_constants(graph: Graph, root: str) -> None:
 
 
 def _scope(node: NodeProto, root: str) -> str:
-    """Name of the module that a node comes from, without `root`; empty where that is not known."""
+    """Return the name of the module that a node comes from, without `root`; empty if unknown."""
     noted = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
     modules = [scope for scope in ast.literal_eval(noted)[:-1] if scope.startswith(f"{root}.")]
     return modules[-1].removeprefix(f"{root}.") if modules else ""
 
 
 def _scope_of_weight(graph: Graph, node: NodeProto, root: str) -> str:
-    """Name of the layer by its integer weight, which optimizations of the graph leave alone."""
+    """Return the layer's name according to its integer weight, which graph optimizations do not change."""
     weight = graph.producer(node.input[1])
     while weight is not None and weight.op_type in ("Transpose", "Cast"):
         weight = graph.producer(weight.input[0])
@@ -189,18 +189,18 @@ def _scope_of_weight(graph: Graph, node: NodeProto, root: str) -> str:
 
 
 def _owner(constant: str, root: str) -> str:
-    """Name of the module whose weight a constant is; empty where it is none."""
+    """Return the name of the module whose weight a constant is; empty if it is not a weight."""
     return constant.removeprefix(f"{root}.").removesuffix(".weight") if constant.endswith(".weight") else ""
 
 
 def weights_of(graph: Graph) -> list[NodeProto]:
-    """The DequantizeLinear nodes of integer weights."""
+    """Return the DequantizeLinear nodes of integer weights."""
     nodes = [node for node in graph.nodes if node.op_type == "DequantizeLinear"]
     return [node for node in nodes if node.input[0] in graph.constants]
 
 
 def operation_of(graph: Graph, weight: NodeProto) -> NodeProto | None:
-    """The layer's operation on a weight; None where it takes it in another way than as its weight."""
+    """Return the layer's operation that uses a weight; None if the weight is used in any other way."""
     taken = weight.output[0]
     node = graph.only_consumer(taken)
     if node is not None and node.op_type == "Transpose":
@@ -210,7 +210,7 @@ def operation_of(graph: Graph, weight: NodeProto) -> NodeProto | None:
 
 
 def separate_weights(graph: Graph) -> None:
-    """Give each use of a weight (a layer that is called twice) a DequantizeLinear and constants of its own."""
+    """Give each use of a weight (a layer that is called twice) its own DequantizeLinear and constants."""
     for weight in weights_of(graph):
         for node in graph.consumers(weight.output[0]):
             if node.op_type == "Transpose":
@@ -229,7 +229,7 @@ def separate_weights(graph: Graph) -> None:
 
 
 def _for_each_user(graph: Graph, node: NodeProto) -> None:
-    """A copy of `node` for each that takes its result but the first."""
+    """Copy `node` for each consumer of its result but the first."""
     for number, user in enumerate(graph.consumers(node.output[0])[1:], 2):
         output = graph.free_name(f"{node.output[0]}_{number}")
         graph.add_node(node.op_type, list(node.input), output, node, node.name, **attributes(node))
@@ -237,7 +237,7 @@ def _for_each_user(graph: Graph, node: NodeProto) -> None:
 
 
 def drop_repeated(graph: Graph) -> None:
-    """Take out each quantization of a tensor that lies on the very same grid already."""
+    """Remove each quantization of a tensor that is already on the same grid."""
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         bounds = graph.producer(node.input[0])
         source = bounds.input[0] if bounds is not None and bounds.op_type == "Clip" else node.input[0]
@@ -252,7 +252,7 @@ def drop_repeated(graph: Graph) -> None:
 
 
 def through_pools(graph: Graph, name: str) -> NodeProto | None:
-    """The node that makes a tensor, or makes what it is the maximum or minimum of."""
+    """Return the node that outputs a tensor, or the tensor of which it is a maximum or minimum."""
     node = graph.producer(name)
     while node is not None and node.op_type in POOLS:
         node = graph.producer(node.input[0])
@@ -265,7 +265,7 @@ def _same_grid(graph: Graph, left: NodeProto, right: NodeProto) -> bool:
 
 
 def _bounds(graph: Graph, quantize: NodeProto) -> tuple[float | str, ...]:
-    """The bounds of a Clip before a quantization; one that is computed, or left out, by its name."""
+    """Return the bounds of a Clip before a quantization; the name of a bound that is computed or omitted."""
     clip = graph.producer(quantize.input[0])
     if clip is None or clip.op_type != "Clip":
         return ()
@@ -274,17 +274,17 @@ def _bounds(graph: Graph, quantize: NodeProto) -> tuple[float | str, ...]:
 
 
 def known_array(graph: Graph, name: str) -> np.ndarray:
-    """The value of a tensor that is a constant."""
+    """Return the value of a tensor that is a constant."""
     array = graph.array(name)
     assert array is not None, name
     return array
 
 
 def settle_signs(graph: Graph) -> None:
-    """Make every scale of a weight positive: a negative one changes the sign of its channel's integers.
+    """Make all scales of weights positive: a negative scale changes the sign of its channel's integers.
 
-    Where those do not fit (-128 in int8), the channel's sign stays outside, as a factor on the layer's result. A
-    channel whose scale is 0 gets zeros as integers, and the scale 1.
+    If these do not fit (-128 in int8), the channel's sign stays outside, as a factor on the layer's result. A channel
+    whose scale is 0 gets zeros as integers, and the scale 1.
     """
     for weight in weights_of(graph):
         scale, codes = known_array(graph, weight.input[1]), known_array(graph, weight.input[0])
@@ -314,16 +314,16 @@ def _sign_outside(graph: Graph, weight: NodeProto, negative: np.ndarray) -> None
 
 
 _CHANGED_IN_18 = {"Pad": 3, "Split": 2, "Resize": 4, "ScatterElements": 3, "ScatterND": 3}
-"""Operations that opset 18 gave new inputs or attributes, and the number of inputs that they had before."""
+"""Operations to which opset 18 added inputs or attributes, and their number of inputs before."""
 _NEW_IN_18 = ("BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CenterCropPad", "Col2Im", "Mish")
 _NEW_ATTRIBUTES = ("num_outputs", "antialias", "axes", "keep_aspect_ratio_policy")
 
 
 def to_opset_17(graph: Graph) -> None:
-    """Bring a graph from opset 18 to 17: the axes of reductions are attributes there.
+    """Convert a graph from opset 18 to 17, where the axes of reductions are attributes.
 
     Raises:
-        ConfigError: it has an operation that opset 17 does not know in this form.
+        ConfigError: It has an operation that opset 17 does not support in this form.
     """
     for node in graph.nodes:
         known = attributes(node)

@@ -1,4 +1,4 @@
-"""Nodes that change no value, and keep OpenVINO from optimizing a graph into another one."""
+"""Guard nodes, which change no value but keep OpenVINO's optimizations from changing the result."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from lbitcls.deploy.passes.graph import OPERATIONS, POOLS, Graph, operation_of, 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-_TINY = np.finfo(np.float32).tiny  # added to a float, changes nothing but an exact 0
+_TINY = np.finfo(np.float32).tiny  # added to a float, changes only an exact 0
 _PASSING = ("Relu", "Clip", *POOLS, "AveragePool", "Reshape", "Flatten", "Transpose", "Slice", "Concat")
 _FOLLOWED = (*_PASSING, "Squeeze", "Unsqueeze", "Expand", "Neg", "Abs", "Mul", "Split", "Pad", "Identity")
-KEPT_FLOAT = "KeptFloat"  # name of an addition that keeps the layer behind it from being computed in integers
+KEPT_FLOAT = "KeptFloat"  # name of an addition that keeps the next layer from being computed in integers
 _COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _ZERO_MATTERS = (*_COMPARISONS, "Sign", "Cast", "Ceil", "Log", "Reciprocal", "Div", "NonZero")
 
 
 def guard_scales(graph: Graph) -> None:
-    """Add the smallest number where nothing is added to integer results, so that OpenVINO takes no scale elsewhere.
+    """Add the smallest number to integer results that have no addition, so that OpenVINO does not move their scales.
 
-    It moves the channels' scales behind what follows, and with them it changes the bounds of a Clip there (seen in
-    2026.4: Conv, ReLU, MaxPool, Clip; also a Concat of integers on different grids). An addition keeps them in place.
-    Nothing is added where an exact 0 is told from other numbers, by its sign for one.
+    OpenVINO moves the channels' scales behind the next operations, and with them it changes the bounds of a Clip there
+    (seen in 2026.4: Conv, ReLU, MaxPool, Clip; also a Concat of integers on different grids). An addition keeps the
+    scales in place. Nothing is added where an exact 0 differs from other numbers, for example by its sign.
 
-    A ConvTranspose in integers also takes the bounds of a Clip behind it for others (2026.4), whatever is between; with
-    an addition before it, it is computed in float.
+    An integer ConvTranspose also uses wrong bounds for a later Clip (2026.4), whatever is in between; with an addition
+    before it, it is computed in float.
     """
     for weight in weights_of(graph):
         operation = operation_of(graph, weight)
@@ -57,7 +57,7 @@ def _guard_bias(graph: Graph, operation: NodeProto) -> None:
 
 
 def _is_clipped(graph: Graph, name: str) -> bool:
-    """Whether a Clip takes a tensor, or what is made of it before the next layer or quantization."""
+    """Return True if a Clip consumes a tensor, or a result of it before the next layer or quantization."""
     users = graph.consumers(name)
     if any(user.op_type == "Clip" for user in users):
         return True
@@ -66,7 +66,7 @@ def _is_clipped(graph: Graph, name: str) -> bool:
 
 
 def _zero_matters(graph: Graph, name: str) -> bool:
-    """Whether a tensor, or what has the same zeros, is taken by an operation to which an exact 0 is special."""
+    """Return True if an operation that treats an exact 0 specially consumes a tensor, or one with the same zeros."""
     users = graph.consumers(name)
     if any(user.op_type in _ZERO_MATTERS for user in users):
         return True
@@ -81,11 +81,11 @@ def _from_integers(graph: Graph, name: str) -> bool:
 
 
 def guard_grids(graph: Graph) -> None:
-    """Pool each tensor on its grid that is added to, or multiplied by, another one, in windows of one pixel.
+    """Pool each quantized operand of a sum or product of two tensors, in windows of one pixel.
 
-    OpenVINO takes such a sum into the convolution before it, and leaves out that its result is quantized in between
-    (seen in 2026.4: a fifth of the values of a residual block off by a step). A pooling keeps the two apart, in
-    integers, and changes no value; an addition of the smallest number did not do in every block.
+    OpenVINO fuses such a sum into the preceding convolution, and omits the quantization in between (seen in 2026.4: a
+    fifth of the values of a residual block off by a step). A pooling keeps the two apart, in integers, and changes no
+    value; adding the smallest number was not enough in every block.
     """
     for node in [node for node in graph.nodes if node.op_type in ("Add", "Mul")]:
         if any(name in graph.constants for name in node.input):

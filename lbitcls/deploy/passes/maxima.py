@@ -1,4 +1,4 @@
-"""Passes over the ONNX graph that decide how a maximum or minimum stands beside quantization."""
+"""Passes over the ONNX graph that arrange maxima and minima relative to quantization."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def pool_integers(graph: Graph) -> None:
-    """Quantize before a maximum or minimum (`POOLS`), where that is done to its result alone.
+    """Move quantization in front of a maximum or minimum (`POOLS`), if only its quantized result is used.
 
-    The values are the same, since quantization keeps the order; and engines write, and pool, integers.
+    The values stay the same, since quantization preserves order; and engines store and pool integers.
     """
     for pool in reversed([node for node in graph.nodes if node.op_type in POOLS and len(node.output) == 1]):
         chain = _quantization_of(graph, pool.output[0])
@@ -27,10 +27,10 @@ def pool_integers(graph: Graph) -> None:
 
 
 def split_maxima(graph: Graph) -> None:
-    """Keep OpenVINO from joining a maximum or minimum of floats with what follows: `Max(y, y)` is y, and ends it.
+    """Keep OpenVINO from fusing a maximum or minimum of floats with what follows: `Max(y, y)` is y, and stops it.
 
-    OpenVINO 2026.4 joins a ReduceMax, ReduceMin or GlobalMaxPool with the elementwise operations after it, across a
-    Concat, and where these end in a quantization the integers are off by some steps. MaxPool is computed rightly.
+    OpenVINO 2026.4 fuses a ReduceMax, ReduceMin or GlobalMaxPool with the elementwise operations after it, even across
+    a Concat; if these end in a quantization, the integers are off by a few steps. MaxPool is computed correctly.
     """
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         return
@@ -43,7 +43,7 @@ def split_maxima(graph: Graph) -> None:
 
 
 def _quantization_of(graph: Graph, tensor: str) -> list[NodeProto]:
-    """The Relu and Clip, if there are any, QuantizeLinear and DequantizeLinear that alone take a tensor; or nothing."""
+    """Return the optional Relu and Clip, the QuantizeLinear and DequantizeLinear that alone consume a tensor, or []."""
     chain: list[NodeProto] = []
     for kind in ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear"):
         node = graph.only_consumer(chain[-1].output[0] if chain else tensor)

@@ -1,9 +1,9 @@
-"""BatchNorm into the scales of the integer weights before it, and into the constant that is added to their results.
+"""Folds BatchNorm into the scales of the preceding integer weights, and into the constant added to their results.
 
     γ/σ · (conv(x, codes · s) + b - mean) + β  =  conv(x, codes · s·γ/σ) + (b - mean)·γ/σ + β
 
-is exact: only the scale of each output channel and what is added change, no weight is quantized again. `b` is the
-layer's bias, or any other constant that is added, such as a position along the width: it is broadcast as ONNX does.
+is exact: only the scale of each output channel and the added constant change; no weight is quantized again. `b` is the
+layer's bias, or any other added constant, such as a position along the width: it is broadcast as in ONNX.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def absorb_norms(graph: Graph) -> list[str]:
-    """Take BatchNormalizations into the scales and bias of the integer layer before each; names of those that stay."""
+    """Fold BatchNormalizations into the scales and bias of the preceding integer layers; return names of the others."""
     left = []
     for norm in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
         if not _absorb(graph, norm):
@@ -51,7 +51,7 @@ def _absorb(graph: Graph, norm: NodeProto) -> bool:
 
 
 def _values(graph: Graph, norm: NodeProto) -> tuple[np.ndarray, ...] | None:
-    """γ, β, mean and variance (C,); None where one is computed from the image."""
+    """Return γ, β, mean and variance (C,); None if one of them is computed from the image."""
     arrays = [graph.array(name) for name in norm.input[1:5]]
     if attributes(norm).get("training_mode", 0):
         return None
@@ -60,7 +60,7 @@ def _values(graph: Graph, norm: NodeProto) -> tuple[np.ndarray, ...] | None:
 
 
 def _before(graph: Graph, norm: NodeProto) -> tuple[NodeProto | None, NodeProto | None]:
-    """The Add of a constant, if there is one, and the layer's operation that `norm` alone takes the result of."""
+    """Return the Add of a constant, if any, and the layer's operation whose result only `norm` consumes."""
     node = graph.producer(norm.input[0])
     if node is None or graph.only_consumer(norm.input[0]) is None:
         return None, None
@@ -76,7 +76,7 @@ def _before(graph: Graph, norm: NodeProto) -> tuple[NodeProto | None, NodeProto 
 
 
 def _scales_outputs(graph: Graph, weight: NodeProto, operation: NodeProto) -> bool:
-    """Whether a weight's scales belong to the operation's output channels, one to each, which are its axis 1."""
+    """Return True if a weight has one scale per output channel (axis 1) of the operation."""
     known, found = attributes(operation), attributes(weight)
     if weight.op_type != "DequantizeLinear" or weight.input[0] not in graph.constants or len(operation.input) > 2:
         return False
@@ -84,11 +84,11 @@ def _scales_outputs(graph: Graph, weight: NodeProto, operation: NodeProto) -> bo
         return found.get("axis", 1) == 1 and known.get("group", 1) == 1
     if operation.op_type == "Gemm":
         return found.get("axis", 1) == (0 if known.get("transB", 0) else 1)
-    return operation.op_type == "Conv" and found.get("axis", 1) == 0  # a MatMul's axis 1 may hold anything
+    return operation.op_type == "Conv" and found.get("axis", 1) == 0  # a MatMul's axis 1 may be anything
 
 
 def _added(graph: Graph, add: NodeProto, rank: int, channels: int) -> np.ndarray | None:
-    """The constant that an Add adds to a result of this rank, in that rank; None where it makes it have more channels.
+    """Return the constant that an Add adds, reshaped to `rank` axes; None if the Add increases the rank or channels.
 
     Broadcasting aligns the last axes: (W,) runs along the width, (C, 1, 1) along the channels.
     """

@@ -1,10 +1,10 @@
-"""Weights of 4 bits or fewer, two to a byte: an INT4 initializer and a Cast to INT8 before DequantizeLinear.
+"""Packed weights of 4 bits or fewer, two per byte: an INT4 initializer and a Cast to INT8 before DequantizeLinear.
 
 Engines compute the Cast once, when they load the file, and run the same integer kernels as on an INT8 initializer.
 DequantizeLinear on INT4 itself, the shorter form, makes OpenVINO compute the layer in float and ONNX Runtime slow.
 
-A channel that holds 8, since a negative γ changed the sign of a -8, is stored with its old signs and a negative scale,
-which both engines compute exactly (TensorRT would not take it).
+A channel that contains 8, because a negative γ changed the sign of a -8, is stored with its old signs and a negative
+scale, which both engines compute exactly (TensorRT does not support it).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LOWEST, HIGHEST = -8, 7
 
 
 def pack_weights(graph: Graph, layers: Collection[str]) -> tuple[list[str], dict[str, str]]:
-    """Store the integers of the `layers` in 4 bits, where all of a layer's fit.
+    """Store the integer weights of the `layers` in 4 bits, if all of a layer's integers fit.
 
     Returns:
-        Names of the layers that are packed, and of the others, with the reason. A layer that is called twice, with
-        another BatchNorm after each, has integers for each call; it is packed where all fit.
+        Names of the packed layers, and of the others with the reason. A layer that is called twice, with a different
+        BatchNorm after each call, has integers for each call; it is packed if all of them fit.
     """
     packed: dict[str, None] = {}
     left: dict[str, str] = {}
@@ -47,7 +47,7 @@ def pack_weights(graph: Graph, layers: Collection[str]) -> tuple[list[str], dict
 
 
 def _within(graph: Graph, weight: NodeProto) -> np.ndarray:
-    """The integers of a weight, with the signs of a channel changed back where only that makes them fit."""
+    """Return the integers of a weight, with a channel's signs changed back if they fit only then."""
     codes, scale = graph.array(weight.input[0]), graph.array(weight.input[1])
     assert codes is not None and scale is not None
     axis = attributes(weight).get("axis", 1)
@@ -74,7 +74,7 @@ def _pack(graph: Graph, name: str, codes: np.ndarray, weight: NodeProto) -> None
 
 
 def pack_int4(codes: np.ndarray) -> np.ndarray:
-    """Integers from -8 to 7, two to a byte, the first in the lower half; uint8 (ceil(n / 2),).
+    """Pack integers from -8 to 7, two per byte, the first in the lower half; uint8 (ceil(n / 2),).
 
     Example:
         >>> pack_int4(np.array([1, -1, 7])).tolist()

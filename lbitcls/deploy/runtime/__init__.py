@@ -1,1 +1,1 @@
-"""Exported models at work: engines, metadata of files, timing."""
+"""Running exported models: engines, metadata, timing."""

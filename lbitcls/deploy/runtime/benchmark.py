@@ -1,7 +1,7 @@
 """Latency and throughput of ONNX files on the CPU, side by side.
 
-The files take turns, a tenth of a second each, so that whatever else the machine does slows all of them alike; a figure
-is the median over all calls of all turns. Time is wall-clock time, of `predict` with an array that is ready.
+The files take turns, a tenth of a second each, so that other work on the machine slows all of them alike; a figure is
+the median over all calls in all turns. It is the wall-clock time of `predict` on an array in memory.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from lbitcls.deploy.runtime.engine import Engine, can_bf16, load
 from lbitcls.utils.errors import ConfigError
 
 MOST_REPEATS = 100_000
-_MEMORY_SHARE = 16  # of the machine's memory for images: what a network makes of them takes about ten times as much
+_MEMORY_SHARE = 16  # images get 1/16 of the machine's memory: a network's activations need about ten times as much
 _TURN = 0.1  # seconds
 _WARM_UP = 0.3  # seconds
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast one file is at one batch size.
+    """Speed of one file at one batch size.
 
     Attributes:
-        file: its path.
-        bits: of its layers: `'W4A4'`, `'float'`, `'?'` for a file that lbitcls did not write.
-        precision: of what is not computed in integers.
-        batch: images of a call.
-        median_ms: of a call, in milliseconds.
-        p90_ms: what nine calls of ten did not exceed.
-        images_per_second: at the median.
-        ratio: the median, over the baseline's at this batch size; None without a baseline.
-        size_kib: of the file.
+        file: Path of the file.
+        bits: Bits of its layers: `'W4A4'`, `'float'`, `'?'` for a file that lbitcls did not write.
+        precision: Precision of operations outside of integer layers.
+        batch: Batch size.
+        median_ms: Median latency of a call in ms.
+        p90_ms: 90th percentile of the latency in ms.
+        images_per_second: Throughput at the median latency.
+        ratio: Median latency divided by the baseline's at this batch size; None without a baseline.
+        size_kib: Size of the file in KiB.
     """
 
     file: str
@@ -55,15 +55,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `time_models` saw.
+    """Result of `time_models`.
 
     Attributes:
-        cpu: its name.
-        cores: of the machine.
-        threads: of the engine; None: its own choice.
-        engine: with its version.
-        baseline: the file that ratios are to, in float32 unless all are timed in bf16; None: there is none.
-        timings: a row for each batch size, file and precision.
+        cpu: Name of the CPU.
+        cores: Number of cores of the machine.
+        threads: Number of threads of the engine; None: its own choice.
+        engine: Name and version of the engine.
+        baseline: File that ratios refer to, in float32 unless all are timed in bf16; None: no baseline.
+        timings: One row per batch size, file and precision.
     """
 
     cpu: str
@@ -84,27 +84,27 @@ def time_models(
     bf16: bool = False,
     repeats: int = 30,
 ) -> Comparison:
-    """Time files beside each other.
+    """Time ONNX files side by side.
 
     Args:
-        paths: of ONNX files with images of one shape. Ratios are to the first that is known to be float, or else to
-            the last, where there are several.
+        paths: ONNX files that expect images of one shape. The baseline is the first that is known to be float, or else
+            the last of several.
         engine: `'openvino'` or `'onnxruntime'`.
-        threads: of the engine; None: its own choice.
-        batches: batch sizes.
+        threads: Number of threads of the engine; None: its own choice.
+        batches: Batch sizes, each at least 1.
         precision: `'f32'` or `'bf16'`.
-        bf16: time the baseline in bf16 too, where the engine and the CPU have it.
-        repeats: turns of each file at each batch size.
+        bf16: Time the baseline in bf16 too, if the engine and the CPU support it.
+        repeats: Number of turns of each file at each batch size, at least 1.
 
     Raises:
-        ConfigError: a number below 1 or far too large, or images of several shapes.
-        CheckpointError: a file is missing, or cannot be run.
+        ConfigError: A number is below 1 or far too large, or the files expect images of different shapes.
+        CheckpointError: A file is missing, or the engine cannot run it.
     """
     for name, values in (("batch", batches), ("repeats", [repeats])):
         if not values or any(not isinstance(value, int) or value < 1 for value in values):
-            raise ConfigError(f"--{name} takes numbers from 1; got {' '.join(map(str, values)) or 'none'}.")
+            raise ConfigError(f"--{name} accepts integers ≥ 1; got {' '.join(map(str, values)) or 'none'}.")
     if repeats > MOST_REPEATS:
-        raise ConfigError(f"--repeats is at most {MOST_REPEATS:,}, of a tenth of a second each; got {repeats:,}.")
+        raise ConfigError(f"--repeats must be at most {MOST_REPEATS:,}, of a tenth of a second each; got {repeats:,}.")
     timings: list[Timing] = []
     for batch in batches:
         runs = [load(path, engine, threads, precision) for path in paths]
@@ -124,12 +124,12 @@ def time_models(
 
 
 def _check_memory(batch: int, shape: tuple[int, ...]) -> None:
-    """Raise where the images of a batch take more memory than is sensible, before the system ends the process."""
+    """Raise `ConfigError` if a batch of images needs too much memory, before the system kills the process."""
     size = np.dtype(np.float32).itemsize * math.prod(shape)
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE // size
     if batch > most:
         raise ConfigError(
-            f"--batch {batch:,}: the images alone would take {batch * size / 2**30:,.1f} GiB; on this machine it is at "
+            f"--batch {batch:,}: the images alone would need {batch * size / 2**30:,.1f} GiB; this machine allows at "
             f"most {most:,} images {shape}."
         )
 
@@ -142,16 +142,16 @@ def _baseline(runs: Sequence[Engine]) -> Engine | None:
 
 
 def time_engines(runs: Sequence[Engine], baseline: Engine | None, batch: int, repeats: int) -> list[Timing]:
-    """Time opened files beside each other at one batch size.
+    """Time opened files side by side at one batch size, on random images.
 
     Args:
-        runs: engines whose images have one shape.
-        baseline: the one of them that ratios are to; None: no ratios.
-        batch: images of a call, random ones.
-        repeats: turns of each.
+        runs: Engines that expect images of one shape.
+        baseline: Engine among them that ratios refer to; None: no ratios.
+        batch: Batch size.
+        repeats: Number of turns of each engine.
 
     Raises:
-        ConfigError: images of several shapes.
+        ConfigError: The engines expect images of different shapes.
     """
     images = np.random.default_rng(0).standard_normal((batch, *_image_shape(runs)), dtype=np.float32)
     for run in runs:
@@ -178,7 +178,7 @@ def time_engines(runs: Sequence[Engine], baseline: Engine | None, batch: int, re
 
 
 def _calls(run: Engine, images: np.ndarray, seconds: float) -> list[float]:
-    """Seconds of each call, of as many as begin within `seconds`."""
+    """Return the duration in seconds of each call that starts within `seconds`; at least one call."""
     began = time.perf_counter()
     taken: list[float] = []
     while not taken or time.perf_counter() - began < seconds:
@@ -189,19 +189,19 @@ def _calls(run: Engine, images: np.ndarray, seconds: float) -> list[float]:
 
 
 def _image_shape(runs: Sequence[Engine]) -> tuple[int, ...]:
-    """(C, H, W), which all files must share."""
+    """Return the image shape (C, H, W), which all files must share."""
     shapes = {run.path: run.info.input_shape if run.info is not None else run.input_shape for run in runs}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
-        raise ConfigError(f"files are timed beside each other with the same images, but these take others: {listed}.")
+        raise ConfigError(f"files are timed side by side on the same images, but these expect other shapes: {listed}.")
     shape = next(iter(shapes.values()))
     if None in shape:
-        raise ConfigError(f"{runs[0].path} leaves the image size free and does not say what it was made for: {shape}.")
+        raise ConfigError(f"{runs[0].path} leaves the image size free and does not record the intended one: {shape}.")
     return tuple(size for size in shape if size is not None)
 
 
 def cpu_name() -> str:
-    """As the processor calls itself."""
+    """Return the processor's name for itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,6 +1,6 @@
-"""An exported model's record of itself: one JSON text in its metadata, so that the file alone suffices to run it.
+"""Metadata of an exported model: one JSON text in the ONNX file, so that the file alone suffices to run the model.
 
-Reading it needs the package `onnx`, not PyTorch.
+Reading it needs the package `onnx`, but not PyTorch.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     import onnx
 
 KEY = "lbitcls"
-"""The metadata property of the ONNX file that holds the JSON text."""
+"""Metadata property of the ONNX file that contains the JSON text."""
 SEAL = "lbitcls_sha256"
-"""The metadata property that holds the SHA-256 of the file's bytes, computed with zeros in its place."""
+"""Metadata property that contains the SHA-256 of the file's bytes, computed with zeros in its place."""
 FORMAT = 1
 MOST_CLASSES = 2**20
 LARGEST_SIDE = 2**13  # of images, in pixels
-_MOST_ENTRIES = 2**16  # of a list that is not of classes
-_DEEPEST = 16  # lists and dicts within each other
-_LONGEST = {"config": 2**24}  # characters of a text, else:
+_MOST_ENTRIES = 2**16  # of a list, except class names
+_DEEPEST = 16  # levels of nested lists and dicts
+_LONGEST = {"config": 2**24}  # characters of a text; of other texts:
 _LONG = 1000
-_COUNTED = ("num_classes", "out_channels", "feature_shapes")  # which have bounds of their own
+_COUNTED = ("num_classes", "out_channels", "feature_shapes")  # have their own bounds
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
-_SHOWN = 200  # characters of a field that is wrong
+_SHOWN = 200  # characters of a wrong field in a message
 _BLANK = "0" * 64
 _SEALED = re.compile(SEAL.encode() + rb"\x12\x40([0-9a-f]{64})")
 
@@ -45,23 +45,23 @@ class ModelInfo:
     """Facts about an exported model.
 
     Attributes:
-        version: of lbitcls, that wrote the file.
+        version: Version of lbitcls that wrote the file.
         part: `'model'` (logits) or `'backbone'` (features).
         input_shape: (C, H, W) of an image.
         num_classes: K, or None for a backbone.
-        classes: names of the classes, in order of their labels, or None where nobody knows them.
-        pipeline: the config's test pipeline, as plain data: what makes an image from a file.
-        method: of the quantized layers, `'LSQ'`, `'DSQ+LSQ'` where there are several, `'float'` without any.
-        bits: of most layers, `'W4A4'`; `'float'` without any.
-        layers: a dict for each quantized layer: `name`, `kind`, `method`, `weight_bits`, `input_bits`, `container`,
+        classes: Class names, in label order; None if unknown.
+        pipeline: Test pipeline of the config as plain data: turns a file into an input image.
+        method: Method of the quantized layers, `'LSQ'`; `'DSQ+LSQ'` for several; `'float'` without quantized layers.
+        bits: Bits of most quantized layers, `'W4A4'`; `'float'` without quantized layers.
+        layers: One dict per quantized layer: `name`, `kind`, `method`, `weight_bits`, `input_bits`, `container`,
             `packed`.
-        residual_bits: of the skip connections, or None where they stay float.
-        target: name of the target that the file was made for: `'cpu'`, `'tensorrt'`, or one's own.
-        engines: names of the engines that compute it as it was meant; None: it does not say.
-        config: the config's text.
-        out_channels: of a backbone's features.
-        feature_shapes: of a backbone's features, without N.
-        format: of this record.
+        residual_bits: Bits of the skip connections; None if they stay float.
+        target: Name of the target that the model was exported for: `'cpu'`, `'tensorrt'`, or your own.
+        engines: Names of the engines that compute it as intended; None: not recorded.
+        config: Text of the config.
+        out_channels: Channels of a backbone's features.
+        feature_shapes: Shapes of a backbone's features, without N.
+        format: Version of this metadata format.
     """
 
     version: str
@@ -83,7 +83,7 @@ class ModelInfo:
 
     @property
     def is_float(self) -> bool:
-        """Whether no layer is quantized."""
+        """True if no layer is quantized."""
         return not self.layers
 
     @property
@@ -93,9 +93,9 @@ class ModelInfo:
 
 
 def write_info(model: onnx.ModelProto, info: ModelInfo) -> None:
-    """Put `info` into the metadata of `model`, in the place of what was there."""
+    """Write `info` into the metadata of `model`, replacing earlier metadata of lbitcls."""
     for place in reversed([i for i, entry in enumerate(model.metadata_props) if entry.key == SEAL]):
-        del model.metadata_props[place]  # of what the file was before
+        del model.metadata_props[place]  # seal of the earlier content
     text = json_text(asdict(info), ensure_ascii=False)
     for entry in model.metadata_props:
         if entry.key == KEY:
@@ -105,7 +105,7 @@ def write_info(model: onnx.ModelProto, info: ModelInfo) -> None:
 
 
 def sealed(model: onnx.ModelProto) -> bytes:
-    """The bytes of the file of `model`, with the digest by which `read_onnx` sees whether they have changed."""
+    """Return the bytes of `model`'s file, with the digest by which `read_onnx` detects changes."""
     model.metadata_props.add(key=SEAL, value=_BLANK)
     content = model.SerializeToString(deterministic=True)
     place = _seal_in(content)
@@ -114,7 +114,7 @@ def sealed(model: onnx.ModelProto) -> bytes:
 
 
 def _seal_in(content: bytes) -> tuple[int, int] | None:
-    """Where the digest stands in a file: the last place that looks like it, as metadata comes last."""
+    """Return the digest's start and end in a file: the last place that looks like one, as metadata comes last."""
     places = [found.span(1) for found in _SEALED.finditer(content)]
     return places[-1] if places else None
 
@@ -123,28 +123,28 @@ def _check_seal(path: Path) -> None:
     content = path.read_bytes()
     place = _seal_in(content)
     if place is None:
-        return  # of another tool, or of an lbitcls before there were digests
+        return  # written by another tool, or by an lbitcls that wrote no digests yet
     given = content[place[0] : place[1]].decode()
     blank = content[: place[0]] + _BLANK.encode() + content[place[1] :]
     if given != hashlib.sha256(blank).hexdigest():
         raise CheckpointError(
             f"{path} has changed since lbitcls wrote it: it is damaged, or another tool has changed it. Copy it again, "
-            f"or export the model again; a file that was changed on purpose is read without its metadata entry {SEAL}."
+            f"or export the model again; to use a file that you changed on purpose, remove its metadata entry {SEAL}."
         )
 
 
 def read_info(path: str | Path) -> ModelInfo | None:
-    """What the ONNX file `path` says of itself; None for a file that lbitcls did not write.
+    """Return the metadata of the ONNX file `path`; None for a file that lbitcls did not write.
 
     Raises:
-        CheckpointError: the file is missing or no ONNX file, or its record is damaged or of a newer lbitcls.
-        DependencyError: the package `onnx` is missing.
+        CheckpointError: The file is missing or not an ONNX file, or its metadata is damaged or from a newer lbitcls.
+        DependencyError: The package `onnx` is missing.
     """
     return info_of(read_onnx(path), path)
 
 
 def info_of(model: onnx.ModelProto, path: str | Path) -> ModelInfo | None:
-    """As `read_info`, of a model that was read from `path`."""
+    """Return the metadata of a model that was read from `path`, as `read_info` does."""
     text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
     if text is None:
         return None
@@ -152,7 +152,7 @@ def info_of(model: onnx.ModelProto, path: str | Path) -> ModelInfo | None:
         record = json.loads(text, parse_constant=_no_number)
         if record["format"] > FORMAT:
             raise CheckpointError(
-                f"{path} was written by lbitcls {str(record.get('version'))[:_SHOWN]}, which is newer than this one: "
+                f"{path} was written by lbitcls {str(record.get('version'))[:_SHOWN]}, newer than the installed one: "
                 "upgrade lbitcls."
             )
         types = get_type_hints(ModelInfo)
@@ -162,22 +162,22 @@ def info_of(model: onnx.ModelProto, path: str | Path) -> ModelInfo | None:
         return info
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"the record of lbitcls in {path} is damaged ({str(error)[:_SHOWN]}); export the model again."
+            f"the lbitcls metadata in {path} is damaged ({str(error)[:_SHOWN]}); export the model again."
         ) from error
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"it has the number {text}")
+    raise ValueError(f"it contains the number {text}")
 
 
 def _check_bounds(info: ModelInfo) -> None:
-    """Raise ValueError where a number, a length or a depth is none that a model of images has."""
+    """Raise ValueError if a number, a length or a depth is implausible for an image model."""
     channels, *sides = info.input_shape
     _check_counts("input_shape", (channels, *sides), LARGEST_SIDE)
     if info.num_classes is not None:
         _check_counts("num_classes", (info.num_classes,), MOST_CLASSES)
     if None not in (info.classes, info.num_classes) and len(info.classes or ()) != info.num_classes:
-        raise ValueError(f"it has {len(info.classes or ())} classes' names for {info.num_classes} classes")
+        raise ValueError(f"it has {len(info.classes or ())} class names for {info.num_classes} classes")
     if info.residual_bits is not None:
         _check_counts("residual_bits", (info.residual_bits,), 32)
     _check_counts("out_channels", info.out_channels or (), MOST_CLASSES)
@@ -191,42 +191,42 @@ def _check_bounds(info: ModelInfo) -> None:
 def _check_counts(name: str, values: Iterable[int], most: int) -> None:
     for value in values:
         if not 1 <= value <= most:
-            raise ValueError(f"{name} should be from 1 to {most}, and is {str(value)[:20]}")
+            raise ValueError(f"{name} must be from 1 to {most}, but is {str(value)[:20]}")
 
 
 def _check_plain(name: str, value: Any, most: int, longest: int, depth: int = 0) -> None:
-    """Raise ValueError for plain data that no record has: numbers beyond images' sizes, long texts and lists, depth."""
+    """Raise ValueError for implausible plain data: numbers beyond image sizes, long texts and lists, deep nesting."""
     if isinstance(value, str):
-        value.encode()  # half a character raises
+        value.encode()  # raises for half a surrogate pair
         if len(value) > longest:
-            raise ValueError(f"{name} has a text of {len(value)} characters")
+            raise ValueError(f"{name} contains a text of {len(value)} characters")
     elif isinstance(value, (int, float)):
         if not math.isfinite(value) or (abs(value) > LARGEST_SIDE and name not in _COUNTED):
-            raise ValueError(f"{name} has the number {str(value)[:20]}, which is beyond {LARGEST_SIDE}")
+            raise ValueError(f"{name} contains the number {str(value)[:20]}, which is beyond {LARGEST_SIDE}")
     elif isinstance(value, (list, tuple, dict)):
         if depth == _DEEPEST:
-            raise ValueError(f"{name} has lists within each other, over {_DEEPEST} deep")
+            raise ValueError(f"{name} has lists nested over {_DEEPEST} deep")
         if len(value) > most:
-            raise ValueError(f"{name} has a list of {len(value)} entries")
+            raise ValueError(f"{name} contains a list of {len(value)} entries")
         items = [*value, *value.values()] if isinstance(value, dict) else value
         for item in items:
             _check_plain(name, item, most, longest, depth + 1)
 
 
 def _as_type(name: str, value: Any, expected: Any) -> Any:
-    """The field's value as JSON gives it, with a tuple for a list where that is `expected`.
+    """Return a field's value from JSON, as a tuple instead of a list if that is `expected`.
 
     Raises:
-        TypeError: it has another type; `name` is the field's.
+        TypeError: The value of the field `name` has another type.
     """
     value = tuple(value) if get_origin(expected) is tuple and isinstance(value, list) else value
     if not _fits(value, expected):
-        raise TypeError(f"{name} should be {ModelInfo.__annotations__[name]}, and is {value!r}"[:_SHOWN])
+        raise TypeError(f"{name} must be {ModelInfo.__annotations__[name]}, but is {value!r}"[:_SHOWN])
     return value
 
 
 def _fits(value: Any, expected: Any) -> bool:
-    """Whether `value` has the type `expected`: a plain one, None, a union, a list, a tuple or a dict of such."""
+    """Return True if `value` has the type `expected`: a plain type, None, a union, or a list, tuple or dict of such."""
     inner = get_args(expected)
     kind = get_origin(expected) or expected
     if expected is Any:
@@ -243,11 +243,11 @@ def _fits(value: Any, expected: Any) -> bool:
 
 
 def read_onnx(path: str | Path) -> onnx.ModelProto:
-    """The model in the ONNX file `path`.
+    """Return the model in the ONNX file `path`.
 
     Raises:
-        CheckpointError: it is missing, no ONNX file, or has changed since lbitcls wrote it.
-        DependencyError: the package `onnx` is missing.
+        CheckpointError: The file is missing, is not an ONNX file, or has changed since lbitcls wrote it.
+        DependencyError: The package `onnx` is missing.
     """
     path = existing_file(path)
     onnx = require("onnx")
@@ -256,7 +256,7 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
         model = onnx.load(str(path))
     except OSError as error:  # external data is missing
         raise CheckpointError(f"{path} cannot be read as an ONNX model: {str(error)[:_SHOWN]}") from error
-    except Exception as error:  # protobuf's own kinds
+    except Exception as error:  # protobuf's own exception types
         raise _no_model(path) from error
     if not model.ir_version or not model.graph.output:
         raise _no_model(path)
@@ -264,37 +264,37 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
 
 
 def _no_model(path: Path) -> CheckpointError:
-    """The error for a file whose bytes are not those of an ONNX model with a graph."""
+    """Return the error for a file that does not contain an ONNX model with a graph."""
     how = "export the model again"
     if path.suffix.lower() in _CHECKPOINTS:
         how = f"export the checkpoint first: lbitcls export CONFIG {path} --out model.onnx"
     return CheckpointError(
-        f"{path} is no ONNX model, or a damaged one; a file that `lbitcls export` wrote is expected, or another ONNX "
-        f"model of images. {how[0].upper()}{how[1:]}."
+        f"{path} is not an ONNX model, or is damaged; expected a file that `lbitcls export` wrote, or another ONNX "
+        f"image model. {how[0].upper()}{how[1:]}."
     )
 
 
 def require(package: str) -> ModuleType:
-    """The optional package, imported.
+    """Import an optional package and return it.
 
     Raises:
-        DependencyError: it is not installed.
+        DependencyError: The package is not installed.
     """
     try:
         return import_module(package)
     except ImportError as error:
         raise DependencyError(
-            f"the package {package} is needed and cannot be imported ({error}); pip install lbitcls[deploy] brings it."
+            f"the package {package} is required but cannot be imported ({error}): pip install lbitcls[deploy]."
         ) from error
 
 
 def existing_file(path: str | Path) -> Path:
-    """`path`, which must be a file; `CheckpointError` with the nearest name in its folder when it is none."""
+    """Return `path`; raise `CheckpointError`, with the nearest name in its folder, if it is not a file."""
     path = Path(path).expanduser()
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not an ONNX file.")
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is no regular file; name an ONNX file.")
+        raise CheckpointError(f"{path} is not a regular file; name an ONNX file.")
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
         raise CheckpointError(f"there is no ONNX file {path}{suggest(path.name, names)}")

@@ -1,1 +1,1 @@
-"""Devices that exported models are made for, a file each: what they take and how a graph is shaped for them."""
+"""Deployment targets, one file each: what a target supports and how a graph is shaped for it."""

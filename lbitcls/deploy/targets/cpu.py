@@ -1,4 +1,4 @@
-"""CPUs, by OpenVINO and ONNX Runtime: uint8 or int8 inputs, any zero point; int16 weights run in float."""
+"""CPUs with OpenVINO or ONNX Runtime: uint8 or int8 inputs, any zero point; int16 weights run in float."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.targets.base import Choice, Target
 from lbitcls.registry import TARGETS
 
-_ROUNDS, _SECONDS = 60, 3.0  # of the measurement of containers: whichever comes first
-_GAIN = 0.95  # what int8 must reach of uint8's time to be chosen
+_ROUNDS, _SECONDS = 60, 3.0  # limits on the measurement of containers: whichever comes first
+_GAIN = 0.95  # int8 is chosen if it takes less than this fraction of uint8's time
 
 
 @TARGETS.register_module(name="cpu")
 class CPU(Target):
-    """x86 and Arm CPUs; the graph has what keeps OpenVINO's optimizations right."""
+    """x86 and Arm CPUs; guards in the graph keep OpenVINO's optimizations correct."""
 
     engines = ("openvino", "onnxruntime")
 
@@ -32,14 +32,14 @@ class CPU(Target):
         split_maxima(graph)
 
     def shape_backbone(self, graph: Graph) -> None:
-        """Guard the grids of sums and products likewise."""
+        """Guard the grids of sums and products against OpenVINO's fusions."""
         guard_grids(graph)
 
     def choose_container(self, graph: Graph, input_shape: tuple[int, int, int] | None) -> Choice:
-        """Time both containers on OpenVINO, in turns.
+        """Choose the container of signed inputs by timing both on OpenVINO, in turns.
 
-        `int8` is taken where it is at least 5 % faster, since `uint8` is rounded more exactly (see `to_uint8`), and
-        ONNX Runtime opens the graph so. Without OpenVINO, or where it cannot run the graph, it is `uint8`.
+        `int8` is chosen only if it is at least 5 % faster, since `uint8` is rounded more accurately (see `to_uint8`),
+        and ONNX Runtime opens the graph. Without OpenVINO, or if it cannot run the graph, the choice is `uint8`.
         """
         if not signed_inputs(graph):
             return Choice()
@@ -65,7 +65,7 @@ def _opens_in_onnxruntime(graph: Graph) -> bool:
 
 
 def measure(graph: Graph, input_shape: tuple[int, int, int]) -> dict[str, float]:
-    """Latency in ms of a graph by the container of its signed inputs; empty where OpenVINO is missing or refuses."""
+    """Return a graph's latency in ms by container of its signed inputs; empty if OpenVINO is missing or fails."""
     if find_spec("openvino") is None:
         return {}
     int8 = graph.save().SerializeToString()
@@ -78,10 +78,10 @@ def measure(graph: Graph, input_shape: tuple[int, int, int]) -> dict[str, float]
 
 
 def _latencies(models: dict[str, bytes], input_shape: tuple[int, int, int]) -> dict[str, float]:
-    """Latency of each model at batch 1 on one thread, in ms.
+    """Return the latency of each model in ms, at batch size 1 on one thread.
 
-    They are run in turns, and the ratio of the two is the median over the turns, so that other work on the machine
-    counts little: the first has its least latency, the other that times the ratio.
+    The models run in turns, and the ratio of the two is the median over the turns, so that other work on the machine
+    counts little: the first gets its minimum latency, the other this minimum times the ratio.
     """
     core = openvino_core()
     image = np.zeros((1, *input_shape), np.float32)

@@ -1,6 +1,6 @@
-"""NVIDIA TensorRT: int8 throughout, every zero point 0, weights with a scale for each output channel.
+"""NVIDIA TensorRT: int8 throughout, every zero point 0, per-channel weights.
 
-It may not be installed where a model is exported, so its rules are checked by the structure of the graph.
+TensorRT may not be installed on the exporting machine, so its rules are checked by the structure of the graph.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lbitcls.registry import TARGETS
 
 @TARGETS.register_module(name="tensorrt")
 class TensorRT(Target):
-    """TensorRT's explicit quantization; ONNX Runtime judges, since OpenVINO needs guards that its files lack."""
+    """TensorRT's explicit quantization; ONNX Runtime judges its files, since they lack the guards for OpenVINO."""
 
     containers = ("int8",)
     zero_points = False
@@ -22,7 +22,7 @@ class TensorRT(Target):
     packed_weights = False
 
     def faults(self, graph: Graph) -> list[str]:
-        """Other containers or zero points, scales that are not positive, scales on another axis than the outputs'."""
+        """Return other containers and zero points, scales that are not positive, and scales on a wrong axis."""
         found = []
         for node in graph.nodes:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -35,5 +35,5 @@ class TensorRT(Target):
             operation = graph.consumers(weight.output[0])[0]
             axis = 1 if operation.op_type == "ConvTranspose" else 0
             if attributes(weight).get("axis", 1) != axis:
-                found.append(f"{weight.name} has its scales on another axis than {axis}")
+                found.append(f"{weight.name} has its scales on an axis other than {axis}")
         return found

@@ -1,1 +1,1 @@
-"""Proof that an exported model computes what was trained."""
+"""Verification that an exported model computes what was trained."""

@@ -1,7 +1,7 @@
-"""A model as the commands `test` and `infer` run it: the very module, in eval, without gradients, on its own device.
+"""Evaluation of a model as `test` and `infer` run it: the module itself, in eval mode, no gradients, on its device.
 
-A copy may be another model (a hook in it may still use the modules that it was copied from), and what reads a layer's
-weight without a forward pass may read one that is not used. So whatever is exported is held against this.
+A copy may behave differently (a hook in it may still use the original's modules), and reading a layer's weight without
+a forward pass may return one that is not used. So everything that is exported is compared with this evaluation.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from lbitcls.utils.errors import ConfigError, LbitclsError, reason_of
 
 Outputs = tuple[Tensor, ...]
 Evaluation = Callable[[Tensor], Outputs]
-_CLOSE = 1e-5  # of the largest weight: devices add in another order
+_CLOSE = 1e-5  # of the largest weight: devices add in different orders
 _OTHER = 0.25  # of the standard deviation of an output
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In eval and without gradients for the time being; every module has its own mode again afterwards."""
+    """Put the model in eval mode, without gradients, inside the context; then restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -40,12 +40,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def evaluation(model: nn.Module, part: str = "model", dtype: torch.dtype = torch.float32) -> Evaluation:
-    """Images to the outputs of a part of a model, on the CPU; to be called inside `evaluating`, or on one in eval.
+    """Return a function from images to a model's outputs on the CPU; call it inside `evaluating` or in eval mode.
 
     Args:
-        model: a classifier, or any module that takes an image.
-        part: `model` or `backbone`.
-        dtype: of the images that it takes.
+        model: Classifier, or any module that accepts an image.
+        part: `model` or `backbone`: the part that runs.
+        dtype: Data type of the part's input images.
     """
     run: Any = getattr(model, "backbone", model) if part == "backbone" else getattr(model, "predict", model)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
@@ -53,17 +53,17 @@ def evaluation(model: nn.Module, part: str = "model", dtype: torch.dtype = torch
 
 
 def as_tuple(outputs: Any) -> tuple[Any, ...]:
-    """One output or several, as a tuple."""
+    """Return one output or several as a tuple."""
     return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 def check_called(model: nn.Module, input_shape: tuple[int, int, int], part: str = "model") -> None:
-    """Raise `ConfigError` for quantized layers whose weight the model reads in eval without calling the layer.
+    """Raise `ConfigError` for quantized layers whose weight the model reads in eval mode without calling the layer.
 
     Args:
-        model: runs on two images in float, for which its quantizers need no values.
+        model: Model; runs on two images in float, so its quantizers need not be initialized.
         input_shape: (C, H, W) of an image.
-        part: `model` or `backbone`: what runs.
+        part: `model` or `backbone`: the part that runs.
     """
     with evaluating(model), torch.random.fork_rng(), quantizing(model), watching(model) as watch:
         _run(model, torch.zeros(2, *input_shape), part)
@@ -71,12 +71,12 @@ def check_called(model: nn.Module, input_shape: tuple[int, int, int], part: str 
 
 
 def _run(model: nn.Module, images: Tensor, part: str) -> Outputs:
-    """The outputs; `ConfigError` where the model does not take such images."""
+    """Return the outputs; raise `ConfigError` if the model does not accept such images."""
     try:
         return evaluation(model, part)(images)
     except LbitclsError:
         raise
-    except Exception as error:  # whatever the model's code raises
+    except Exception as error:  # anything that the model's code raises
         raise ConfigError(
             f"{type(model).__name__} does not run on images {tuple(images.shape)}: {reason_of(error)}"
         ) from error
@@ -85,16 +85,16 @@ def _run(model: nn.Module, images: Tensor, part: str) -> Outputs:
 def check_weights_in_use(
     model: nn.Module, plain: nn.Module, input_shape: tuple[int, int, int], part: str = "model"
 ) -> None:
-    """Raise where a quantized layer, or the whole model, computes with something else than what would be exported.
+    """Check that the quantized layers, and the whole model, compute with the weights that would be exported.
 
     Args:
-        model: runs on three batches of two images.
-        plain: its `plain_copy`, whose layers are exported.
+        model: Model; runs on three batches of two images.
+        plain: The model's `plain_copy`, whose layers are exported.
         input_shape: (C, H, W) of an image.
-        part: `model` or `backbone`: what runs.
+        part: `model` or `backbone`: the part that runs.
 
     Raises:
-        ConfigError: a layer does, or the model does; or the model does not take such images.
+        ConfigError: A layer or the model computes with something else, or the model does not accept such images.
     """
     outputs: list[Outputs] = []
     seen: dict[str, list[Tensor]] = {}
@@ -113,29 +113,28 @@ def check_weights_in_use(
         limit = _CLOSE * float(exported.abs().max())
         if not all(torch.allclose(weight, exported, rtol=0, atol=limit) for weight in weights):
             raise ConfigError(
-                f"'{name}' computes with another weight than it holds: {_suspects(layers[name])} it during the forward "
-                "pass, and the file would have the old one. Let torch.nn.utils.parametrize compute it "
+                f"'{name}' computes with another weight than its own: {_suspects(layers[name])} it during the forward "
+                "pass, and the exported model would have the old one. Compute it with torch.nn.utils.parametrize "
                 "(register_parametrization(layer, 'weight', …)), or write the result into the layer before the export."
             )
     with torch.no_grad():
         copied = _run(plain, noise, part)
-    # A model that does not agree with itself is another fault, which a verification finds.
+    # A model that does not agree with itself is a different fault, which verification finds.
     if _agree(outputs[1], outputs[2]) and not _agree(copied, outputs[2]):
         raise ConfigError(
-            f"a copy of {type(model).__name__}, which is what is exported, gives other outputs than the model: a hook "
-            "or a function in it asks for a module of the original, or keeps to it. Let it use the module and the "
-            "tensors that it is given."
+            f"the export copies {type(model).__name__}, and the copy gives different outputs: a hook or a function in "
+            "it refers to a module of the original. Let it use the module and the tensors that it receives."
         )
 
 
 def check_lowered(plain: nn.Module, lowered: nn.Module, input_shape: tuple[int, int, int], part: str = "model") -> None:
-    """Raise `ConfigError` where a hook does not do the same once the model's layers are lowered.
+    """Raise `ConfigError` if a hook behaves differently once the model's layers are lowered.
 
     Args:
-        plain: runs on two images, twice.
-        lowered: the same model with lowered layers.
+        plain: Model; runs twice on two images.
+        lowered: The same model with lowered layers.
         input_shape: (C, H, W) of an image.
-        part: `model` or `backbone`: what runs.
+        part: `model` or `backbone`: the part that runs.
     """
     if not _has_hooks(plain):
         return
@@ -144,21 +143,21 @@ def check_lowered(plain: nn.Module, lowered: nn.Module, input_shape: tuple[int, 
         expected, again, given = (_run(model, noise, part) for model in (plain, plain, lowered))
     if _agree(again, expected) and not _agree(given, expected):
         raise ConfigError(
-            f"{type(plain).__name__} gives other outputs with its layers as the file has them: a hook acts on "
-            "quantizers, or asks a layer for what only the quantized one has. Put what it does into a module, or into "
-            "a hook of the layer itself."
+            f"{type(plain).__name__} gives different outputs with its layers lowered for export: a hook changes "
+            "quantizers, or uses something that only a quantized layer has. Move its work into a module, or into a "
+            "hook of the layer itself."
         )
 
 
 def _has_hooks(model: nn.Module) -> bool:
-    """Whether a hook is on a module of `model`, or on all modules there are."""
+    """Return True if a module of `model` has a hook, or if a global hook is registered."""
     if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
         return True
     return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def _agree(given: Outputs, expected: Outputs) -> bool:
-    """Whether no output is another one, whatever devices and rounding do to a few images; NaN agrees with all."""
+    """Return True if all outputs agree, up to effects of devices and rounding on a few images; NaN always agrees."""
     pairs = zip(given, expected, strict=True)
     return not any((a - b).abs().mean() > _OTHER * b.std() + _CLOSE * b.abs().max() for a, b in pairs)
 
@@ -169,7 +168,7 @@ def _weight(layer: Any) -> Tensor:
 
 
 def _suspects(layer: nn.Module) -> str:
-    """What may change a layer's weight, as the subject of a sentence."""
+    """Return the likely cause of a changed weight, as subject and verb of a sentence."""
     hooks = [hook for name in HOOKS if name.endswith("_hooks") for hook in getattr(layer, name).values()]
     names = [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks]
     return f"a hook ({', '.join(names)}) changes" if names else "a module around it, or its hook, changes"

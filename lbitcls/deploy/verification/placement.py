@@ -1,4 +1,4 @@
-"""Which layers of an exported model OpenVINO runs in integers, and why others run in float."""
+"""Layers of an exported model that OpenVINO runs in integers, and the reasons why others run in float."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
 
 
 def integer_layers(path: str | Path) -> dict[str, Any]:
-    """Convolutions and linear layers of a file, and which of them OpenVINO runs in integers.
+    """Return the convolutions and linear layers of a file that OpenVINO runs in integers, and the others.
 
     Returns:
-        `convolutions`, `linear`: dicts with `integer` (a number), `total`, and `float`: names of the others, each with
-        the reason.
+        `convolutions`, `linear`: dicts with `integer` and `total`, two counts, and `float`: the names of the float
+        layers, each with the reason.
     """
     in_integers: set[str] = set()
     for facts in executed_operations(path):
@@ -42,21 +42,21 @@ def integer_layers(path: str | Path) -> dict[str, Any]:
 
 
 def executed_operations(path: str | Path) -> list[dict[str, str]]:
-    """`layerType`, `runtimePrecision` and `originalLayersNames` of each operation that OpenVINO makes of a file."""
+    """Return `layerType`, `runtimePrecision` and `originalLayersNames` of each operation that OpenVINO executes."""
     compiled = openvino_core().compile_model(str(path), "CPU", ONE_THREAD)
     found = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
     return [{key: facts[key].astype(str) for key in _FACTS} for facts in found]
 
 
 def _names(graph: Graph, node: NodeProto) -> set[str]:
-    """Names that OpenVINO may give a layer: the node's own, that of the Add of its bias, and those of their results."""
+    """Return the names that OpenVINO may give a layer: those of its node, of its bias's Add, and of their results."""
     names = {node.name, *node.output}
     add = graph.only_consumer(node.output[0])
     return names if add is None or add.op_type != "Add" else names | {add.name, *add.output}
 
 
 def _of_activations(graph: Graph, node: NodeProto) -> bool:
-    """Whether both operands are computed from the image (attention, for one): no layer."""
+    """Return True if both operands are computed from the image (as in attention), so that it is not a layer."""
     return not any(_constant_below(graph, name) for name in node.input[:2])
 
 
@@ -75,10 +75,10 @@ def _why_float(graph: Graph, node: NodeProto) -> str:
     if weight is None or weight.op_type != "DequantizeLinear":
         return "its weight is float"
     if source is not None and source.name.startswith(KEPT_FLOAT):
-        return "OpenVINO would take the bounds behind it for others"
+        return "OpenVINO would use wrong bounds for a later Clip"
     if source is None or source.op_type != "DequantizeLinear":
         return "its input is float"
     codes = graph.array(weight.input[0])
     if codes is not None and codes.dtype.itemsize > 1:
-        return "its weights' integers need 16 bits"
+        return "its integer weights need 16 bits"
     return f"OpenVINO has no integer kernel for this {node.op_type}"

@@ -1,9 +1,9 @@
-"""The model that was trained, evaluated in another precision: its float64 form is the yardstick of verification.
+"""Trained model evaluated in another precision: its float64 form is the yardstick of verification.
 
-Which integers a weight has, and where an input's grid lies, is decided in float32, as in training and in the exported
-file. Decided again in float64 some would differ, and not by chance: the largest weight of a min-max grid lies exactly
+The integers of a weight and the grid of an input are decided in float32, as in training and in the exported model.
+Decided again in float64, some would differ, and not by chance: the largest weight of a min-max grid lies exactly
 between two levels. That would be another model, whose distance measures nothing. So the float64 form computes on the
-float32 grids; which level a value of an input falls to is decided in float64.
+float32 grids; only the level to which an input value is rounded is decided in float64.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from lbitcls.quant.spec import QParams, along
 
 
 class FixedQuantizer(Quantizer):
-    """A quantizer on the grid of another one, as that decided it; for a weight with the integers that it decided.
+    """Quantizer on the grid that another quantizer decided; for a weight, also with the integers that it decided.
 
     Args:
-        quantizer: float32, with first values; its levels are uniform, unless it is a weight's.
-        weight: what a weight's quantizer sees; None: an input's.
+        quantizer: Initialized float32 quantizer; its levels are uniform, unless it is a weight's.
+        weight: Input of a weight's quantizer; None: the quantizer is an input's.
     """
 
     lowest_bits = 1
@@ -71,15 +71,15 @@ class FixedQuantizer(Quantizer):
 
 
 def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of `model` in eval mode on the CPU that computes in `dtype`, on the grids that float32 decides.
+    """Return a copy of `model` in eval mode on the CPU that computes in `dtype`, on the grids that float32 decides.
 
     Args:
-        model: any module, with quantized layers or without.
-        dtype: `torch.float32`: the model as it is; `torch.float64`.
+        model: Any module, with or without quantized layers.
+        dtype: `torch.float32`, the model unchanged, or `torch.float64`.
 
     Raises:
-        ConfigError: something in the model cannot be copied.
-        NotInitializedError: a quantizer that is on has no first values.
+        ConfigError: Something in the model cannot be copied.
+        NotInitializedError: An enabled quantizer is not initialized.
     """
     waiting = [name for name, q in named_quantizers(model) if q.is_enabled and not q.is_initialized]
     if waiting:
@@ -91,7 +91,7 @@ def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     reference = plain_copy(model).requires_grad_(False)
     if dtype is not torch.float32:
         backbone: Any = getattr(reference, "backbone", None)
-        if hasattr(backbone, "computed_otherwise"):  # integer already, so that another precision means nothing
+        if hasattr(backbone, "computed_otherwise"):  # already integer, so another precision means nothing
             reference.backbone = backbone.computed_otherwise()
         for layer in (m for m in reference.modules() if isinstance(m, QuantLayer)):
             _fix_grids(layer)
@@ -103,5 +103,5 @@ def _fix_grids(layer: QuantLayer) -> None:
     weight, inputs = layer.weight_quantizer, layer.input_quantizer
     if weight is not None and weight.is_enabled:
         layer.weight_quantizer = FixedQuantizer(weight, layer.weight_to_quantize())
-    if inputs is not None and inputs.is_enabled and inputs.levels() is None:  # uneven levels have a rule of their own
+    if inputs is not None and inputs.is_enabled and inputs.levels() is None:  # uneven levels have their own rule
         layer.input_quantizer = FixedQuantizer(inputs)

@@ -1,15 +1,15 @@
-"""Compares the outputs of an exported model on real images with those of the model that was trained.
+"""Compares the outputs of an exported model on real images with those of the trained model.
 
-All are compared with float32, the fake-quantized model as `test` and `infer` run it: the very module that is given, not
-a copy (`lbitcls.deploy.verification.live_model`).
+The reference of all comparisons is float32, the fake-quantized model as `test` and `infer` run it: the given module
+itself, not a copy (`lbitcls.deploy.verification.live_model`).
 
-    float64       a copy in float64; how far it is from float32 is the yardstick: rounding alone does that
+    float64       a copy in float64; its distance from float32 is the yardstick: the effect of rounding alone
     integer       the integer reference (`lbitcls.deploy.verification.integer`)
     openvino, …   each engine that judges the file, in float32 precision
 
-A value within a rounding error of the middle between two levels falls on either side, by the order in which floats
-are added, and a level of difference grows in the layers that follow; so nothing is exactly equal. An engine is judged
-by bounds of its own, and against the yardstick (`lbitcls.deploy.verification.verdict`).
+A value within a rounding error of the middle between two levels falls on either side, depending on the order of float
+additions, and a difference of one level grows in later layers; so nothing is exactly equal. An engine is judged by its
+own bounds and against the yardstick (`lbitcls.deploy.verification.verdict`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from lbitcls.quant.calibration import images_of
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError, reason_of
 
 _FLOAT64 = (
-    "in float64, which does not run: {} Something in it keeps to float32, or a hook uses a module from outside of the "
-    "copy: let it use the module and the tensors that it is given."
+    "to run in float64, which fails: {} Something in it is fixed to float32, or a hook uses a module outside of the "
+    "copy: let it use the module and the tensors that it receives."
 )
-_ONE = "to take one image alone, which it does not: {}"
-_ALONE = 4  # images that are also given one at a time
-_OFFSETS = 3.0  # no more of what an output's elements differ by in the mean counts as their deviation
+_ONE = "to accept a single image, which fails: {}"
+_ALONE = 4  # images that are also run one at a time
+_OFFSETS = 3.0  # bound on the deviation of all elements, relative to that of one element over the images
 
 
 def verify(
@@ -49,27 +49,27 @@ def verify(
     engines: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> Verification:
-    """Compare an exported file with the model it was made from.
+    """Compare an exported model with the model it was exported from.
 
     Args:
-        model: what was exported, with its weights; it is run in eval, on its device, and has its mode again afterwards.
-        onnx_path: the file.
-        batches: float32 images (N, C, H, W), as the test pipeline leaves them, or what else
-            `lbitcls.quant.calibration.images_of` takes; at least 100 images to confirm the file.
-        engines: names of the engines that run the file; None: those that judge files of its target, without those that
+        model: Model that was exported, with its weights; it runs in eval mode, on its device, and its mode is restored.
+        onnx_path: Exported file.
+        batches: float32 images (N, C, H, W), as the test pipeline returns them, or anything else that
+            `lbitcls.quant.calibration.images_of` accepts; at least 100 images to confirm the file.
+        engines: Names of the engines that run the file; None: those that judge files of its target, without those that
             cannot run it (`Verification.cannot_run`).
-        threads: of each engine; None: its own choice.
+        threads: Number of threads of each engine; None: its own choice.
 
     Returns:
-        All comparisons, whether the file passed, and why not.
+        All comparisons, and the verdict with its reasons.
 
     Raises:
-        CheckpointError: the file gives other outputs than the model (their number or shape), no engine can run it, or
-            the model's own outputs are not finite.
-        ConfigError: the model cannot be copied, or its copy does not run in float64; `engines` is empty.
-        DataError: there are no images.
-        DependencyError: an engine's package is missing.
-        NotInitializedError: a quantizer of the model has no first values.
+        CheckpointError: The file's outputs differ from the model's in number or shape, no engine can run it, or the
+            model's own outputs are not finite.
+        ConfigError: The model cannot be copied, or its copy does not run in float64; `engines` is empty.
+        DataError: There are no images.
+        DependencyError: An engine's package is missing.
+        NotInitializedError: A quantizer of the model is not initialized.
     """
     loaded, cannot_run = _judges(onnx_path, engines, threads)
     part = loaded[0].info.part if loaded and loaded[0].info is not None else "model"
@@ -84,11 +84,11 @@ def verify(
         anchor = evaluation(model, part)
         for number, images in enumerate(map(images_of, batches)):
             study.add(anchor(images), {name: run(images) for name, run in others.items()})
-            # A tracer takes the batch for more than one image, so what the model does with one is not in the file.
+            # The tracer assumes a batch of several images, so the model's behavior for one image is not in the file.
             for single in images[:_ALONE].split(1) if number == 0 else ():
                 alone.add(_guarded(anchor, single, _ONE), {name: run(single) for name, run in others.items()})
     if not study.images:
-        raise DataError("verification: there are no images; give at least one batch.")
+        raise DataError("there are no images to verify with; give at least one batch.")
     reasons = alone.result(bound, {}, {}).reasons
     return replace(study.result(bound, layers_in_float(integer), cannot_run), alone=reasons)
 
@@ -96,10 +96,10 @@ def verify(
 def _judges(
     path: str | Path, engines: Sequence[str] | None, threads: int | None
 ) -> tuple[list[Engine], dict[str, str]]:
-    """The engines that judge a file, and the others of its target, that cannot run it, with the reason."""
+    """Return the engines that judge a file, and those of its target that cannot run it, with the reason."""
     if engines is not None:
         if not engines:
-            raise ConfigError("engines names at least one engine: without one nothing runs the file.")
+            raise ConfigError("engines must name at least one engine; got none.")
         return [load(path, engine, threads=threads) for engine in engines], {}
     info = read_info(path)
     target = "cpu" if info is None else info.target
@@ -111,14 +111,14 @@ def _judges(
 
 
 def _in_float64(copied: nn.Module, part: str) -> Evaluation:
-    """Images to the outputs of a copy of the model."""
+    """Return the evaluation of a copy of the model in float64."""
     run = evaluation(copied, part, torch.float64)
 
     return lambda images: _guarded(run, images, _FLOAT64)
 
 
 def _guarded(run: Evaluation, images: Tensor, complaint: str) -> Outputs:
-    """`run(images)`; `ConfigError` with the reason in `complaint` for whatever the model's code raises."""
+    """Return `run(images)`; raise `ConfigError` with the reason in `complaint` for any error in the model's code."""
     try:
         return run(images)
     except LbitclsError:
@@ -136,10 +136,10 @@ def _engine_evaluation(engine: Engine) -> Evaluation:
 
 
 class _Study:
-    """All sums over the batches: each evaluation beside float32, and the integer reference beside float64.
+    """Sums over all batches: each evaluation against float32, and the integer reference against float64.
 
     Args:
-        part: `model`: there is one output, logits; `backbone`: each output is a feature.
+        part: `model`: the only output is logits; `backbone`: each output is a feature.
     """
 
     def __init__(self, part: str) -> None:
@@ -149,7 +149,7 @@ class _Study:
         self._tallies: dict[tuple[str, str, str], _Tally] = {}
 
     def add(self, reference: Outputs, others: dict[str, Outputs]) -> None:
-        """Count a batch: the float32 model's outputs, and those of the other evaluations by their names."""
+        """Add a batch: the float32 model's outputs, and those of the other evaluations by name."""
         self.images += len(reference[0])
         pairs = [(name, "float32", given, reference) for name, given in others.items()]
         if "integer" in others:
@@ -167,7 +167,7 @@ class _Study:
     def result(
         self, bound: tuple[str, int] | None, float_layers: dict[str, str], cannot_run: dict[str, str]
     ) -> Verification:
-        """What was found."""
+        """Return the verification's result."""
         untied = clear = None
         deviation = {output: spread.deviation() for output, spread in self._spreads.items()}
         if self._ranked:
@@ -196,12 +196,12 @@ def _check_shapes(name: str, given: Outputs, expected: Outputs) -> None:
     shapes = [[tuple(output.shape) for output in outputs] for outputs in (given, expected)]
     if shapes[0] != shapes[1]:
         raise CheckpointError(
-            f"{name} gives outputs of the shapes {shapes[0]}, the model {shapes[1]}: the file is another model's."
+            f"{name} outputs the shapes {shapes[0]}, the model {shapes[1]}: the file belongs to another model."
         )
 
 
 class _Tally:
-    """Differences between two evaluations of one output, summed over batches."""
+    """Sums over batches of the differences between two evaluations of one output."""
 
     def __init__(self, ranked: bool) -> None:
         self.largest = 0.0
@@ -210,7 +210,7 @@ class _Tally:
         self._same_class: list[Tensor] = []
 
     def add(self, given: Tensor, expected: Tensor) -> None:
-        """Count a batch."""
+        """Add a batch."""
         difference = (given.double() - expected.double()).abs()
         self.largest = float(torch.maximum(difference.max(), difference.new_tensor(self.largest)))  # keeps a NaN
         self._total += float(difference.sum())
@@ -221,7 +221,7 @@ class _Tally:
             self._same_class.append(given.argmax(1) == expected.argmax(1))
 
     def result(self, name: str, reference: str, output: str, untied: Tensor | None, clear: Tensor | None) -> Comparison:
-        """The means; `untied` and `clear` mark the images whose class should not change."""
+        """Return the means; `untied` and `clear` mark the images whose class should not change."""
         agreement = changed = flipped = None
         if untied is not None and clear is not None:
             same = torch.cat(self._same_class)
@@ -232,10 +232,10 @@ class _Tally:
 
 
 class _Spread:
-    """Deviation of an output of the float32 model, and how far apart each image's two best logits are.
+    """Deviation of an output of the float32 model, and the distance of each image's top two logits.
 
     It is the standard deviation over all images and elements, but at most three times that of an element over the
-    images: one logit that is always -1e4, of a class that is masked, would make all others' differences look small.
+    images: one logit that is always -1e4, of a masked class, would make the differences of all others look small.
     """
 
     def __init__(self, ranked: bool) -> None:
@@ -245,7 +245,7 @@ class _Spread:
         self._first: Tensor | None = None  # subtracted, since the squares of large values leave no digits
 
     def add(self, values: Tensor) -> None:
-        """Count a batch."""
+        """Add a batch."""
         values = values.double()
         self._images += len(values)
         self._first = values[0] if self._first is None else self._first
@@ -257,7 +257,7 @@ class _Spread:
             self.margins.append(best[:, 0] - best[:, 1])
 
     def deviation(self) -> float:
-        """The deviation; few images, or ones that are all the same, do not tell how an element varies."""
+        """Return the deviation; few or identical images do not show how an element varies, and set no bound."""
         assert self._first is not None
         means, squares = self._total / self._images, self._squares / self._images
         variance = (squares - means**2).clamp(min=0).mean()

@@ -68,7 +68,7 @@ def exported_for_the_target(names: dict[str, Any]) -> None:
         calibrate(net, [images])
         path = Path("dsp.onnx")
         if channels < 16:
-            with pytest.raises(ConfigError, match="not what dsp takes: .* has 8 channels; give it 16 or more"):
+            with pytest.raises(ConfigError, match="breaks the rules of dsp: .* has 8 channels; give it 16 or more"):
                 export_onnx(net, path, input_shape=(3, 8, 8), target="dsp")
             assert not path.exists()
         else:
