@@ -251,7 +251,7 @@ def test_tied_layers_are_both_called_and_a_tied_embedding_is_told(caplog: Any) -
     assert not caplog.records
     model = Classifier(["call", "both"])
     calibrate(transformer(**BOTH)(model), [torch.randn(4, 6)])
-    assert "also reads the weight of layers.1 itself; there it is float" in caplog.text
+    assert "also reads the weight of layers.1 itself, in float" in caplog.text
 
 
 def test_an_input_that_gets_no_data_stays_an_error() -> None:

@@ -87,7 +87,7 @@ def test_the_first_gradient_selects_auto_once(
     y.sum().backward()
     assert selection._active == "plain"
     model(x).sum().backward()
-    assert caplog.text.count("plain kernels: fused ones need a C++ compiler") == 1
+    assert caplog.text.count("plain kernels: fused kernels need a C++ compiler") == 1
 
 
 def test_the_first_gradient_selects_fused_kernels_with_a_compiler(unselected: None, compiler: None) -> None:

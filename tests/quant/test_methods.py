@@ -264,7 +264,7 @@ def test_keys_without_a_meaning_are_named_in_one_warning(caplog: pytest.LogCaptu
     for _ in range(2):
         build_quant_layer(cfg, nn.Conv2d(2, 2, 3))
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert messages == ["LSQPlusConv: init_method_w, wquant_error_loss have no meaning here and are passed over."]
+    assert messages == ["LSQPlusConv: Ignoring init_method_w, wquant_error_loss, which have no effect here."]
     layer = build_quant_layer(dict(type="LSQConv", bit_w=4, bit_a=4, auto_signed=False), nn.Conv2d(2, 2, 3))
     layer.input_quantizer.initialize(torch.tensor([-1.0, 1.0]))
     assert not layer.input_quantizer.signed
