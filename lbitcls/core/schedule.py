@@ -1,6 +1,6 @@
-"""The learning rate, a pure function of (iteration, epoch): nothing to save, nothing to get out of step.
+"""Learning rate as a pure function of (iteration, epoch): there is no state to save or to get out of sync.
 
-The policies and warm-ups are mmcv's, formula by formula (`lr_config` of the tutorial).
+The policies and warmups are mmcv's, formula by formula (`lr_config` of the tutorial).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from lbitcls.utils.errors import MOST, ConfigError, shown, suggest
 
 
 class Policy(Protocol):
-    """A learning rate from its base value and the progress (epochs or iterations done)."""
+    """Learning rate as a function of its base value and the progress (epochs or iterations done)."""
 
     def __call__(self, base_lr: float, progress: int, length: int) -> float: ...
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The base learning rate, always."""
+    """Constant base learning rate."""
 
     def __call__(self, base_lr: float, progress: int, length: int) -> float:
         return base_lr
@@ -33,7 +33,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Step:
-    """`base · gamma^n`, n the steps passed: every `step`, or the milestones in it; not below `min_lr`."""
+    """`base · gamma^n`, n steps passed: every `step`, or the milestones in it; at least `min_lr`."""
 
     step: int | Sequence[int]
     gamma: float = 0.1
@@ -43,7 +43,7 @@ class Step:
         steps = self.step if isinstance(self.step, (list, tuple)) else [self.step]
         if not all(isinstance(s, int) and 0 < s <= MOST for s in steps):
             raise ConfigError(
-                f"lr_config: step is a positive int or a list of them, none above {MOST:,}; got {shown(self.step)}."
+                f"lr_config: step must be an integer from 1 to {MOST:,}, or a list of them; got {shown(self.step)}."
             )
 
     def __call__(self, base_lr: float, progress: int, length: int) -> float:
@@ -85,7 +85,7 @@ class CosineAnnealing:
 
     def __post_init__(self) -> None:
         if (self.min_lr is None) == (self.min_lr_ratio is None):
-            raise ConfigError("lr_config: CosineAnnealing takes either min_lr or min_lr_ratio.")
+            raise ConfigError("lr_config: CosineAnnealing needs either min_lr or min_lr_ratio, not both.")
 
     def __call__(self, base_lr: float, progress: int, length: int) -> float:
         end = base_lr * self.min_lr_ratio if self.min_lr_ratio is not None else float(self.min_lr or 0.0)
@@ -104,16 +104,16 @@ _WARMUPS = ("linear", "constant", "exp")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A policy with a warm-up, for a run of known length.
+    """Policy with a warmup, for a run of known length.
 
     Args:
-        policy: the learning rate after the warm-up.
-        epoch_len: iterations in an epoch.
-        max_epochs: epochs of the run.
-        by_epoch: the policy sees epochs; False: iterations.
-        warmup: `linear`, `constant`, `exp` or None.
-        warmup_iters: iterations that it lasts (epochs when `warmup_by_epoch`).
-        warmup_ratio: the first learning rate, as a part of the policy's.
+        policy: Learning rate after the warmup.
+        epoch_len: Iterations per epoch.
+        max_epochs: Epochs of the run.
+        by_epoch: Progress of the policy in epochs; False: in iterations.
+        warmup: Form of the warmup, `linear`, `constant`, `exp` or None.
+        warmup_iters: Length of the warmup in iterations (in epochs if `warmup_by_epoch`).
+        warmup_ratio: Initial learning rate, as a fraction of the policy's.
 
     Example:
         >>> Schedule(Step([2]), epoch_len=10, max_epochs=3)(1.0, iteration=25, epoch=2)
@@ -134,15 +134,15 @@ class Schedule:
             return
         if self.warmup not in _WARMUPS:
             hint = suggest(self.warmup, _WARMUPS)
-            raise ConfigError(f"lr_config: there is no warmup '{self.warmup}'{hint} Known: {', '.join(_WARMUPS)}.")
+            raise ConfigError(f"lr_config: unknown warmup '{self.warmup}'{hint} Known: {', '.join(_WARMUPS)}.")
         if not 0 < self.warmup_iters <= MOST or not 0 < self.warmup_ratio <= 1:
             raise ConfigError(
-                f"lr_config: a warm-up needs warmup_iters above 0 and up to {MOST:,}, and a warmup_ratio in (0, 1]; "
+                f"lr_config: a warmup needs warmup_iters above 0 and up to {MOST:,}, and a warmup_ratio in (0, 1]; "
                 f"got {shown(self.warmup_iters)} and {self.warmup_ratio}."
             )
 
     def __call__(self, base_lr: float, iteration: int, epoch: int) -> float:
-        """The learning rate of iteration `iteration` (of the run, from 0), which belongs to `epoch` (from 0)."""
+        """Return the learning rate of iteration `iteration` (of the run, from 0), in epoch `epoch` (from 0)."""
         if self.by_epoch:
             lr = self.policy(base_lr, epoch, self.max_epochs)
         else:
@@ -161,10 +161,10 @@ class Schedule:
 
 
 def build_schedule(cfg: dict[str, Any] | None, *, epoch_len: int, max_epochs: int) -> Schedule:
-    """The schedule that `lr_config` describes; None is a fixed rate.
+    """Build the schedule described by `lr_config`; None is a fixed rate.
 
     Raises:
-        ConfigError: an unknown policy or key, or a value out of range.
+        ConfigError: A policy or key is unknown, or a value is out of range.
     """
     given = dict(cfg or {"policy": "fixed"})
     name = str(given.pop("policy", None))
@@ -172,12 +172,12 @@ def build_schedule(cfg: dict[str, Any] | None, *, epoch_len: int, max_epochs: in
         by_lower = {known.lower(): known for known in _POLICIES}
         if name.lower() not in by_lower:
             hint = suggest(name, _POLICIES)
-            raise ConfigError(f"lr_config: there is no policy '{name}'{hint} Known: {', '.join(_POLICIES)}.")
+            raise ConfigError(f"lr_config: unknown policy '{name}'{hint} Known: {', '.join(_POLICIES)}.")
         name = by_lower[name.lower()]
     shared = {key: given.pop(key) for key in list(given) if key in Schedule.__dataclass_fields__ and key != "policy"}
     for fixed in ("epoch_len", "max_epochs"):
         if fixed in shared:
-            raise ConfigError(f"lr_config takes no '{fixed}'; it follows from the data and total_epochs.")
+            raise ConfigError(f"lr_config does not accept '{fixed}'; it follows from the data and total_epochs.")
     shared = _numbers(shared, Schedule)
     check_values("lr_config", Schedule, shared)
     given = _numbers(given, _POLICIES[name])
@@ -187,13 +187,13 @@ def build_schedule(cfg: dict[str, Any] | None, *, epoch_len: int, max_epochs: in
     try:
         schedule(1.0, max_epochs * epoch_len - 1, max_epochs - 1)
     except OverflowError:
-        raise ConfigError(f"lr_config: by the end of the run the learning rate of '{name}' is too large.") from None
+        raise ConfigError(f"lr_config: the learning rate of '{name}' overflows by the end of the run.") from None
     return schedule
 
 
 def _numbers(given: dict[str, Any], kind: type) -> dict[str, Any]:
-    """`given` with every value that is to be a number as one; those that `kind` does not take as they are."""
-    own = ("step", "warmup", "by_epoch", "warmup_by_epoch")  # no numbers; None of the others: as if not given
+    """Return `given` with all numeric values as numbers; keys unknown to `kind` stay unchanged."""
+    own = ("step", "warmup", "by_epoch", "warmup_by_epoch")  # not numbers; None for other keys: not set
     known = inspect.signature(kind).parameters
     plain = {key for key, v in given.items() if key in own or v is None or key not in known}
     return {key: v if key in plain else as_number(f"lr_config.{key}", v) for key, v in given.items()}
@@ -202,26 +202,26 @@ def _numbers(given: dict[str, Any], kind: type) -> dict[str, Any]:
 def _check_ranges(given: dict[str, Any]) -> None:
     for key in ("gamma", "min_lr", "power", "min_lr_ratio"):
         if given.get(key) is not None and given[key] < 0:
-            raise ConfigError(f"lr_config.{key} is a number from 0; got {given[key]!r}.")
+            raise ConfigError(f"lr_config.{key} must be a number ≥ 0; got {given[key]!r}.")
 
 
 def as_number(name: str, value: Any, infinite: bool = False) -> float:
-    """`value` as a number; a string that is one (YAML's `1e-3`) becomes one.
+    """Return `value` as a number; a string with a number (YAML's `1e-3`) is converted.
 
     Args:
-        name: of the setting, for the message.
-        value: as the config gives it.
-        infinite: whether infinity has a meaning.
+        name: Name of the setting in the message.
+        value: Value from the config.
+        infinite: Accept infinity.
 
     Raises:
-        ConfigError: it is no number, is NaN, or infinite without a meaning.
+        ConfigError: The value is not a number, is NaN, or is infinite without `infinite`.
     """
     number = value
     with contextlib.suppress(ValueError):
         number = float(value) if isinstance(value, str) else value
     if not isinstance(number, (int, float)) or isinstance(number, bool):
-        said = f"the text '{value}'" if isinstance(value, str) else shown(value)
-        raise ConfigError(f"{name} is a number; got {said}.")
+        said = f"the string '{value}'" if isinstance(value, str) else shown(value)
+        raise ConfigError(f"{name} must be a number; got {said}.")
     if not (abs(number) <= sys.float_info.max or (infinite and number == math.inf)):
-        raise ConfigError(f"{name} is a finite number; got {shown(value)}.")
+        raise ConfigError(f"{name} must be a finite number; got {shown(value)}.")
     return number

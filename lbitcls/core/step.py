@@ -1,4 +1,4 @@
-"""One training step: forward under autocast, backward, accumulation, clipping, the optimizer."""
+"""Training step: forward under autocast, backward, accumulation, clipping, optimizer step."""
 
 from __future__ import annotations
 
@@ -29,54 +29,54 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Precision:
-    """How a forward pass computes: the type of autocast (None: off), and the scale of the loss for float16."""
+    """Precision of a forward pass: dtype of autocast (None: off), and the loss scale for float16."""
 
     dtype: torch.dtype | None = None
     loss_scale: float | str = "dynamic"
 
 
 def read_precision(amp: Any, fp16: Any) -> Precision:
-    """The precision that the sections `amp` (`True`, a type's name, `dict(dtype=…)`) and `fp16` ask for.
+    """Return the precision set by the sections `amp` (`True`, a dtype's name, `dict(dtype=…)`) and `fp16`.
 
     `fp16=dict(loss_scale=512.)` is the older section: float16 with that scale (a number, or 'dynamic').
 
     Raises:
-        ConfigError: an unknown type or key, or both sections.
+        ConfigError: A dtype or key is unknown, or both sections are set.
     """
     asked = fp16 is not None and fp16 is not False
     if amp and asked:
-        raise ConfigError("amp and fp16 are two ways to say one thing; give one of them.")
+        raise ConfigError("amp and fp16 both set the precision; remove one of them.")
     if not (amp or asked):
         return Precision()
     section, default = (fp16, "fp16") if asked else (amp, "bf16")
     written = {"dtype": section} if isinstance(section, str) else {} if section is True else section
-    given = require_dict("amp (or fp16), where it is no type's name or True,", written)
+    given = require_dict("amp (or fp16), unless it is True or a dtype's name,", written)
     given.setdefault("dtype", default)
     reject_unknown_keys("amp / fp16", given, ("dtype", "loss_scale"))
     name = given["dtype"]
     if not isinstance(name, str) or name not in _DTYPES:
-        raise ConfigError(f"amp: there is no type '{name}'{suggest(str(name), _DTYPES)} Known: {', '.join(_DTYPES)}.")
+        raise ConfigError(f"amp: unknown dtype '{name}'{suggest(str(name), _DTYPES)} Known: {', '.join(_DTYPES)}.")
     scale = given.get("loss_scale", "dynamic")
-    if scale != "dynamic" and as_number("fp16.loss_scale, where it is not 'dynamic',", scale) <= 0:
-        raise ConfigError(f"fp16.loss_scale is 'dynamic' or a number above 0; got {scale!r}.")
+    if scale != "dynamic" and as_number("fp16.loss_scale, unless it is 'dynamic',", scale) <= 0:
+        raise ConfigError(f"fp16.loss_scale must be 'dynamic' or a number > 0; got {scale!r}.")
     return Precision(_DTYPES[name], scale)
 
 
 class OptimizerStep:
-    """Turns batches into steps of the optimizer.
+    """Training step that turns batches into optimizer steps.
 
-    A group of `cumulative_iters` batches makes one step, the last group of an epoch with what is left; the gradient is
-    the mean over the group's samples, as if they had been one batch. With several processes these are the samples of
-    all: where each leaves out other images (`uneven`) their numbers are added up before the reduction.
+    Each group of `cumulative_iters` batches makes one step; the last group of an epoch may be smaller. The gradient is
+    the mean over the group's samples, as if they were one batch. With several processes it covers the samples of all:
+    if batches differ in size (`uneven`), their sizes are summed before the reduction.
 
     Args:
-        optimizer: steps once for each group.
-        device: where the model is.
-        grad_clip: arguments of `clip_grad_norm_`: `dict(max_norm=…, norm_type=2)`.
-        cumulative_iters: batches in a group.
-        precision: autocast and the scale of the loss.
-        penalty: a further loss (the quantizers'), computed from the parameters alone.
-        uneven: the processes' batches may differ in size.
+        optimizer: Optimizer, which steps once per group.
+        device: Device of the model.
+        grad_clip: Arguments of `clip_grad_norm_`: `dict(max_norm=…, norm_type=2)`.
+        cumulative_iters: Batches per group.
+        precision: Autocast dtype and loss scale.
+        penalty: Function for an additional loss (the quantizers'), computed from the parameters only.
+        uneven: True if the processes' batches may differ in size.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class OptimizerStep:
         self._stepped = False
 
     def __call__(self, model: nn.Module, batch: Batch, index: int, total: int) -> dict[str, torch.Tensor]:
-        """Learn from `batch`, number `index` of the epoch's `total`; what the model returned, detached."""
+        """Train on `batch`, number `index` of the epoch's `total`; return the model's outputs, detached."""
         start = index - index % self.cumulative_iters
         size = min(self.cumulative_iters, total - start)
         ends = self.ends_group(index, total)
         if index == start:
-            self.optimizer.zero_grad()  # here, not after the step: with them freed too, glibc trims the heap each time
+            self.optimizer.zero_grad()  # here, not after the step, where freeing them makes glibc trim the heap
         hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not ends else contextlib.nullcontext()
         with hold:
             outputs = self._forward(model, batch)
@@ -120,12 +120,12 @@ class OptimizerStep:
             loss = outputs["loss"]
             if not loss.requires_grad:
                 raise ConfigError(
-                    "nothing is trained: every part that has weights is frozen (frozen, frozen_stages, UnfreezeHook). "
-                    "Leave a part free, as the head."
+                    "nothing is trained: every part with weights is frozen (frozen, frozen_stages, UnfreezeHook). "
+                    "Leave a part trainable, such as the head."
                 )
             expected = self._first * size
             seen = self._mean_seen(loss.dtype) if ends else expected
-            if isinstance(seen, torch.Tensor) or seen != expected:  # the group's batches were not equally large
+            if isinstance(seen, torch.Tensor) or seen != expected:  # the group's batches differ in size
                 if size > 1:
                     self._rescale(expected / seen)
                 weighted = loss * (samples / seen)
@@ -138,7 +138,7 @@ class OptimizerStep:
         return result
 
     def ends_group(self, index: int, total: int) -> bool:
-        """Whether the optimizer steps after batch `index` of `total`."""
+        """Return True if the optimizer steps after batch `index` of `total`."""
         return (index + 1) % self.cumulative_iters == 0 or index + 1 == total
 
     def _forward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -153,8 +153,8 @@ class OptimizerStep:
                 if "more than 1 value per channel" not in str(error):
                     raise
                 raise ConfigError(
-                    f"a batch of {len(batch['gt_label'])} is too small for BatchNorm, which sees one value per "
-                    "channel in it. Where it is the epoch's last batch set data.drop_last=True; else raise "
+                    f"a batch of {len(batch['gt_label'])} is too small for BatchNorm, which gets one value per "
+                    "channel from it. If it is the epoch's last batch, set data.drop_last=True; otherwise increase "
                     "data.samples_per_gpu."
                 ) from error
         penalty = self.penalty() if self.penalty is not None else 0.0
@@ -163,14 +163,14 @@ class OptimizerStep:
         return outputs
 
     def _mean_seen(self, dtype: torch.dtype) -> int | torch.Tensor:
-        """The group's samples in a process, the mean over all; where they may differ a tensor, so that none waits."""
+        """Return the mean number of the group's samples per process; a tensor if uneven, so that none waits."""
         if not self.uneven or world_size() == 1:
             return self._seen
         number = torch.tensor(self._seen, dtype=torch.int64, device=self.device)
         return sum_over_ranks(number).to(torch.promote_types(dtype, torch.float32)) / world_size()
 
     def _rescale(self, factor: float | torch.Tensor) -> None:
-        """Multiply what this process has gathered so far; before DDP's reduction, or the ranks would drift apart."""
+        """Scale the gradients of this process so far; before DDP's reduction, or the ranks would diverge."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
@@ -189,7 +189,7 @@ class OptimizerStep:
         self.scaler.update()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint keeps under `optimizer` and `scaler`; the config's own settings win."""
+        """Restore a checkpoint's `optimizer` and `scaler`; the config's settings take precedence."""
         own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         load_optimizer(self.optimizer, state["optimizer"])
         changed = set()
@@ -198,7 +198,7 @@ class OptimizerStep:
             group.update(settings)
         if changed:
             names = shown_name(", ".join(sorted(changed)))
-            get_logger().warning("The optimizer goes on with other settings: %s", names)
+            get_logger().warning("Resuming the optimizer with other settings: %s", names)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
@@ -213,7 +213,7 @@ def _read_clip(given: Any) -> dict[str, Any] | None:
     clip = {key: as_number(f"optimizer_config.grad_clip.{key}", v, infinite=True) for key, v in section.items()}
     for key, value in clip.items():
         if value <= 0:
-            raise ConfigError(f"optimizer_config.grad_clip.{key} is a number above 0; got {value!r}.")
+            raise ConfigError(f"optimizer_config.grad_clip.{key} must be a number > 0; got {value!r}.")
     return clip
 
 
@@ -221,7 +221,7 @@ def _scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
     enabled = precision.dtype is torch.float16 and device.type == "cuda"
     if precision.loss_scale == "dynamic":
         return torch.amp.GradScaler(device.type, enabled=enabled)
-    never = 2**31 - 1  # a fixed scale: no growth; after an overflow it still halves
+    never = 2**31 - 1  # a fixed scale does not grow, but an overflow still halves it
     return torch.amp.GradScaler(
         device.type, init_scale=float(precision.loss_scale), growth_interval=never, enabled=enabled
     )

@@ -56,7 +56,7 @@ def test_the_top_k_are_those_of_the_validation(make_config: Any, capsys: Any) ->
     results = classify(cfg, f"{cfg.work_dir}/best_top-1.pth")
     assert set(results) == {"loss", "top-1", "top-3", "correct", "total"} and results["top-1"] < results["top-3"]
     capsys.readouterr()
-    for wrong, message in ((dict(top=1), "Did you mean 'topk'"), (dict(topk=[0]), "ints from 1; got \\[0\\]")):
+    for wrong, message in ((dict(top=1), "Did you mean 'topk'"), (dict(topk=[0]), "integers ≥ 1; got \\[0\\]")):
         with pytest.raises(ConfigError, match=message):
             classify(make_config(options={"evaluation.metric_options": wrong}), "x.pth")
 

@@ -124,10 +124,10 @@ def test_images_that_are_not_finite_are_counted_and_named(bad: float) -> None:
         batches = in_batches(logits, labels)
         for number, batch in enumerate(batches):
             batch["index"] = torch.arange(len(batch["img"])) + 10 * number
-        found = rf"the images of {len(places)} samples, the first of them picture {places[0]}, hold NaN or infinite"
+        found = rf"the images of {len(places)} samples \(first: picture {places[0]}\) contain NaN or infinite"
         with pytest.raises(DataError, match=found):
             evaluate(model, batches, CPU, describe=lambda index: f"picture {index}")
-        with pytest.raises(DataError, match=rf"the images of {len(places)} samples, hold"):
+        with pytest.raises(DataError, match=rf"the images of {len(places)} samples contain"):
             evaluate(model, in_batches(logits, labels), CPU)
 
 

@@ -99,7 +99,7 @@ def test_workflow(workflow: Any, epochs: set[int]) -> None:
 
 @pytest.mark.parametrize("workflow", [[("val", 1)], [("test", 1)], [("train", 0)], [("train",)], []])
 def test_wrong_workflow(workflow: Any) -> None:
-    with pytest.raises(ConfigError, match="workflow is a list"):
+    with pytest.raises(ConfigError, match="workflow must be a list"):
         validated_epochs(workflow, 5)
 
 

@@ -141,8 +141,8 @@ def test_mistakes(options: Any, message: str) -> None:
     ("options", "message"),
     [
         (dict(grad_clip=5), r"grad_clip must be a dict\(…\); got 5"),
-        (dict(grad_clip=dict(max_norm="high")), "max_norm is a number; got the text 'high'"),
-        (dict(grad_clip=dict(max_norm=None)), "max_norm is a number; got None"),
+        (dict(grad_clip=dict(max_norm="high")), "max_norm must be a number; got the string 'high'"),
+        (dict(grad_clip=dict(max_norm=None)), "max_norm must be a number; got None"),
     ],
 )
 def test_mistakes_in_clipping(options: Any, message: str) -> None:

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 class EvaluationHook(Hook):
-    """Validates every `interval` epochs, after the last epoch, and at the end of a float phase.
+    """Hook that validates every `interval` epochs, after the last epoch, and at the end of a float phase.
 
-    The best weights go to `best_<key>.pth`; those of a float phase, before the quantizers are switched on, to
-    `best_float_<key>.pth`: the two are not compared with each other. When the run is complete the best weights of its
-    last phase are loaded into the model again.
+    The best weights are saved to `best_<key>.pth`; those of a float phase, before the quantizers are switched on, to
+    `best_float_<key>.pth`: the two are not compared with each other. After the run, the best weights of its last phase
+    are loaded into the model.
 
     Args:
-        loader: batches of the validation set (this rank's part).
-        interval: epochs between two validations.
-        metric: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
-        metric_options: `dict(topk=(1, 5))`.
-        save_best: the result that says which weights are best (`loss`: the lowest, else the highest); None: none.
-        reload_best: False: the model keeps the last epoch's weights at the end.
-        start: no validation before so many epochs.
-        also_after: numbers of epochs after which to validate in any case.
-        final_phase: `'quantized'` or `'float'`: what the run ends with.
-        train: batches of training images (this rank's part), prepared as those of validation, on which the model is
-            measured too at each validation: records of the mode `train_eval`. A config says True, or a number of
-            images.
+        loader: Data loader of the validation set (this rank's part).
+        interval: Epochs between two validations.
+        metric: Names from `lbitcls.core.evaluation.METRICS`; the results always include the accuracy.
+        metric_options: Options of the metrics, `dict(topk=(1, 5))`.
+        save_best: Result that selects the best weights (`loss`: the lowest, else the highest); None: save none.
+        reload_best: Load the best weights at the end; False: keep the last epoch's weights.
+        start: Number of epochs before the first validation.
+        also_after: Epochs after which to validate in any case.
+        final_phase: Phase in which the run ends, `'quantized'` or `'float'`.
+        train: Data loader of training images (this rank's part), prepared like validation images, on which each
+            validation also evaluates the model: records with the mode `train_eval`. A config sets True, or a number
+            of images.
     """
 
     priority = PRIORITIES["BELOW_NORMAL"]
@@ -66,9 +66,7 @@ class EvaluationHook(Hook):
         known += [f"top-{k}" for k in self.topk]
         if self.save_best is not None and self.save_best not in known:
             hint = suggest(self.save_best, known)
-            raise ConfigError(
-                f"evaluation.save_best: there is no result '{save_best}'{hint} Known: {', '.join(known)}."
-            )
+            raise ConfigError(f"evaluation.save_best: unknown result '{save_best}'{hint} Known: {', '.join(known)}.")
         self.reload_best = reload_best
         self.start = require_count("evaluation.start", start, 0)
         self.also_after = frozenset(also_after)
@@ -76,12 +74,12 @@ class EvaluationHook(Hook):
         self.best: dict[str, dict[str, Any]] = {}
 
     def before_run(self, runner: EpochRunner) -> None:
-        """Of a run that goes on: forget best weights that are not there, so that no result is told without them."""
+        """When resuming, drop best weights whose file is missing, so that no result is reported without them."""
         kept = broadcast_object({phase: best for phase, best in self.best.items() if _is_there(runner, best)})
         for phase in self.best.keys() - kept.keys():
             best = self.best[phase]
             runner.logger.warning(
-                "The best %s weights so far (%s %.4f, epoch %d) are not %s any more: the best are those from here on.",
+                "The best %s weights so far (%s %.4f, epoch %d) are no longer in %s: tracking the best from here on.",
                 *(phase, best["key"], best["value"], best["epoch"], runner.work_dir / best["file"]),
             )
         self.best = kept
@@ -97,7 +95,7 @@ class EvaluationHook(Hook):
         results = self._measure(runner, "val", self.loader, self.metrics)
         dropped = [f"top-{k}" for k in self.topk if "accuracy" in self.metrics and f"top-{k}" not in results]
         if dropped:
-            runner.logger.debug("%s left out: the model has fewer classes.", ", ".join(dropped))
+            runner.logger.debug("Left out %s: the model has fewer classes.", ", ".join(dropped))
         if self.save_best is not None:
             self._keep_best(runner, results)
 
@@ -140,12 +138,12 @@ class EvaluationHook(Hook):
                 runner.eval_model.load_state_dict(read_checkpoint(path)["state_dict"])
             except CheckpointError as error:
                 runner.logger.warning("%s", error)
-                said = "The model keeps the last epoch's weights, not the best: %s %.4f, epoch %d, %s"
+                said = "Kept the last epoch's weights instead of the best: %s %.4f, epoch %d, %s"
         self._share(runner.eval_model)
         runner.logger.info(said, best["key"], best["value"], best["epoch"], path)
 
     def _share(self, model: nn.Module) -> None:
-        """Give every rank the weights that rank 0 read."""
+        """Send the weights that rank 0 read to every rank."""
         if world_size() > 1:
             from lbitcls.quant import refresh
 
@@ -160,14 +158,14 @@ class EvaluationHook(Hook):
 
 
 def _best_key(save_best: str | None) -> str | None:
-    """The result's name, with the older spellings `auto` and `accuracy_top-1`."""
+    """Return the result's name, accepting the older forms `auto` and `accuracy_top-1`."""
     if not save_best:
         return None
     return "top-1" if save_best == "auto" else str(save_best).removeprefix("accuracy_")
 
 
 def _is_there(runner: EpochRunner, best: dict[str, Any]) -> bool:
-    """Whether the file of the best weights is in the work directory, and is that of this run's epoch."""
+    """Return True if the work directory contains the file of the best weights, from this run and epoch."""
     try:
         meta = read_checkpoint(runner.work_dir / best["file"], mmap=True)["meta"]
     except CheckpointError:
@@ -180,16 +178,16 @@ def _better(key: str, value: float, best: float) -> bool:
 
 
 def validated_epochs(workflow: Sequence[Sequence[Any]], max_epochs: int) -> set[int]:
-    """The epochs after which `workflow` validates: none for `[('train', 1)]`, all for `[('train', 1), ('val', 1)]`.
+    """Return the epochs after which `workflow` validates: none for `[('train', 1)]`, all with `('val', 1)` added.
 
     Raises:
-        ConfigError: it is not a list of ('train' or 'val', number), or nothing in it trains.
+        ConfigError: The workflow is not a list of ('train' or 'val', number), or contains no training.
     """
     given = [tuple(require_list("an entry of workflow", entry)) for entry in require_list("workflow", workflow)]
     valid = all(len(e) == 2 and e[0] in ("train", "val") and type(e[1]) is int and 0 < e[1] <= MOST for e in given)
     if not valid or not any(mode == "train" for mode, _ in given):
         raise ConfigError(
-            f"workflow is a list like [('train', 1)] or [('train', 2), ('val', 1)], and trains; got {workflow!r}."
+            f"workflow must be a list like [('train', 1)] or [('train', 2), ('val', 1)], and train; got {workflow!r}."
         )
     chosen: set[int] = set()
     epoch = 0
