@@ -114,7 +114,7 @@ def test_two_ranks_count_each_sample_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_images_that_are_not_finite_are_counted_and_named(bad: float) -> None:
-    """Also where a grid's end hides them, so that the logits are finite."""
+    """Also if a grid's end hides them, so that the logits are finite."""
     model, draw = Lookup(), random.Random(1)
     model.predict = lambda img: torch.nan_to_num(img).clamp(-1, 1)  # type: ignore[method-assign]
     for _ in range(5):

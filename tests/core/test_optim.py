@@ -1,4 +1,4 @@
-"""Optimizers by name, and what `paramwise_cfg` does to which parameter."""
+"""Optimizers by name, and the effect of `paramwise_cfg` on each parameter."""
 
 from __future__ import annotations
 

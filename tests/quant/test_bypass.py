@@ -1,4 +1,4 @@
-"""Quantized layers that a forward pass goes round: PyTorch's fused kernels, weights that are read, layers not used."""
+"""Quantized layers that a forward pass bypasses: PyTorch's fused kernels, weights that are read, unused layers."""
 
 import copy
 import logging
@@ -148,7 +148,7 @@ def test_a_weight_that_is_mentioned_is_not_read(how: str) -> None:
 
 
 class Classifier(nn.Module):
-    """Uses, of a list of layers, each as it is told: calls it, reads its weight, both, or neither."""
+    """Network that uses each of its layers as specified: calls it, reads its weight, both, or neither."""
 
     def __init__(self, uses: list[str], in_training: str | None = None) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def expected(uses: list[str]) -> Bypassed:
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_any_mixture_is_told_apart(flat: bool) -> None:
-    """Also where all weights are slices of one memory, as some wrappers lay them."""
+    """Also if all weights are slices of one block of memory, as in some wrappers."""
     draw = random.Random(5)
     for _ in range(40):
         uses = draw.choices(["call", "read", "both", "unused"], k=draw.randint(1, 6))
@@ -278,7 +278,7 @@ def test_torchvisions_window_attention_stays_float_and_says_so(version: str) -> 
 
 
 def test_every_attention_of_torchvision_is_calibrated() -> None:
-    """None of its blocks that is not listed reads a layer's weight."""
+    """None of its unlisted blocks reads a layer's weight."""
     blocks = torchvision.models.maxvit, torchvision.models.vision_transformer
     encoder = blocks[1].EncoderBlock(2, 8, 16, 0.0, 0.0)
     attention = blocks[0].RelativePositionalMultiHeadAttention(8, 4, 4)

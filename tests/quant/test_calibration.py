@@ -128,7 +128,7 @@ def test_the_first_batch_of_training_is_looked_at_too(method: str) -> None:
 @pytest.mark.parametrize("rule", [None, *RULES])
 @pytest.mark.parametrize("method", METHODS)
 def test_values_so_large_that_a_grid_would_not_be_finite(method: str, rule: str | None) -> None:
-    """Whatever a method makes of the largest floats: finite parameters, or an error."""
+    """For the largest floats every method yields finite parameters, or an error."""
     quantizer = of_method(method)[0].input_quantizer
     try:
         quantizer.initialize(torch.tensor([-3.4e38, 0.0, 3.4e38]), RULES.get(str(rule)))

@@ -1,4 +1,4 @@
-"""The model transformer: its plan, the order of its rules, and its answers to mistakes."""
+"""Model transformer: its plan, the order of its rules, and its errors for mistakes."""
 
 import copy
 from typing import Any
