@@ -203,7 +203,7 @@ def test_layers_that_eval_does_not_use_are_warned_of_once_and_count_as_float(cap
     for _ in range(2):
         evaluate(model, in_batches(model), torch.device("cpu"))
     [record] = caplog.records
-    assert record.levelno == logging.WARNING and "validation: the forward pass does not use layers.1;" in record.message
+    assert record.levelno == logging.WARNING and "validation: The forward pass does not use layers.1;" in record.message
     assert [layer.bypassed for layer in model.layers] == [False, True, False]
     assert model_size(model)["quantized_kib"] == pytest.approx(size + 36 * 30 / 8192)
     model.uses = ["call"] * 3
@@ -232,7 +232,7 @@ def test_inference_watches_a_models_first_pass_alone(caplog: Any) -> None:
             set_quantization(model, True)
             model.layers[0].weight_quantizer.initialize(model.layers[0].weight)
             model(torch.randn(2, 6))
-    assert caplog.text.count("inference: the forward pass does not use layers.1") == 1
+    assert caplog.text.count("inference: The forward pass does not use layers.1") == 1
 
 
 def test_features_of_frozen_layers_do_not_count_as_going_round(caplog: Any) -> None:

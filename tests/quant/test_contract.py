@@ -224,7 +224,7 @@ def test_eval_changes_no_buffer(case: Case) -> None:
 def test_without_data_eval_raises_where_data_is_needed(case: Case) -> None:
     quantizer = make(case).eval()
     if quantizer.needs_data:
-        with pytest.raises(NotInitializedError, match="never saw data"):
+        with pytest.raises(NotInitializedError, match="has not seen data"):
             quantizer(data(case))
     else:
         assert quantizer(data(case)).isfinite().all()
