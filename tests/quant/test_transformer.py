@@ -153,7 +153,7 @@ MISTAKES = [
         "does not accept 'num_bits_w'. Did you mean 'num_bit_w'",
     ),
     (dict(quan_policy=dict(Conv2d=dict(CONV, num_bit_w=1))), "bits must be an integer from 2 to 8"),
-    (dict(quan_policy=dict(Conv2d=dict(CONV, bit_w=4))), "given 'num_bit_w' twice"),
+    (dict(quan_policy=dict(Conv2d=dict(CONV, bit_w=4))), "sets 'num_bit_w' twice"),
     (dict(quan_policy=dict(Conv2d=dict(type="LSQConv", num_bit_a=4))), "needs 'num_bit_w'"),
     (dict(quan_policy=dict(Conv2d="LSQConv")), "must be a dict(type='LSQConv'"),
     (
