@@ -1,11 +1,11 @@
-"""Every method fine-tunes the published ResNet-20 on CIFAR-10; the table is docs/results/cifar10_resnet20.md.
+"""Accuracy of every method after fine-tuning ResNet-20 on CIFAR-10, as a table in docs/results/cifar10_resnet20.md.
 
     python benchmarks/accuracy_cifar10.py --data-root FOLDER [--rows LSQ-4 DSQ-2 …] [--out docs/results/…]
 
-`FOLDER` holds `cifar10_jpg.tar.gz` (or the folder) and `weights/resnet20-12fca82f.th`. The float row trains first;
-the others start from it. A row that is done (it has its line in the `.jsonl` file beside the table) is not trained
-again, and one that was interrupted goes on, so the command may be stopped and started at any time, and rows may train
-side by side in several processes; the table holds the rows that are done.
+`FOLDER` contains `cifar10_jpg.tar.gz` (or the folder) and `weights/resnet20-12fca82f.th`. The float row trains first;
+the others are initialized from it. Completed rows (with a line in the `.jsonl` file next to the table) are not trained
+again, and interrupted ones resume, so the command may be stopped and started at any time, and rows may train side by
+side in several processes; the table contains the completed rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EPOCHS = {
 
 
 def config_text(row: str, threads: int) -> str:
-    """The config of a row: the float one, or its quantized form."""
+    """Return the config of a row: the float one, or its quantized form."""
     lines = [f"_base_ = {str(CONFIG)!r}", f"work_dir = {str(WORK / row)!r}", "compile = True"]
     lines.append(f"num_threads = {threads}")
     if row == "float":
@@ -62,7 +62,7 @@ def config_text(row: str, threads: int) -> str:
 
 
 def train(row: str, data_root: Path, threads: int) -> None:
-    """Train a row, or go on with it; time spent is added up in `seconds` beside its summary."""
+    """Train or resume a row; its total time is kept in `seconds` next to its summary."""
     folder = WORK / row
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / f"{row}.row.py"
@@ -78,7 +78,7 @@ def train(row: str, data_root: Path, threads: int) -> None:
 
 
 def measured(row: str) -> dict[str, Any] | None:
-    """What a run reached: the accuracy after its last epoch; None while it is not done."""
+    """Return a run's results: the accuracy after its last epoch; None until it is complete."""
     if not (WORK / row / "summary.json").exists():
         return None
     records = [json.loads(line) for line in (WORK / row / "log.jsonl").read_text().splitlines()]
@@ -88,20 +88,20 @@ def measured(row: str) -> dict[str, Any] | None:
 
 
 def recorded(file: Path) -> dict[str, dict[str, Any]]:
-    """The rows of `file`, a JSON line each, by name."""
+    """Return the rows of `file`, one JSON line each, by name."""
     lines = file.read_text().splitlines() if file.exists() else []
     return {entry["row"]: entry for entry in map(json.loads, lines)}
 
 
 def record(file: Path, row: str) -> None:
-    """Add a finished row: one short line, so that rows which train side by side may share the file."""
+    """Append a completed row: one short line, so that rows training side by side may share the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lines:
         lines.write(json.dumps(measured(row)) + "\n")
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The document: a line for each finished row."""
+    """Return the document: one line per completed row."""
     import torch
 
     base = results["float"]["top-1"]
@@ -132,7 +132,7 @@ def _cells(found: dict[str, Any], base: float) -> list[str]:
 
 
 def main() -> None:
-    """Train the rows that are not done, and write the table after each."""
+    """Train the remaining rows, and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=sorted(EPOCHS), default=list(EPOCHS))

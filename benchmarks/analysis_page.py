@@ -1,10 +1,10 @@
-"""How soon a page of `lbitcls compare` can be read, in a headless Chromium that was just started.
+"""Loading time of a page of `lbitcls compare` in a freshly started headless Chromium.
 
     python benchmarks/analysis_page.py model_analysis.html [--starts 5]
 
-Seconds from asking for the page to its text and table (`ready`), and to its first plot (`first plot`). Every start has
-a browser and a profile of its own, so nothing is compiled or kept from an earlier one. Needs Chromium, its chromedriver
-and selenium (requirements/tests.txt).
+Seconds from the request to the page's text and table (`ready`), and to its first plot (`first plot`). Every start uses
+a new browser and profile, so nothing is compiled or cached from an earlier one. Needs Chromium, its chromedriver and
+selenium (requirements/tests.txt).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIRST_PLOT = "return document.querySelector('#costs .main-svg') && performance.n
 
 
 def open_once(page: Path) -> dict[str, float]:
-    """Seconds to each of the two in a browser that is started for it."""
+    """Return the seconds to each of the two in a new browser."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         for flag in (*FLAGS, f"--user-data-dir={profile}", "--window-size=1280,800"):
@@ -50,7 +50,7 @@ def open_once(page: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Open the page several times, and print the least, the median and the most."""
+    """Open the page several times, and print the minimum, median and maximum."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("--starts", type=int, default=5)

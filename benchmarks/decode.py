@@ -1,12 +1,11 @@
-"""JPEG files to normalized training images, images a second in one process: ours against plain torchvision.
+"""JPEG files to normalized training images, images per second in one process: lbitcls against plain torchvision.
 
     python benchmarks/decode.py [--images N] [--rounds N] [--json FILE] [--data-root FOLDER]
 
-Both decode, take a RandomResizedCrop(224), flip at random and normalize to float32. Plain torchvision is the
-best that its own functions give: `decode_jpeg` and v2 transforms on uint8 tensors. Ours is `ds[(epoch,
-index)]` of an `ImageFolder`, with seeding and label. The two take turns, image by image blocks, on one
-thread; the ratio is the median over the rounds. The images are `imagenet1000_256` where a data root has it,
-else JPEG files written here.
+Both decode, apply a RandomResizedCrop(224), flip randomly and normalize to float32. Plain torchvision uses its fastest
+functions: `decode_jpeg` and v2 transforms on uint8 tensors. lbitcls uses `ds[(epoch, index)]` of an `ImageFolder`, with
+seeding and label. The two take turns, block of images by block, on one thread; the ratio is the median over the rounds.
+The images are `imagenet1000_256` if a data root has it, else JPEG files written here.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def write_jpegs(folder: Path, count: int) -> None:
-    """Photo-like images, 341×256: smooth shapes with a little noise, as sensors have."""
+    """Write photo-like images, 341×256: smooth shapes with a little noise, like sensor noise."""
     from PIL import Image
 
     rng = np.random.default_rng(0)

@@ -1,11 +1,11 @@
-"""Integer models against the float model on the same engine: time, size, export; and against NNCF's.
+"""Integer models against the float model, on the same engine, and against NNCF's: time, size, export.
 
     python benchmarks/deployment.py [--models resnet18 mobilenet_v2] [--batch 1 16] [--threads 2] [--json F]
 
-OpenVINO runs every file in float32 precision; the float model in bfloat16 stands beside. The files of a model take
-turns, a tenth of a second each. Weights are random, and ranges calibrated on random images, by the rule of
-`tools/calibrate.py`: speed depends on whether a skip connection can be carried on the grid of a layer. Needs the extra
-`deploy`; with `nncf` (`pip install -r requirements/benchmarks.txt`) the float ResNet-18 is quantized by NNCF as well.
+OpenVINO runs every file in float32 precision; the float model also runs in bfloat16. The files of a model take turns, a
+tenth of a second each. Weights are random, and ranges are calibrated on random images, by the rule of
+`tools/calibrate.py`: speed depends on whether a skip connection fits on the grid of a layer. Needs the extra `deploy`;
+with `nncf` (`pip install -r requirements/benchmarks.txt`), NNCF quantizes the float ResNet-18 as well.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ SIZE_AIM, PACKED_AIM, EXPORT_AIM = 0.27, 0.15, 20.0
 
 @dataclass(frozen=True)
 class File:
-    """An exported file.
+    """Exported file.
 
     Attributes:
-        name: of the variant, or `NNCF`.
-        path: of the file; `.xml` is OpenVINO's own format.
-        size: over the float file's.
-        seconds: of the export; with residuals, their calibration too.
-        convolutions: how many run in integers, of how many.
+        name: Name of the variant, or `NNCF`.
+        path: Path of the file; `.xml` is OpenVINO's own format.
+        size: Size relative to the float file.
+        seconds: Seconds of the export, including the calibration of residuals.
+        convolutions: Number of convolutions that run in integers, and their total.
     """
 
     name: str
@@ -73,7 +73,7 @@ class File:
 
 
 class NNCFEngine(OpenVINOEngine):
-    """A file in OpenVINO's own format, with images as the ONNX file `source` takes them."""
+    """Engine for a file in OpenVINO's format, with the input images of the ONNX file `source`."""
 
     def __init__(self, path: Path, source: Path, threads: int) -> None:
         super().__init__(source, threads, "f32")
@@ -82,7 +82,7 @@ class NNCFEngine(OpenVINOEngine):
 
 
 def float_model(name: str, images: Tensor) -> nn.Module:
-    """A classifier of 1,000 classes with random weights, and statistics that fit them."""
+    """Return a classifier of 1,000 classes with random weights and matching statistics."""
     torch.manual_seed(0)
     head = dict(type="LinearClsHead", num_classes=1000, in_channels=MODELS[name]["channels"])
     model = build_classifier(
@@ -101,7 +101,7 @@ def float_model(name: str, images: Tensor) -> nn.Module:
 
 
 def quantized(name: str, model: nn.Module, bits: int, images: Tensor) -> nn.Module:
-    """A copy with LSQ's grids, weights per channel, first and last layer at 8 bits."""
+    """Return a copy with LSQ's grids, per-channel weights, first and last layers at 8 bits."""
 
     def entry(kind: str, bits: int) -> dict[str, Any]:
         return dict(type=f"LSQ{kind}", num_bit_w=bits, num_bit_a=bits, per_channel=True)
@@ -119,7 +119,7 @@ def quantized(name: str, model: nn.Module, bits: int, images: Tensor) -> nn.Modu
 
 
 def export_all(name: str, folder: Path) -> list[File]:
-    """The float file first, then the variants."""
+    """Export the float file first, then the variants."""
     images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
     model = float_model(name, images)
     base = export_onnx(model, folder / f"{name}.onnx", input_shape=SHAPE)
@@ -146,7 +146,7 @@ def export(variant: str, model: nn.Module, images: Tensor, path: Path, float_siz
 
 
 def nncf_file(source: Path) -> File:
-    """What NNCF's quantization after training makes of a float file, with its default settings."""
+    """Quantize a float file with NNCF's post-training quantization, with default settings."""
     import nncf
     import openvino
 
@@ -163,7 +163,7 @@ def nncf_file(source: Path) -> File:
 
 
 def measure(name: str, files: list[File], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each batch size and file."""
+    """Return a row for each batch size and file."""
     rows: list[dict[str, Any]] = []
     for batch in args.batch:
         base, *others = files
@@ -192,7 +192,7 @@ def measure(name: str, files: list[File], args: argparse.Namespace) -> list[dict
 
 
 def aims(name: str, variant: str, batch: int) -> dict[str, float | None]:
-    """The most that a variant's ratios should be."""
+    """Return the upper limits of a variant's ratios."""
     if variant not in VARIANTS[name]:
         return dict(aim=None, nncf_aim=None)
     return dict(aim=AIMS[name].get(batch), nncf_aim=NNCF_AIM_RESIDUALS if "residuals" in variant else NNCF_AIM)
@@ -220,7 +220,7 @@ def show(rows: list[dict[str, Any]], files: dict[str, list[File]]) -> None:
 
 
 def number(value: float | None, width: int) -> str:
-    """Two digits, or as many spaces."""
+    """Return a number with two digits, or as many spaces."""
     return " " * width if value is None else f"{value:{width}.2f}"
 
 

@@ -1,11 +1,11 @@
-"""What `TensorboardLoggerHook` costs: seconds of a core for each look at the layers, and bytes of its event file.
+"""Cost of `TensorboardLoggerHook`: core seconds per inspection of the layers, and bytes of its event file.
 
     python benchmarks/event_files.py [--model resnet20|resnet50] [--looks N] [--threads N] [--json FILE]
 
 The model is W4A4 LSQ (`resnet20`: on 3×32×32, 22 layers; `resnet50`: on 3×224×224, 54 layers) on random images; the
-options are the defaults, and those that leave histograms or predictions out. Seconds are of the processor, so that
-other programs count for little; the first look, which loads libraries, is left out. `run_mb` is the event file of a
-run whose config names no interval.
+options are the defaults, and those without histograms or predictions. Seconds are processor time, so that other
+programs matter little; the first inspection, which loads libraries, is left out. `run_mb` is the event file of a run
+whose config sets no interval.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def build(name: str) -> tuple[torch.nn.Module, MemoryDataset]:
-    """The quantized model and 32 random images."""
+    """Return the quantized model and 32 random images."""
     side, backbone, channels, classes = MODELS[name]
     head = dict(type="LinearClsHead", num_classes=classes, in_channels=channels)
     model = build_classifier(dict(type="ImageClassifier", backbone=backbone, neck=NECK, head=head))
@@ -62,7 +62,7 @@ def build(name: str) -> tuple[torch.nn.Module, MemoryDataset]:
 
 
 def measure(model: torch.nn.Module, dataset: MemoryDataset, looks: int, options: dict[str, Any]) -> dict[str, float]:
-    """Median seconds of a look, and KiB that it adds to the event file."""
+    """Return the median seconds of an inspection, and the KiB that it adds to the event file."""
     loader = build_dataloader(dataset, 16)
     step = OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.1), torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:

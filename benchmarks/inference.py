@@ -1,13 +1,13 @@
-"""Naming what is in pictures with an exported ResNet-18: the time to the first answer, and the speed from then on.
+"""Inference with an exported ResNet-18: the time to the first answer, and the speed from then on.
 
     python benchmarks/inference.py [--batch 1 16] [--threads 1] [--rounds 15] [--json F]
 
 First answer: fresh processes of `tools/infer.py CONFIG model.onnx photo.jpg` take turns with others that only import
-torch. Speed: `inference_model` on pictures that are decoded already (RGB arrays, 256×341) against `Engine.predict` on
-the same pictures, prepared before; the two take turns, and a ratio is the median over the turns. With one thread of the
-engine the time is the processor's (of all threads), otherwise the wall clock's. What decoding a photo and preparing a
-decoded one cost stands beside. Weights are random, ranges calibrated on random images: speed does not
-depend on them. Needs the extra `deploy`.
+torch. Speed: `inference_model` on decoded images (RGB arrays, 256×341) against `Engine.predict` on the same images,
+prepared beforehand; the two take turns, and a ratio is the median over the turns. With one engine thread the time is
+processor time (of all threads), otherwise wall-clock time. The costs of decoding a photo and of preparing a decoded one
+are listed as well. Weights are random, ranges calibrated on random images: speed does not depend on them. Needs the
+extra `deploy`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ quant_transformer = dict(
 
 
 def export_resnet18(folder: Path) -> None:
-    """Write the config, and the files of the float model and of the quantized one."""
+    """Write the config, and the files of the float and the quantized model."""
     import torch
 
     from lbitcls.deploy import export_onnx
@@ -80,7 +80,7 @@ def export_resnet18(folder: Path) -> None:
 
 
 def pictures() -> list[np.ndarray]:
-    """Photo-like pictures: smooth shapes with a little noise, as sensors have."""
+    """Return photo-like images: smooth shapes with a little noise, like sensor noise."""
     rng, made = np.random.default_rng(0), []
     for _ in range(PICTURES):
         coarse = rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)
@@ -96,7 +96,7 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.proces
 
 
 def first_answer(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds, by the clock and of the processor, of a process to its first answer and of one that imports torch."""
+    """Return wall-clock and processor seconds of a process to its first answer, and of one that imports torch."""
     infer = [ROOT / "tools" / "infer.py", folder / "config.py", folder / "W8A8.onnx", folder / "photo.jpg"]
     commands = {"first": [sys.executable, *map(str, infer)], "torch": [sys.executable, "-c", "import torch"]}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
@@ -112,13 +112,13 @@ def first_answer(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def children_cpu() -> float:
-    """Processor seconds of the processes that ended so far."""
+    """Return the processor seconds of all ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def speeds(folder: Path, name: str, batch: int, threads: int, rounds: int) -> dict[str, Any]:
-    """Pictures a second of the engine and of inference, at one batch size."""
+    """Return images per second of the engine and of inference, at one batch size."""
     from lbitcls.apis import inference_model, init_model
 
     model = init_model(folder / "config.py", folder / f"{name}.onnx", threads=threads)
@@ -151,7 +151,7 @@ def speeds(folder: Path, name: str, batch: int, threads: int, rounds: int) -> di
 
 
 def decode_ms(folder: Path) -> float:
-    """Milliseconds to decode a photo of 256×341 by Pillow, as files are read without PyTorch."""
+    """Return the milliseconds to decode a photo of 256×341 with Pillow, as files are read without PyTorch."""
     from lbitcls.datasets.pipelines.pillow import read_with_pillow
 
     path = str(folder / "photo.jpg")

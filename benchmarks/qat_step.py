@@ -3,11 +3,11 @@
     python benchmarks/qat_step.py [--model resnet20] [--methods LSQ] [--bits 4] [--threads 1] [--device cpu] [--json F]
                                   [--own-loop]
 
-`--own-loop` measures what a loop of one's own gets, in which nothing is said of kernels, beside the float step alone.
+`--own-loop` measures a user's own loop that selects no kernels, against the float step only.
 
-Variants are built in one process and take turns, so that a busy machine slows all of them alike; each figure is the
-median of ratios of a variant's step to the float step beside it (`compiled` ones: to the compiled float step). `+ pass`
-rows are a limit: the float step, and one pass over memory (two arrays read, one written) for each quantized input.
+Variants are built in one process and take turns, so that a busy machine slows all of them alike; each number is the
+median ratio of a variant's step to the adjacent float step (for `compiled` ones, to the compiled float step). `+ pass`
+rows are a limit: the float step plus one pass over memory (two arrays read, one written) for each quantized input.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {
 
 
 class Variant:
-    """A model with an optimizer, stepped on one fixed batch with the kernels it is measured with (None: unselected)."""
+    """Model with an optimizer, stepped on one fixed batch with the kernels to measure (None: unselected)."""
 
     def __init__(self, args: argparse.Namespace, method: str | None, kernels: str | None, compiled: bool) -> None:
         self.kernels, self.compiled = kernels, compiled
@@ -67,14 +67,14 @@ class Variant:
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01, 0.9)
 
     def step(self) -> None:
-        """One training step."""
+        """Run one training step."""
         self._select()
         self.optimizer.zero_grad()
         self._loss().backward()
         self.optimizer.step()
 
     def saved_bytes(self) -> int:
-        """Bytes of all different blocks of memory that autograd keeps between forward and backward pass."""
+        """Return the bytes of all distinct memory blocks that autograd keeps between forward and backward pass."""
         self._select()
         held: list[torch.Tensor] = []
         baseline = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
@@ -92,10 +92,10 @@ class Variant:
 
 
 def pass_seconds(variant: Variant, args: argparse.Namespace) -> float:
-    """Time to read two arrays and write one of the size of each quantized layer's input.
+    """Return the time to read two arrays and write one, each as large as each quantized layer's input.
 
-    A backward pass of quantizers that is not joined with other operations (reads the gradient and x, writes a
-    gradient) takes at least as long, whatever it computes.
+    A backward pass of quantizers that is not fused with other operations (reads the gradient and x, writes a gradient)
+    takes at least as long, whatever it computes.
     """
     sizes: list[int] = []
     layers = [m for m in variant.model.modules() if isinstance(m, QuantLayer)]
@@ -113,7 +113,7 @@ def pass_seconds(variant: Variant, args: argparse.Namespace) -> float:
 
 
 def variants(args: argparse.Namespace) -> dict[str, Variant]:
-    """The float step, and every method with each kind of kernels; compiled ones where there is a compiler."""
+    """Return the float step, and every method with each kind of kernels; with a compiler also compiled ones."""
     if args.own_loop:
         own = {f"{method} own loop": Variant(args, method, None, False) for method in args.methods}
         return {"float": Variant(args, None, None, False), **own}
@@ -131,7 +131,7 @@ def variants(args: argparse.Namespace) -> dict[str, Variant]:
 
 
 def seconds(step: Callable[[], None], args: argparse.Namespace) -> float:
-    """Time of one step; with one CPU thread the processor's, which other programs do not lengthen."""
+    """Return the time of one step; with one CPU thread processor time, which other programs do not affect."""
     clock = time.process_time if args.device == "cpu" and args.threads == 1 else time.perf_counter
     start = clock()
     step()
@@ -141,7 +141,7 @@ def seconds(step: Callable[[], None], args: argparse.Namespace) -> float:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each variant: time and memory as ratios to the float step."""
+    """Return a row for each variant: time and memory as ratios to the float step."""
     built = variants(args)
     for variant in built.values():
         variant.step()

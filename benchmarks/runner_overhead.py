@@ -1,10 +1,10 @@
-"""What the runner costs: its iteration against a bare PyTorch loop of the same model, batch and optimizer.
+"""Overhead of the runner: its iteration against a bare PyTorch loop with the same model, batch and optimizer.
 
     python benchmarks/runner_overhead.py [--iterations N] [--batch N] [--threads N] [--device NAME] [--json FILE]
 
 Two ratios of medians, ResNet-20 on 3×32×32: `loop`, the runner with its hooks and loggers fed ready tensors;
-`data`, the runner with images in memory, shuffled, cropped, flipped and normalized. The bare loop is fed ready
-tensors in both. In one process runner and bare loop take turns, iteration by iteration.
+`data`, the runner with images in memory, shuffled, cropped, flipped and normalized. The bare loop gets ready tensors in
+both. In one process, runner and bare loop take turns, iteration by iteration.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PIPELINE = [
 
 
 class ReadyBatches:
-    """A loader that gives the same batch again and again."""
+    """Loader that returns the same batch repeatedly."""
 
     def __init__(self, batch: dict[str, Tensor], length: int) -> None:
         self.batch, self.length = batch, length
@@ -61,7 +61,7 @@ class ReadyBatches:
 
 
 class BareLoop:
-    """The same model trained by nothing but PyTorch."""
+    """Same model, trained with PyTorch only."""
 
     def __init__(self, batch: dict[str, Tensor], device: torch.device) -> None:
         torch.manual_seed(0)
@@ -77,7 +77,7 @@ class BareLoop:
 
 
 class TakeTurns(Hook):
-    """After each iteration of the runner one of the bare loop; notes how long each took."""
+    """Hook that runs the bare loop after each iteration of the runner, and records the time of each."""
 
     priority = 100
 

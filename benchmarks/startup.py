@@ -20,7 +20,7 @@ COMMANDS = {"help": [sys.executable, str(TRAIN), "--help"], "torch": [sys.execut
 
 
 def seconds(command: list[str]) -> float:
-    """Wall-clock time of a command."""
+    """Return the wall-clock time of a command."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start

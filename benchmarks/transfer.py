@@ -5,15 +5,15 @@
     python benchmarks/transfer.py --data-root FOLDER --compare squeezenet1_1 [--seeds 0 1 2 3]
     python benchmarks/transfer.py --data-root FOLDER --search mobilenet_v2_finetune --options optimizer.lr=0.003
 
-`FOLDER` holds `hymenoptera_256.tar.gz` (or the folder) and `weights`. MobileNetV2 trains with seeds 0, 1 and 2,
-SqueezeNet with seed 0; a tutorial's own recipe (`…_tutorial_…`) with seed 0. A quantized row starts from the fine-tuned
-float row of its seed, a tutorial's from ImageNet weights; it is exported, and its integer file is tested on `val`. A
-row that is done (it has its line in the `.jsonl` file beside the table) is not trained again, and one that was
-interrupted goes on, so the command may be stopped and started at any time.
+`FOLDER` contains `hymenoptera_256.tar.gz` (or the folder) and `weights`. MobileNetV2 trains with seeds 0, 1 and 2,
+SqueezeNet with seed 0; a tutorial's own recipe (`…_tutorial_…`) with seed 0. A quantized row is initialized from the
+fine-tuned float row of its seed, a tutorial's from ImageNet weights; it is then exported and tested on `val`.
+Completed rows (with a line in the `.jsonl` file next to the table) are not trained again, and interrupted ones
+resume, so the command may be stopped and started at any time.
 
-`--search` trains a recipe, with options of its own, on four fifths of the training images and tests it on the rest:
-that is how settings were compared (a quantized one starts from its float recipe, trained likewise). Its results go to
-`transfer_search.jsonl`.
+`--search` trains a recipe, with its own options, on four fifths of the training images and tests it on the rest:
+settings were compared this way (a quantized recipe is initialized from its float recipe, trained likewise). Its results
+go to `transfer_search.jsonl`.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ Entry = dict[str, Any]
 
 
 def run_tool(name: str, *arguments: Any) -> None:
-    """One of `tools/`, in a process of its own; ends this one where it fails."""
+    """Run one of `tools/` in a new process; exit if it fails."""
     done = subprocess.run([sys.executable, str(ROOT / f"tools/{name}.py"), *map(str, arguments)], check=False)
     if done.returncode:
         raise SystemExit(f"tools/{name}.py ended with exit code {done.returncode}; start the command again to go on.")
 
 
 def train(config: Path, folder: Path, data_root: Path, *arguments: Any, options: Sequence[str] = ()) -> None:
-    """Train, or go on with it; the processor time is added up in the file `seconds` of the run's folder."""
+    """Train or resume a run; its total processor time is kept in the file `seconds` of its folder."""
     began = processor_seconds()
     common = ("--work-dir", folder, "--data-root", data_root, "--resume")
     shorter = ("num_threads=1", "log_config.pictures=False", "checkpoint_config.max_keep_ckpts=1")
@@ -68,38 +68,38 @@ def train(config: Path, folder: Path, data_root: Path, *arguments: Any, options:
 
 
 def processor_seconds() -> float:
-    """Processor time of the processes that were run so far: the machine is shared, so clocks on the wall say little."""
+    """Return the processor time of all child processes so far; on a shared machine, wall-clock time says little."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def config_of(row: str) -> Path:
-    """The config of a row; the tutorials' own lie in a folder of their own."""
+    """Return the config of a row; the tutorials' configs have a separate folder."""
     return CONFIGS / ("tutorial" if ROWS[row][1] in TUTORIAL else "") / f"{row}.py"
 
 
 def seeds_of(row: str) -> tuple[int, ...]:
-    """The seeds that a row is trained with."""
+    """Return the seeds that a row is trained with."""
     backbone, recipe = ROWS[row]
     return (0,) if recipe in TUTORIAL else SEEDS[backbone]
 
 
 def spent(folder: Path) -> float:
-    """Processor seconds that a run took so far."""
+    """Return the processor seconds that a run has taken so far."""
     clock = folder / "seconds"
     return float(clock.read_text()) if clock.exists() else 0.0
 
 
 def validations(folder: Path) -> list[Entry]:
-    """The records of validation in a run's log."""
+    """Return the validation records in a run's log."""
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["mode"] == "val"]
 
 
 def search(recipe: str, options: list[str], seed: int, data_root: Path) -> Entry:
-    """Train a recipe with options on the training images but every fifth, and test it on those.
+    """Train a recipe with options on four of every five training images, and test it on the fifth.
 
-    A quantized one starts from the float recipe, which is trained on the same images first.
+    A quantized recipe is initialized from the float recipe, trained on the same images first.
     """
     folder = search_folder(recipe, options, seed)
     start: tuple[Any, ...] = ()
@@ -121,12 +121,12 @@ def search(recipe: str, options: list[str], seed: int, data_root: Path) -> Entry
 
 
 def search_folder(recipe: str, options: Sequence[str], seed: int) -> Path:
-    """Where a run of the search is kept."""
+    """Return the folder of a search run."""
     return WORK / "search" / "_".join([recipe, *options, f"seed={seed}"]).replace("/", "_")
 
 
 def measure(row: str, seed: int, data_root: Path) -> Entry:
-    """Train a row with a seed, export it where it is quantized; what it reached after its last epoch."""
+    """Train a row with a seed, export it if quantized, and return its results after the last epoch."""
     backbone, recipe = ROWS[row]
     config, folder = config_of(row), WORK / f"{row}-{seed}"
     start: tuple[Any, ...] = ()
@@ -142,7 +142,7 @@ def measure(row: str, seed: int, data_root: Path) -> Entry:
 
 
 def test_exported(config: Path, folder: Path, data_root: Path) -> float:
-    """Export the last weights; top-1 of the integer file on `val`, in percent."""
+    """Export the last weights, and return the exported model's top-1 on `val`, in percent."""
     model, results = folder / "model.onnx", folder / "integer.json"
     run_tool("export", config, folder / "latest.pth", "--out", model, "--data-root", data_root)
     run_tool("test", config, model, "--data-root", data_root, "--out", results, "--threads", 1)
@@ -150,7 +150,7 @@ def test_exported(config: Path, folder: Path, data_root: Path) -> float:
 
 
 def epoch_seconds(row: str, data_root: Path) -> Entry:
-    """Processor seconds of an epoch where no features are kept: an eighth of what nine take more than one."""
+    """Return processor seconds of an epoch without cached features: an eighth of nine epochs minus one."""
     taken = []
     for epochs in (1, 9):
         folder = WORK / f"{row}-{epochs}-epochs"
@@ -162,19 +162,19 @@ def epoch_seconds(row: str, data_root: Path) -> Entry:
 
 
 def recorded(file: Path) -> list[Entry]:
-    """The lines of a file of results."""
+    """Return the lines of a file of results."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def record(file: Path, entry: Entry) -> None:
-    """Add a line to a file of results, which several processes may share."""
+    """Append a line to a file of results, which several processes may share."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lines:
         lines.write(json.dumps(entry) + "\n")
 
 
 def document(results: list[Entry], searches: list[Entry], compared: list[Entry]) -> str:
-    """The page: a line for each row, its seeds together, and what the rates were chosen by."""
+    """Return the page: one line per row with all its seeds, and the basis of the learning rates."""
     import torch
 
     lines = [
@@ -198,7 +198,7 @@ def document(results: list[Entry], searches: list[Entry], compared: list[Entry])
 
 
 def _table(results: list[Entry], recipes: Sequence[str]) -> list[str]:
-    """The rows of these recipes that are done."""
+    """Return the completed rows of these recipes."""
     rows = [row for row, (_, recipe) in ROWS.items() if recipe in recipes]
     return [
         "| row | backbone | seeds | top-1 | mean | integer file | mean | epochs | minutes |",
@@ -208,7 +208,7 @@ def _table(results: list[Entry], recipes: Sequence[str]) -> list[str]:
 
 
 def _tutorials(results: list[Entry]) -> list[str]:
-    """The section of the tutorials' recipes, where any is done."""
+    """Return the section of the tutorials' recipes, if any is complete."""
     if not any(ROWS[entry["row"]][1] in TUTORIAL for entry in results):
         return []
     return [
@@ -235,7 +235,7 @@ def _line(row: str, found: list[Entry]) -> str:
 
 
 def _cells(values: list[float], images: int) -> list[str]:
-    """The values, and their mean with the number of images that are wrong."""
+    """Return the values, and their mean with the number of misclassified images."""
     if not values:
         return ["", ""]
     wrong = images * (1 - _mean(values) / 100)
@@ -290,7 +290,7 @@ def _options(entry: Entry) -> str:
 
 
 def main() -> None:
-    """Train the rows that are not done, and write the page after each; or search."""
+    """Train the remaining rows, and write the page after each; or search."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))

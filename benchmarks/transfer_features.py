@@ -1,7 +1,7 @@
-"""Float features against integer ones: the head of one recipe trained on both, with many seeds; part of `transfer.py`.
+"""Float features against integer ones: one recipe's head trained on both, with many seeds; part of `transfer.py`.
 
-A head is trained as `configs/transfer` says, on features that are computed once for all seeds, and tested on the
-validation images' features of either kind: so the part of the features is told from that of the head's training.
+A head is trained as in `configs/transfer`, on features computed once for all seeds, and tested on the validation
+images' features of either kind, which separates the effect of the features from that of the head's training.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def compare(backbone: str, configs: Path, data_root: Path, seeds: Sequence[int]) -> Entry:
-    """Wrong validation images by (features trained on, features tested on), for each seed; how near the features are.
+    """Return misclassified validation images by (training features, test features), per seed, and feature similarity.
 
-    `probes` holds the wrong images of a logistic regression on the averaged maps, without dropout and randomness, for
-    each L2 penalty.
+    `probes` contains the misclassified images of a logistic regression on the averaged maps, without dropout and
+    randomness, for each L2 penalty.
     """
     found = {kind: features(configs / f"{backbone}_{kind}.py", data_root) for kind in KINDS}
     wrong: dict[str, list[int]] = {f"{trained}/{tested}": [] for trained in KINDS for tested in KINDS}
@@ -34,7 +34,7 @@ def compare(backbone: str, configs: Path, data_root: Path, seeds: Sequence[int])
 
 
 def features(config: Path, data_root: Path) -> dict[str, tuple[Any, Any]]:
-    """Features (N, C, H, W) and labels (N,) of a recipe's training and validation images."""
+    """Return features (N, C, H, W) and labels (N,) of a recipe's training and validation images."""
     import torch
 
     from lbitcls.assembly.session import load_data, make_model, open_session
@@ -55,7 +55,7 @@ def features(config: Path, data_root: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _trained_head(config: Path, maps: Any, labels: Any, seed: int) -> Any:
-    """The recipe's head after its epochs, on maps (N, C, H, W)."""
+    """Return the recipe's trained head, on maps (N, C, H, W)."""
     import torch
 
     from lbitcls.core.optim import build_optimizer
@@ -86,7 +86,7 @@ def _wrong(head: Any, maps: Any, labels: Any) -> int:
 
 
 def _probe(found: dict[str, tuple[Any, Any]], penalty: float) -> int:
-    """Wrong validation images of a logistic regression on the maps' means, in float64, to convergence."""
+    """Return misclassified validation images of a logistic regression on the maps' means, in float64, converged."""
     import torch
 
     (train, target), (val, labels) = found["train"], found["val"]
@@ -109,14 +109,14 @@ def _probe(found: dict[str, tuple[Any, Any]], penalty: float) -> int:
 
 
 def _sqnr(found: dict[str, dict[str, tuple[Any, Any]]]) -> list[float]:
-    """Least, median and largest signal-to-noise ratio of a validation image's integer features, in dB."""
+    """Return the minimum, median and maximum signal-to-noise ratio of an image's integer features, in dB."""
     exact, integer = (found[kind]["val"][0].double().flatten(1) for kind in KINDS)
     ratios = 10 * (exact.square().sum(dim=1) / (exact - integer).square().sum(dim=1)).log10()
     return [round(value, 1) for value in (ratios.min().item(), ratios.median().item(), ratios.max().item())]
 
 
 def section(found: Sequence[Entry], names: dict[str, str]) -> list[str]:
-    """The page's section: two tables for each backbone."""
+    """Return the page's section: two tables for each backbone."""
     return [line for entry in found for line in _section(entry, names[entry["backbone"]])]
 
 

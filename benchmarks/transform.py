@@ -1,9 +1,9 @@
-"""Time until a model's quantization is planned, and until its layers are swapped.
+"""Time to plan a model's quantization, and to swap its layers.
 
     python benchmarks/transform.py [--model resnet50] [--rounds 7] [--threads 1] [--json F]
 
-The model is torchvision's; every Conv2d and Linear gets LSQ W4A4 with weights per channel. The transformer plans again
-when it is called, so `called` takes the plan in; logging the plan's table is part of it.
+The model is torchvision's; every Conv2d and Linear gets LSQ W4A4 with per-channel weights. The transformer plans again
+when it is called, so `called` includes planning and logging the plan's table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ POLICY = dict(Conv2d=dict(type="LSQConv", **OPTIONS), Linear=dict(type="LSQLinea
 
 
 def measure(name: str) -> dict[str, float]:
-    """Seconds to build the transformer and plan, and to call it, on a fresh model; the number of layers quantized."""
+    """Return seconds to build the transformer and plan, and to call it, on a new model; and the quantized layers."""
     model = torchvision.models.get_model(name, weights=None)
     start = time.perf_counter()
     transformer = build_mtransformer(dict(type="ModelTransformer", quan_policy=POLICY))

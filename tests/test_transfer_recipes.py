@@ -132,7 +132,7 @@ def test_recipe(backbone: str, recipe: str, run: Recipe, data_root: Path, capsys
     same = unchanged(backbone, work_dir, data_root)
     assert same and (all(same) if recipe == "features" else not any(same))
     if recipe == "features":
-        assert "the features of 12 images are kept" in capsys.readouterr().out
+        assert "Keeping the features of 12 images" in capsys.readouterr().out
 
 
 def quantized(name: str, work_dir: Path, data_root: Path) -> None:
@@ -214,6 +214,6 @@ def test_a_tutorials_recipe_runs(recipe: str, run: Recipe, data_root: Path, caps
     name = f"squeezenet1_1_tutorial_{recipe}"
     work_dir = run(f"tutorial/{name}", "total_epochs=2").parent.parent / name
     if recipe == "features":
-        assert "images that stay the same: data.train has RandomResizedCrop" in capsys.readouterr().out
+        assert "the same images in every epoch: data.train has RandomResizedCrop" in capsys.readouterr().out
     if recipe in ("qat", "int8_features"):
         quantized(f"tutorial/{name}", work_dir, data_root)

@@ -1,4 +1,4 @@
-"""MobileNetV2 at 8 bits without training: LSQ's grids, weights per channel, ranges from 200 images.
+"""MobileNetV2 at 8 bits without training: LSQ's grids, per-channel weights, ranges from 200 images.
 
     python tools/calibrate.py configs/calibration/mobilenet_v2_8w8f.py mobilenet_v2.pth \\
         --out mobilenet_v2_8w8f.pth --data-root FOLDER

@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 at 8 bits without training: LSQ's grids, weights per channel, ranges from 200 images.
+"""SqueezeNet 1.1 at 8 bits without training: LSQ's grids, per-channel weights, ranges from 200 images.
 
     python tools/calibrate.py configs/calibration/squeezenet1_1_8w8f.py squeezenet1_1.pth \\
         --out squeezenet1_1_8w8f.pth --data-root FOLDER

@@ -1,4 +1,4 @@
-"""CIFAR-10 with a network that learned from photos: MobileNetV2, frozen, as feature extractor with a new head.
+"""CIFAR-10 with a network pretrained on photos: MobileNetV2, frozen, as feature extractor with a new head.
 
     python tools/train.py configs/cifar10/mobilenet_v2_transfer_features.py --data-root FOLDER
     python tools/analyze_logs.py work_dirs/mobilenet_v2_transfer_features work_dirs/mobilenet_v2_transfer_finetune \\

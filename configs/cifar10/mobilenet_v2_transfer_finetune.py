@@ -1,4 +1,4 @@
-"""CIFAR-10 with a network that learned from photos: MobileNetV2, fine-tuned as a whole.
+"""CIFAR-10 with a network pretrained on photos: MobileNetV2, fine-tuned as a whole.
 
     python tools/train.py configs/cifar10/mobilenet_v2_transfer_finetune.py --data-root FOLDER
     python tools/analyze_logs.py work_dirs/mobilenet_v2_transfer_features work_dirs/mobilenet_v2_transfer_finetune \\

@@ -1,8 +1,8 @@
-"""LeNet-5 on MNIST, LSQ W4A4 from the first step, first and last layer at 8 bits.
+"""LeNet-5 on MNIST, LSQ W4A4 from the first step, first and last layers at 8 bits.
 
     python tools/train.py configs/mnist/lenet5_lsq_4w4f.py --data-root FOLDER_WITH_MNIST
 
-Measured: 98.8 % top-1 after three epochs, in little more than a minute on one CPU core.
+Measured: 98.8 % top-1 after three epochs, in a little over a minute on one CPU core.
 """
 
 model = dict(

@@ -8,7 +8,7 @@ The backbone is quantized with 200 training images and exported on the first run
 (extra `deploy`). An engine runs it, without gradients.
 
 Measured: 95.0 % top-1 on the 153 images of `val` after the last epoch (mean of seeds 0, 1, 2), in 20 s of one CPU
-thread; an epoch without kept features takes 1.2 s.
+thread; an epoch without cached features takes 1.2 s.
 """
 
 _base_ = ["_base_/mobilenet_v2.py", "_base_/fixed.py", "_base_/head.py"]

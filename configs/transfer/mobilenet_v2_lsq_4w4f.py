@@ -1,4 +1,4 @@
-"""MobileNetV2 for ants and bees at 4 bits (first and last layer 8): LSQ, from the fine-tuned float model.
+"""MobileNetV2 for ants and bees at 4 bits (first and last layers 8): LSQ, from the fine-tuned float model.
 
     python tools/train.py configs/transfer/mobilenet_v2_finetune.py --data-root FOLDER
     python tools/train.py configs/transfer/mobilenet_v2_lsq_4w4f.py --data-root FOLDER
@@ -11,7 +11,7 @@
 What mattered: BatchNorm learns here, statistics and weights. As it is, as in the float recipes, it left 25.0 % of the
 held-out training images wrong rather than 14.6 % (docs/results/transfer.md).
 
-Measured: 90.6 % top-1 on the 153 images of `val` after the last epoch (mean of seeds 0, 1, 2), the integer file
+Measured: 90.6 % top-1 on the 153 images of `val` after the last epoch (mean of seeds 0, 1, 2), the exported model
 90.6 %, in 5 minutes of one CPU thread.
 """
 

@@ -7,7 +7,7 @@
 The backbone is quantized with 200 training images and exported on the first run, and kept in `~/.cache/lbitcls`
 (extra `deploy`). An engine runs it, without gradients.
 
-Not measured here: its weights are fetched from the network on first use (torchvision, with checksum).
+Not measured here: its weights are downloaded on first use (torchvision, with checksum).
 """
 
 _base_ = ["_base_/resnet18.py", "_base_/fixed.py", "_base_/head.py"]

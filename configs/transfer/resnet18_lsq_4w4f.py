@@ -1,4 +1,4 @@
-"""ResNet-18 for ants and bees at 4 bits (first and last layer 8): LSQ, from the fine-tuned float model.
+"""ResNet-18 for ants and bees at 4 bits (first and last layers 8): LSQ, from the fine-tuned float model.
 
     python tools/train.py configs/transfer/resnet18_finetune.py --data-root FOLDER
     python tools/train.py configs/transfer/resnet18_lsq_4w4f.py --data-root FOLDER
@@ -8,7 +8,7 @@
 
 `FOLDER` holds `hymenoptera_256` (or its archive).
 
-Not measured here: its weights are fetched from the network on first use (torchvision, with checksum).
+Not measured here: its weights are downloaded on first use (torchvision, with checksum).
 """
 
 _base_ = ["_base_/resnet18.py", "_base_/augmented.py", "_base_/lsq_4w4f.py"]

@@ -8,7 +8,7 @@
 
 `FOLDER` holds `hymenoptera_256` (or its archive).
 
-Not measured here: its weights are fetched from the network on first use (torchvision, with checksum).
+Not measured here: its weights are downloaded on first use (torchvision, with checksum).
 """
 
 _base_ = ["_base_/resnet18.py", "_base_/augmented.py", "_base_/qat.py"]

@@ -8,7 +8,7 @@ The backbone is quantized with 200 training images and exported on the first run
 (extra `deploy`). An engine runs it, without gradients.
 
 Measured: 92.8 % top-1 on the 153 images of `val` after the last epoch (seed 0), in 30 s of one CPU thread; an epoch
-without kept features takes 1.2 s.
+without cached features takes 1.2 s.
 """
 
 _base_ = ["_base_/squeezenet1_1.py", "_base_/fixed.py", "_base_/head.py"]

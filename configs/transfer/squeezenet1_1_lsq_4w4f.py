@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 for ants and bees at 4 bits (first and last layer 8): LSQ, from the fine-tuned float model.
+"""SqueezeNet 1.1 for ants and bees at 4 bits (first and last layers 8): LSQ, from the fine-tuned float model.
 
     python tools/train.py configs/transfer/squeezenet1_1_finetune.py --data-root FOLDER
     python tools/train.py configs/transfer/squeezenet1_1_lsq_4w4f.py --data-root FOLDER
@@ -8,9 +8,9 @@
 
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
 
-What mattered: first ranges of least squared error (`calibration.method='mse'`) and AdamW at a low rate, 0.0001.
+What mattered: initial ranges with the least squared error (`calibration.method='mse'`) and AdamW at a low rate, 0.0001.
 
-Measured: 90.8 % top-1 on the 153 images of `val` after the last epoch (seed 0), the integer file 90.2 %, in 80 s of
+Measured: 90.8 % top-1 on the 153 images of `val` after the last epoch (seed 0), the exported model 90.2 %, in 80 s of
 one CPU thread.
 """
 

@@ -8,7 +8,7 @@
 
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
 
-Measured: 91.5 % top-1 on the 153 images of `val` after the last epoch (seed 0), the integer file 91.5 %, in 30 s of
+Measured: 91.5 % top-1 on the 153 images of `val` after the last epoch (seed 0), the exported model 91.5 %, in 30 s of
 one CPU thread.
 """
 

@@ -1,1 +1,1 @@
-"""Training: the epoch runner, its hooks, optimizer, learning rate, validation."""
+"""Training: epoch runner, hooks, optimizer, learning rate, validation."""

@@ -1,7 +1,7 @@
-"""Validation: every sample counted once on any number of ranks; all results in percent but the loss.
+"""Validation: counts every sample once on any number of ranks; all results except the loss are in percent.
 
-Each rank adds up loss, hits and the confusion matrix of its own samples; the sums are added over the ranks. Precision,
-recall and F1 are means over the classes that occur (in the labels or in the predictions), as scikit-learn's `macro`.
+Each rank sums loss, hits and the confusion matrix of its own samples; the sums are added over the ranks. Precision,
+recall and F1 are means over the classes that occur (in the labels or predictions), like scikit-learn's `macro`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
 from lbitcls.utils.errors import ConfigError, DataError, require_list, suggest
 
 _REMEDIES = {
-    "the images": "Look at them and at what the test pipeline makes of them (a standard deviation of 0 divides by it).",
+    "the images": "Check them and the test pipeline (a standard deviation of 0 divides by zero).",
     "the logits": "The images are finite: the weights come from a run that diverged, or a layer overflows.",
 }
 METRICS = get_args(Metric)
@@ -29,16 +29,16 @@ Watcher = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
 
 
 def check_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
-    """The metrics in `names` as a tuple; `ConfigError` for one that is unknown."""
+    """Return the metrics in `names` as a tuple; raise `ConfigError` for an unknown one."""
     chosen = (names,) if isinstance(names, str) else tuple(require_list("metrics", names))
     for name in chosen:
         if name not in METRICS:
-            raise ConfigError(f"there is no metric '{name}'{suggest(str(name), METRICS)} Known: {', '.join(METRICS)}.")
+            raise ConfigError(f"unknown metric '{name}'{suggest(str(name), METRICS)} Known: {', '.join(METRICS)}.")
     return chosen
 
 
 class Tally:
-    """Sums over samples: loss, hits within the k best, and (if asked for) the confusion matrix, rows: true class."""
+    """Sums over samples: loss, top-k hits, and optionally the confusion matrix (rows: true class)."""
 
     def __init__(self, num_classes: int, topk: Sequence[int], device: torch.device, confusion: bool = False) -> None:
         self.num_classes = num_classes
@@ -49,8 +49,8 @@ class Tally:
         self._confusion = torch.zeros(num_classes**2 if confusion else 0, dtype=torch.int64, device=device)
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
-        """Count a batch: logits (N, K), labels (N,), the batch's mean loss."""
-        logits = torch.nan_to_num(logits)  # `require_finite` tells of what is not; the counts have to go on
+        """Add a batch: logits (N, K), labels (N,), and the batch's mean loss."""
+        logits = torch.nan_to_num(logits)  # `require_finite` reports non-finite values; counting must continue
         best = logits.topk(max(self.topk), dim=1).indices
         hits = best.eq(labels[:, None])
         counts = [hits[:, :k].sum().double() for k in self.topk]
@@ -61,14 +61,14 @@ class Tally:
             self._confusion += torch.bincount(pairs, minlength=self.num_classes**2)
 
     def note(self, what: str, values: torch.Tensor, index: torch.Tensor | None) -> None:
-        """Keep which of a batch's `values` (N, …), whose samples have the numbers `index`, are finite."""
+        """Record which of a batch's `values` (N, …), of the samples `index`, are finite."""
         self._finite.append((what, values.isfinite().flatten(1).all(1), index))
 
     def require_finite(self, describe: Callable[[int], str] = str) -> None:
-        """Raise, on all ranks, where a value that was noted on any of them is not finite.
+        """Raise on all ranks if a value recorded on any rank is not finite.
 
         Raises:
-            DataError: says how many samples, of what, and which was the first.
+            DataError: Values are not finite; the message gives their kind, the number of samples, and the first one.
         """
         found: dict[str, list[str]] = {}
         for what, finite, index in self._finite:
@@ -79,19 +79,19 @@ class Tally:
         for what, remedy in _REMEDIES.items():
             names = [name for found in everywhere for name in found.get(what, ())]
             if names:
-                which = "" if names[0] == "?" else f", the first of them {names[0]}"
+                which = "" if names[0] == "?" else f" (first: {names[0]})"
                 raise DataError(
-                    f"validation: {what} of {len(names)} samples{which}, hold NaN or infinite values, so no metric "
-                    f"means anything. {remedy}"
+                    f"validation: {what} of {len(names)} samples{which} contain NaN or infinite values, so no metric "
+                    f"is meaningful. {remedy}"
                 )
 
     def results(self, metrics: Sequence[str]) -> dict[str, Any]:
-        """The metrics over all ranks' samples."""
+        """Return the metrics over all ranks' samples."""
         samples = self._sums.new_tensor([self._samples])
         number, loss, *hits = sum_over_ranks(torch.cat([samples, self._sums])).tolist()
         results: dict[str, Any] = {"loss": loss / number}
         if not math.isfinite(loss):
-            raise DataError(f"validation: the loss is {loss}, though all logits are finite; look at the head's loss.")
+            raise DataError(f"validation: the loss is {loss}, although all logits are finite; check the head's loss.")
         if "accuracy" in metrics:
             results |= {f"top-{k}": 100 * count / number for k, count in zip(self.topk, hits, strict=True)}
         if self._confusion.numel():
@@ -127,20 +127,20 @@ def evaluate(
     """Validate `model` (in eval mode, in float32) on this rank's batches.
 
     Args:
-        model: has `predict(img)` and `loss(logits, gt_label)`, or is any module from images to logits, whose loss is
-            the cross-entropy; its mode is put back afterwards.
-        batches: dicts with `gt_label` (N,) and `img` (N, C, H, W), or `features` that `model.predict_features` takes.
-        device: where the model is.
-        metrics: names out of `METRICS`.
-        topk: the k of each `top-k`; one above the number of classes is left out.
-        watch: called with each batch and its logits.
-        describe: a sample's name, for messages, by its number (a batch's `index`).
+        model: Model with `predict(img)` and `loss(logits, gt_label)`, or any module from images to logits, with
+            cross-entropy as the loss; its mode is restored afterwards.
+        batches: Dicts with `gt_label` (N,) and either `img` (N, C, H, W) or `features` for `model.predict_features`.
+        device: Device of the model.
+        metrics: Names from `METRICS`.
+        topk: The k of each `top-k`; values above the number of classes are left out.
+        watch: Function called with each batch and its logits.
+        describe: Function that names a sample in messages, given its number (a batch's `index`).
 
     Returns:
-        `loss` (mean over the samples), `top-1`, `top-5`, … as asked for; the same on all ranks.
+        `loss` (mean over the samples), `top-1`, `top-5`, … as requested; the same on all ranks.
 
     Raises:
-        DataError: there are no samples, or images, logits or the loss are not finite.
+        DataError: There are no samples, or images, logits or the loss are not finite.
     """
     was_training = model.training
     model.eval()
@@ -149,7 +149,7 @@ def evaluate(
     try:
         for batch in batches:
             labels = batch["gt_label"].to(device)
-            # Features are of frozen layers, which are not called then.
+            # Cached features replace the frozen layers, which are then not called.
             first = tally is None and "features" not in batch
             with noticing(model, "validation") if first else contextlib.nullcontext():
                 logits = _logits(model, batch, device)
@@ -184,7 +184,7 @@ def _loss(model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> torch
 
 
 def usable_topk(topk: Sequence[int], num_classes: int) -> tuple[int, ...]:
-    """The k that mean something with `num_classes` classes, in order; 1 is always among them.
+    """Return the k that are meaningful for `num_classes` classes, in order; 1 is always included.
 
     Example:
         >>> usable_topk((1, 5), num_classes=2)

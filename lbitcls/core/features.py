@@ -1,9 +1,9 @@
-"""The feature cache (`feature_cache=True`): with a frozen backbone each image's features are computed once and kept.
+"""Feature cache (`feature_cache=True`): with a frozen backbone, each image's features are computed once and kept.
 
-It is for a pipeline without random steps. A batch of which a sample is new is read and goes through the backbone as
-without the cache, so the first epoch is as long as ever; the head then learns from stored features, and no image is
-read. The result is that without the cache where a sample's features do not depend on the other samples of its batch;
-that is tried on the first batch, and a difference is a warning.
+It requires a pipeline without random steps. A batch with a new sample is read and passed through the backbone as usual,
+so the first epoch takes its normal time; after that the head learns from stored features, and no image is read. The
+result equals that without the cache if a sample's features do not depend on the other samples of its batch; this is
+checked on the first batch, and a difference causes a warning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Store:
-    """Features of the samples of one data set, by their positions in it."""
+    """Features of the samples of one data set, by sample index."""
 
     known: np.ndarray
     phase: str
@@ -36,7 +36,7 @@ class _Store:
     layout: torch.memory_format = torch.contiguous_format
 
     def put(self, indices: Tensor, features: Tensor) -> None:
-        """Keep the features (N, …) of the samples `indices`."""
+        """Store the features (N, …) of the samples `indices`."""
         if self.values is None:
             maps = features.dim() == 4 and not features.is_contiguous()
             self.layout = torch.channels_last if maps else torch.contiguous_format
@@ -45,7 +45,7 @@ class _Store:
         self.known[indices.numpy()] = True
 
     def take(self, indices: np.ndarray) -> Tensor:
-        """The features (N, …) of the samples `indices`, in the memory layout that they were computed in."""
+        """Return the features (N, …) of the samples `indices`, in the memory layout they were computed in."""
         assert self.values is not None
         chosen = torch.from_numpy(indices).to(self.values.device)
         return self.values[chosen].contiguous(memory_format=self.layout)
@@ -53,7 +53,7 @@ class _Store:
 
 @dataclass
 class FeatureCache:
-    """Gives the batches of a run, with features in the place of images where it can.
+    """Source of a run's batches that replaces images by cached features if possible.
 
     Args:
         enabled: False: batches are handed through as they are.
@@ -71,10 +71,10 @@ class FeatureCache:
         """The batches of `loader` from number `start` on: `img`, or else `features`, and `gt_label`.
 
         Args:
-            runner: its position says the epoch, its model computes the features.
-            loader: of the training set, or of the validation set.
-            training: the batches are trained on, in the precision of training.
-            start: number of the first batch.
+            runner: Runner whose position gives the epoch and whose model computes the features.
+            loader: Data loader of the training or validation set.
+            training: True for training batches, in the precision of training.
+            start: Number of the first batch.
         """
         epoch = runner.epoch if training else 0
         if not self._usable(runner):
@@ -93,33 +93,33 @@ class FeatureCache:
             if number not in new:
                 labels = torch.from_numpy(loader.dataset.labels[indices[number]])
                 yield {"features": store.take(indices[number]), "gt_label": labels}
-            elif found is not None and found[0] == number:  # else nothing in it can be read
+            elif found is not None and found[0] == number:  # otherwise none of its images can be read
                 yield self._computed(runner, store, found[1], training)
                 found = next(read, None)
 
     def _store(self, loader: BatchLoader, phase: str) -> _Store:
         store = self._stores.setdefault(id(loader), _Store(np.zeros(len(loader.dataset), dtype=bool), phase))
-        if store.phase != phase:  # the quantizers came on: other features from now on
+        if store.phase != phase:  # the quantizers were switched on: the features change
             store.known[:] = False
             store.phase = phase
         return store
 
     def _usable(self, runner: EpochRunner) -> bool:
         if self.enabled and cast("FixedFeatures", runner.module).moving_parts:
-            runner.logger.info("feature_cache: the backbone trains from now on; the features are dropped.")
+            runner.logger.info("feature_cache: Dropping the features, because the backbone trains from now on.")
             self._drop()
         return self.enabled
 
     def _advise(self, runner: EpochRunner, seconds: float) -> None:
-        """Say once, after an epoch that took `seconds`, what the cache would save in those to come."""
+        """Log once, after an epoch that took `seconds`, what the cache would save in later epochs."""
         reason, self.unused_for = self.unused_for, None
         left = runner.max_epochs - runner.epoch - 1
         if reason is None or left < 1:
             return
-        condition = f", which needs images that stay the same: data.train has {reason}" if reason else ""
+        condition = f", which needs the same images in every epoch: data.train has {reason}" if reason else ""
         runner.logger.info(
-            "The backbone is frozen, and its features are computed in every epoch. feature_cache=True would save most "
-            "of the %.1f s that an epoch takes, in the %d to come%s.",
+            "The backbone is frozen, but its features are computed in every epoch. feature_cache=True would save most "
+            "of the %.1f s per epoch in the remaining %d%s.",
             *(seconds, left, condition),
         )
 
@@ -128,7 +128,7 @@ class FeatureCache:
         self._stores.clear()
 
     def _computed(self, runner: EpochRunner, store: _Store, batch: Batch, training: bool) -> Batch:
-        """A batch that was read, with its features, which are kept."""
+        """Return a batch with its images replaced by their features, which are stored."""
         if not self.enabled:
             return batch
         img = runner.to_device(batch)["img"]
@@ -145,17 +145,17 @@ class FeatureCache:
         mib = (taken + features[0].numel() * features.element_size() * number) / 2**20
         if mib > self.max_mib:
             runner.logger.warning(
-                "feature_cache: the features need %.0f MiB, more than max_mib=%g: they are computed in every epoch.",
+                "feature_cache: The features need %.0f MiB, more than max_mib=%g: they are computed in every epoch.",
                 *(mib, self.max_mib),
             )
             self._drop()
             return False
-        runner.logger.info("feature_cache: the features of %d images are kept, %.1f MiB in all.", number, mib)
+        runner.logger.info("feature_cache: Keeping the features of %d images, %.1f MiB in total.", number, mib)
         return True
 
 
 def _features(runner: EpochRunner, img: Tensor, training: bool) -> Tensor:
-    """The features of images (N, C, H, W), in the precision of training or of validation."""
+    """Return the features of images (N, C, H, W), in the precision of training or validation."""
     model = cast("FixedFeatures", runner.module)
     dtype = runner.step.precision.dtype if training else None
     with torch.autocast(runner.step.device.type, dtype=dtype, enabled=dtype is not None):
@@ -168,8 +168,8 @@ def _try_alone(runner: EpochRunner, img: Tensor, features: Tensor, training: boo
     difference = (other - features[: len(other)]).abs().max().item()
     if difference > 0:
         runner.logger.warning(
-            "feature_cache: on this machine an image's features depend on its batch, by up to %.1e: results differ as "
-            "much from those without the cache.",
+            "feature_cache: On this machine an image's features depend on its batch, by up to %.1e: results differ "
+            "from those without the cache by as much.",
             difference,
         )
 
@@ -191,8 +191,8 @@ def build_feature_cache(
         later: parts that a hook keeps frozen until some epoch.
 
     Raises:
-        ConfigError: the features would not stay the same: the backbone trains, a step of a pipeline is random, or
-            batches are mixed; or the model is compiled.
+        ConfigError: The features would change, because the backbone trains, a pipeline step is random, or batches are
+            mixed; or the model is compiled.
     """
     if settings is None:
         return FeatureCache(unused_for=_unused_for(model, datasets, compiled, later))
@@ -200,23 +200,23 @@ def build_feature_cache(
     moving = [part for part in moving if not any(f"{part}.".startswith(f"{name}.") for name in later)]
     if moving:
         raise ConfigError(
-            f"feature_cache needs a backbone that stays as it is: set model.backbone.frozen=True ({moving[0]} trains)."
+            f"feature_cache needs a backbone that does not change: set model.backbone.frozen=True ({moving[0]} trains)."
         )
     if getattr(model, "augments", None) is not None or compiled:
         other = "compile" if compiled else "model.train_cfg.augments, which mixes images"
-        raise ConfigError(f"feature_cache does not go with {other}; leave one of them out.")
+        raise ConfigError(f"feature_cache cannot be combined with {other}; remove one of them.")
     for name, dataset in datasets.items():
         steps = ", ".join(repr(step) for step in dataset.pipeline.random_steps)
         if steps:
             raise ConfigError(
                 f"feature_cache needs the same image in every epoch, but the pipeline of {name} has random steps: "
-                f"{steps}. Put Resize and CenterCrop in their place, or leave feature_cache out."
+                f"{steps}. Replace them by Resize and CenterCrop, or remove feature_cache."
             )
     return FeatureCache(enabled=True, max_mib=settings.max_mib)
 
 
 def _unused_for(model: nn.Module, datasets: Mapping[str, Dataset], compiled: bool, later: Sequence[str]) -> str | None:
-    """The random steps of the training images where the features could be kept but for them; None: they could not."""
+    """Return the random steps that alone prevent the cache for training images, or None if it cannot help."""
     frozen = not getattr(model, "moving_parts", True) and hasattr(model, "fixed_features")
     if not frozen or later or compiled or getattr(model, "augments", None) is not None:
         return None

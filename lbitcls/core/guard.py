@@ -1,8 +1,8 @@
-"""What can end a run before its time, agreed on by all ranks: a loss that is not finite, a signal to stop.
+"""Early ends of a run, agreed on by all ranks: a loss that is not finite, or a signal to stop.
 
-No step waits for the device: on a CPU the loss is looked at at once, on a GPU every `LOOK_EVERY` iterations and before
-anything is saved. With several processes each rank's findings travel in a small reduction of their own that is read
-one iteration later, so that all ranks stop at the same place and none waits for one that has gone.
+No step waits for the device: on a CPU the loss is checked immediately, on a GPU every `LOOK_EVERY` iterations and
+before each save. With several processes, a small separate reduction carries each rank's findings and is read one
+iteration later, so that all ranks stop at the same iteration and none waits for a rank that has exited.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOOK_EVERY = 50
 
 
 class Interrupted(TrainingError):
-    """A signal ended the run; what it had reached is saved. The exit code is 128 + the signal's number."""
+    """A signal ended the run; its position is saved. The exit code is 128 + the signal's number."""
 
     def __init__(self, number: int, message: str = "") -> None:
         super().__init__(message)
@@ -31,9 +31,9 @@ class Interrupted(TrainingError):
 
 
 class Guard:
-    """Watches losses and signals; a context in which SIGTERM and SIGINT ask for a stop instead of killing.
+    """Monitor of losses and signals; a context in which SIGTERM and SIGINT request a stop instead of killing.
 
-    A second signal of the same kind acts as usual. Outside the main thread signals are left alone.
+    A second signal of the same kind has its usual effect. Outside the main thread, signals are left alone.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Guard:
         self._bad = 0
         self._losses: list[tuple[int, torch.Tensor]] = []
         self._old: dict[int, Any] = {}
-        self._group: Any = None  # of gloo, whatever the gradients travel by
+        self._group: Any = None  # always gloo, regardless of the gradients' backend
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
         self._waiting = False
 
@@ -60,25 +60,25 @@ class Guard:
 
     @property
     def signalled(self) -> int:
-        """The number of the signal that this process received, or 0."""
+        """Number of the signal that this process received, or 0."""
         return self._number
 
     def raise_if_signalled(self) -> None:
-        """Raise `Interrupted` where a signal came (one process alone; several agree after an iteration)."""
+        """Raise `Interrupted` after a signal (single process only; several agree after an iteration)."""
         if self._number and self._group is None:
             raise Interrupted(self._number)
 
     def watch(self, iteration: int, loss: torch.Tensor) -> None:
-        """Note the loss of iteration `iteration` (of the run, from 0)."""
+        """Record the loss of iteration `iteration` (of the run, from 0)."""
         self._losses.append((iteration, loss))
         if loss.device.type == "cpu" or len(self._losses) >= LOOK_EVERY:
             self._look()
 
     def agree(self, now: bool = False) -> tuple[int, int]:
-        """(the first bad iteration + 1 or 0, the signal's number or 0), the same on all ranks.
+        """Return (first bad iteration + 1 or 0, signal number or 0), the same on all ranks.
 
-        Every rank calls it equally often. What one rank finds is known to all at the next call, or at this one when
-        `now` is true, which waits for the device and for the other ranks.
+        Every rank must call it equally often. All ranks learn one rank's findings at the next call, or at this one if
+        `now` is True, which waits for the device and for the other ranks.
         """
         if now:
             self._look()

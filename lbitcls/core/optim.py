@@ -1,9 +1,9 @@
-"""The optimizer, from the config's `optimizer`: any of torch's by name, with settings per kind of parameter.
+"""Optimizer from the config's `optimizer`: any torch optimizer by name, with settings per kind of parameter.
 
-`paramwise_cfg` has the meaning that it has in mmcv: `norm_decay_mult` (weight and bias of normalization layers),
+`paramwise_cfg` means the same as in mmcv: `norm_decay_mult` (weight and bias of normalization layers),
 `bias_decay_mult` and `bias_lr_mult` (other biases), `dwconv_decay_mult` (depthwise convolutions), `custom_keys`
-(`{part of a name: dict(lr_mult=…, decay_mult=…)}`, instead of the others). Two things are stricter: a custom key that
-matches no parameter is an error, and the quantizers' parameters take no weight decay unless a custom key gives one.
+(`{part of a name: dict(lr_mult=…, decay_mult=…)}`, instead of the others). Two rules are stricter: a custom key that
+matches no parameter is an error, and the quantizers' parameters get no weight decay unless a custom key sets it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def build_optimizer(
     no_decay: Iterable[nn.Parameter] = (),
     lr_mults: Mapping[int, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer that `cfg` describes over every parameter of `model`.
+    """Build the optimizer described by `cfg` for every parameter of `model`.
 
-    Frozen parameters are in it too (they are skipped while they have no gradient), so that they can be unfrozen.
+    It includes frozen parameters (skipped while they have no gradient), so that they can be unfrozen.
 
     Args:
-        model: its parameters are grouped by learning rate and weight decay.
-        cfg: `type` (a class of `torch.optim`), its arguments, and `paramwise_cfg`.
-        no_decay: parameters that take no weight decay (those of quantizers).
-        lr_mults: further factors on the learning rate, by a parameter's `id`.
+        model: Model whose parameters are grouped by learning rate and weight decay.
+        cfg: Section with `type` (a class of `torch.optim`), its arguments, and `paramwise_cfg`.
+        no_decay: Parameters without weight decay (those of quantizers).
+        lr_mults: Additional factors on the learning rate, by a parameter's `id`.
 
     Raises:
-        ConfigError: an unknown optimizer or argument, or a custom key that matches nothing.
+        ConfigError: The optimizer or an argument is unknown, or a custom key matches nothing.
     """
     given = require_dict("optimizer", cfg)
     kind = _find(given.pop("type", None))
@@ -88,18 +88,18 @@ def _find(name: Any) -> type[torch.optim.Optimizer]:
     kind = known[name]
     closure = inspect.signature(kind.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        raise ConfigError(f"optimizer: {name} computes the loss several times a step, which training here does not do.")
+        raise ConfigError(f"optimizer: {name} computes the loss several times per step, which is not supported.")
     return kind
 
 
 def _check_ranges(given: dict[str, Any]) -> None:
-    """The ranges that torch leaves open; beyond them no optimizer converges."""
+    """Check ranges that torch does not check; outside them no optimizer converges."""
     for key in ("momentum", "dampening", "momentum_decay", "alpha", "rho"):
         if given.get(key) is not None and not 0 <= given[key] <= 1:
-            raise ConfigError(f"optimizer.{key} is a number from 0 to 1; got {given[key]!r}.")
+            raise ConfigError(f"optimizer.{key} must be a number from 0 to 1; got {given[key]!r}.")
     for key, value in given.items():
         if isinstance(value, float) and math.isinf(value):
-            raise ConfigError(f"optimizer.{key} is a finite number; got {value!r}.")
+            raise ConfigError(f"optimizer.{key} must be a finite number; got {value!r}.")
 
 
 def _default(kind: type, argument: str) -> Any:
@@ -130,7 +130,7 @@ def _group(
         names = [name for name, _ in model.named_parameters()]
         key = sorted(unmatched)[0]
         raise ConfigError(
-            f"optimizer.paramwise_cfg.custom_keys: '{key}' is in no parameter's name{suggest(key, names)}"
+            f"optimizer.paramwise_cfg.custom_keys: '{key}' occurs in no parameter's name{suggest(key, names)}"
         )
     return list(groups.values())
 
@@ -150,7 +150,7 @@ def _custom_key(custom: Mapping[str, ParamMults], name: str) -> str | None:
 def _multipliers(
     name: str, module: nn.Module, paramwise: ParamwiseConfig, quantizer: bool, custom: ParamMults | None
 ) -> tuple[float, float]:
-    """(of the learning rate, of the weight decay) for one parameter."""
+    """Return the multipliers (learning rate, weight decay) of one parameter."""
     lr_mult, decay_mult = 1.0, 0.0 if quantizer else 1.0
     if custom is not None:
         given = custom.lr_mult, custom.decay_mult
@@ -175,7 +175,7 @@ def _new_group(multipliers: tuple[float, float], lr: Any, decay: Any) -> dict[st
     group: dict[str, Any] = {"params": []}
     if lr_mult != 1.0:
         if lr is None:
-            raise ConfigError("paramwise_cfg or UnfreezeHook multiplies the learning rate, but optimizer gives no lr.")
+            raise ConfigError("paramwise_cfg or UnfreezeHook multiplies the learning rate, but optimizer sets no lr.")
         group["lr"] = lr * lr_mult
     if decay_mult != 1.0 and decay:
         group["weight_decay"] = decay * decay_mult
@@ -183,44 +183,46 @@ def _new_group(multipliers: tuple[float, float], lr: Any, decay: Any) -> dict[st
 
 
 class StateError(ValueError):
-    """The state of an optimizer is another optimizer's, or damaged."""
+    """The state belongs to another optimizer or is damaged."""
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Take up a saved state, after checking that `optimizer` can step with it.
+    """Restore a saved state, and check that `optimizer` can step with it.
 
     Raises:
-        StateError: it is of another optimizer or of other parameters, or holds what no optimizer saves.
+        StateError: The state belongs to another optimizer or other parameters, or is damaged.
     """
     kind = type(optimizer).__name__
     own = [dict(group) for group in optimizer.param_groups]
     expected = _first_state(optimizer)
     try:
         optimizer.load_state_dict(dict(state))
-    except Exception as error:  # of what is damaged, any kind
-        raise StateError(f"{kind} does not take its state: {shown_name(str(error))}") from error
+    except Exception as error:  # a damaged state may raise any error
+        raise StateError(f"{kind} does not accept the state: {shown_name(str(error))}") from error
     for group, before in zip(optimizer.param_groups, own, strict=True):
         if lacking := sorted(before.keys() - group.keys()):
-            raise StateError(f"its optimizer's settings lack {', '.join(lacking)}, which {kind} has")
+            raise StateError(f"the saved optimizer settings lack {', '.join(lacking)}, which {kind} has")
     for parameter, saved in optimizer.state.items():
         _check_saved(kind, saved, {} if expected is None else expected(parameter))
 
 
 def _check_saved(kind: str, saved: Any, expected: Mapping[str, Any]) -> None:
-    """Compare what is saved of a parameter with what the optimizer keeps of one."""
+    """Compare the saved state of a parameter with the state that the optimizer keeps."""
     if not isinstance(saved, Mapping):
-        raise StateError(f"what it has of a parameter is no state of {kind}")
+        raise StateError(f"the saved state of a parameter is not a state of {kind}")
     for name, value in expected.items():
         if not isinstance(value, torch.Tensor):
             continue
         found = saved.get(name)
         counts = value.dim() == 0 and type(found) in (int, float)
         if not counts and getattr(found, "shape", None) != value.shape:
-            raise StateError(f"{kind} needs '{name}' of shape {tuple(value.shape)} of a parameter, and it has none")
+            raise StateError(
+                f"{kind} needs '{name}' of shape {tuple(value.shape)} for a parameter, but the state has none"
+            )
 
 
 def _first_state(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], Mapping[str, Any]] | None:
-    """What `optimizer` keeps of a parameter, from a step of its twin without values; None: it cannot do without."""
+    """Return the state `optimizer` keeps per parameter, from a step on the meta device, or None if that fails."""
     groups = [{k: v for k, v in group.items() if k not in ("fused", "foreach")} for group in optimizer.param_groups]
     twins: dict[int, torch.Tensor] = {}
     for group in groups:
@@ -233,6 +235,6 @@ def _first_state(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], M
     try:
         double = kind(groups)
         double.step()
-    except Exception:  # one that looks at values
+    except Exception:  # an optimizer that reads values
         return None
     return lambda parameter: double.state.get(twins[id(parameter)], {})

@@ -1,9 +1,9 @@
-"""The epoch runner: reads a position, learns from each batch, lets hooks do the rest.
+"""Epoch runner: keeps the position, trains on each batch, and leaves the rest to hooks.
 
-Position: `epoch` (done), `iter` (batches learned from in the run), `inner_iter` (in this epoch). Everything random in
-an iteration is drawn after seeding from (seed, iter, rank), the learning rate is a function of (iter, epoch), and the
-loader gives the batches of (epoch, inner_iter): so a run that goes on from a saved position, even in mid-epoch, does
-what it would have done.
+Position: `epoch` (completed), `iter` (batches trained on in the run), `inner_iter` (in this epoch). Random numbers of
+an iteration are drawn after seeding from (seed, iter, rank), the learning rate is a function of (iter, epoch), and the
+loader returns the batches of (epoch, inner_iter): so a run resumed from a saved position, even mid-epoch, continues
+exactly as it would have without the interruption.
 """
 
 from __future__ import annotations
@@ -40,28 +40,29 @@ _POSITION = ("epoch", "iter", "inner_iter", "epoch_len")
 
 
 class EpochRunner:
-    """Trains a model for `max_epochs` epochs.
+    """Runner that trains a model for `max_epochs` epochs.
 
     Args:
-        model: the classifier, on its device; `module` names it, `model` what is called in training (DDP around it).
-        step: makes a step of the optimizer from a batch.
-        loader: gives the training batches.
-        schedule: the learning rate of a position.
-        max_epochs: the run ends when `epoch` reaches it.
-        work_dir: where checkpoints go.
-        hooks: called in the order of their priority (lower first; equal ones in the order given).
-        seed: of everything random in training.
-        ema: the averaged model, which is then what is validated and saved.
-        wrap: puts DDP around the model (again, after a calibration).
-        memory_format: of the images.
-        features: the cache of a frozen backbone's features.
-        meta: further meta data for checkpoints (`config`, …).
-        logger: the package's by default.
+        model: Classifier, on its device; the attribute `module` is the classifier, `model` its wrapper in training
+            (DDP).
+        step: Training step from a batch to the optimizer.
+        loader: Data loader of the training batches.
+        schedule: Learning rate as a function of the position.
+        max_epochs: Number of epochs after which the run ends.
+        work_dir: Folder for checkpoints.
+        hooks: Hooks, called in order of priority (lower first; equal ones in the order given).
+        seed: Seed of all random numbers in training.
+        ema: Averaged model; if given, it is validated and saved.
+        wrap: Function that wraps the model in DDP (again after a calibration).
+        memory_format: Memory format of the images.
+        features: Cache of a frozen backbone's features.
+        meta: Additional metadata for checkpoints (`config`, …).
+        logger: Logger; None: the package's logger.
 
     Raises (from `run`):
-        TrainingError: a loss or a weight is not finite.
-        ResourceError: the machine gave out (a full disk, memory, a killed process); earlier checkpoints are good.
-        Interrupted: SIGTERM or SIGINT; the position is saved.
+        TrainingError: A loss or a weight is not finite.
+        ResourceError: A resource failed (a full disk, memory, a killed process); earlier checkpoints are good.
+        Interrupted: SIGTERM or SIGINT arrived; the position is saved.
     """
 
     def __init__(
@@ -97,19 +98,19 @@ class EpochRunner:
         self.meta = dict(meta or {})
         self.logger = logger or get_logger()
         self.epoch = self.iter = self.inner_iter = 0
-        self.images = 0  # learned from in the run, on all ranks
+        self.images = 0  # trained on in the run, on all ranks
         self.phase = "float"
         self.completed = False
         self.outputs: dict[str, torch.Tensor] = {}
         self.data_time = 0.0
         self.guard = Guard()
-        self._saved = False  # a checkpoint, by this process or the one that it goes on from
+        self._saved = False  # a checkpoint exists, from this process or from the run it resumes
         self._wrap = wrap
 
     # The run, top to bottom.
 
     def run(self) -> None:
-        """Train from the present position to the end."""
+        """Train from the current position to the end."""
         try:
             self._run()
         except (OSError, RuntimeError, MemoryError) as error:
@@ -146,7 +147,7 @@ class EpochRunner:
         self._finish_epoch()
 
     def train_iter(self, batch: Batch) -> None:
-        """Learn from one batch; `outputs` keeps what the model returned."""
+        """Train on one batch; `outputs` keeps the model's outputs."""
         for group in self.step.optimizer.param_groups:
             group["lr"] = self.schedule(group["initial_lr"], self.iter, self.epoch)
         self.seed_iteration()
@@ -158,47 +159,47 @@ class EpochRunner:
         self.images += len(batch["gt_label"]) * world_size()
 
     def call(self, event: str) -> None:
-        """Call every hook's method `event`."""
+        """Call the method `event` of every hook."""
         for hook in self.hooks:
             getattr(hook, event)(self)
 
     def find(self, kind: type[_Hook]) -> _Hook | None:
-        """The first hook that is a `kind`, or None."""
+        """Return the first hook of type `kind`, or None."""
         return next((hook for hook in self.hooks if isinstance(hook, kind)), None)
 
     def publish(self, record: dict[str, Any]) -> None:
-        """Hand a record of results to every hook (loggers write it)."""
+        """Pass a record of results to every hook (loggers write it)."""
         for hook in self.hooks:
             hook.on_record(self, record)
 
-    # Its parts.
+    # Parts of the run.
 
     @property
     def at_step(self) -> bool:
-        """Whether the batch being learned from is the last of its group (see `OptimizerStep`)."""
+        """True if the current batch is the last of its group (see `OptimizerStep`)."""
         return self.step.ends_group(self.inner_iter, len(self.loader))
 
     @property
     def between_steps(self) -> bool:
-        """Whether no gradient is waiting for the rest of its group, so that the position can be saved."""
+        """True if no gradient is waiting for the rest of its group, so that the position can be saved."""
         return self.inner_iter == 0 or self.step.ends_group(self.inner_iter - 1, len(self.loader))
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated and saved: the averaged one where there is one."""
+        """Model that is validated and saved: the averaged one if there is one."""
         return self.module if self.ema is None else self.ema.module
 
     def wrap_model(self) -> None:
-        """Put DDP around the model, in place of an earlier one."""
+        """Wrap the model in DDP, replacing an earlier wrapper."""
         self.model = self.module
         self.model = self._wrap(self.module)
 
     def seed_iteration(self) -> None:
-        """Seed torch's generators for the present iteration on this rank."""
+        """Seed torch's generators for the current iteration on this rank."""
         torch.manual_seed(mix_seed(self.seed, self.iter, rank()))
 
     def to_device(self, batch: Batch) -> Batch:
-        """The batch on the model's device, images in the memory format of the run (or `features` in their place)."""
+        """Return the batch on the model's device, images (or `features`) in the memory format of the run."""
         device = self.step.device
         names = [name for name in ("img", "features", "gt_label") if name in batch]
         moved: Batch = {name: batch[name].to(device, non_blocking=True) for name in names}
@@ -217,15 +218,15 @@ class EpochRunner:
             yield batch
 
     def _agreed_stop(self, now: bool = False) -> int:
-        """The number of the signal that asks all ranks to stop, or 0; raises when a loss was not finite."""
+        """Return the number of the signal that stops all ranks, or 0; raise if a loss was not finite."""
         bad, number = self.guard.agree(now)
         if bad:
             epoch, inner = divmod(bad - 1, len(self.loader))
             raise TrainingError(
                 f"the loss is not finite in epoch {epoch + 1}, iteration {inner + 1} (iteration {bad} of the "
                 "run). Lower optimizer.lr or warm it up, clip gradients "
-                "(optimizer_config=dict(grad_clip=dict(max_norm=…))), and check the data. The checkpoints saved "
-                "before are good."
+                "(optimizer_config=dict(grad_clip=dict(max_norm=…))), and check the data. Earlier checkpoints are "
+                "good."
             )
         return number
 
@@ -237,19 +238,19 @@ class EpochRunner:
         self.epoch, self.inner_iter = self.epoch + 1, 0
         try:
             self.call("after_epoch")
-        except Interrupted:  # in the validation: go on after the epoch's last batch
+        except Interrupted:  # during validation: resume after the epoch's last batch
             self.epoch, self.inner_iter = self.epoch - 1, len(self.loader)
             raise
 
-    # Saving and going on.
+    # Saving and resuming.
 
     def save(self, path: Path) -> None:
-        """Save the position (rank 0), and let `latest.pth` be it. All ranks call it, between two steps."""
+        """Save the position (rank 0), also as `latest.pth`. All ranks must call this, between two steps."""
         self._agreed_stop(now=True)
         weights = list(self.module.parameters())
         if not all(torch.stack([torch.isfinite(weight).all() for weight in weights])):
             raise TrainingError(
-                f"a weight is not finite after iteration {self.iter}: nothing is saved over the good checkpoints. "
+                f"a weight is not finite after iteration {self.iter}; the good checkpoints are not overwritten. "
                 "Lower optimizer.lr, or clip gradients."
             )
         if is_main():
@@ -259,7 +260,7 @@ class EpochRunner:
         self._saved = True
 
     def position(self) -> dict[str, Any]:
-        """The meta data of a checkpoint: the position and what it depends on."""
+        """Return the metadata of a checkpoint: the position and everything it depends on."""
         return {
             **self.meta,
             "epoch": self.epoch,
@@ -280,29 +281,32 @@ class EpochRunner:
         return states
 
     def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """Take up the position that `save` wrote to `path`.
+        """Restore the position that `save` wrote to `path`.
 
         Raises:
-            CheckpointError: it is another model's, or has weights only.
+            CheckpointError: The checkpoint belongs to another model, or contains weights only.
         """
         missing = [name for name in _POSITION if checkpoint["meta"].get(name) is None]
         if missing or not isinstance(checkpoint.get("optimizer"), Mapping):
-            raise CheckpointError(f"{path} holds weights, but no run to go on with; use --load-from for it.")
+            raise CheckpointError(
+                f"{path} contains weights only, not a run to resume; use --load-from to initialize from it."
+            )
         averaged = "train_state_dict" in checkpoint
         weights = checked_tensors(checkpoint, path, "train_state_dict" if averaged else "state_dict")
         fit = compare(self.module.state_dict(), weights, other_grids(self.module, weights))
         if not fit.complete:
             raise CheckpointError(
-                f"{path} is a run of another model; to start from its weights use --load-from:{fit.cause()}{fit.text()}"
+                f"{path} is a run of another model; to initialize from its weights use --load-from:"
+                f"{fit.cause()}{fit.text()}"
             )
         self.module.load_state_dict(weights, strict=False)  # BatchNorm's counters may be missing
         try:
             self._restore_states(checkpoint, averaged)
-        except Exception as error:  # what each part's state may hold is the part's own affair, and so are its errors
+        except Exception as error:  # each part defines its own state and its own errors
             why = str(error) if isinstance(error, StateError) else f"{type(error).__name__}: {shown_name(str(error))}"
             raise CheckpointError(
-                f"{path} is a run with another optimizer or other hooks than the config has, or is damaged ({why}). Go "
-                "on with the config that it was started with; to start a new run from its weights use --load-from."
+                f"{path} is a run with another optimizer or other hooks than the config's, or is damaged ({why}). "
+                "Resume with the config that started it; to initialize a new run from its weights use --load-from."
             ) from error
         self._take_position(checkpoint["meta"])
         self._saved = True
@@ -310,11 +314,11 @@ class EpochRunner:
     def _restore_states(self, checkpoint: Mapping[str, Any], averaged: bool) -> None:
         name, own = checkpoint["meta"].get("optimizer"), type(self.step.optimizer).__name__
         if name not in (None, own):
-            raise StateError(f"it was trained by {shown_name(name)}, and the config has {own}")
+            raise StateError(f"it was trained with {shown_name(name)}; the config sets {own}")
         self.step.load_state_dict(dict(checkpoint))
         if averaged != (self.ema is not None):
             self.logger.warning(
-                "The run was %s ema and goes on %s: not as it would have.",
+                "The run was saved %s ema and resumes %s: its results will differ.",
                 *(("with", "without") if averaged else ("without", "with")),
             )
         if self.ema is not None:
@@ -322,7 +326,7 @@ class EpochRunner:
             self.ema.load_state_dict(checkpoint.get("ema", {"steps": 0}))
         states = checkpoint.get("hooks", {})
         if not isinstance(states, Mapping):
-            raise StateError(f"'hooks' should be a dict, and is a {type(states).__name__}")
+            raise StateError(f"'hooks' must be a dict; got a {type(states).__name__}")
         for hook in self.hooks:
             if hook.name in states:
                 hook.load_state_dict(states[hook.name])
@@ -335,15 +339,15 @@ class EpochRunner:
         if meta["epoch_len"] != length:
             self.logger.warning(
                 "An epoch had %d iterations when this run was saved and has %d now (other data, batch size or number "
-                "of processes): it goes on from the beginning of epoch %d, not as it would have.",
+                "of processes): resuming from the beginning of epoch %d; results will differ.",
                 *(meta["epoch_len"], length, self.epoch + 1),
             )
             self.iter, self.inner_iter = self.epoch * length, 0
 
     def _way_on(self) -> str:
         if self._saved:
-            return "The run goes on with --resume (and the same --work-dir), from the last checkpoint that was saved."
-        return "Nothing of the run was saved before."
+            return "To resume from the last saved checkpoint, use --resume (and the same --work-dir)."
+        return "No checkpoint of the run was saved."
 
     def _save_interrupted(self, stop: Interrupted) -> Interrupted:
         path = self.work_dir / INTERRUPTED
@@ -351,5 +355,5 @@ class EpochRunner:
         return Interrupted(
             stop.number,
             f"stopped by a signal in epoch {self.epoch + 1} after {self.inner_iter} of {len(self.loader)} iterations; "
-            f"saved {path}. Go on with --resume (and the same --work-dir).",
+            f"saved {path}. To resume, use --resume (and the same --work-dir).",
         )

@@ -1,6 +1,6 @@
-"""The learning rate, a pure function of (iteration, epoch): nothing to save, nothing to get out of step.
+"""Learning rate as a pure function of (iteration, epoch): there is no state to save or to get out of sync.
 
-The policies and warm-ups are mmcv's, formula by formula (`lr_config` of the tutorial).
+The policies and warmups are mmcv's, formula by formula (`lr_config` of the tutorial).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def build_schedule(cfg: Warmup | Mapping[str, Any] | None, *, epoch_len: int, ma
         max_epochs: epochs of the run.
 
     Raises:
-        ConfigError: an unknown policy or key, or a value out of range.
+        ConfigError: A policy or key is unknown, or a value is out of range.
     """
     policy = cfg if isinstance(cfg, Warmup) else FixedPolicy() if cfg is None else read_policy(cfg)
     schedule = Schedule(policy, epoch_len=epoch_len, max_epochs=max_epochs)
@@ -120,22 +120,22 @@ def build_schedule(cfg: Warmup | Mapping[str, Any] | None, *, epoch_len: int, ma
 
 
 def as_number(name: str, value: Any, infinite: bool = False) -> float:
-    """`value` as a number; a string that is one (YAML's `1e-3`) becomes one.
+    """Return `value` as a number; a string with a number (YAML's `1e-3`) is converted.
 
     Args:
-        name: of the setting, for the message.
-        value: as the config gives it.
-        infinite: whether infinity has a meaning.
+        name: Name of the setting in the message.
+        value: Value from the config.
+        infinite: Accept infinity.
 
     Raises:
-        ConfigError: it is no number, is NaN, or infinite without a meaning.
+        ConfigError: The value is not a number, is NaN, or is infinite without `infinite`.
     """
     number = value
     with contextlib.suppress(ValueError):
         number = float(value) if isinstance(value, str) else value
     if not isinstance(number, (int, float)) or isinstance(number, bool):
-        said = f"the text '{value}'" if isinstance(value, str) else shown(value)
-        raise ConfigError(f"{name} is a number; got {said}.")
+        said = f"the string '{value}'" if isinstance(value, str) else shown(value)
+        raise ConfigError(f"{name} must be a number; got {said}.")
     if not (abs(number) <= sys.float_info.max or (infinite and number == math.inf)):
-        raise ConfigError(f"{name} is a finite number; got {shown(value)}.")
+        raise ConfigError(f"{name} must be a finite number; got {shown(value)}.")
     return number

@@ -1,4 +1,4 @@
-"""One training step: forward under autocast, backward, accumulation, clipping, the optimizer."""
+"""Training step: forward under autocast, backward, accumulation, clipping, optimizer step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Precision:
-    """How a forward pass computes: the type of autocast (None: off), and the scale of the loss for float16."""
+    """Precision of a forward pass: dtype of autocast (None: off), and the loss scale for float16."""
 
     dtype: torch.dtype | None = None
     loss_scale: float | str = "dynamic"
@@ -50,11 +50,11 @@ def read_precision(amp: Autocast | None, fp16: Autocast | None = None) -> Precis
 
 
 class OptimizerStep:
-    """Turns batches into steps of the optimizer.
+    """Training step that turns batches into optimizer steps.
 
-    A group of `cumulative_iters` batches makes one step, the last group of an epoch with what is left; the gradient is
-    the mean over the group's samples, as if they had been one batch. With several processes these are the samples of
-    all: where each leaves out other images (`uneven`) their numbers are added up before the reduction.
+    Each group of `cumulative_iters` batches makes one step; the last group of an epoch may be smaller. The gradient is
+    the mean over the group's samples, as if they were one batch. With several processes it covers the samples of all:
+    if batches differ in size (`uneven`), their sizes are summed before the reduction.
 
     Args:
         optimizer: steps once for each group.
@@ -93,12 +93,12 @@ class OptimizerStep:
         self._stepped = False
 
     def __call__(self, model: nn.Module, batch: Batch, index: int, total: int) -> dict[str, torch.Tensor]:
-        """Learn from `batch`, number `index` of the epoch's `total`; what the model returned, detached."""
+        """Train on `batch`, number `index` of the epoch's `total`; return the model's outputs, detached."""
         start = index - index % self.cumulative_iters
         size = min(self.cumulative_iters, total - start)
         ends = self.ends_group(index, total)
         if index == start:
-            self.optimizer.zero_grad()  # here, not after the step: with them freed too, glibc trims the heap each time
+            self.optimizer.zero_grad()  # here, not after the step, where freeing them makes glibc trim the heap
         hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not ends else contextlib.nullcontext()
         with hold:
             outputs = self._forward(model, batch)
@@ -108,12 +108,12 @@ class OptimizerStep:
             loss = outputs["loss"]
             if not loss.requires_grad:
                 raise ConfigError(
-                    "nothing is trained: every part that has weights is frozen (frozen, frozen_stages, UnfreezeHook). "
-                    "Leave a part free, as the head."
+                    "nothing is trained: every part with weights is frozen (frozen, frozen_stages, UnfreezeHook). "
+                    "Leave a part trainable, such as the head."
                 )
             expected = self._first * size
             seen = self._mean_seen(loss.dtype) if ends else expected
-            if isinstance(seen, torch.Tensor) or seen != expected:  # the group's batches were not equally large
+            if isinstance(seen, torch.Tensor) or seen != expected:  # the group's batches differ in size
                 if size > 1:
                     self._rescale(expected / seen)
                 weighted = loss * (samples / seen)
@@ -126,7 +126,7 @@ class OptimizerStep:
         return result
 
     def ends_group(self, index: int, total: int) -> bool:
-        """Whether the optimizer steps after batch `index` of `total`."""
+        """Return True if the optimizer steps after batch `index` of `total`."""
         return (index + 1) % self.cumulative_iters == 0 or index + 1 == total
 
     def _forward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -141,8 +141,8 @@ class OptimizerStep:
                 if "more than 1 value per channel" not in str(error):
                     raise
                 raise ConfigError(
-                    f"a batch of {len(batch['gt_label'])} is too small for BatchNorm, which sees one value per "
-                    "channel in it. Where it is the epoch's last batch set data.drop_last=True; else raise "
+                    f"a batch of {len(batch['gt_label'])} is too small for BatchNorm, which gets one value per "
+                    "channel from it. If it is the epoch's last batch, set data.drop_last=True; otherwise increase "
                     "data.samples_per_gpu."
                 ) from error
         penalty = self.penalty() if self.penalty is not None else 0.0
@@ -151,14 +151,14 @@ class OptimizerStep:
         return outputs
 
     def _mean_seen(self, dtype: torch.dtype) -> int | torch.Tensor:
-        """The group's samples in a process, the mean over all; where they may differ a tensor, so that none waits."""
+        """Return the mean number of the group's samples per process; a tensor if uneven, so that none waits."""
         if not self.uneven or world_size() == 1:
             return self._seen
         number = torch.tensor(self._seen, dtype=torch.int64, device=self.device)
         return sum_over_ranks(number).to(torch.promote_types(dtype, torch.float32)) / world_size()
 
     def _rescale(self, factor: float | torch.Tensor) -> None:
-        """Multiply what this process has gathered so far; before DDP's reduction, or the ranks would drift apart."""
+        """Scale the gradients of this process so far; before DDP's reduction, or the ranks would diverge."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
@@ -177,7 +177,7 @@ class OptimizerStep:
         self.scaler.update()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint keeps under `optimizer` and `scaler`; the config's own settings win."""
+        """Restore a checkpoint's `optimizer` and `scaler`; the config's settings take precedence."""
         own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         load_optimizer(self.optimizer, state["optimizer"])
         changed = set()
@@ -186,7 +186,7 @@ class OptimizerStep:
             group.update(settings)
         if changed:
             names = shown_name(", ".join(sorted(changed)))
-            get_logger().warning("The optimizer goes on with other settings: %s", names)
+            get_logger().warning("Resuming the optimizer with other settings: %s", names)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
@@ -195,7 +195,7 @@ def _scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
     enabled = precision.dtype is torch.float16 and device.type == "cuda"
     if precision.loss_scale == "dynamic":
         return torch.amp.GradScaler(device.type, enabled=enabled)
-    never = 2**31 - 1  # a fixed scale: no growth; after an overflow it still halves
+    never = 2**31 - 1  # a fixed scale does not grow, but an overflow still halves it
     return torch.amp.GradScaler(
         device.type, init_scale=float(precision.loss_scale), growth_interval=never, enabled=enabled
     )

@@ -1,4 +1,4 @@
-"""Quantizers, quantized layers, and the model transformer; public names are imported when first asked for."""
+"""Quantizers, quantized layers, and the model transformer; public names are imported on first use."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Older spellings of entries and keys, all in one place, so that configs of earlier frameworks read as they are."""
+"""Older names of entries and keys, all in one place, so that configs of earlier frameworks work unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHOUT_MEANING = (
     "customer_backward_a",
     "wquant_error_loss",
 )
-"""Keys that older LSQ+ configs have and that say nothing here; accepted with a warning."""
+"""Keys of older LSQ+ configs that have no effect here; accepted with a warning."""
 
 _EIGHT_BIT: dict[str, Any] = {"num_bit_w": 8, "num_bit_a": 8, "quant_activation": False}
 ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,31 +36,31 @@ ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {
     "EightBitQuantConv": ("TorchQATConv", _EIGHT_BIT),
     "EightBitQuantLinear": ("TorchQATLinear", _EIGHT_BIT),
 }
-"""Older names of entries: the name here, and the options that the old one had by default."""
+"""Older names of entries → current name, and the old entry's default options."""
 
 
 def current_entry(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The present name of an entry, and its options with the old defaults."""
+    """Return the current name of an entry, and its options with the old defaults."""
     name, defaults = ENTRIES.get(name, (name, {}))
     options = {**defaults, **options}
     if name.startswith("APoT") and not options.pop("power", True):
-        name = name.replace("APoT", "UQ")  # the APoT code's switch for its baseline
+        name = name.replace("APoT", "UQ")  # the original APoT code's switch for its baseline
     return name, options
 
 
 def current_options(owner: str, options: dict[str, Any]) -> dict[str, Any]:
-    """`options` under their present names.
+    """Return `options` under their current names.
 
-    `auto_signed=True` is what happens anyway; False means unsigned inputs.
+    `auto_signed=True` is the default behavior; False means unsigned inputs.
 
     Raises:
-        ConfigError: a key is given twice, under two names.
+        ConfigError: A key is set twice, under two names.
     """
     found: dict[str, Any] = {}
     for key, value in options.items():
         name = KEYS.get(key, key)
         if name in found:
-            raise ConfigError(f"{owner} is given '{name}' twice (as '{key}' too).")
+            raise ConfigError(f"{owner} sets '{name}' twice (also as '{key}'); remove one.")
         if name == "auto_signed":
             found |= {} if value else {"signed": False}
         elif name not in WITHOUT_MEANING:
@@ -73,4 +73,4 @@ def current_options(owner: str, options: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache
 def _warn(owner: str, keys: tuple[str, ...]) -> None:
-    logging.getLogger("lbitcls").warning("%s: %s have no meaning here and are passed over.", owner, ", ".join(keys))
+    logging.getLogger("lbitcls").warning("%s: Ignoring %s, which have no effect here.", owner, ", ".join(keys))

@@ -1,9 +1,9 @@
-"""Layers that a forward pass goes round: what they are planned to do does not happen.
+"""Layers that a forward pass bypasses, so that their plan has no effect.
 
 A module may read a layer's weight itself (`F.linear(x, self.fc.weight)`, a fused kernel) instead of calling the layer;
-then no quantizer of the layer is asked, and the product is computed in float. Or nothing uses the layer at all: an
-auxiliary head in eval. Names and types of modules do not tell; a forward pass does, by who is called and by what reads
-which memory.
+then the layer's quantizers do not run, and the product is computed in float. Or nothing uses the layer at all: an
+auxiliary head in eval. Module names and types do not reveal this; a forward pass does, by which modules it calls and
+which memory it reads.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SHAPE_ONLY = ("new_", "empty_like", "zeros_like", "ones_like", "full_like", "ra
 
 @dataclass(frozen=True)
 class Bypassed:
-    """Full names of the layers that a forward pass went round.
+    """Full names of the layers that a forward pass bypassed.
 
     Attributes:
-        read: not called, but their weight was read: they compute in float.
-        unused: neither called nor read.
-        also_read: called, and their weight was read besides: there it is float.
+        read: Layers that were not called, but whose weight was read: they compute in float.
+        unused: Layers that were neither called nor read.
+        also_read: Layers that were called and whose weight was also read, in float.
     """
 
     read: tuple[str, ...] = ()
@@ -44,12 +44,12 @@ class Bypassed:
     also_read: tuple[str, ...] = ()
 
     def exclusion(self) -> str:
-        """The config's words for leaving the layers that are read float."""
+        """Return the config setting that keeps the layers in `read` float."""
         return f"quant_transformer.exclude_layers={list(self.read)}"
 
 
 class Watch:
-    """What forward passes call and read; see `watching`."""
+    """Record of what forward passes call and read; see `watching`."""
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._layers = layers
@@ -58,7 +58,7 @@ class Watch:
         self.passes = 0
 
     def result(self) -> Bypassed:
-        """What the passes so far went round."""
+        """Return the layers that all passes so far bypassed."""
         uncalled = [name for name in self._layers if name not in self._called]
         return Bypassed(
             tuple(name for name in uncalled if name in self._read),
@@ -69,13 +69,13 @@ class Watch:
 
 @contextmanager
 def watching(model: nn.Module, layers: Mapping[str, nn.Module] | None = None) -> Iterator[Watch]:
-    """Watch the forward passes made in this context.
+    """Watch the forward passes in this context.
 
-    No hook is attached, since PyTorch's fused kernels step back where there are hooks, and would do so unnoticed.
+    No hook is attached: hooks would silently turn off PyTorch's fused kernels.
 
     Args:
-        model: the model.
-        layers: those to watch, by full name; None: all quantized layers.
+        model: Model to watch.
+        layers: Layers to watch, by full name; None: all quantized layers.
     """
     layers = quantized_layers(model) if layers is None else layers
     watch = Watch(layers)
@@ -102,14 +102,14 @@ def _noting(forward: Callable[..., Tensor], called: set[str], name: str) -> Call
 
 
 class _Readers(TorchDispatchMode):
-    """Notes which layers' weights operators read, whatever they call them: views and `.data` are the same memory."""
+    """Mode that records which layers' weights operators read, by memory: views and `.data` count as well."""
 
     def __init__(self, layers: Mapping[str, nn.Module], read: set[str]) -> None:
         super().__init__()
         self._read = read
         self._owners: dict[int, list[tuple[str, int, int]]] = {}
         self._weights = [(name, weight) for name, layer in layers.items() for weight in _weights(layer)]
-        for name, weight in self._weights:  # kept alive, so that nothing else takes their memory
+        for name, weight in self._weights:  # kept alive, so that nothing else reuses their memory
             self._owners.setdefault(_memory(weight), []).append((name, *_extent(weight)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -121,7 +121,7 @@ class _Readers(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _owned(self, tensor: Tensor) -> Iterator[str]:
-        """Names of the layers whose weights lie in the memory of `tensor`."""
+        """Yield the names of the layers whose weights share memory with `tensor`."""
         owners = self._owners.get(_memory(tensor))
         if owners and tensor.numel():
             first, last = _extent(tensor)
@@ -129,8 +129,8 @@ class _Readers(TorchDispatchMode):
 
 
 def _weights(layer: nn.Module) -> Iterator[Tensor]:
-    """The weight of a layer, as it holds it, or what parametrizations compute it from."""
-    found = [layer._parameters.get("weight"), vars(layer).get("weight")]  # what a hook has computed is no parameter
+    """Yield the weight of a layer as stored, or the tensors that parametrizations compute it from."""
+    found = [layer._parameters.get("weight"), vars(layer).get("weight")]  # one computed by a hook is not a parameter
     if parametrize.is_parametrized(layer, "weight"):
         found += cast(Any, layer).parametrizations.weight.parameters()
     yield from (tensor for tensor in found if isinstance(tensor, Tensor))
@@ -141,31 +141,31 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """The first and the last byte of a tensor's elements within its memory."""
+    """Return the first and the last byte of a tensor's elements within its storage."""
     first = tensor.storage_offset()
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return int(first * tensor.itemsize), int((last + 1) * tensor.itemsize - 1)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The quantized layers of a model, by full name."""
+    """Return the quantized layers of a model, by full name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantLayer)}
 
 
 def planned_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that are quantized, or are of a kind that can be, by full name."""
+    """Return the layers that are or can be quantized, by full name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) or kind_of(m) is not None}
 
 
 @contextmanager
 def noticing(model: nn.Module, what: str) -> Iterator[None]:
-    """Watch the forward passes in this context, and warn of the layers that they go round, by name.
+    """Watch the forward passes in this context, and warn about the layers that they bypass, by name.
 
-    A layer that is gone round is marked (`QuantLayer.bypassed`): its size counts as float. Each is warned of once.
+    A bypassed layer is marked (`QuantLayer.bypassed`): its size counts as float. Each layer is reported once.
 
     Args:
-        model: a model in eval mode; where none of its quantizers is on, nothing is watched.
-        what: is done, for the message ("validation").
+        model: Model in eval mode; if none of its quantizers is on, nothing is watched.
+        what: Activity named in the message ("validation").
     """
     layers = quantized_layers(model)
     if not any(_is_on(layer) for layer in layers.values()):
@@ -178,7 +178,7 @@ def noticing(model: nn.Module, what: str) -> Iterator[None]:
 
 @contextmanager
 def noticing_once(model: nn.Module, what: str) -> Iterator[None]:
-    """As `noticing`, in the first such context of a model alone."""
+    """Do what `noticing` does, but only in a model's first such context."""
     if model in _NOTICED:
         yield
         return
@@ -191,7 +191,7 @@ _NOTICED: WeakSet[nn.Module] = WeakSet()
 
 
 def mark(model: nn.Module, found: Bypassed, what: str) -> None:
-    """Mark the layers that were gone round, and no others; warn of those that were not marked before."""
+    """Mark exactly the layers that were bypassed; warn about those that were not marked before."""
     layers: dict[str, Any] = quantized_layers(model)
     round_them = {*found.read, *found.unused}
     read, unused = ([n for n in names if not layers[n].bypassed] for names in (found.read, found.unused))
@@ -199,40 +199,38 @@ def mark(model: nn.Module, found: Bypassed, what: str) -> None:
         layer.bypassed = name in round_them
     if read:
         logger.warning(
-            "%s: the model reads the weight of %s itself and does not call the layer, so it computes in float there "
-            "and not in its planned bits. Call the layer in the model's code, or leave it float: %s",
+            "%s: The model reads the weight of %s itself without calling the layer, so the product is computed in "
+            "float, not in the planned bits. Call the layer in the model's code, or keep it float: %s",
             *(what, _listed(read), found.exclusion()),
         )
     if unused:
         logger.warning(
-            "%s: the forward pass does not use %s; the planned bits mean nothing there, and the size counts as float.",
+            "%s: The forward pass does not use %s; the planned bits have no effect, and the size counts as float.",
             *(what, _listed(unused)),
         )
     if found.also_read and found.also_read not in _ALSO_READ:
         _ALSO_READ.add(found.also_read)
-        logger.warning(
-            "%s: the model also reads the weight of %s itself; there it is float.", what, _listed(found.also_read)
-        )
+        logger.warning("%s: The model also reads the weight of %s itself, in float.", what, _listed(found.also_read))
 
 
 _ALSO_READ: set[tuple[str, ...]] = set()
 
 
 def refuse_read(found: Bypassed, what: str) -> None:
-    """Raise `ConfigError` for layers that compute in float because their weight is read."""
+    """Raise `ConfigError` if layers compute in float because the model reads their weight."""
     if found.read:
         raise ConfigError(
-            f"{what}: the model reads the weight of {_listed(found.read)} itself and does not call the layer, so no "
-            "quantizer of it would be used. Call the layer in the model's code, or leave it float: "
+            f"{what}: the model reads the weight of {_listed(found.read)} itself without calling the layer, so its "
+            "quantizers would not be used. Call the layer in the model's code, or keep it float: "
             f"{found.exclusion()}"
         )
 
 
 def leave_fast_path(model: nn.Module) -> list[str]:
-    """Have PyTorch's transformer layers call the quantized layers in them without gradients, too.
+    """Make PyTorch's transformer layers call their quantized layers even without gradients.
 
-    Without gradients `nn.TransformerEncoderLayer` hands its weights to one fused kernel, unless a condition on the
-    layer is false. The attributes set here are such conditions, of those modules alone, and decide nothing else.
+    Without gradients `nn.TransformerEncoderLayer` passes its weights to one fused kernel, unless a condition on the
+    layer is false. The attributes set here are such conditions, for these modules only, and have no other effect.
 
     Returns:
         Full names of the modules that were changed.
@@ -245,7 +243,7 @@ def leave_fast_path(model: nn.Module) -> list[str]:
             module.activation_relu_or_gelu = 0
             changed.append(name)
         elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False  # nested tensors are for the fused kernel alone
+            module.use_nested_tensor = False  # only the fused kernel uses nested tensors
     return changed
 
 

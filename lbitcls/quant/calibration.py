@@ -1,4 +1,4 @@
-"""First values from data, and the state of all quantizers of a model."""
+"""Initial values from data, and the state of all quantizers of a model."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.ranges import find_rule
 from lbitcls.utils.errors import DataError
 
-Batch = Tensor | Mapping[str, Any] | Sequence[Any]  # what `images_of` takes
+Batch = Tensor | Mapping[str, Any] | Sequence[Any]  # what `images_of` accepts
 
 logger = logging.getLogger("lbitcls")
 SAMPLE_SIZE = 2**18
-"""Elements kept of each batch at each quantizer: enough for any statistic, little beside the activations."""
+"""Elements kept of each batch for each quantizer: enough for any statistic, few compared with the activations."""
 
 
 def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
-    """Every quantizer of a model, with its full name."""
+    """Iterate over a model's quantizers, with their full names."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Quantizer))
 
 
 def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that quantizers learn (they take no weight decay)."""
+    """Return the parameters that quantizers learn (exempt from weight decay)."""
     return [p for _, quantizer in named_quantizers(model) for p in quantizer.parameters()]
 
 
@@ -43,41 +43,41 @@ def set_quantization(model: nn.Module, enabled: bool) -> None:
 
 
 def refresh(model: nn.Module) -> None:
-    """Have all quantizers read their buffers again, after something else than loading wrote them (a broadcast)."""
+    """Make all quantizers reread their buffers after anything but loading wrote to them (a broadcast)."""
     for _, quantizer in named_quantizers(model):
         quantizer.refresh()
 
 
 def regularization(model: nn.Module) -> Tensor | float:
-    """Sum of the quantizers' own additions to the loss; 0.0 where no method has one."""
+    """Return the sum of the quantizers' additions to the loss; 0.0 if no method has one."""
     terms = [term for _, quantizer in named_quantizers(model) if (term := quantizer.regularization()) is not None]
     return torch.stack(terms).sum() if terms else 0.0
 
 
 def uninitialized(model: nn.Module) -> list[str]:
-    """Names of the quantizers that never took first values."""
+    """Return the names of the quantizers without initial values."""
     return [name for name, quantizer in named_quantizers(model) if not quantizer.is_initialized]
 
 
 def calibrate(model: nn.Module, batches: Iterable[Batch], method: str | None = None) -> int:
-    """Give every quantizer that has none its first values: weights' from the weights, inputs' from data.
+    """Initialize every uninitialized quantizer: weight quantizers from the weights, input quantizers from data.
 
-    The model runs in float meanwhile, in the mode it is in (in training mode BatchNorm uses the batch's statistics,
-    and its running ones stay as they are).
+    The model runs in float, in its current mode (in training mode BatchNorm uses the batch statistics, and its running
+    statistics stay unchanged).
 
     Args:
-        model: a transformed model.
-        batches: what `images_of` takes, on any device: tensors (N, C, H, W), dicts with such an `img`, or pairs
-            (images, labels).
-        method: `minmax`, `percentile` or `mse`: the rule that finds ranges; None: each method's own.
+        model: Transformed model.
+        batches: Batches that `images_of` accepts, on any device: tensors (N, C, H, W), dicts with such an `img`, or
+            pairs (images, labels).
+        method: Rule that finds ranges, `minmax`, `percentile` or `mse`; None: each method's own rule.
 
     Returns:
-        How many quantizers took their first values.
+        Number of quantizers that were initialized.
 
     Raises:
-        DataError: an input quantizer saw no data: `batches` is empty, or the forward pass does not reach its layer; or
-            a weight, an image or what is made of it holds values that are not finite.
-        ConfigError: the model reads a layer's weight itself and does not call the layer, which would stay float.
+        DataError: An input quantizer saw no data, because `batches` is empty or the forward pass does not reach its
+            layer; or a weight, an image or an activation contains values that are not finite.
+        ConfigError: The model reads a layer's weight itself without calling the layer, which would stay float.
     """
     rule = find_rule(method)
     pending = uninitialized(model)
@@ -104,13 +104,13 @@ def _require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.detach().isfinite().all():
             raise DataError(
-                f"calibration: {name} holds values that are NaN or infinite; the weights come from a run that "
-                "diverged, or from a damaged file. Give other weights."
+                f"calibration: {name} contains values that are NaN or infinite; the weights come from a run that "
+                "diverged, or from a damaged file. Use other weights."
             )
 
 
 def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[Batch]) -> dict[str, list[Tensor]]:
-    """Samples of what reaches each quantizer, in float; every quantizer must see some."""
+    """Return float samples of the values that reach each quantizer; every quantizer must see some."""
     samples: dict[str, list[Tensor]] = {name: [] for name in waiting}
     number = 0
 
@@ -118,9 +118,9 @@ def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[
         samples[name].append(sample := _sample(x))
         if not sample.isfinite().all():
             raise DataError(
-                f"calibration: what reaches {name} for batch {number} (counted from 0) holds values that are NaN or "
-                "infinite, though the images are finite: a layer before it overflows. Look at the range of the images "
-                "and at the weights."
+                f"calibration: what reaches {name} for batch {number} (counted from 0) contains values that are NaN "
+                "or infinite, although the images are finite: an earlier layer overflows. Check the range of the "
+                "images and the weights."
             )
 
     hooks = [
@@ -151,19 +151,19 @@ def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[
     if unseen:
         raise DataError(
             f"calibration: no data reached {unseen[0]}{f' and {len(unseen) - 1} others' if unseen[1:] else ''}; "
-            "give at least one batch, and leave layers that the forward pass does not use out of the transformer."
+            "provide at least one batch, and exclude layers that the forward pass does not use."
         )
     return samples
 
 
 def images_of(batch: object) -> Tensor:
-    """The images of a batch as loaders give it.
+    """Return the images of a batch from a data loader.
 
     Args:
-        batch: a tensor, a dict with `img`, or a tuple or list whose first item they are, such as (images, labels).
+        batch: Tensor, dict with `img`, or tuple or list whose first item is the images, such as (images, labels).
 
     Raises:
-        DataError: it is something else.
+        DataError: The batch has another form.
     """
     images = batch
     if isinstance(batch, Mapping):
@@ -173,7 +173,7 @@ def images_of(batch: object) -> Tensor:
     if not isinstance(images, Tensor):
         held = f" with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
         raise DataError(
-            "a batch is a tensor (N, C, H, W), a dict with such an 'img', or a pair (images, labels); got a "
+            "a batch must be a tensor (N, C, H, W), a dict with such an 'img', or a pair (images, labels); got a "
             f"{type(batch).__name__}{held}."
         )
     return images
@@ -184,13 +184,13 @@ def _require_finite_images(images: Tensor, number: int) -> None:
     if not finite.all():
         raise DataError(
             f"calibration: {int((~finite).sum())} of {len(images)} images of batch {number} (counted from 0), the "
-            f"first at place {int(finite.int().argmin())}, hold NaN or infinite values. Look at it and at what "
-            "the pipeline makes of it (a standard deviation of 0 divides by it)."
+            f"first at index {int(finite.int().argmin())}, contain NaN or infinite values. Check the image and "
+            "the pipeline (a standard deviation of 0 divides by zero)."
         )
 
 
 def _sample(x: Tensor) -> Tensor:
-    """At most `SAMPLE_SIZE` elements of `x` at equal distances, with its extremes, in one row."""
+    """Return at most `SAMPLE_SIZE` evenly spaced elements of `x`, with its extremes, in one row."""
     flat = x.detach().float().flatten()
     stride = -(-flat.numel() // SAMPLE_SIZE)
     if stride <= 1:
@@ -200,7 +200,7 @@ def _sample(x: Tensor) -> Tensor:
 
 @contextmanager
 def quantizing(model: nn.Module, chosen: Collection[Quantizer] = ()) -> Iterator[None]:
-    """The quantizers `chosen` quantize for the time being, all others hand their input on; states stay as they are."""
+    """Temporarily let only the quantizers `chosen` quantize; all others pass their input on. States do not change."""
     active = [(quantizer, quantizer.is_enabled) for _, quantizer in named_quantizers(model)]
     on = {id(quantizer) for quantizer in chosen}
     for quantizer, _ in active:
@@ -214,7 +214,7 @@ def quantizing(model: nn.Module, chosen: Collection[Quantizer] = ()) -> Iterator
 
 @contextmanager
 def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Put the running statistics of normalization layers back as they were."""
+    """Restore the running statistics of normalization layers on exit."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
     try:

@@ -1,10 +1,10 @@
-"""Weights that PyTorch's own utilities compute before a forward pass, and copies of models that have such weights.
+"""Weights that PyTorch's utilities compute before a forward pass, and copies of models that have such weights.
 
     torch.nn.utils.spectral_norm, weight_norm, prune    a forward pre-hook sets the attribute `weight`
-    torch.nn.utils.parametrize                          a property computes it, each time that it is read
+    torch.nn.utils.parametrize                          a property computes it on every read
 
-What a hook has set is stale as soon as something was loaded or trained, and `copy.deepcopy` refuses it while gradients
-pass through it. Whoever reads a weight without a forward pass calls `settle` first, or takes a `plain_copy`.
+A tensor set by a hook is stale after loading or training, and `copy.deepcopy` rejects it while gradients pass through
+it. Code that reads a weight without a forward pass calls `settle` first, or uses a `plain_copy`.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ _LEFT_BEHIND: dict[type, tuple[str, ...]] = {
     WeightNorm: ("_g", "_v"),
     prune.BasePruningMethod: ("_orig", "_mask"),
 }
-"""Kinds of hooks that compute a tensor, and what they compute it from, by what follows the tensor's name."""
+"""Hook types that compute a tensor → suffixes, after the tensor's name, of the tensors it is computed from."""
 
 
 def has_computed_weights(model: nn.Module) -> bool:
-    """Whether a module of `model` has a tensor that a hook or a parametrization of PyTorch's computes."""
+    """Return True if a PyTorch hook or parametrization computes a tensor of a module of `model`."""
     return any(parametrize.is_parametrized(module) or any(_hooks(module)) for module in model.modules())
 
 
 @torch.no_grad()
 def settle(model: nn.Module) -> None:
-    """Have hooks compute their tensors, as a forward pass in the model's mode does; parametrizations need no call."""
+    """Let hooks compute their tensors, as a forward pass in the model's mode does; parametrizations need no call."""
     for module in model.modules():
         for _, hook, _ in _hooks(module):
             hook(module, ())
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy of `model`; what was computed with gradients is copied without them.
+    """Return a deep copy of `model`; tensors computed with gradients are copied without them.
 
     Raises:
-        ConfigError: something in the model cannot be copied.
+        ConfigError: A part of the model cannot be copied.
     """
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _computed_tensors(model)}
     try:
         return copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:  # a tensor or an object in it that PyTorch or Python cannot copy
+    except (RuntimeError, TypeError) as error:  # it contains a tensor or an object that PyTorch or Python cannot copy
         raise ConfigError(
-            f"{type(model).__name__} cannot be copied: {error} Give the module that holds it a __deepcopy__, or keep "
-            "it outside of the model."
+            f"{type(model).__name__} cannot be copied: {error} Define __deepcopy__ in the module that contains it, or "
+            "keep it outside the model."
         ) from error
 
 
 @torch.no_grad()
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval, on the CPU and in float32, whose computed tensors are ordinary parameters.
+    """Return a copy of `model` in eval, on the CPU, in float32, with computed tensors as ordinary parameters.
 
     Their values are those that a forward pass in eval computes.
 
     Raises:
-        ConfigError: something in the model cannot be copied.
+        ConfigError: A part of the model cannot be copied.
     """
     plain = copy_model(model).cpu().float().eval()
     settle(plain)
@@ -78,7 +78,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[int, Any, tuple[str, ...]]]:
-    """The hooks that compute a tensor: key, hook, and endings of the names of what the tensor is computed from."""
+    """Yield hooks that compute a tensor: key, hook, and name suffixes of the tensors it is computed from."""
     for key, hook in module._forward_pre_hooks.items():
         for kind, suffixes in _LEFT_BEHIND.items():
             if isinstance(hook, kind):
@@ -100,7 +100,7 @@ def _keep_result(module: nn.Module, key: int, name: str, suffixes: tuple[str, ..
 
 
 def _drop_parametrizations(module: Any) -> None:
-    """As `remove_parametrizations`, which also takes the property away from the module that this one is a copy of."""
+    """Do what `remove_parametrizations` does, without removing the property from the module that was copied."""
     values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module._modules["parametrizations"]
@@ -109,7 +109,7 @@ def _drop_parametrizations(module: Any) -> None:
 
 
 def _computed_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """The tensors in the modules' attributes and containers that are results of a computation with gradients."""
+    """Yield tensors in the modules' attributes and containers that were computed with gradients."""
     waiting, seen = [value for module in model.modules() for value in vars(module).values()], set()
     while waiting:
         value = waiting.pop()

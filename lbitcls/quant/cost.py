@@ -1,4 +1,4 @@
-"""What a plan costs: multiply-accumulates, bit-operations and size of each layer, beside the float model's."""
+"""Cost of a plan: multiply-accumulates, bit-operations and size of each layer, next to the float model's."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class LayerCost:
     """Cost of one layer for one image.
 
     Attributes:
-        row: the layer's row of the plan.
-        macs: multiply-accumulates; 0 for a layer that is no convolution or matrix product.
-        bit_operations: macs · bits of the weight · bits of the input (32 where float).
-        size_bits: parameters at their bits.
+        row: Plan row of the layer.
+        macs: Multiply-accumulates; 0 for a layer that is not a convolution or matrix product.
+        bit_operations: Product macs · bits of the weight · bits of the input (32 if float).
+        size_bits: Size of the parameters, in bits, at their bit widths.
     """
 
     row: PlanRow
@@ -37,26 +37,26 @@ class LayerCost:
 
     @property
     def float_size_bits(self) -> int:
-        """Size of the float layer."""
+        """Size of the float layer, in bits."""
         return self.row.parameters * FLOAT_BITS
 
 
 def plan_cost(plan: Plan, model: nn.Module, images: Tensor) -> list[LayerCost]:
-    """Cost of each row of a plan.
+    """Return the cost of each row of a plan.
 
-    A layer that the forward pass goes round is a row that stays float, and says so.
+    A layer that the forward pass bypasses becomes a row that stays float, with the reason.
 
     Args:
-        plan: a transformer's plan for `model`.
-        model: the model that the plan is for, before or after.
-        images: (1, C, H, W), an image as the model takes it.
+        plan: Transformer's plan for `model`.
+        model: Model of the plan, before or after the transformation.
+        images: Preprocessed image of shape (1, C, H, W).
     """
     macs, bypassed = _forward(model, images)
     return [_cost(_as_found(row, bypassed), macs.get(row.name, 0)) for row in plan]
 
 
 def _as_found(row: PlanRow, bypassed: Bypassed) -> PlanRow:
-    """The row as a forward pass bears it out."""
+    """Return the row, corrected by what the forward pass showed."""
     if not row.quantized or row.name not in (*bypassed.read, *bypassed.unused):
         return row
     found = "the model reads its weight itself" if row.name in bypassed.read else "the forward pass does not use it"
@@ -64,7 +64,7 @@ def _as_found(row: PlanRow, bypassed: Bypassed) -> PlanRow:
 
 
 def count_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of every Conv and Linear, quantized or not, by full name, for the images given."""
+    """Return the multiply-accumulates of every Conv and Linear, quantized or not, by full name, for `images`."""
     return _forward(model, images)[0]
 
 
@@ -73,7 +73,7 @@ def _forward(model: nn.Module, images: Tensor) -> tuple[dict[str, int], Bypassed
     hooks = []
 
     def count(name: str, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-        # A transposed convolution multiplies each input with a slice of the weight, the others make each output so.
+        # A transposed convolution multiplies each input by a slice of the weight; other layers compute each output so.
         made = (*args, kwargs.get("input"))[0] if isinstance(layer, nn.ConvTranspose2d) else output
         weight: Any = layer.weight
         macs[name] = macs.get(name, 0) + made.numel() * weight[0].numel()

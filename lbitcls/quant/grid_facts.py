@@ -1,4 +1,4 @@
-"""The grid that a quantizer's saved values belong to: read from a state dict, and told in messages."""
+"""Description of the grid that a quantizer's saved values belong to, for state dicts and messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 GRID = "grid"
-"""The entry of a quantizer's state dict that says which grid the others belong to: JSON text, as bytes."""
+"""Entry of a quantizer's state dict that describes the grid of the other entries: JSON text, as bytes."""
 
 
 def read_facts(text: Tensor) -> dict[str, Any]:
-    """The facts in an entry `GRID`; none where it is damaged."""
+    """Return the facts in an entry `GRID`; empty if it is damaged."""
     try:
         facts = json.loads(bytes(text.flatten().tolist()))
     except (ValueError, TypeError, RecursionError):
@@ -22,9 +22,9 @@ def read_facts(text: Tensor) -> dict[str, Any]:
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """A grid in words."""
+    """Return a grid in words."""
     if not facts:
-        return "a grid that is not told"
+        return "an unknown grid"
     channels, integers = facts.get("channels"), facts.get("integers")
     span = f", integers {integers[0]} to {integers[-1]}" if isinstance(integers, list) and integers else ""
     per = "" if channels is None else f", {channels} channels"
@@ -33,5 +33,5 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def sign_name(signed: bool) -> str:
-    """`signed` in words."""
+    """Return `signed` in words."""
     return "signed" if signed else "unsigned"

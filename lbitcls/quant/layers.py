@@ -1,7 +1,7 @@
 """Quantized layers: a float layer with a quantizer for its weight and one for its input.
 
-A layer says where quantizers are used; they say what the integers are. `LAYER_KINDS` names the float types that can
-be quantized.
+A layer defines where quantizers are used; the quantizers define the integers. `LAYER_KINDS` lists the float types
+that can be quantized.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-"""Where PyTorch keeps what happens around a module's forward pass; what takes a layer's place takes all of it over."""
-SMALLEST_RECOMPUTED = 2**16  # elements; below this the call costs more than the memory is worth
+"""Attributes in which PyTorch keeps a module's forward hooks; a layer's replacement inherits all of them."""
+SMALLEST_RECOMPUTED = 2**16  # elements; for fewer, the call costs more than the memory saved is worth
 
 
 class QuantLayer(nn.Module):
-    """What quantized layers share; each also is a subclass of its float layer.
+    """Base class of quantized layers; each is also a subclass of its float layer.
 
-    In eval without gradients on the CPU the weight is quantized once, and again when its values are others
+    In eval, without gradients, on the CPU, the weight is quantized once, and again only when its values change
     (`weight_cache`).
 
     Attributes:
-        weight_quantizer: quantizes the weight; None: float.
-        input_quantizer: quantizes the layer's input; None: float.
-        method: name of the method, as plans and exporters report it.
-        bypassed: a forward pass that was watched went round the layer, so it computes nothing, or in float (`bypass`).
-        weight_channel_axis: the axis of the weight that holds the output channels.
+        weight_quantizer: Quantizer of the weight; None: float.
+        input_quantizer: Quantizer of the layer's input; None: float.
+        method: Name of the method, as plans and exporters report it.
+        bypassed: True if a watched forward pass bypassed the layer, so that it is unused or computes in float
+            (`bypass`).
+        weight_channel_axis: Axis of the weight's output channels.
     """
 
     float_type: ClassVar[type[nn.Module]]
@@ -65,7 +66,7 @@ class QuantLayer(nn.Module):
         input_quantizer: Quantizer | None,
         method: str = "",
     ) -> Any:
-        """The quantized form of `layer`, which keeps its parameters, hooks and mode (the same tensors, no copies)."""
+        """Return the quantized form of `layer`, with its parameters, hooks and mode (the same tensors, no copies)."""
         quantized = _recast(layer, cls)
         for name, quantizer in (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer)):
             quantized.register_module(
@@ -78,7 +79,7 @@ class QuantLayer(nn.Module):
         return quantized
 
     def to_float(self) -> nn.Module:
-        """The float layer again, with the same parameters."""
+        """Return the float layer with the same parameters."""
         layer = _recast(self, self.float_type)
         del layer._modules["weight_quantizer"], layer._modules["input_quantizer"], layer.__dict__["method"]
         del layer.__dict__["_weight_cache"]
@@ -86,7 +87,7 @@ class QuantLayer(nn.Module):
         return layer
 
     def train(self, mode: bool = True) -> Any:
-        """Set the mode, and forget the quantized weight that eval kept."""
+        """Set the mode, and drop the quantized weight cached in eval."""
         self._weight_cache.clear()
         return super().train(mode)
 
@@ -95,11 +96,11 @@ class QuantLayer(nn.Module):
         return super()._apply(*args, **kwargs)
 
     def weight_to_quantize(self) -> Tensor:
-        """The float tensor that the weight quantizer sees."""
+        """Return the float tensor that the weight quantizer receives."""
         return self.weight
 
     def apply_quantized(self, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """`operation(input, weight)` on the quantized input and weight."""
+        """Return `operation(input, weight)` for the quantized input and weight."""
         quantized = [_quantize(self.input_quantizer, x), self._quantized_weight()]
         values = [value for value, _ in quantized]
         if worthwhile():
@@ -123,12 +124,12 @@ class QuantLayer(nn.Module):
 
 
 def _watched(module: nn.Module) -> bool:
-    """Whether someone waits for the calls of `module`."""
+    """Return True if hooks observe the calls of `module`."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _quantize(quantizer: Quantizer | None, x: Tensor) -> Quantized:
-    """`x` quantized, and how to quantize it again; no way where nothing is quantized."""
+    """Return `x` quantized, and a function that quantizes it again (None if nothing is quantized)."""
     if quantizer is None:
         return x, None
     y = quantizer(x)
@@ -136,8 +137,8 @@ def _quantize(quantizer: Quantizer | None, x: Tensor) -> Quantized:
 
 
 def _recast(layer: nn.Module, target: type[nn.Module]) -> Any:
-    """A module of another class with the state of `layer`: the same tensors in containers of its own."""
-    if parametrize.is_parametrized(layer):  # what computes its tensors is in its class
+    """Return a module of another class with the state of `layer`: the same tensors in new containers."""
+    if parametrize.is_parametrized(layer):  # its class computes its tensors
         parametrizations: Any = layer.parametrizations
         names = (*parametrizations, "__deepcopy__", "__getstate__")
         computing = {name: value for name, value in vars(type(layer)).items() if name in names}
@@ -160,8 +161,8 @@ class QuantConv1d(QuantLayer, nn.Conv1d):
 class QuantConv2d(QuantLayer, nn.Conv2d):
     """Quantized `Conv2d`.
 
-    With `fold(norm)` the weight is quantized as it is after the BatchNorm is folded into it, weight · γ/σ, and the
-    result is divided by γ/σ again before the BatchNorm, which stays in its place (PyTorch's ConvBn QAT, Jacob et al.,
+    After `fold(norm)` the layer quantizes the weight with the BatchNorm folded into it, weight · γ/σ, and divides the
+    result by γ/σ again before the BatchNorm, which stays in place (PyTorch's ConvBn QAT, Jacob et al.,
     arXiv:1712.05877, section 3.2, with running statistics). In float this changes nothing.
     """
 
@@ -171,13 +172,13 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     ] = ()  # a tuple hides the norm from this module's children and state
 
     def fold(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
-        """Quantize the weight as folded with the BatchNorm that takes this layer's output."""
+        """Quantize the weight with the BatchNorm that follows this layer folded into it."""
         self.folded_norm = (norm,)
         if self.weight_quantizer is not None:
             self.weight_quantizer.folded = True
 
     def fold_factor(self) -> Tensor | None:
-        """γ/σ (O,) of the folded BatchNorm, 1 where γ is 0; None: nothing is folded."""
+        """Return γ/σ (O,) of the folded BatchNorm, 1 where γ is 0, or None if nothing is folded."""
         if not self.folded_norm:
             return None
         norm = self.folded_norm[0]
@@ -187,7 +188,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         return torch.where(factor.abs() < SMALLEST_FACTOR, torch.ones_like(factor), factor)
 
     def weight_to_quantize(self) -> Tensor:
-        """The weight, times γ/σ where a BatchNorm is folded."""
+        """Return the weight, times γ/σ if a BatchNorm is folded."""
         factor = self.fold_factor()
         return self.weight if factor is None else self.weight * factor.view(-1, 1, 1, 1)
 
@@ -234,7 +235,7 @@ LAYER_KINDS: dict[str, type[QuantLayer]] = {
     "Conv1d": QuantConv1d,
     "ConvTranspose2d": QuantConvTranspose2d,
 }
-"""Float layer type, by its name, to the quantized layer that replaces it."""
+"""Name of a float layer type → the quantized layer that replaces it."""
 
 ENTRY_SUFFIXES: dict[str, str] = {
     "Conv2d": "Conv",
@@ -242,26 +243,26 @@ ENTRY_SUFFIXES: dict[str, str] = {
     "Conv1d": "Conv1d",
     "ConvTranspose2d": "ConvTranspose2d",
 }
-"""What a layer kind adds to a method's name in a config: `LSQ` + `Conv`."""
+"""Layer kind → suffix of a method's name in a config: `LSQ` + `Conv`."""
 
 
 def num_channels(layer: nn.Module, kind: type[QuantLayer]) -> int:
-    """Number of output channels of a float layer's weight."""
+    """Return the number of output channels of a float layer's weight."""
     if kind.weight_channel_axis == 1 and layer.groups != 1:
         raise ConfigError(f"per_channel needs groups=1 in a {type(layer).__name__}; it has {layer.groups}.")
-    weight: Any = layer.weight  # no parameter where a hook computes it
+    weight: Any = layer.weight  # not a parameter if a hook computes it
     return weight.shape[kind.weight_channel_axis]
 
 
 def kind_of(layer: nn.Module) -> str | None:
-    """Name of the layer kind of a float layer, by its exact type (parametrized or not); None when there is none."""
+    """Return the layer kind of a float layer, by its exact type (parametrized or not), or None if it has none."""
     float_type = parametrize.type_before_parametrizations(layer)
     name = float_type.__name__
     return name if name in LAYER_KINDS and LAYER_KINDS[name].float_type is float_type else None
 
 
 def quantized_kind(name: str) -> type[QuantLayer]:
-    """The quantized layer for a kind's name; `ConfigError` for an unknown one."""
+    """Return the quantized layer for a kind's name; raise `ConfigError` for an unknown kind."""
     if name not in LAYER_KINDS:
-        raise ConfigError(f"'{name}' is no kind of layer that can be quantized; they are {', '.join(LAYER_KINDS)}.")
+        raise ConfigError(f"'{name}' is not a kind of layer that can be quantized. Known: {', '.join(LAYER_KINDS)}.")
     return LAYER_KINDS[name]

@@ -1,7 +1,7 @@
-"""Methods by name, and what a config may say of a quantized layer.
+"""Methods by name, and the options of quantized layers in configs.
 
 A method is a pair of quantizers, one for weights and one for inputs. `register_method("LSQ", weight=LSQ, input=LSQ)`
-makes the entries `LSQConv` and `LSQLinear` known to configs, as `dict(type='LSQConv', num_bit_w=4, num_bit_a=4)`.
+registers the entries `LSQConv` and `LSQLinear` for configs, as `dict(type='LSQConv', num_bit_w=4, num_bit_a=4)`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _GIVEN_BY_LAYER = ("num_bits", "role", "num_channels", "channel_axis")
 
 @dataclass(frozen=True)
 class Method:
-    """A named pair of quantizers (`input` None: weights only)."""
+    """Named pair of quantizers (`input` None: weights only)."""
 
     name: str
     weight: type[Quantizer]
     input: type[Quantizer] | None
 
     def options(self) -> dict[str, tuple[str, ...]]:
-        """Options that the quantizers take, to the roles ("weight", "input") that take each."""
+        """Return the quantizers' options, each with the roles ("weight", "input") that accept it."""
         taken: dict[str, tuple[str, ...]] = {}
         for role, quantizer in (("weight", self.weight), ("input", self.input)):
             for name in _keywords(quantizer) if quantizer is not None else ():
@@ -44,22 +44,22 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
-"""Every method whose module is imported, by name."""
+"""Methods whose module is imported, by name."""
 
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """What `type='LSQConv'` stands for: a method for a kind of layer."""
+    """Entry that `type='LSQConv'` names: a method for a kind of layer."""
 
     name: str
     method: Method
     kind: str
 
     def __call__(self, layer: nn.Module, **options: Any) -> nn.Module:
-        """The quantized form of the float `layer`; the options are a config's, under their own names.
+        """Return the quantized form of the float `layer`, with a config's options under their current names.
 
         Raises:
-            ConfigError: another kind of layer, an unknown option, or bits that the method does not have.
+            ConfigError: The layer is of another kind, an option is unknown, or the method lacks these bits.
         """
         if kind_of(layer) != self.kind:
             raise ConfigError(f"{self.name} replaces a {self.kind}; got a {type(layer).__name__}.")
@@ -75,7 +75,7 @@ class LayerEntry:
         )
 
     def settings(self, options: dict[str, Any]) -> LayerSettings:
-        """Read a config's options: bits of weight and input (None: float), and the quantizers' own options."""
+        """Parse a config's options: bits of weight and input (None: float), and the quantizers' options."""
         options = dict(options)
         known = self.method.options()
         reject_unknown_keys(self.name, options, (*LAYER_KEYS, *known))
@@ -91,7 +91,7 @@ class LayerEntry:
     def _check_values(self, options: dict[str, Any]) -> None:
         for key in ("bSetQ", "quant_activation", "per_channel"):
             if options.get(key, False) not in (True, False):
-                raise ConfigError(f"{self.name}: {key} is True or False; got {options[key]!r}.")
+                raise ConfigError(f"{self.name}: {key} must be True or False; got {options[key]!r}.")
         for quantizer in (self.method.weight, self.method.input):
             for cls in quantizer.__mro__ if quantizer is not None else ():
                 if cls is not object and cls is not nn.Module and "__init__" in vars(cls):
@@ -125,7 +125,7 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """A config entry, read: bits (None: float), granularity, and each quantizer's own options."""
+    """Parsed config entry: bits (None: float), granularity, and each quantizer's options."""
 
     weight_bits: int | None
     input_bits: int | None
@@ -135,16 +135,16 @@ class LayerSettings:
 
 
 def register_method(name: str, weight: type[Quantizer], input: type[Quantizer] | None, force: bool = False) -> None:
-    """Make a method known to configs, as `<name>Conv`, `<name>Linear`, ….
+    """Register a method for configs, as `<name>Conv`, `<name>Linear`, ….
 
     Args:
-        name: the method's name, as configs write it before the kind of layer.
-        weight: quantizer class of weights.
-        input: quantizer class of inputs; None: the method quantizes weights only.
-        force: replace a method of this name, as a cell of a notebook does that is run again.
+        name: Name of the method, as configs write it before the kind of layer.
+        weight: Quantizer class for weights.
+        input: Quantizer class for inputs; None: the method quantizes weights only.
+        force: Replace a method of the same name, for example when a notebook cell runs again.
 
     Raises:
-        ConfigError: the name is taken, and not `force`.
+        ConfigError: The name is taken, and `force` is False.
     """
     method = Method(name, weight, input)
     for suffix in ENTRY_SUFFIXES.values():
@@ -156,9 +156,9 @@ def register_method(name: str, weight: type[Quantizer], input: type[Quantizer] |
 
 
 def find_entry(cfg: Any) -> tuple[Any, dict[str, Any]]:
-    """The registered entry that `dict(type=NAME, …)` names, and the options beside it."""
+    """Return the registered entry that `dict(type=NAME, …)` names, and its options."""
     if not isinstance(cfg, dict) or not isinstance(cfg.get("type"), str):
-        raise ConfigError(f"a quantized layer is given as dict(type='LSQConv', num_bit_w=4, num_bit_a=4); got {cfg!r}.")
+        raise ConfigError(f"a quantized layer must be a dict(type='LSQConv', num_bit_w=4, num_bit_a=4); got {cfg!r}.")
     name, options = current_entry(cfg["type"], {key: value for key, value in cfg.items() if key != "type"})
     entry = QUANT_LAYERS.find(name)
     if isinstance(entry, LayerEntry):
@@ -167,14 +167,14 @@ def find_entry(cfg: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def build_quant_layer(cfg: dict[str, Any], layer: nn.Module) -> nn.Module:
-    """The quantized layer that replaces a float one.
+    """Build the quantized layer that replaces a float layer.
 
     Args:
-        cfg: `dict(type=ENTRY, num_bit_w=…, num_bit_a=…, …)`.
-        layer: the float layer; its parameters are kept (the same tensors).
+        cfg: Entry `dict(type=ENTRY, num_bit_w=…, num_bit_a=…, …)`.
+        layer: Float layer; its parameters are kept (the same tensors).
 
     Returns:
-        The quantized layer; `layer` itself when the entry leaves it float (`bSetQ=False`, or 32 bits for both).
+        The quantized layer; `layer` itself if the entry keeps it float (`bSetQ=False`, or 32 bits for both).
 
     Example:
         >>> layer = build_quant_layer(dict(type="LSQConv", num_bit_w=4, num_bit_a=4), nn.Conv2d(8, 8, 3))
@@ -188,7 +188,7 @@ def build_quant_layer(cfg: dict[str, Any], layer: nn.Module) -> nn.Module:
 
 
 def build_own_layer(cls: type[nn.Module], layer: nn.Module, options: dict[str, Any]) -> nn.Module:
-    """A user's own class, built from the arguments of the float layer and given its parameters."""
+    """Build a user's layer class with the float layer's arguments and parameters."""
     arguments = {**constructor_arguments(layer), **options}
     check_names(cls, arguments)
     check_values(cls.__name__, cls, options)
@@ -196,9 +196,9 @@ def build_own_layer(cls: type[nn.Module], layer: nn.Module, options: dict[str, A
     missing = {"weight", "bias"} & set(own.load_state_dict(layer.state_dict(), strict=False).missing_keys)
     if missing:
         raise ConfigError(
-            f"{cls.__name__} gets the parameters of the layer that it replaces, a {type(layer).__name__} whose "
-            f"{' and '.join(sorted(missing))} something computes (a hook or a parametrization): replace the layer "
-            "first, and let the new one's be computed."
+            f"{cls.__name__} needs the parameters of the layer that it replaces, but a hook or a parametrization "
+            f"computes {' and '.join(sorted(missing))} of this {type(layer).__name__}: replace the layer first, then "
+            "add the hook or parametrization to the new one."
         )
     for hooks in HOOKS:
         getattr(own, hooks).update(getattr(layer, hooks))
@@ -206,14 +206,14 @@ def build_own_layer(cls: type[nn.Module], layer: nn.Module, options: dict[str, A
 
 
 def constructor_arguments(layer: nn.Module) -> dict[str, Any]:
-    """The arguments that would build a float Conv or Linear like `layer`."""
+    """Return the arguments that build a float Conv or Linear like `layer`."""
     names = inspect.signature(type(layer).__init__).parameters
     found = {n: getattr(layer, n) for n in names if n not in ("self", "device", "dtype", "bias") and hasattr(layer, n)}
     return {**found, "bias": layer.bias is not None}
 
 
 def _keywords(quantizer: type[Quantizer]) -> set[str]:
-    """Keyword arguments of a quantizer's own that a config may give, through all its base classes."""
+    """Return the keyword arguments of a quantizer and its base classes that a config may set."""
     names: set[str] = set()
     for cls in quantizer.__mro__:
         if cls is nn.Module:

@@ -1,4 +1,4 @@
-"""A plan: what a model transformer will do, a row for each layer, before it does anything."""
+"""Plan of a model transformer: one row for each layer, known before the model changes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.nn.utils import parametrize
 
 @dataclass(frozen=True)
 class PlanRow:
-    """What becomes of one module with parameters of its own.
+    """Plan for one module that owns parameters.
 
     Attributes:
-        name: its full name in the model.
-        kind: its type.
-        shape: of its weight; () where it has none.
-        entry: the config's name of the quantized layer; None: it stays float.
-        num_bit_w: bits of the weight; None: float.
-        num_bit_a: bits of the input; None: float.
-        rule: what decided it: `special_layers`, `quan_policy`, `exclude_layers`, or why no rule applies.
-        parameters: number of parameters.
-        cfg: the config entry that applies.
+        name: Full name in the model.
+        kind: Type of the module.
+        shape: Shape of the weight; () without a weight.
+        entry: Config name of the quantized layer; None: the layer stays float.
+        num_bit_w: Bits of the weight; None: float.
+        num_bit_a: Bits of the input; None: float.
+        rule: Deciding rule: `special_layers`, `quan_policy`, `exclude_layers`, or the reason why no rule applies.
+        parameters: Number of parameters.
+        cfg: Config entry that applies.
     """
 
     name: str
@@ -38,13 +38,13 @@ class PlanRow:
 
     @property
     def quantized(self) -> bool:
-        """Whether the layer is replaced."""
+        """True if the layer is replaced."""
         return self.entry is not None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of a plan, in the model's order."""
+    """Rows of a plan, in the model's order."""
 
     rows: tuple[PlanRow, ...]
 
@@ -60,7 +60,7 @@ class Plan:
         return [row for row in self.rows if row.quantized]
 
     def table(self) -> str:
-        """The plan as aligned text: the replaced layers, then what stays float, and why, by kind."""
+        """Return the plan as aligned text: the replaced layers, then those that stay float, and why, by kind."""
         lines = aligned(
             [("layer", "kind", "shape", "entry", "weight", "input", "rule")]
             + [
@@ -81,7 +81,7 @@ class Plan:
 
 
 def float_plan(model: nn.Module) -> Plan:
-    """The plan of a model of which nothing is quantized: a row for each module with parameters of its own."""
+    """Return the plan of an unquantized model: one row for each module that owns parameters."""
     return Plan(
         tuple(
             PlanRow(name, type(module).__name__, _shape(module), None, None, None, "no quant_transformer", count)
@@ -97,9 +97,9 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
 
 
 def own_parameters(module: nn.Module) -> int:
-    """Number of parameters that a module holds itself, not through its children."""
+    """Return the number of parameters that a module owns, not counting its children's."""
     if isinstance(module, parametrize.ParametrizationList):
-        return 0  # they count for the layer whose tensor is computed from them
+        return 0  # counted for the layer whose tensor is computed from them
     computed: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
     owners = (module, *computed.values())
     return sum(p.numel() for owner in owners for p in owner.parameters(recurse=False))
@@ -110,7 +110,7 @@ def _bits(num_bits: int | None) -> str:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as lines of text with aligned columns."""
+    """Return rows of cells as lines of text with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
 

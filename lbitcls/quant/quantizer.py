@@ -1,11 +1,11 @@
-"""`Quantizer`, the base of every method: state, first values, and one formula for training and export.
+"""`Quantizer`, the base class of every method: state, initial values, one formula for training and export.
 
     steps   = round(clip(normalize(x) / scale, quant_min - zero_point, quant_max - zero_point))
     forward = steps * scale                  # fake quantize
     integer = steps + zero_point             # to_integer()
 
-A method says what `scale` and `zero_point` are (`grid`), what their first values are (`first_values`), and how
-gradients pass the rounding (`formula`). State is filled in place, so that optimizer, EMA and DDP keep their tensors.
+A method defines `scale` and `zero_point` (`grid`), their initial values (`first_values`), and how gradients pass the
+rounding (`formula`). State is filled in place, so that optimizer, EMA and DDP keep their tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RangeRule = Callable[[Tensor, "Quantizer"], tuple[Tensor, Tensor]]
 
 
 class NotInitializedError(LbitclsError):
-    """A quantizer is used in eval before it ever saw data."""
+    """A quantizer is used in eval before it has seen data."""
 
 
 class ScaleError(LbitclsError):
@@ -38,31 +38,31 @@ class ScaleError(LbitclsError):
 
 
 class Quantizer(nn.Module):
-    """Maps a tensor to the nearest values of an integer grid, and says what the integers are.
+    """Module that maps a tensor to the nearest values of an integer grid, and describes the integers.
 
     Args:
-        num_bits: 2 to 8.
-        role: "weight" or "input", where the layer uses it.
-        signed: whether negative values are represented; None: decided once, from the first data.
-        num_channels: number of separate grids along `channel_axis`; None: one grid for the tensor.
-        channel_axis: the axis of the channels.
-        narrow_range: leave out the most negative integer; None: for 8-bit weights, whose signs an exporter flips.
+        num_bits: Number of bits, 2 to 8.
+        role: Use in the layer, "weight" or "input".
+        signed: Represent negative values; None: decided once, from the first data.
+        num_channels: Number of separate grids along `channel_axis`; None: one grid for the tensor.
+        channel_axis: Axis of the channels.
+        narrow_range: Leave out the most negative integer; None: for 8-bit weights, whose signs an exporter flips.
 
     Attributes:
-        place: full name in the model, for messages; empty where no transformer put the quantizer there.
-        initialized: buffer; whether the parameters took their first values.
-        enabled: buffer; when False the quantizer hands its input on unchanged.
-        folded: whether the tensor is a weight times the factors of a BatchNorm that is folded into it.
+        place: Full name in the model, for messages; empty unless a transformer inserted the quantizer.
+        initialized: Buffer; True once the parameters have their initial values.
+        enabled: Buffer; if False, the quantizer returns its input unchanged.
+        folded: True if the tensor is a weight times the factors of a BatchNorm folded into it.
     """
 
     formula: Elementwise
-    """How gradients pass the rounding; called with `x`, the channel axis, scale, and the bounds in steps."""
+    """Value and gradients of the rounding; called with `x`, the channel axis, scale, and the bounds in steps."""
 
     lowest_bits: ClassVar[int] = 2
     fixed_options: ClassVar[tuple[str, ...]] = ()
-    """Options of this class that the method decides itself, so that a config cannot give them."""
+    """Options of this class that the method fixes, so that a config cannot set them."""
     needs_data: bool = True
-    """Whether the grid's parameters take first values from data (else the grid is constant)."""
+    """True if the grid's parameters are initialized from data (else the grid is constant)."""
 
     initialized: Tensor
     enabled: Tensor
@@ -81,7 +81,7 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         if role not in ("weight", "input"):
-            raise ConfigError(f"a quantizer's role is 'weight' or 'input'; got '{role}'.")
+            raise ConfigError(f"a quantizer's role must be 'weight' or 'input'; got '{role}'.")
         self.num_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
         self.role = role
         self.place = ""
@@ -98,41 +98,41 @@ class Quantizer(nn.Module):
         self.register_buffer("high", torch.zeros(()), persistent=False)
         self.refresh()
 
-    # What a method gives
+    # Supplied by each method
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What `formula` takes after `x` and the channel axis: `scale` first; each of shape () or (C,)."""
+        """Return the arguments of `formula` after `x` and the channel axis, `scale` first; shapes () or (C,)."""
         raise NotImplementedError
 
     def first_values(self, x: Tensor) -> None:
-        """Fill the parameters from data, in place, by the method's own rule (no gradient; `x` is normalized)."""
+        """Initialize the parameters from data, in place, by the method's rule (no gradient; `x` is normalized)."""
         raise NotImplementedError
 
     def set_range(self, lower: Tensor, upper: Tensor) -> None:
-        """Fill the parameters, in place, so that the grid spans `lower` <= 0 to `upper` >= 0 (one for each grid)."""
+        """Fill the parameters in place, so that each grid spans its `lower` <= 0 to its `upper` >= 0."""
         raise NotImplementedError
 
     def integer_range(self) -> tuple[int, int]:
-        """Smallest and largest integer."""
+        """Return the smallest and largest integer."""
         return integer_range(self.num_bits, self.signed, self.narrow_range)
 
     def zero_point(self) -> Tensor:
-        """The integer that stands for 0, as a float of the scale's shape."""
+        """Return the integer that stands for 0, as a float of the scale's shape."""
         return torch.zeros_like(self.low)
 
     def levels(self) -> Tensor | None:
-        """The integers that occur, ascending, where not every one in the range does; else None."""
+        """Return the integers that occur, ascending, or None if all integers in the range occur."""
         return None
 
     def normalize(self, x: Tensor) -> Tensor:
-        """What is done to `x` before it is divided by the scale (computed in `compute_dtype`)."""
+        """Return `x` as it is before division by the scale (computed in `compute_dtype`)."""
         return x
 
     def regularization(self) -> Tensor | None:
-        """The method's own addition to the loss, or None."""
+        """Return the method's addition to the loss, or None."""
         return None
 
-    # What every method has
+    # Shared by all methods
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake quantize `x`: values on the grid, in the shape and dtype of `x`."""
@@ -148,7 +148,7 @@ class Quantizer(nn.Module):
         return self.formula(self.normalize(x), self.channel_axis, *grid).to(x.dtype)
 
     def take_recipe(self) -> Callable[[], Tensor] | None:
-        """How to make the last result again, on the grid it was made on; None where nothing was quantized."""
+        """Return a function that recomputes the last result on its grid, or None if nothing was quantized."""
         recipe, self._recipe = self._recipe, None
         return recipe
 
@@ -157,7 +157,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def to_integer(self, x: Tensor) -> Tensor:
-        """The integers that `x` becomes, int32, between `quant_min` and `quant_max`."""
+        """Return `x` as integers, int32, from `quant_min` to `quant_max`."""
         grid = self.grid(x)
         x = x.to(compute_dtype(x))
         value = self.formula(self.normalize(x), self.channel_axis, *grid)
@@ -166,13 +166,13 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def qparams(self, x: Tensor | None = None) -> QParams:
-        """The grid, as exporters read it.
+        """Return the grid, as exporters read it.
 
         Args:
-            x: the weight; needed where the grid follows it (DoReFa's 1-bit weights).
+            x: Weight; needed if the grid depends on it (DoReFa's 1-bit weights).
 
         Raises:
-            ScaleError: a scale is NaN or infinite, or 0: a learned one that is no larger than `SMALLEST_SCALE`.
+            ScaleError: A scale is NaN, infinite or 0, or a learned scale is not greater than `SMALLEST_SCALE`.
         """
         scale = self.grid(self.low.new_zeros((1, 1, 1, 1)) if x is None else x)[0]
         self._require_usable(scale)
@@ -183,7 +183,7 @@ class Quantizer(nn.Module):
 
     @property
     def signed(self) -> bool:
-        """Whether the grid has negative values."""
+        """True if the grid has negative values."""
         return self._negative
 
     @property
@@ -198,26 +198,26 @@ class Quantizer(nn.Module):
 
     @property
     def is_initialized(self) -> bool:
-        """Whether the first values are taken (the buffer's mirror: no device sync)."""
+        """True once the parameters have initial values (a copy of the buffer: no device sync)."""
         return self._ready
 
     @property
     def is_enabled(self) -> bool:
-        """Whether the quantizer quantizes (the buffer's mirror: no device sync)."""
+        """True if the quantizer quantizes (a copy of the buffer: no device sync)."""
         return self._active
 
     @torch.no_grad()
     def initialize(self, x: Tensor, rule: RangeRule | None = None) -> None:
-        """Take the first values from `x`, taken before or not; decides `signed` if the config did not.
+        """Initialize from `x`, even if initialized before; decides `signed` unless the config does.
 
         Args:
-            x: a weight, or a sample of the inputs.
-            rule: finds each grid's range in a matrix (grids, values); None: the method's own rule.
+            x: Weight, or sample of the inputs.
+            rule: Function that finds each grid's range in a matrix (grids, values); None: the method's own rule.
 
         Raises:
-            DataError: a value in `x` is not finite, or so large that the grid would not be.
+            DataError: A value in `x` is not finite, or is so large that the grid would not be finite.
         """
-        self._require_finite(x, "what it quantizes holds")
+        self._require_finite(x, "its data contains")
         given, x = x, self.normalize(x.detach().to(compute_dtype(x)))
         if self._signed_by_config is None:
             self.negative.fill_(bool((x < 0).any()))
@@ -227,7 +227,7 @@ class Quantizer(nn.Module):
         else:
             self.set_range(*rule(per_grid(x, self.channel_axis), self))
         for tensor in (*self.parameters(recurse=False), *self.grid(given)):
-            self._require_finite(tensor, "the first values of its grid hold")
+            self._require_finite(tensor, "its grid contains")
         self.initialized.fill_(True)
         self.refresh()
 
@@ -236,8 +236,8 @@ class Quantizer(nn.Module):
         if not finite.all():
             cause = "weights of a run that diverged" if self.role == "weight" else "an image, or weights that diverged"
             raise DataError(
-                f"{self._name} cannot take first values: {what} {int((~finite).sum())} of {x.numel()} values that are "
-                f"NaN or infinite. Look for {cause}."
+                f"{self._name} cannot be initialized: {what} {int((~finite).sum())} of {x.numel()} values that are "
+                f"NaN or infinite. Check for {cause}."
             )
 
     def _require_usable(self, scale: Tensor) -> None:
@@ -245,9 +245,9 @@ class Quantizer(nn.Module):
         bad = ~(scale.isfinite() & (scale > smallest))
         if bad.any():
             raise ScaleError(
-                f"{self._name}: {int(bad.sum())} of {scale.numel()} scales are not finite or not positive (the first: "
+                f"{self._name}: {int(bad.sum())} of {scale.numel()} scales are not finite or not positive (first: "
                 f"{scale[bad][0].item():.3g}), so there is no grid. The training diverged or the checkpoint is "
-                "damaged: take an earlier checkpoint, or calibrate the model again."
+                "damaged: use an earlier checkpoint, or calibrate the model again."
             )
 
     @property
@@ -255,14 +255,14 @@ class Quantizer(nn.Module):
         return self.place or f"a {self.num_bits}-bit {self.role} quantizer ({type(self).__name__})"
 
     def enable(self, enabled: bool = True) -> None:
-        """Switch the quantizer on or off; while off, its parameters need no gradient."""
+        """Switch the quantizer on or off; while off, its parameters require no gradient."""
         self.enabled.fill_(enabled)
         for parameter in self.parameters(recurse=False):
             parameter.requires_grad_(enabled)
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the buffers again after they were changed from outside (loading, a broadcast)."""
+        """Reread the buffers after a change from outside (loading, a broadcast)."""
         self._ready = not self.needs_data or bool(self.initialized)
         self._active = bool(self.enabled)
         self._negative = bool(self.negative)
@@ -274,13 +274,13 @@ class Quantizer(nn.Module):
         if not self.training:
             raise NotInitializedError(
                 f"{f'{self.place}: ' if self.place else ''}this {self.num_bits}-bit {self.role} quantizer "
-                f"({type(self).__name__}) never saw data, so it has no "
+                f"({type(self).__name__}) has not seen data, so it has no "
                 "scale: call lbitcls.quant.calibrate(model, batches), or load the checkpoint of a quantized model."
             )
         self.initialize(x)
 
     def grid_facts(self, signed: bool | None = None) -> dict[str, Any]:
-        """What decides the meaning of the parameters' values; `signed`: as if the sign were so."""
+        """Return the facts that define the parameters' meaning; `signed` overrides the sign if not None."""
         before = self._negative
         self._negative = before if signed is None else signed
         try:
@@ -297,10 +297,10 @@ class Quantizer(nn.Module):
         }
 
     def misfit(self, state: Mapping[str, Tensor], prefix: str) -> str | None:
-        """Why the values that a state dict has under `prefix` are not for this quantizer; None: they are.
+        """Return why a state dict's values under `prefix` do not fit this quantizer, or None if they do.
 
-        One that has none there does not misfit. Where the state dict, of an older version, does not say which grid
-        they belong to, names and shapes decide.
+        A state dict without such values fits. If it is from an older version and does not record the grid, names and
+        shapes decide.
         """
         own = {name: value for name, value in self.state_dict().items() if name != GRID}
         given = {name: state[prefix + name] for name in (*own, GRID) if prefix + name in state}
@@ -321,7 +321,7 @@ class Quantizer(nn.Module):
         return f"{', '.join(other)} of another shape" if other else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recipe": None}  # it holds a tensor of a forward pass, which cannot be copied
+        return {**self.__dict__, "_recipe": None}  # contains a tensor of a forward pass, which cannot be copied
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -338,7 +338,7 @@ class Quantizer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # A float checkpoint has none of a quantizer's keys: the weights are new, so first values are taken anew.
+        # A float checkpoint has no quantizer keys: the weights are new, so the quantizer is initialized again.
         given = any(key.startswith(prefix) for key in state_dict)
         reason = self.misfit(state_dict, prefix)
         state_dict.pop(prefix + GRID, None)
@@ -353,7 +353,7 @@ class Quantizer(nn.Module):
         self.refresh()
 
     def extra_repr(self) -> str:
-        """Bits, role, grid and state."""
+        """Return bits, role, grid and state as text."""
         state = "" if self._ready else ", not initialized"
         channels = "per tensor" if self.channel_axis is None else f"per channel ({self.num_channels})"
         sign = "signed" if self.signed else "unsigned"
@@ -361,7 +361,7 @@ class Quantizer(nn.Module):
 
 
 def is_active(quantizer: Quantizer | None) -> bool:
-    """Whether there is a quantizer, and it is switched on."""
+    """Return True if there is a quantizer and it is on."""
     return quantizer is not None and quantizer.is_enabled
 
 
@@ -370,21 +370,21 @@ def _needs_gradient(*tensors: Tensor) -> bool:
 
 
 def per_grid(x: Tensor, channel_axis: int | None) -> Tensor:
-    """`x` as a matrix (grids, elements that share one): (1, n) per tensor, (C, n / C) per channel."""
+    """Return `x` as a matrix (grids, elements of each): (1, n) per-tensor, (C, n / C) per-channel."""
     if channel_axis is None:
         return x.reshape(1, -1)
     return x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
 
 
 def extremes(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of each grid: of shape () per tensor, (C,) per channel."""
-    # A whole tensor is read in its own order: as one row, `per_grid`, it would be read across its memory format.
+    """Return the smallest and largest value of each grid: shape () per-tensor, (C,) per-channel."""
+    # Read a whole tensor in memory order: one row of `per_grid` would be read across its memory format.
     both = torch.aminmax(x) if channel_axis is None else torch.aminmax(per_grid(x, channel_axis), dim=1)
     return both.min, both.max
 
 
 def per_channel(values: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
-    """The values (grids,) of `per_grid` rows, shaped to broadcast against `x`."""
+    """Return the values (grids,) of `per_grid` rows, shaped to broadcast against `x`."""
     return values[0] if channel_axis is None else along(values, x.dim(), channel_axis)
 
 
@@ -395,6 +395,6 @@ def fill(parameter: Tensor, values: Tensor) -> None:
 
 
 def fill_scale(parameter: Tensor, scale: Tensor, otherwise: float) -> None:
-    """Fill a scale in place; a grid that saw zeros only takes the mean over all, or `otherwise` where that is 0."""
+    """Fill a scale in place; a grid of zeros only gets the mean over all grids, or `otherwise` if that is 0."""
     mean = scale.mean()
     fill(parameter, torch.where(scale > 0, scale, torch.where(mean > 0, mean, otherwise)))

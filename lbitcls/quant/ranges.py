@@ -1,6 +1,6 @@
-"""Rules that find the range of a grid in data: from these come a quantizer's first values.
+"""Rules that find the range of a grid in data, for a quantizer's initial values.
 
-A rule takes a matrix (grids, values) and the quantizer, and gives the lower ends (<= 0) and upper ends (>= 0).
+A rule accepts a matrix (grids, values) and the quantizer, and returns the lower ends (<= 0) and upper ends (>= 0).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ PERCENTILE = 99.99
 
 
 def minmax(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value."""
+    """Return the smallest and largest value."""
     return rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
 
 
 def percentile(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    """The range without the lowest 0.01 % and the highest 0.01 % of the values."""
+    """Return the range without the lowest 0.01 % and the highest 0.01 % of the values."""
     rows = _thinned(rows, 2**22)
     number = rows.shape[1]
     tail = int(number * (1 - PERCENTILE / 100))
@@ -31,7 +31,7 @@ def percentile(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
 
 
 def mse(rows: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    """The range, a fraction of the whole one, whose grid has the least mean squared error."""
+    """Return the fraction of the full range whose grid has the least mean squared error."""
     lower, upper = minmax(rows, quantizer)
     sample = _thinned(rows, LARGEST_SEARCH)
     best = torch.full_like(lower, float("inf"))
@@ -50,9 +50,11 @@ RULES: dict[str, RangeRule] = {"minmax": minmax, "percentile": percentile, "mse"
 
 
 def find_rule(name: str | None) -> RangeRule | None:
-    """The rule by its name; None for None, each method's own."""
+    """Return the rule with this name; None for None, which stands for each method's own rule."""
     if name is not None and name not in RULES:
-        raise ConfigError(f"calibration.method is {', '.join(RULES)}, or None; got '{name}'{suggest(str(name), RULES)}")
+        raise ConfigError(
+            f"calibration.method must be {', '.join(RULES)} or None; got '{name}'{suggest(str(name), RULES)}"
+        )
     return None if name is None else RULES[name]
 
 
@@ -62,5 +64,5 @@ def _error(rows: Tensor, quantizer: Quantizer) -> Tensor:
 
 
 def _thinned(rows: Tensor, most: int) -> Tensor:
-    """At most `most` values of each row, at equal distances."""
+    """Return at most `most` evenly spaced values of each row."""
     return rows[:, :: max(1, -(-rows.shape[1] // most))]

@@ -1,4 +1,4 @@
-"""How large a model is, in float and at the bits of its quantized layers."""
+"""Model size, in float and at the bits of the quantized layers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def model_size(model: nn.Module) -> dict[str, float]:
-    """Size of what inference needs, in KiB: parameters, BatchNorm's running statistics, scales.
+    """Return the size of what inference needs, in KiB: parameters, BatchNorm's running statistics, scales.
 
     Returns:
-        `float_kib`: all of it in 32 bits, without quantizers. `quantized_kib`: weights with an enabled quantizer at
-        its bits, its scale and zero point in 32 bits each, the rest in 32 bits: also the layers that forward passes
-        were seen to go round (`QuantLayer.bypassed`).
+        `float_kib`: everything in 32 bits, without quantizers. `quantized_kib`: weights with an enabled quantizer at
+        its number of bits, scales and zero points in 32 bits each, and the rest in 32 bits, including layers that
+        forward passes were seen to bypass (`QuantLayer.bypassed`).
     """
-    if has_computed_weights(model):  # what a weight is computed from does not ship
+    if has_computed_weights(model):  # the tensors that a weight is computed from are not exported
         model = plain_copy(model)
     float_bits = quantized_bits = 0
     for module in model.modules():
-        if hasattr(module, "size_bits"):  # an integer backbone, whose weights are no tensors of the model
+        if hasattr(module, "size_bits"):  # an integer backbone, whose weights are not tensors of the model
             of_float, as_it_is = cast("SizedInBits", module).size_bits()
             float_bits, quantized_bits = float_bits + of_float, quantized_bits + as_it_is
             continue

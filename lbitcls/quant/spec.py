@@ -1,4 +1,4 @@
-"""What the integers are: `QParams`, the description of a quantizer that exporters read, and integer ranges."""
+"""Integer grids: `QParams`, the description of a quantizer that exporters read, and integer ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lbitcls.utils.errors import ConfigError
 
 FLOAT_BITS = 32
-"""Bits of a tensor that is not quantized, as configs write it."""
+"""Number of bits that stands for a float tensor in configs."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class QParams:
     """A quantization grid: `value = (integer - zero_point) * scale`, `quant_min <= integer <= quant_max`.
 
     Attributes:
-        scale: float32, shape () or (C,); one step of the grid, > 0.
-        zero_point: int32, shape of `scale`; the integer that stands for 0.
-        quant_min: smallest integer.
-        quant_max: largest integer.
-        channel_axis: the axis of the tensor that the C scales belong to; None: one scale for the tensor.
-        levels: the integers that occur, ascending, int32, where not every one in the range does; else None.
+        scale: One step of the grid, > 0; float32 of shape () or (C,).
+        zero_point: Integer that stands for 0; int32 of the shape of `scale`.
+        quant_min: Smallest integer.
+        quant_max: Largest integer.
+        channel_axis: Axis of the tensor that the C scales belong to; None: one scale for the tensor.
+        levels: Integers that occur, ascending, int32; None: all integers in the range occur.
     """
 
     scale: Tensor
@@ -35,17 +35,17 @@ class QParams:
 
     @property
     def signed(self) -> bool:
-        """Whether a negative integer occurs."""
+        """True if negative integers occur."""
         return self.quant_min < 0
 
     def dequantize(self, integers: Tensor) -> Tensor:
-        """The float values of `integers` (any integer dtype; the shape the grid belongs to), in the scale's dtype."""
+        """Return the float values of `integers` (any integer dtype, the grid's tensor shape) in the scale's dtype."""
         scale, zero_point = (along(t, integers.dim(), self.channel_axis) for t in (self.scale, self.zero_point))
         return (integers - zero_point).to(scale.dtype) * scale
 
 
 def along(parameter: Tensor, dim: int, channel_axis: int | None) -> Tensor:
-    """`parameter` of shape () or (C,), shaped to broadcast along `channel_axis` of a tensor with `dim` axes."""
+    """Return `parameter` of shape () or (C,), shaped to broadcast along `channel_axis` of a tensor with `dim` axes."""
     if channel_axis is None or parameter.dim() == 0:
         return parameter
     shape = [1] * dim
@@ -54,12 +54,12 @@ def along(parameter: Tensor, dim: int, channel_axis: int | None) -> Tensor:
 
 
 def integer_range(num_bits: int, signed: bool, narrow_range: bool = False) -> tuple[int, int]:
-    """Smallest and largest integer of a grid.
+    """Return the smallest and largest integer of a grid.
 
     Args:
-        num_bits: 1 to 8.
-        signed: two's complement range instead of one from 0.
-        narrow_range: leave out the most negative integer, so that every one has its negative.
+        num_bits: Number of bits, 1 to 8.
+        signed: Use the two's complement range instead of a range from 0.
+        narrow_range: Leave out the most negative integer, so that every integer has its negative.
 
     Example:
         >>> integer_range(4, signed=True), integer_range(8, signed=True, narrow_range=True)
@@ -71,12 +71,12 @@ def integer_range(num_bits: int, signed: bool, narrow_range: bool = False) -> tu
 
 
 def check_num_bits(num_bits: int, owner: str, lowest: int = 2) -> int:
-    """`num_bits` when it is a whole number from `lowest` to 8, else `ConfigError`."""
+    """Return `num_bits`; raise `ConfigError` unless it is an integer from `lowest` to 8."""
     if not isinstance(num_bits, int) or isinstance(num_bits, bool) or not lowest <= num_bits <= 8:
-        raise ConfigError(f"{owner} quantizes to {lowest} to 8 bits (32: float); got {num_bits!r}.")
+        raise ConfigError(f"{owner}: bits must be an integer from {lowest} to 8 (32: float); got {num_bits!r}.")
     return num_bits
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a quantizer computes in: float64 stays, everything narrower becomes float32."""
+    """Return the dtype a quantizer computes in: float64 for float64, float32 for everything narrower."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32

@@ -1,7 +1,7 @@
-"""The model transformer: replaces float layers of a model by quantized ones, as a config says.
+"""Model transformer: replaces float layers of a model with quantized ones, as a config specifies.
 
-It plans first, and changes the model only when the whole plan holds. It swaps modules by their names and never
-traces, so control flow in a model's code is no obstacle.
+It plans first, and changes the model only if the whole plan is valid. It swaps modules by name and never traces, so
+models may use any control flow.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from lbitcls.registry import TRANSFORMERS
 from lbitcls.settings.quant import SpecialLayers, TransformerConfig
 from lbitcls.utils.errors import ConfigError, suggest
 
-Rules = dict[str, tuple[str, Any]]  # full layer name -> (the rule's place in the config, the entry)
+Rules = dict[str, tuple[str, Any]]  # full layer name -> (the rule's location in the config, the entry)
 
 _SWIN = "torchvision.models.swin_transformer.ShiftedWindowAttention"
 READ_INSIDE = {_SWIN: ("qkv", "proj"), f"{_SWIN}V2": ("qkv", "proj")}
-"""Modules that read the weights of layers in them and do not call the layers, by full type."""
+"""Modules that read the weights of their layers without calling the layers, by full type."""
 
 
 @TRANSFORMERS.register_module(name=["ModelTransformer", "mTransformerV2", "QuanTransformer"])
 class ModelTransformer:
-    """Replaces layers by the first rule that names them: excluded, special (by full name), policy (by exact type).
+    """Transformer that applies the first rule matching a layer: excluded, special (full name), policy (exact type).
 
     Args:
-        quan_policy: entry for each kind of layer: `dict(Conv2d=dict(type='LSQConv', num_bit_w=4, num_bit_a=4), …)`.
-        special_layers: `dict(layers_name=[…], convert_type=[…])`: full names of layers, and an entry for each (None:
-            the layer stays float).
-        exclude_layers: full names of layers, or of modules with all that is in them, that stay float.
-        fold_bn: quantize the weight of each Conv2d that is followed, in the order of definition within one module, by
-            a BatchNorm2d of its output channels as it is after folding (see `QuantConv2d`).
+        quan_policy: Entry for each kind of layer: `dict(Conv2d=dict(type='LSQConv', num_bit_w=4, num_bit_a=4), …)`.
+        special_layers: Full names of layers, and an entry for each (None: the layer stays float):
+            `dict(layers_name=[…], convert_type=[…])`.
+        exclude_layers: Full names of layers, or of modules including their contents, that stay float.
+        fold_bn: Quantize the weight of a Conv2d with the BatchNorm2d folded in that follows it, in the order of
+            definition within one module, and has its output channels (see `QuantConv2d`).
 
     Example:
         >>> transformer = ModelTransformer(dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4)))
@@ -67,10 +67,10 @@ class ModelTransformer:
         self.exclude_layers = [exclude_layers] if isinstance(exclude_layers, str) else list(exclude_layers)
 
     def __call__(self, model: nn.Module, logger: logging.Logger | None = None) -> nn.Module:
-        """Plan, log the plan, and replace the layers of `model` in place; returns `model`."""
+        """Plan, log the plan, replace the layers of `model` in place, and return `model`."""
         plan = self.plan(model)
         new_layers = self._build(model, plan)
-        (logger or logging.getLogger("lbitcls")).info("quantization plan\n%s", plan.table())
+        (logger or logging.getLogger("lbitcls")).info("Quantization plan\n%s", plan.table())
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if id(module) in new_layers:
                 parent, _, child = name.rpartition(".")
@@ -79,7 +79,7 @@ class ModelTransformer:
             quantizer.place = name
         off = leave_fast_path(model)
         if off:
-            text = "PyTorch's fused kernel of transformer layers, which goes round quantized layers, is off in %s."
+            text = "Turned off PyTorch's fused kernel of transformer layers, which bypasses quantized layers, in %s."
             (logger or logging.getLogger("lbitcls")).info(text, ", ".join(off))
         if self.fold_bn:
             pairs = fold_norms(model)
@@ -88,10 +88,10 @@ class ModelTransformer:
         return model
 
     def plan(self, model: nn.Module) -> Plan:
-        """What calling the transformer would do; changes nothing.
+        """Return the plan of calling the transformer, without changing the model.
 
         Raises:
-            ConfigError: a name matches no layer, a layer is named twice, an entry does not fit its layer, or nothing
+            ConfigError: A name matches no layer, a layer is named twice, an entry does not fit its layer, or nothing
                 would be quantized.
         """
         modules = dict(model.named_modules())
@@ -99,12 +99,12 @@ class ModelTransformer:
         excluded = self._excluded(model, modules)
         both = sorted(set(special) & set(excluded))
         if both:
-            raise ConfigError(f"'{both[0]}' is both in special_layers and in exclude_layers; name it in one.")
+            raise ConfigError(f"'{both[0]}' is in both special_layers and exclude_layers; remove it from one.")
         rows = [self._row(n, modules, special, excluded) for n, m in modules.items() if own_parameters(m)]
         if not any(row.quantized or row.cfg is not None for row in rows):
             raise ConfigError(
                 f"quan_policy ({', '.join(self.quan_policy) or 'empty'}) and special_layers match no layer of "
-                f"{type(model).__name__}; is it quantized already?"
+                f"{type(model).__name__}; is it already quantized?"
             )
         return Plan(tuple(rows))
 
@@ -112,7 +112,7 @@ class ModelTransformer:
         new_layers = {}
         for row in plan.quantized:
             if not row.name:
-                raise ConfigError(f"the model is itself a {row.kind}: put it into a module to have it replaced.")
+                raise ConfigError(f"the model itself is a {row.kind}: wrap it in a module so that it can be replaced.")
             layer = model.get_submodule(row.name)
             new_layers[id(layer)] = build_quant_layer(row.cfg or {}, layer)
         return new_layers
@@ -124,11 +124,10 @@ class ModelTransformer:
             full = resolve_name(name, model, modules, place)
             if (owner := _reader(full, modules)) is not None:
                 raise ConfigError(
-                    f"{place} = '{name}' is not called: {owner} reads its weight itself, so it stays float; leave it "
-                    "out."
+                    f"{place} = '{name}' is not called: {owner} reads its weight itself, so it stays float; remove it."
                 )
             if kind_of(modules[full]) is None:
-                raise ConfigError(f"{place} = '{name}' is a {type(modules[full]).__name__}, which is not quantized.")
+                raise ConfigError(f"{place} = '{name}' is a {type(modules[full]).__name__}, which cannot be quantized.")
             if full in rules:
                 raise ConfigError(f"{place} = '{name}' names '{full}' a second time.")
             if entry is not None:
@@ -169,9 +168,9 @@ class ModelTransformer:
 
 
 def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
-    """Fold each BatchNorm2d into the quantized Conv2d defined just before it; returns the pairs of names.
+    """Fold each BatchNorm2d into the quantized Conv2d defined just before it, and return the pairs of names.
 
-    To be called again when norms were replaced (by synchronized ones, say).
+    Call it again after norms are replaced (for example by synchronized ones).
     """
     pairs = []
     for parent, module in model.named_modules():
@@ -187,7 +186,7 @@ def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def build_mtransformer(cfg: dict[str, Any]) -> ModelTransformer:
-    """The model transformer of a config's section `quant_transformer`.
+    """Build the model transformer of a config's section `quant_transformer`.
 
     Example:
         >>> transformer = build_mtransformer(cfg.quant_transformer)
@@ -197,9 +196,9 @@ def build_mtransformer(cfg: dict[str, Any]) -> ModelTransformer:
 
 
 def resolve_name(name: str, model: nn.Module, modules: Mapping[str, nn.Module], place: str) -> str:
-    """The full name that `name` stands for: itself, or what a module's `layer_aliases` translate it to."""
+    """Return the full name that `name` stands for: itself, or its translation by a module's `layer_aliases`."""
     if not isinstance(name, str):
-        raise ConfigError(f"{place} is the full name of a layer; got {name!r}.")
+        raise ConfigError(f"{place} must be the full name of a layer; got {name!r}.")
     if name in modules:
         return name
     for prefix, module in modules.items():
@@ -215,7 +214,7 @@ def _names(modules: Iterable[str]) -> list[str]:
 
 
 def _check_entry(place: str, cfg: Any, kind: str) -> None:
-    """Raise `ConfigError`, saying where in the config, unless `cfg` is an entry for this kind of layer."""
+    """Raise `ConfigError` with the config location unless `cfg` is an entry for this kind of layer."""
     try:
         entry, options = find_entry(cfg)
         if isinstance(entry, LayerEntry):
@@ -227,7 +226,7 @@ def _check_entry(place: str, cfg: Any, kind: str) -> None:
 
 
 def _settings(cfg: Any) -> tuple[str | None, int | None, int | None]:
-    """Name and bits of an entry; no name where the entry leaves the layer float."""
+    """Return the name and bits of an entry; no name if the entry keeps the layer float."""
     if cfg is None:
         return None, None, None
     entry, options = find_entry(cfg)
@@ -239,7 +238,7 @@ def _settings(cfg: Any) -> tuple[str | None, int | None, int | None]:
 
 
 def _reader(name: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The type of the module around a layer that reads the layer's weight; None where there is none (`READ_INSIDE`)."""
+    """Return the type of the enclosing module that reads a layer's weight (`READ_INSIDE`), or None."""
     parent, _, child = name.rpartition(".")
     for base in type(modules[parent]).__mro__ if parent in modules else ():
         if child in READ_INSIDE.get(f"{base.__module__}.{base.__qualname__}", ()):
@@ -249,7 +248,7 @@ def _reader(name: str, modules: Mapping[str, nn.Module]) -> str | None:
 
 def _why_float(module: nn.Module) -> str:
     if isinstance(module, nn.MultiheadAttention):
-        return "the projections of attention are computed inside it"
+        return "computes its attention projections itself"
     if any(parent.__name__ in ("Linear", "Conv1d", "Conv2d") for parent in type(module).__mro__[1:]):
-        return f"a layer is matched by its exact type, and {type(module).__name__} is a subclass"
+        return f"layers are matched by exact type, and {type(module).__name__} is a subclass"
     return "not a kind of layer that is quantized"

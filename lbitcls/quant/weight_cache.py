@@ -1,9 +1,9 @@
-"""A layer's quantized weight, kept in eval as long as what it was made from holds the same values.
+"""Cache of a layer's quantized weight, valid in eval while the values it was computed from stay the same.
 
-The values themselves are compared, with a copy: optimizers, loading, `.data`, NumPy, DLPack and other processes may all
-write to a weight, and PyTorch's count of changes (`_version`) misses most of them. Reading two tensors costs a quarter
-of LSQ's fake quantization, a tenth of APoT's. On an accelerator it would make every layer wait for the device, so
-nothing is kept there.
+The values themselves are compared with a copy: optimizers, loading, `.data`, NumPy, DLPack and other processes may all
+write to a weight, and PyTorch's change counter (`_version`) misses most of these writes. Reading two tensors costs a
+quarter of LSQ's fake quantization, a tenth of APoT's. On an accelerator the comparison would make every layer wait for
+the device, so nothing is cached there.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class _Kept:
 
 
 class WeightCache:
-    """Holds one tensor, and copies of what it was made from. Copies and pickles of it are empty."""
+    """Cache of one tensor, with copies of its sources. Copies and pickles of the cache are empty."""
 
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
     def get(self, key: tuple[Any, ...], sources: Iterable[Tensor], make: Callable[[], Tensor]) -> Tensor:
-        """`make()`, or its last result where nothing that it depends on has changed since.
+        """Return `make()`, or its last result if nothing that it depends on has changed.
 
         Args:
-            key: what it depends on beside tensors.
-            sources: all tensors that it depends on.
-            make: gives the tensor.
+            key: Values other than tensors that the result depends on.
+            sources: All tensors that the result depends on.
+            make: Function that computes the tensor.
         """
         sources = list(sources)
-        if not all(type(source) in _PLAIN for source in sources):  # a tracer's stand-ins
+        if not all(type(source) in _PLAIN for source in sources):  # a tracer's proxies
             return make()
-        kept = self._kept  # read once: another thread may put something else in its place
+        kept = self._kept  # read once: another thread may replace it
         if kept is not None and kept.key == key and _all_equal(kept.copies, sources):
             return kept.value
         value = make()
@@ -51,7 +51,7 @@ class WeightCache:
         return value
 
     def clear(self) -> None:
-        """Forget what is kept."""
+        """Drop the cached tensor."""
         self._kept = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightCache:
@@ -62,14 +62,13 @@ class WeightCache:
 
 
 def keeping_pays(layer: nn.Module, weight: Tensor) -> bool:
-    """Whether `layer` may keep what it makes of `weight`: in eval, without gradients, on the CPU, while nothing
-    records it."""
+    """Return True if `layer` may cache its quantized `weight`: in eval, without gradients, on the CPU, not traced."""
     recorded = layer.training or torch.is_grad_enabled() or torch.jit.is_tracing()
     return not recorded and weight.device.type == "cpu"
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers of `module` (`parameters()` and `buffers()` take as long as a small quantizer)."""
+    """Yield parameters and buffers of `module` (`parameters()` and `buffers()` are as slow as a small quantizer)."""
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None:
             yield tensor
@@ -79,12 +78,12 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def settings_of(module: nn.Module) -> tuple[Any, ...]:
-    """`module` itself, and the plain values among its attributes (bits, modes)."""
+    """Return `module` itself and the plain values among its attributes (bits, modes)."""
     return module, *((k, v) for k, v in module.__dict__.items() if isinstance(v, (bool, int, float, str)))
 
 
 def _all_equal(copies: list[Tensor], sources: list[Tensor]) -> bool:
-    """Whether the values are the same, in the same dtype and layout (which the result takes over)."""
+    """Return True if values, dtype and layout are the same (the result inherits the latter two)."""
     return len(copies) == len(sources) and all(
         c.dtype == s.dtype and c.shape == s.shape and c.stride() == s.stride() and torch.equal(c, s)
         for c, s in zip(copies, sources, strict=True)

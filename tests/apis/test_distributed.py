@@ -100,7 +100,7 @@ def test_sigterm_to_the_launcher_saves(make_config: Any, tmp_path: Path) -> None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     code, _, errors = finish(process)
-    assert code != 0 and "Go on with --resume" in errors
+    assert code != 0 and "use --resume" in errors
     assert (Path(stopped.work_dir) / "interrupted.pth").exists()
     assert finish(launch(tmp_path / "tiny.py", "--resume"))[0] == 0
     whole.dump(tmp_path / "whole.py")
@@ -133,7 +133,7 @@ def test_unfreezing_and_the_feature_cache_on_two_processes(make_config: Any, tmp
         cfg.dump(tmp_path / f"{name}.py")
         code, output, errors = finish(launch(tmp_path / f"{name}.py"))
         assert code == 0, errors[-3000:]
-        assert "backbone.conv2, backbone.bn2 trains now too" in output
+        assert "Training backbone.conv2, backbone.bn2 as well" in output
         first, second = (torch.load(f"{cfg.work_dir}/rank_{rank}.pt") for rank in (0, 1))
         assert {n: v for n, v in first.items() if "running" not in n} == {
             n: v for n, v in second.items() if "running" not in n

@@ -160,7 +160,7 @@ def test_ctrl_c(make_config: Any, write_config: Any, capsys: Any, event: str, at
     hooks = [dict(type="EndAt", event=event, at=at, how="SIGINT", priority=0)]
     config = write_config(work="stopped", custom_hooks=hooks)
     assert main(["train", str(config)]) == 130
-    assert "Go on with --resume" in capsys.readouterr().err
+    assert "To resume, use --resume" in capsys.readouterr().err
     stopped = make_config("stopped")
     assert content(stopped.work_dir)["meta"]["iter"] == iteration
     train_classifier(stopped, resume=True)
@@ -195,7 +195,7 @@ def test_unreadable_latest_falls_back(make_config: Any, capsys: Any) -> None:
         torch.load(folder / "latest.pth", weights_only=True)
     train_classifier(cut, resume=True)
     output = capsys.readouterr().out
-    assert "WARNING" in output and "Trying the one before" in output
+    assert "WARNING" in output and "Trying the previous one" in output
     same_run(whole, cut)
 
 
@@ -209,7 +209,7 @@ def test_no_checkpoint_readable(make_config: Any) -> None:
     cfg = make_config()
     Path(cfg.work_dir).mkdir()
     (Path(cfg.work_dir) / "latest.pth").write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="can be gone on from"):
+    with pytest.raises(CheckpointError, match="cannot resume from any of"):
         train_classifier(cfg, resume=True)
 
 
@@ -260,7 +260,7 @@ def test_other_batch_size_goes_on_from_the_epoch(make_config: Any, capsys: Any) 
     end(cfg, "after_iter", 10)
     cfg.data.samples_per_gpu = 64
     train_classifier(cfg, resume=True)
-    assert "not as it would have" in capsys.readouterr().out
+    assert "results will differ" in capsys.readouterr().out
     assert content(cfg.work_dir)["meta"]["iter"] == 2 * 23
 
 
@@ -280,7 +280,7 @@ def test_run_killed_before_its_first_checkpoint(make_config: Any, capsys: Any) -
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".log" and path.name != LOCK}
     cfg.seed = 4
     end(cfg, "after_iter", 2)
-    assert "held another run" in capsys.readouterr().out
+    assert "contained another run" in capsys.readouterr().out
     aside = folder / "earlier_1"
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     train_classifier(cfg, resume=True)
@@ -301,7 +301,7 @@ def test_checkpoints_of_another_run_are_passed_over_and_kept(make_config: Any, c
     (folder / "run.txt").write_text("20260101_120000_0123abcd\n")
     train_classifier(cfg, resume=True)
     output = capsys.readouterr().out
-    assert "of an earlier run" in output and "starting afresh" in output and "held another run" in output
+    assert "to an earlier run" in output and "starting afresh" in output and "contained another run" in output
     assert (folder / "earlier_1" / "epoch_1.pth").read_bytes() == other
 
 

@@ -102,7 +102,7 @@ def test_a_file_size_limit_ends_the_run_with_a_message(make_config: Any, tmp_pat
     done = subprocess.run(**command("-c", LIMITED, limit, tmp_path / "tiny.py"), capture_output=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "ResourceError: " in done.stderr and "the limit on file sizes is reached. Raise it" in done.stderr
-    assert ("Nothing of the run was saved before" in done.stderr) is (limit > 1000)
+    assert ("No checkpoint of the run was saved" in done.stderr) is (limit > 1000)
     assert not list(Path(cfg.work_dir).glob("**/*.tmp"))
     train_classifier(cfg, resume=True)
     train_classifier(whole)
@@ -190,7 +190,7 @@ def test_a_damaged_record_file_blocks_nothing(make_config: Any, capsys: Any, dam
     assert len(log.read_bytes().splitlines()) == 2 * len(before.splitlines()) and b"\r" not in log.read_bytes()
     aside = Path(cfg.work_dir) / "log_unreadable.txt"
     said = capsys.readouterr().out
-    assert aside.exists() is ("that are no records of a run" in said) is (damage not in SILENT)
+    assert aside.exists() is ("that are not records of a run" in said) is (damage not in SILENT)
     if aside.exists():
         assert set(aside.read_bytes().splitlines()) == set(DAMAGE[damage](before).splitlines()) - set(
             before.splitlines()
@@ -209,7 +209,7 @@ def test_a_damaged_note_of_the_run_leaves_it_to_the_checkpoints(make_config: Any
     capsys.readouterr()
     train_classifier(cfg, resume=True)
     said = capsys.readouterr().out
-    assert "names no run" in said and "Going on from" in said and "held another run" not in said
+    assert "does not name a run" in said and "Going on from" in said and "contained another run" not in said
     assert (folder / "run.txt").read_text() == name and not (folder / "earlier_1").exists()
     train_classifier(whole)
     same_run(whole, cfg)
@@ -225,7 +225,7 @@ def test_no_run_waits_at_a_pipe(make_config: Any, capsys: Any) -> None:
         os.mkfifo(folder / name)
     with pytest.raises(OSError, match="not a regular file but a named pipe"):
         train_classifier(cfg, resume=True)
-    assert "names no run" in capsys.readouterr().out and (folder / "run.txt").is_file()
+    assert "does not name a run" in capsys.readouterr().out and (folder / "run.txt").is_file()
     (folder / "log.jsonl").unlink()
     assert "checkpoint" in train_classifier(cfg, resume=True)
 

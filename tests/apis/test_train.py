@@ -208,7 +208,7 @@ def test_hook_of_ones_own(make_config: Any) -> None:
     [
         ({"optimizer.type": "SDG"}, "Did you mean 'SGD'"),
         ({"optimizer_config.cumulative": 2}, "Did you mean 'cumulative_iters'"),
-        ({"lr_config.policy": "stepp"}, "no policy 'stepp'"),
+        ({"lr_config.policy": "stepp"}, "unknown policy 'stepp'"),
         ({"evaluation.intervall": 2}, "Did you mean 'interval'"),
         ({"checkpoint_config.max_keep": 2}, "Did you mean 'max_keep_ckpts'"),
         ({"log_config.hooks": [dict(type="TextLogger")]}, "Did you mean 'TextLoggerHook'"),
@@ -220,7 +220,7 @@ def test_hook_of_ones_own(make_config: Any) -> None:
         ({"seed": -1}, "seed must be an integer"),
         ({"model.head.num_classes": 9}, "9 classes"),
         ({"calibration": dict(epoch=1)}, "no quant_transformer"),
-        ({"quant_transformer": QUANT, "calibration": dict(epoch=2)}, "only the epochs 0 to 1"),
+        ({"quant_transformer": QUANT, "calibration": dict(epoch=2)}, "only epochs 0 to 1"),
         ({"quant_transformer": QUANT, "calibration": dict(epochs=1)}, "Did you mean 'epoch'"),
         ({"ema": dict(momentum=0.1)}, "ema does not accept 'momentum'"),
         ({"ema": "yes"}, r"ema must be True or a dict\(…\); got 'yes'"),

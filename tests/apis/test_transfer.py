@@ -76,7 +76,7 @@ def test_the_cache_changes_nothing(make_config: MakeConfig, sections: dict[str, 
     assert_same(latest(plain), latest(cached))
     assert results(plain) == results(cached)
     text = log_text(cached)
-    assert "the features of 1437 images are kept" in text and "the features of 360 images are kept" in text
+    assert "Keeping the features of 1437 images" in text and "Keeping the features of 360 images" in text
     assert "depend on its batch" not in text
 
 
@@ -140,8 +140,8 @@ def test_too_large_a_cache_is_none(make_config: MakeConfig, monkeypatch: pytest.
             {"data.train.pipeline": [dict(type="RandomFlip"), dict(type="v2.Resize", size=8)]},
             r"the pipeline of data.train has random steps: RandomFlip\(flip_prob=0.5",
         ),
-        ({"model.train_cfg": dict(augments=dict(type="CutMix"))}, "does not go with model.train_cfg.augments"),
-        ({"compile": True}, "does not go with compile"),
+        ({"model.train_cfg": dict(augments=dict(type="CutMix"))}, "cannot be combined with model.train_cfg.augments"),
+        ({"compile": True}, "cannot be combined with compile"),
         ({"feature_cache": dict(max_mb=5)}, "Did you mean 'max_mib'"),
         ({"feature_cache": dict(max_mib=0)}, r"feature_cache\.max_mib must be a number > 0; got"),
         ({"feature_cache": "yes"}, r"feature_cache must be True or a dict\(…\); got 'yes'"),
@@ -159,12 +159,12 @@ def test_where_the_cache_is_refused(make_config: MakeConfig, options: dict[str, 
         (
             {},
             2,
-            [r"feature_cache=True would save most of the [\d.]+ s that an epoch takes, in the 1 to come\."],
+            [r"feature_cache=True would save most of the [\d.]+ s per epoch in the remaining 1\."],
         ),
         (
             {"data.train.pipeline": [dict(type="RandomFlip"), dict(type="v2.Resize", size=8)]},
             2,
-            [r"would save .*, which needs images that stay the same: data.train has RandomFlip\(flip_prob=0.5"],
+            [r"would save .*, which needs the same images in every epoch: data.train has RandomFlip\(flip_prob=0.5"],
         ),
         ({}, 1, []),
         ({"model.backbone.frozen": False}, 2, []),
@@ -219,8 +219,8 @@ def test_the_head_first_then_part_after_part(make_config: MakeConfig) -> None:
     assert {name: value.shape for name, value in backbone.items()} == shapes
     assert states[0]["backbone.bn1.num_batches_tracked"] == 0 and states[2]["backbone.bn1.num_batches_tracked"] == 12
     text = log_text(cfg)
-    assert "Epoch 2: backbone.conv2, backbone.bn2 trains now too, at 0.5 of the learning rate" in text
-    assert "the backbone trains from now on; the features are dropped" in text
+    assert "Epoch 2: Training backbone.conv2, backbone.bn2 as well, at 0.5 of the learning rate" in text
+    assert "Dropping the features, because the backbone trains from now on" in text
 
 
 def test_unfreezing_goes_on_bit_identical(make_config: MakeConfig) -> None:
@@ -265,7 +265,7 @@ def test_unfreezing_with_delayed_quantization(make_config: MakeConfig) -> None:
         (dict(epoch=2), "epoch=2, but the run has only 2 epochs"),
         (dict(epoch=1, layers=["bakbone"]), "'bakbone' matches no part of the model. Did you mean 'backbone'"),
         (dict(epoch=1, layers=[]), "needs layers"),
-        (dict(epoch=1, lr_mult="much"), "lr_mult is a number"),
+        (dict(epoch=1, lr_mult="much"), "lr_mult must be a number"),
         (dict(epoch=1, layer=["backbone"]), "Did you mean 'layers'"),
     ],
 )
@@ -321,7 +321,7 @@ def test_a_best_file_that_is_gone_is_said(
         monkeypatch.setattr("lbitcls.core.hooks.evaluation_hook._is_there", lambda *_: True)
     summary = train_classifier(cfg, resume=True)
     gone = "The best float weights so far"
-    kept = "The model keeps the last epoch's weights, not the best"
+    kept = "Kept the last epoch's weights instead of the best"
     assert (gone in log_text(cfg), kept in log_text(cfg)) == (not meanwhile, meanwhile)
     assert meanwhile or summary["checkpoint"].endswith("latest.pth")
 

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 def batches(rank: int) -> list[dict[str, Tensor]]:
-    """The images of a process, which both can make."""
+    """Return the images of a process; both processes can compute them."""
     torch.manual_seed(1 + rank)
     return [dict(img=torch.randn(n, 6).double(), gt_label=torch.randint(3, (n,))) for n in SIZES[rank]]
 

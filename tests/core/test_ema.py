@@ -1,4 +1,4 @@
-"""The average of the weights, by hand; what a calibration takes over."""
+"""Average of the weights, by hand; values copied after a calibration."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_two_ranks_count_each_sample_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_images_that_are_not_finite_are_counted_and_named(bad: float) -> None:
-    """Also where a grid's end hides them, so that the logits are finite."""
+    """Also if a grid's end hides them, so that the logits are finite."""
     model, draw = Lookup(), random.Random(1)
     model.predict = lambda img: torch.nan_to_num(img).clamp(-1, 1)  # type: ignore[method-assign]
     for _ in range(5):
@@ -124,10 +124,10 @@ def test_images_that_are_not_finite_are_counted_and_named(bad: float) -> None:
         batches = in_batches(logits, labels)
         for number, batch in enumerate(batches):
             batch["index"] = torch.arange(len(batch["img"])) + 10 * number
-        found = rf"the images of {len(places)} samples, the first of them picture {places[0]}, hold NaN or infinite"
+        found = rf"the images of {len(places)} samples \(first: picture {places[0]}\) contain NaN or infinite"
         with pytest.raises(DataError, match=found):
             evaluate(model, batches, CPU, describe=lambda index: f"picture {index}")
-        with pytest.raises(DataError, match=rf"the images of {len(places)} samples, hold"):
+        with pytest.raises(DataError, match=rf"the images of {len(places)} samples contain"):
             evaluate(model, in_batches(logits, labels), CPU)
 
 
@@ -136,7 +136,7 @@ def test_images_that_are_not_finite_are_counted_and_named(bad: float) -> None:
 def test_logits_that_are_not_finite_are_an_error(bad: float, metrics: tuple[str, ...]) -> None:
     model = Lookup()
     model.predict = lambda img: torch.where(img == img.max(), bad, img)  # type: ignore[method-assign]
-    with pytest.raises(DataError, match=r"the logits of 6 samples, .* The images are finite"):
+    with pytest.raises(DataError, match=r"the logits of 6 samples .* The images are finite"):
         evaluate(model, in_batches(*samples()), CPU, metrics=metrics)
 
 

@@ -1,4 +1,4 @@
-"""Optimizers by name, and what `paramwise_cfg` does to which parameter."""
+"""Optimizers by name, and the effect of `paramwise_cfg` on each parameter."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def test_frozen_parameters_are_in_and_stay() -> None:
         (dict(lr=0.1), "no 'type'"),
         (dict(type="SDG", lr=0.1), "Did you mean 'SGD'"),
         (dict(type="SGD", lr=0.1, momentun=0.9), "Did you mean 'momentum'"),
-        (dict(type="SGD", lr="fast"), "optimizer.lr is a number"),
+        (dict(type="SGD", lr="fast"), "optimizer.lr must be a number"),
         (dict(type="SGD", lr=0.1, paramwise_cfg=dict(norm_decay=0)), "Did you mean 'norm_decay_mult'"),
-        (dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(haed=dict(lr_mult=1)))), "'haed' is in no"),
+        (dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(haed=dict(lr_mult=1)))), "'haed' occurs in no"),
         (dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(head=dict(lr=1)))), "does not accept 'lr'"),
         (
             dict(type="SGD", lr=0.1, paramwise_cfg=dict(custom_keys=dict(head=0.1))),
@@ -96,12 +96,12 @@ def test_frozen_parameters_are_in_and_stay() -> None:
         ),
         (dict(type="SGD", lr=0.1, paramwise_cfg=dict(norm_decay_mult="none")), "norm_decay_mult must be a number"),
         (dict(type="SGD", lr=0.1, paramwise_cfg=5), "paramwise_cfg must be a dict"),
-        (dict(type="SGD", lr=-1), "SGD refuses .* Invalid learning rate: -1"),
-        (dict(type="SGD", lr=None), "optimizer.lr is a number; got None"),
-        (dict(type="SGD", lr=0.1, momentum=-1), "SGD refuses .* Invalid momentum value: -1"),
-        (dict(type="Adam", lr=0.1, betas=5), "Adam refuses"),
+        (dict(type="SGD", lr=-1), "SGD rejects .* Invalid learning rate: -1"),
+        (dict(type="SGD", lr=None), "optimizer.lr must be a number; got None"),
+        (dict(type="SGD", lr=0.1, momentum=-1), "SGD rejects .* Invalid momentum value: -1"),
+        (dict(type="Adam", lr=0.1, betas=5), "Adam rejects"),
         (dict(type="LBFGS", lr=0.1), "LBFGS computes the loss several times"),
-        (dict(type="Muon", lr=0.1), "Muon refuses .* 2D parameters"),
+        (dict(type="Muon", lr=0.1), "Muon rejects .* 2D parameters"),
     ],
 )
 def test_mistakes(cfg: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""BatchNorm statistics estimated anew."""
+"""BatchNorm statistics estimated again."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Quantized layers that a forward pass goes round: PyTorch's fused kernels, weights that are read, layers not used."""
+"""Quantized layers that a forward pass bypasses: PyTorch's fused kernels, weights that are read, unused layers."""
 
 import copy
 import logging
@@ -148,7 +148,7 @@ def test_a_weight_that_is_mentioned_is_not_read(how: str) -> None:
 
 
 class Classifier(nn.Module):
-    """Uses, of a list of layers, each as it is told: calls it, reads its weight, both, or neither."""
+    """Network that uses each of its layers as specified: calls it, reads its weight, both, or neither."""
 
     def __init__(self, uses: list[str], in_training: str | None = None) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def expected(uses: list[str]) -> Bypassed:
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_any_mixture_is_told_apart(flat: bool) -> None:
-    """Also where all weights are slices of one memory, as some wrappers lay them."""
+    """Also if all weights are slices of one block of memory, as in some wrappers."""
     draw = random.Random(5)
     for _ in range(40):
         uses = draw.choices(["call", "read", "both", "unused"], k=draw.randint(1, 6))
@@ -203,7 +203,7 @@ def test_layers_that_eval_does_not_use_are_warned_of_once_and_count_as_float(cap
     for _ in range(2):
         evaluate(model, in_batches(model), torch.device("cpu"))
     [record] = caplog.records
-    assert record.levelno == logging.WARNING and "validation: the forward pass does not use layers.1;" in record.message
+    assert record.levelno == logging.WARNING and "validation: The forward pass does not use layers.1;" in record.message
     assert [layer.bypassed for layer in model.layers] == [False, True, False]
     assert model_size(model)["quantized_kib"] == pytest.approx(size + 36 * 30 / 8192)
     model.uses = ["call"] * 3
@@ -232,7 +232,7 @@ def test_inference_watches_a_models_first_pass_alone(caplog: Any) -> None:
             set_quantization(model, True)
             model.layers[0].weight_quantizer.initialize(model.layers[0].weight)
             model(torch.randn(2, 6))
-    assert caplog.text.count("inference: the forward pass does not use layers.1") == 1
+    assert caplog.text.count("inference: The forward pass does not use layers.1") == 1
 
 
 def test_features_of_frozen_layers_do_not_count_as_going_round(caplog: Any) -> None:
@@ -251,7 +251,7 @@ def test_tied_layers_are_both_called_and_a_tied_embedding_is_told(caplog: Any) -
     assert not caplog.records
     model = Classifier(["call", "both"])
     calibrate(transformer(**BOTH)(model), [torch.randn(4, 6)])
-    assert "also reads the weight of layers.1 itself; there it is float" in caplog.text
+    assert "also reads the weight of layers.1 itself, in float" in caplog.text
 
 
 def test_an_input_that_gets_no_data_stays_an_error() -> None:
@@ -278,7 +278,7 @@ def test_torchvisions_window_attention_stays_float_and_says_so(version: str) -> 
 
 
 def test_every_attention_of_torchvision_is_calibrated() -> None:
-    """None of its blocks that is not listed reads a layer's weight."""
+    """None of its unlisted blocks reads a layer's weight."""
     blocks = torchvision.models.maxvit, torchvision.models.vision_transformer
     encoder = blocks[1].EncoderBlock(2, 8, 16, 0.0, 0.0)
     attention = blocks[0].RelativePositionalMultiHeadAttention(8, 4, 4)

@@ -89,7 +89,7 @@ def test_images_that_are_not_finite_are_an_error_that_names_the_batch(method: st
         batches[number][place].view(-1)[draw.randrange(108)] = bad
         net = of_method(method)
         message = (
-            rf"1 of 4 images of batch {number} \(counted from 0\), the first at place {place}, hold NaN or infinite"
+            rf"1 of 4 images of batch {number} \(counted from 0\), the first at index {place}, contain NaN or infinite"
         )
         with pytest.raises(DataError, match=message):
             calibrate(net, batches, rule)
@@ -101,17 +101,17 @@ def test_images_that_are_not_finite_are_an_error_that_names_the_batch(method: st
 def test_weights_that_are_not_finite_are_an_error_that_names_the_layer(method: str, bad: float) -> None:
     net = of_method(method)
     net[3].weight.data[1, 2] = bad
-    with pytest.raises(DataError, match=r"calibration: 3\.weight holds values that are NaN or infinite"):
+    with pytest.raises(DataError, match=r"calibration: 3\.weight contains values that are NaN or infinite"):
         calibrate(net, [torch.randn(2, 3, 6, 6)])
     if net[3].weight_quantizer.needs_data:
-        with pytest.raises(DataError, match=r"3\.weight_quantizer cannot take first values: .* 1 of 320 values"):
+        with pytest.raises(DataError, match=r"3\.weight_quantizer cannot be initialized: .* 1 of 320 values"):
             net.train()(torch.randn(2, 3, 6, 6))
 
 
 def test_a_layer_that_overflows_is_named() -> None:
     net = of_method("LSQ")
     net[0].weight.data.fill_(1e38)
-    with pytest.raises(DataError, match=r"what reaches 3\.input_quantizer for batch 1 .* a layer before it overflows"):
+    with pytest.raises(DataError, match=r"what reaches 3\.input_quantizer for batch 1 .* an earlier layer overflows"):
         calibrate(net, [torch.zeros(2, 3, 6, 6), torch.full((2, 3, 6, 6), 9.0)])
 
 
@@ -120,7 +120,7 @@ def test_the_first_batch_of_training_is_looked_at_too(method: str) -> None:
     net, x = of_method(method), torch.randn(2, 3, 6, 6)
     x[0, 0, 0, 0] = float("nan")
     if net[0].input_quantizer.needs_data:
-        with pytest.raises(DataError, match=r"0\.input_quantizer cannot take first values: .* 1 of 216 values"):
+        with pytest.raises(DataError, match=r"0\.input_quantizer cannot be initialized: .* 1 of 216 values"):
             net.train()(x)
     assert not net[0].input_quantizer.initialized
 
@@ -128,12 +128,12 @@ def test_the_first_batch_of_training_is_looked_at_too(method: str) -> None:
 @pytest.mark.parametrize("rule", [None, *RULES])
 @pytest.mark.parametrize("method", METHODS)
 def test_values_so_large_that_a_grid_would_not_be_finite(method: str, rule: str | None) -> None:
-    """Whatever a method makes of the largest floats: finite parameters, or an error."""
+    """For the largest floats every method yields finite parameters, or an error."""
     quantizer = of_method(method)[0].input_quantizer
     try:
         quantizer.initialize(torch.tensor([-3.4e38, 0.0, 3.4e38]), RULES.get(str(rule)))
     except DataError as error:
-        assert "the first values of its grid hold" in str(error) and not quantizer.initialized
+        assert "its grid contains" in str(error) and not quantizer.initialized
     else:
         assert all(p.isfinite().all() for p in quantizer.parameters())
         assert quantizer.qparams().scale.isfinite().all()

@@ -1,4 +1,4 @@
-"""The contract that every registered quantizer passes, whatever its method, bits, granularity and sign."""
+"""Contract of every registered quantizer, for all methods, bits, granularities and signs."""
 
 import copy
 import itertools
@@ -49,7 +49,7 @@ def ready(case: Case, seed: int = 0) -> Quantizer:
 
 
 def values_of_grid(quantizer: Quantizer, x: Tensor) -> Tensor:
-    """Every value of the grid, a row for each grid."""
+    """Return every value of the grid, one row per grid."""
     qparams = quantizer.qparams(x)
     levels = qparams.levels
     if levels is None:
@@ -84,7 +84,7 @@ def test_integers_are_what_is_trained(case: Case, seed: int, size: float) -> Non
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.sampled_from([1e-3, 1.0, 30.0]))
 def test_a_value_goes_to_the_nearest_level(case: Case, seed: int, size: float) -> None:
-    """Normalized: error at most half the local step inside the range, the end outside; hence idempotent."""
+    """After normalization: error at most half the local step inside the range, the end outside; hence idempotent."""
     quantizer, x = ready(case), data((*case[:4], True), seed, size)
     x = quantizer.normalize(x)
     grid = quantizer.grid(x)
@@ -224,7 +224,7 @@ def test_eval_changes_no_buffer(case: Case) -> None:
 def test_without_data_eval_raises_where_data_is_needed(case: Case) -> None:
     quantizer = make(case).eval()
     if quantizer.needs_data:
-        with pytest.raises(NotInitializedError, match="never saw data"):
+        with pytest.raises(NotInitializedError, match="has not seen data"):
             quantizer(data(case))
     else:
         assert quantizer(data(case)).isfinite().all()

@@ -1,4 +1,4 @@
-"""Values of a quantizer are kept by one with the same grid alone, wherever they come from."""
+"""Only a quantizer with the same grid keeps another quantizer's values, whatever their source."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def calibrated_output(name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("there", GRIDS)
 def test_other_grids_are_taken_anew_and_equal_ones_kept(there: str, tmp_path: Path, caplog: Any) -> None:
-    """Loaded and calibrated, a model is as one that was given the weights alone; of the same kind, as it was saved."""
+    """A loaded and calibrated model equals one that received only the weights; of the same kind, the saved one."""
     source = quantized(**GRIDS[there])
     save_checkpoint(source, tmp_path / "x.pth")
     for here, options in GRIDS.items():
@@ -122,7 +122,7 @@ def test_another_method_is_named_whatever_its_tensors(there: str, tmp_path: Path
 
 
 def test_files_of_before_say_no_grid(tmp_path: Path, caplog: Any) -> None:
-    """They load as they did; that nothing says what the values mean is said."""
+    """They load as before; a message says that nothing describes the values."""
     source = quantized("LSQ", 4)
     state = {name: value for name, value in source.state_dict().items() if not name.endswith(".grid")}
     torch.save(state, tmp_path / "x.pth")

@@ -1,4 +1,4 @@
-"""Kernels: their selection, and quantized copies that the backward pass makes again."""
+"""Kernels: their selection, and quantized copies that the backward pass recomputes."""
 
 import copy
 import os
@@ -65,7 +65,7 @@ def test_a_compiler_that_is_broken_leaves_plain_kernels(compiler: None, tmp_path
 
 @pytest.fixture
 def unselected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a new process: no kernels are selected."""
+    """Deselect the kernels, as in a new process."""
     monkeypatch.setattr(selection, "_active", None)
 
 
@@ -87,7 +87,7 @@ def test_the_first_gradient_selects_auto_once(
     y.sum().backward()
     assert selection._active == "plain"
     model(x).sum().backward()
-    assert caplog.text.count("plain kernels: fused ones need a C++ compiler") == 1
+    assert caplog.text.count("plain kernels: fused kernels need a C++ compiler") == 1
 
 
 def test_the_first_gradient_selects_fused_kernels_with_a_compiler(unselected: None, compiler: None) -> None:
@@ -131,7 +131,7 @@ def test_compiled_and_traced_models_hold_plain_formulas(unselected: None, compil
 
 
 def test_a_quantizer_that_ran_can_be_copied(compiler: None) -> None:
-    """What it keeps to compute its result again holds a tensor with a history, which cannot be copied."""
+    """Its recipe for recomputing contains a tensor with a history, which cannot be copied."""
     select_kernels("fused")
     quantizer = layers()[0].input_quantizer
     x = torch.randn(8, requires_grad=True) * 1
@@ -142,7 +142,7 @@ def test_a_quantizer_that_ran_can_be_copied(compiler: None) -> None:
 
 @pytest.mark.slow
 def test_checkpointed_activations_train_from_an_unselected_start(unselected: None, compiler: None) -> None:
-    """Kernels that are selected in the first backward pass do not disturb the forward pass that it runs again."""
+    """Kernels selected in the first backward pass do not disturb the forward pass that it reruns."""
     model, x = layers(), torch.randn(512, 3, 8, 8)
     calibrate(model, [x])
     checkpoint(model.eval(), x, use_reentrant=False).sum().backward()

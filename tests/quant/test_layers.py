@@ -1,4 +1,4 @@
-"""Quantized layers take what the float layers take that they replace."""
+"""Quantized layers accept the same inputs as the float layers that they replace."""
 
 import inspect
 from typing import Any

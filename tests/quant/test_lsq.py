@@ -111,7 +111,7 @@ def test_a_config_may_fix_the_sign() -> None:
 
 
 def test_eval_before_any_data_raises_and_names_the_remedy() -> None:
-    with pytest.raises(NotInitializedError, match="never saw data.*calibrate"):
+    with pytest.raises(NotInitializedError, match="has not seen data.*calibrate"):
         LSQ(4).eval()(torch.rand(3))
 
 

@@ -1,4 +1,4 @@
-"""What each paper says of its method, and the names that configs have for it."""
+"""Each method against its paper, and its names in configs."""
 
 import warnings
 
@@ -20,7 +20,7 @@ from lbitcls.utils.errors import ConfigError
 
 
 def numeric_gradient(function, x: Tensor, step: float = 1e-6) -> Tensor:
-    """Central differences of an elementwise function, in float64."""
+    """Return central differences of an elementwise function, in float64."""
     return (function(x + step) - function(x - step)) / (2 * step)
 
 
@@ -264,7 +264,7 @@ def test_keys_without_a_meaning_are_named_in_one_warning(caplog: pytest.LogCaptu
     for _ in range(2):
         build_quant_layer(cfg, nn.Conv2d(2, 2, 3))
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert messages == ["LSQPlusConv: init_method_w, wquant_error_loss have no meaning here and are passed over."]
+    assert messages == ["LSQPlusConv: Ignoring init_method_w, wquant_error_loss, which have no effect here."]
     layer = build_quant_layer(dict(type="LSQConv", bit_w=4, bit_a=4, auto_signed=False), nn.Conv2d(2, 2, 3))
     layer.input_quantizer.initialize(torch.tensor([-1.0, 1.0]))
     assert not layer.input_quantizer.signed
@@ -283,7 +283,7 @@ def test_a_layer_with_channels_of_zeros_trains(method: str) -> None:
 
 
 def test_a_methods_name_is_taken_twice_only_on_purpose(forget_registrations: None) -> None:
-    """A cell of a notebook that is run again gives a method anew."""
+    """A notebook cell that runs again registers a method again."""
 
     class First(LSQPlus):
         pass

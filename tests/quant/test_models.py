@@ -25,7 +25,7 @@ TIMM = ["resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
 
 
 def quantize_and_step(model: nn.Module, side: int) -> nn.Module:
-    """Quantize all of a model's layers, calibrate, and make a training step; returns the model."""
+    """Quantize all of a model's layers, calibrate, run a training step, and return the model."""
     names = {name for name, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
     policy = dict(
         Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4, per_channel=True),

@@ -1,4 +1,4 @@
-"""The model transformer: its plan, the order of its rules, and its answers to mistakes."""
+"""Model transformer: its plan, the order of its rules, and its errors for mistakes."""
 
 import copy
 from typing import Any
@@ -129,7 +129,7 @@ MISTAKES = [
     (dict(special_layers=dict(layer_names=[])), "does not accept 'layer_names'. Did you mean 'layers_name'"),
     (
         dict(special_layers=dict(layers_name=["backbone.norm"], convert_type=[CONV])),
-        "is a BatchNorm2d, which is not",
+        "is a BatchNorm2d, which cannot",
     ),
     (
         dict(special_layers=dict(layers_name=["backbone.fc"], convert_type=[CONV])),
@@ -144,18 +144,18 @@ MISTAKES = [
             special_layers=dict(layers_name=["backbone.fc"], convert_type=[LINEAR]),
             exclude_layers=["backbone.fc"],
         ),
-        "both in special_layers and in exclude_layers",
+        "in both special_layers and exclude_layers",
     ),
-    (dict(quan_policy=dict(Conv3d=CONV)), "'Conv3d' is no kind of layer"),
+    (dict(quan_policy=dict(Conv3d=CONV)), "'Conv3d' is not a kind of layer"),
     (dict(quan_policy=dict(Conv2d=dict(type="LSQCnov"))), "named 'LSQCnov'. Did you mean 'LSQConv'"),
     (
         dict(quan_policy=dict(Conv2d=dict(CONV, num_bits_w=4))),
         "does not accept 'num_bits_w'. Did you mean 'num_bit_w'",
     ),
-    (dict(quan_policy=dict(Conv2d=dict(CONV, num_bit_w=1))), "quantizes to 2 to 8 bits"),
-    (dict(quan_policy=dict(Conv2d=dict(CONV, bit_w=4))), "given 'num_bit_w' twice"),
+    (dict(quan_policy=dict(Conv2d=dict(CONV, num_bit_w=1))), "bits must be an integer from 2 to 8"),
+    (dict(quan_policy=dict(Conv2d=dict(CONV, bit_w=4))), "sets 'num_bit_w' twice"),
     (dict(quan_policy=dict(Conv2d=dict(type="LSQConv", num_bit_a=4))), "needs 'num_bit_w'"),
-    (dict(quan_policy=dict(Conv2d="LSQConv")), "given as dict(type='LSQConv'"),
+    (dict(quan_policy=dict(Conv2d="LSQConv")), "must be a dict(type='LSQConv'"),
     (
         dict(quan_policy=dict(Conv1d=dict(type="LSQConv1d", num_bit_w=4, num_bit_a=4))),
         "match no layer of Model",
@@ -175,7 +175,7 @@ def test_mistakes_are_answered_before_anything_changes(kwargs: dict, message: st
 
 def test_a_model_transformed_already_is_refused() -> None:
     model = transformer()(Model())
-    with pytest.raises(ConfigError, match="is it quantized already"):
+    with pytest.raises(ConfigError, match="is it already quantized"):
         transformer()(model)
 
 

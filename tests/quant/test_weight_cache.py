@@ -1,4 +1,4 @@
-"""The quantized weight that a layer keeps in eval: reused while nothing changed, made again when something did."""
+"""Quantized weight cached in eval: reused while nothing changes, recomputed after a change."""
 
 import copy
 import gc
@@ -50,7 +50,7 @@ class Counter:
 
 
 def afresh(net: nn.Module) -> Tensor:
-    """What the network gives where nothing is kept: grad mode never uses the cache."""
+    """Return the network's output without the cache, which grad mode never uses."""
     with torch.enable_grad():
         return copy.deepcopy(net)(X).detach()
 
@@ -97,7 +97,7 @@ def average(net: nn.Module) -> None:
 
 
 def swap(net: nn.Module) -> None:
-    """As a hook does that evaluates averaged weights in the model's place."""
+    """As in a hook that evaluates averaged weights in place of the model's."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(parameter * 1.5 + 0.01)
@@ -115,14 +115,14 @@ def exchange(net: nn.Module) -> None:
 
 
 def step_on_gradients_at_hand(net: nn.Module) -> None:
-    """No pass with gradients makes the layers forget, and the fused optimizer counts no change."""
+    """No pass with gradients clears the caches, and the fused optimizer does not count its change."""
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
     torch.optim.Adam(net.parameters(), 0.1, fused=True).step()
 
 
 def another_weight(net: nn.Module) -> None:
-    """At the same address, if the allocator gives it again, and with the same count of changes."""
+    """At the same address, if the allocator reuses it, and with the same change count."""
     shape = net[0].weight.shape
     net[0].weight = None
     gc.collect()
@@ -130,7 +130,7 @@ def another_weight(net: nn.Module) -> None:
 
 
 def another_parameter_in_the_same_memory(net: nn.Module) -> None:
-    """Which counts its changes anew, up to the number of the one before."""
+    """The new tensor counts its changes from the start, up to the previous one's number."""
     old, net[0].weight = net[0].weight, nn.Parameter(net[0].weight.data)
     assert net[0].weight._version < old._version
     while net[0].weight._version < old._version:

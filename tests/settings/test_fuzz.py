@@ -97,8 +97,18 @@ def test_the_configs_themselves_train(name: str) -> None:
     [
         ("float", "data.train.data_root", 1, "data_root is a folder, '…', or a list of them; got 1."),
         ("float", "data.train.data_root", ["a", 2], "data_root is a folder"),
-        ("DoReFa", "data.train.pipeline.3.num_ops", 10**400, "RandAugment: num_ops must be an integer from 1 to 100; got"),
-        ("DoReFa", "data.train.pipeline.3.magnitude", 31, "RandAugment: magnitude must be an integer from 0 to 30; got 31."),
+        (
+            "DoReFa",
+            "data.train.pipeline.3.num_ops",
+            10**400,
+            "num_ops must be an integer from 1 to 100; got",
+        ),
+        (
+            "DoReFa",
+            "data.train.pipeline.3.magnitude",
+            31,
+            "magnitude must be an integer from 0 to 30; got 31.",
+        ),
         ("features", "optimizer.betas", [], "optimizer: AdamW refuses its settings"),
     ],
 )

@@ -98,7 +98,7 @@ def test_logs(trained: tuple[Path, Path]) -> None:
     _, work = trained
     text = next(work.glob("*.log")).read_text()
     opening = text[: text.index("Epoch [1]")]
-    for word in ("host", "work_dir: ", "workflow: [('train', 1)], max: 1 epochs", "Environment", "quantization plan"):
+    for word in ("host", "work_dir: ", "workflow: [('train', 1)], max: 1 epochs", "Environment", "Quantization plan"):
         assert word in opening
     assert LINE.search(text)
     assert "Training time" in text.splitlines()[-2] and "Best validation top-1" in text.splitlines()[-1]

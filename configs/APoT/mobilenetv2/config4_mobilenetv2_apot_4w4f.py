@@ -1,8 +1,8 @@
-"""MobileNetV2 on ImageNet, APoT W4A4, ends with 8-bit weights and float inputs (Li et al., arXiv:1909.13144).
+"""MobileNetV2 on ImageNet, APoT W4A4, 8-bit weights and float inputs at the ends (Li et al., arXiv:1909.13144).
 
     tools/dist_train.sh configs/APoT/mobilenetv2/config4_mobilenetv2_apot_4w4f.py 8 --data-root IMAGENET
 
-Expected top-1: no figure was found that is certain (the original project's row repeats its row of LSQ).
+Expected top-1: no figure was found with certainty (the original project's row repeats its row of LSQ).
 Hyper-parameters: the original's [original]. Time: not measured.
 """
 

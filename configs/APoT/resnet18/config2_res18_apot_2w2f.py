@@ -1,9 +1,9 @@
-"""ResNet-18 on ImageNet, APoT W2A2, ends with 8-bit weights and float inputs (Li et al., arXiv:1909.13144).
+"""ResNet-18 on ImageNet, APoT W2A2, 8-bit weights and float inputs at the ends (Li et al., arXiv:1909.13144).
 
     tools/dist_train.sh configs/APoT/resnet18/config2_res18_apot_2w2f.py 8 --data-root IMAGENET
 
-Expected top-1: 66.46 % in the authors' code, with a calibrated gradient that is not here [APoT]; not yet reproduced
-here.
+Expected top-1: 66.46 % in the authors' code, with a calibrated gradient that is not implemented here [APoT]; not yet
+reproduced here.
 Hyper-parameters: the authors' [APoT]. Time: not measured.
 """
 

@@ -1,11 +1,11 @@
-"""ResNet-18 on ImageNet, APoT W4A4, ends with 8-bit weights and float inputs (Li et al., arXiv:1909.13144).
+"""ResNet-18 on ImageNet, APoT W4A4, 8-bit weights and float inputs at the ends (Li et al., arXiv:1909.13144).
 
     tools/dist_train.sh configs/APoT/resnet18/config4_res18_apot_4w4f.py 8 --data-root IMAGENET
 
 Expected top-1: 70.74 % in the authors' code [APoT], 70.60 % in the original project [original]; not yet reproduced
 here.
 Hyper-parameters: the authors' [APoT]. Time: not measured.
-Deviates from the original: the schedule is the authors', whose figures the expected ones are.
+Deviates from the original: the schedule is the authors', like the expected results.
 """
 
 _base_ = [

@@ -1,12 +1,12 @@
-"""ResNet-20 on CIFAR-10, APoT W2A2, ends with 8-bit weights and float inputs (Li et al., arXiv:1909.13144).
+"""ResNet-20 on CIFAR-10, APoT W2A2, 8-bit weights and float inputs at the ends (Li et al., arXiv:1909.13144).
 
     python tools/train.py configs/APoT/resnet20/config3_res20_apot_3w3f.py --data-root FOLDER
     python tools/train.py configs/APoT/resnet20/config2_res20_apot_2w2f.py --data-root FOLDER
 
 Expected top-1: 90.96 % in the authors' code, whose shortcuts have convolutions, from a float model of 92.96 % [APoT];
 not yet reproduced here.
-Hyper-parameters: the authors', starting from the 3-bit model; clips have no rate of their own here [APoT]. Time: not
-measured.
+Hyper-parameters: the authors', starting from the 3-bit model; clips have no separate learning rate here [APoT]. Time:
+not measured.
 """
 
 _base_ = [

@@ -1,11 +1,11 @@
-"""ResNet-20 on CIFAR-10, APoT W4A4, ends with 8-bit weights and float inputs (Li et al., arXiv:1909.13144).
+"""ResNet-20 on CIFAR-10, APoT W4A4, 8-bit weights and float inputs at the ends (Li et al., arXiv:1909.13144).
 
     python tools/train.py configs/Float/resnet20/config32_res20_float_32w32f.py --data-root FOLDER
     python tools/train.py configs/APoT/resnet20/config4_res20_apot_4w4f.py --data-root FOLDER
 
 Expected top-1: 92.45 % in the authors' code, whose shortcuts have convolutions, from a float model of 92.96 % [APoT];
 not yet reproduced here.
-Hyper-parameters: the authors'; clips have no rate of their own here [APoT]. Time: not measured.
+Hyper-parameters: the authors'; clips have no separate learning rate here [APoT]. Time: not measured.
 """
 
 _base_ = [

@@ -1,4 +1,4 @@
-"""ResNet-50 on ImageNet, APoT W2A2, ends with 8-bit weights and float inputs (Li et al., arXiv:1909.13144).
+"""ResNet-50 on ImageNet, APoT W2A2, 8-bit weights and float inputs at the ends (Li et al., arXiv:1909.13144).
 
     tools/dist_train.sh configs/APoT/resnet50/config3_res50_apot_3w3f.py 8 --data-root IMAGENET
     tools/dist_train.sh configs/APoT/resnet50/config2_res50_apot_2w2f.py 8 --data-root IMAGENET

@@ -1,11 +1,11 @@
-"""ResNet-50 on ImageNet, APoT W3A3, ends with 8-bit weights and float inputs (Li et al., arXiv:1909.13144).
+"""ResNet-50 on ImageNet, APoT W3A3, 8-bit weights and float inputs at the ends (Li et al., arXiv:1909.13144).
 
     tools/dist_train.sh configs/APoT/resnet50/config3_res50_apot_3w3f.py 8 --data-root IMAGENET
 
 Expected top-1: 75.92 % in the authors' code [APoT], 75.77 % in the original project [original]; not yet reproduced
 here.
 Hyper-parameters: the authors' [APoT]. Time: not measured.
-Deviates from the original: the schedule is the authors', whose figures the expected ones are.
+Deviates from the original: the schedule is the authors', like the expected results.
 """
 
 _base_ = [

@@ -1,8 +1,9 @@
-"""ResNet-18 on ImageNet, DSQ W2A2, first and last layer at 8 bits (Gong et al., arXiv:1908.05033).
+"""ResNet-18 on ImageNet, DSQ W2A2, first and last layers at 8 bits (Gong et al., arXiv:1908.05033).
 
     tools/dist_train.sh configs/DSQ/resnet18/config2_res18_dsq_2w2f.py 8 --data-root IMAGENET
 
-Expected top-1: 52.57 % in the original project [original]; not yet reproduced here. The paper's could not be looked up.
+Expected top-1: 52.57 % in the original project [original]; not yet reproduced here. The paper's result could not be
+consulted.
 Hyper-parameters: the original's at 4 bits; its config at 2 bits was not found [original]. Time: not measured.
 Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
 computes every convolution in integers.

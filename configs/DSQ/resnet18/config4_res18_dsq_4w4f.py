@@ -1,9 +1,9 @@
-"""ResNet-18 on ImageNet, DSQ W4A4, first and last layer at 8 bits (Gong et al., arXiv:1908.05033).
+"""ResNet-18 on ImageNet, DSQ W4A4, first and last layers at 8 bits (Gong et al., arXiv:1908.05033).
 
     tools/dist_train.sh configs/DSQ/resnet18/config4_res18_dsq_4w4f.py 8 --data-root IMAGENET
 
 Expected top-1: 69.70 % in the original project [original], 69.54 % in another reimplementation [ricky40403]; not yet
-reproduced here. The paper's could not be looked up.
+reproduced here. The paper's result could not be consulted.
 Hyper-parameters: the original's [original]. Time: not measured.
 Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
 computes every convolution in integers.

@@ -1,10 +1,10 @@
-"""ResNet-20 on CIFAR-10, DSQ W4A4, first and last layer at 8 bits (Gong et al., arXiv:1908.05033).
+"""ResNet-20 on CIFAR-10, DSQ W4A4, first and last layers at 8 bits (Gong et al., arXiv:1908.05033).
 
     python tools/train.py configs/Float/resnet20/config32_res20_float_32w32f.py --data-root FOLDER
     python tools/train.py configs/DSQ/resnet20/config4_res20_dsq_4w4f.py --data-root FOLDER
 
 Expected top-1: no figure was found.
-Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, those of LSQ on
+Hyper-parameters: the paper's hyper-parameters could not be consulted; these are the project's defaults, those of LSQ on
 this network. Time: not measured.
 """
 

@@ -5,8 +5,8 @@
 Expected top-1: no figure was found; the tutorial names this config, but does not show it. Hyper-parameters:
 those of its partner, for one machine. Time: not measured.
 
-Each value is the tutorial's, but for what names its machines: images are files below `--data-root`, as
-`config2_res50_lsq_2w2f.py` says, not a private store; the weights to start from are torchvision's; the run writes to
+Each value is the tutorial's, except references to its machines: images are files below `--data-root`, as
+`config2_res50_lsq_2w2f.py` says, not a private store; the initial weights are torchvision's; the run writes to
 `work_dirs/`.
 
 The tutorial's analysis compares the two: `python tools/model_analysis_tool.py IMAGE` and then the two configs, the

@@ -1,4 +1,4 @@
-"""ResNet-50 on ImageNet, DSQ W2A2, first and last layer at 8 bits (Gong et al., arXiv:1908.05033).
+"""ResNet-50 on ImageNet, DSQ W2A2, first and last layers at 8 bits (Gong et al., arXiv:1908.05033).
 
     tools/dist_train.sh configs/DSQ/resnet50/config5_res50_dsq_m1_16_2w2f.py 8 --data-root IMAGENET
 

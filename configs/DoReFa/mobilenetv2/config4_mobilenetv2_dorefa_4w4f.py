@@ -1,12 +1,12 @@
-"""MobileNetV2 on ImageNet, DoReFa W4A4, first and last layer in float (Zhou et al., arXiv:1606.06160).
+"""MobileNetV2 on ImageNet, DoReFa W4A4, first and last layers in float (Zhou et al., arXiv:1606.06160).
 
     tools/dist_train.sh configs/DoReFa/mobilenetv2/config4_mobilenetv2_dorefa_4w4f.py 8 --data-root IMAGENET
 
 Expected top-1: no figure was found.
-Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, the original's
+Hyper-parameters: the paper's hyper-parameters could not be consulted; these are the project's defaults, the original's
 for DSQ on this network [original]. Time: not measured.
 Deviates from the original: its ends have 8-bit weights; here they stay float, as in the code of the method's authors.
-The schedule is the paper's, which its figures come from.
+The schedule is the paper's, like the expected results.
 """
 
 _base_ = [

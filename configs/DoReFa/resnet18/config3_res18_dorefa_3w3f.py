@@ -1,4 +1,4 @@
-"""ResNet-18 on ImageNet, DoReFa W3A3, first and last layer in float (Zhou et al., arXiv:1606.06160).
+"""ResNet-18 on ImageNet, DoReFa W3A3, first and last layers in float (Zhou et al., arXiv:1606.06160).
 
     tools/dist_train.sh configs/DoReFa/resnet18/config4_res18_dorefa_4w4f.py 8 --data-root IMAGENET
     tools/dist_train.sh configs/DoReFa/resnet18/config3_res18_dorefa_3w3f.py 8 --data-root IMAGENET

@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, DoReFa W4A4, first and last layer in float (Zhou et al., arXiv:1606.06160).
+"""ResNet-20 on CIFAR-10, DoReFa W4A4, first and last layers in float (Zhou et al., arXiv:1606.06160).
 
     python tools/train.py configs/DoReFa/resnet20/config4_res20_dorefa_4w4f.py --data-root FOLDER
 

@@ -1,4 +1,4 @@
-"""ResNet-50 on ImageNet, DoReFa W4A4, first and last layer in float (Zhou et al., arXiv:1606.06160).
+"""ResNet-50 on ImageNet, DoReFa W4A4, first and last layers in float (Zhou et al., arXiv:1606.06160).
 
     tools/dist_train.sh configs/DoReFa/resnet50/config4_res50_dorefa_4w4f.py 8 --data-root IMAGENET
 

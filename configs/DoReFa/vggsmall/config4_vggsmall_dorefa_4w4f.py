@@ -1,9 +1,9 @@
-"""VGG-small on CIFAR-10, DoReFa W4A4, first and last layer in float (Zhou et al., arXiv:1606.06160).
+"""VGG-small on CIFAR-10, DoReFa W4A4, first and last layers in float (Zhou et al., arXiv:1606.06160).
 
     python tools/train.py configs/DoReFa/vggsmall/config4_vggsmall_dorefa_4w4f.py --data-root FOLDER
 
 Expected top-1: no figure was found.
-Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, LQ-Nets' for
+Hyper-parameters: the paper's hyper-parameters could not be consulted; these are the project's defaults, LQ-Nets' for
 this network [LQ-Nets]. Time: not measured.
 """
 

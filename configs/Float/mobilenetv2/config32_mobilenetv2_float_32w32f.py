@@ -1,4 +1,4 @@
-"""MobileNetV2 on ImageNet, float: what the quantized configs are compared with.
+"""MobileNetV2 on ImageNet, float: the baseline of the quantized configs.
 
     tools/dist_train.sh configs/Float/mobilenetv2/config32_mobilenetv2_float_32w32f.py 8 --data-root IMAGENET
 

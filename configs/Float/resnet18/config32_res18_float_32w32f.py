@@ -1,4 +1,4 @@
-"""ResNet-18 on ImageNet, float: what the quantized configs are compared with.
+"""ResNet-18 on ImageNet, float: the baseline of the quantized configs.
 
     tools/dist_train.sh configs/Float/resnet18/config32_res18_float_32w32f.py 8 --data-root IMAGENET
 

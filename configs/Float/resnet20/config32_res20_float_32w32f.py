@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, float, with option-A shortcuts: what the quantized configs start from.
+"""ResNet-20 on CIFAR-10, float, with option-A shortcuts: the starting point of the quantized configs.
 
     python tools/train.py configs/Float/resnet20/config32_res20_float_32w32f.py --data-root FOLDER
 

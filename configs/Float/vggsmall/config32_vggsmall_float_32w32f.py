@@ -1,4 +1,4 @@
-"""VGG-small on CIFAR-10, float: what the quantized configs start from.
+"""VGG-small on CIFAR-10, float: the starting point of the quantized configs.
 
     python tools/train.py configs/Float/vggsmall/config32_vggsmall_float_32w32f.py --data-root FOLDER
 

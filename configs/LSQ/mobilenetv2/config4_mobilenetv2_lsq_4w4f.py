@@ -1,4 +1,4 @@
-"""MobileNetV2 on ImageNet, LSQ W4A4, first and last layer at 8 bits (Esser et al., arXiv:1902.08153).
+"""MobileNetV2 on ImageNet, LSQ W4A4, first and last layers at 8 bits (Esser et al., arXiv:1902.08153).
 
     tools/dist_train.sh configs/LSQ/mobilenetv2/config4_mobilenetv2_lsq_4w4f.py 8 --data-root IMAGENET
 

@@ -1,12 +1,12 @@
-"""ResNet-18 on ImageNet, LSQ W3A3, first and last layer at 8 bits (Esser et al., arXiv:1902.08153).
+"""ResNet-18 on ImageNet, LSQ W3A3, first and last layers at 8 bits (Esser et al., arXiv:1902.08153).
 
     tools/dist_train.sh configs/LSQ/resnet18/config3_res18_lsq_3w3f.py 8 --data-root IMAGENET
 
-Expected top-1: 70.2 % in the paper, whose ResNet is of the pre-activation kind [LSQ notes], 69.35 % in the original
-project [original]; not yet reproduced here.
-Hyper-parameters: the paper's [LSQ notes], but batch size and crop, which are the project's. Time: not measured.
+Expected top-1: 70.2 % in the paper, which uses a pre-activation ResNet [LSQ notes], 69.35 % in the original project
+[original]; not yet reproduced here.
+Hyper-parameters: the paper's [LSQ notes], except batch size and crop, which are the project's. Time: not measured.
 Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
-computes every convolution in integers. The schedule is the paper's, which its figures come from.
+computes every convolution in integers. The schedule is the paper's, like the expected results.
 """
 
 _base_ = [

@@ -2,8 +2,8 @@
 
     tools/dist_train.sh configs/LSQ/resnet18/config8_res18_lsq_8w8f.py 8 --data-root IMAGENET
 
-Expected top-1: 71.1 % in the paper, whose ResNet is of the pre-activation kind [LSQ notes]; not yet reproduced here.
-Hyper-parameters: the paper's, one epoch at a tenth of the rate [LSQ notes], but batch size and crop, which are the
+Expected top-1: 71.1 % in the paper, which uses a pre-activation ResNet [LSQ notes]; not yet reproduced here.
+Hyper-parameters: the paper's, one epoch at a tenth of the rate [LSQ notes], except batch size and crop, which are the
 project's. Time: not measured.
 """
 

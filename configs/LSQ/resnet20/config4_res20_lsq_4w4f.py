@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, LSQ W4A4, first and last layer at 8 bits (Esser et al., arXiv:1902.08153).
+"""ResNet-20 on CIFAR-10, LSQ W4A4, first and last layers at 8 bits (Esser et al., arXiv:1902.08153).
 
     python tools/train.py configs/Float/resnet20/config32_res20_float_32w32f.py --data-root FOLDER
     python tools/train.py configs/LSQ/resnet20/config4_res20_lsq_4w4f.py --data-root FOLDER

@@ -1,17 +1,17 @@
-"""ResNet-50 on ImageNet, LSQ W2A2, first and last layer at 8 bits (Esser et al., arXiv:1902.08153).
+"""ResNet-50 on ImageNet, LSQ W2A2, first and last layers at 8 bits (Esser et al., arXiv:1902.08153).
 
     ./tools/dist_train.sh configs/LSQ/resnet50/config2_res50_lsq_2w2f.py 8 --load-from resnet50.pth
 
-Expected top-1: 73.7 % in the paper, whose ResNet is of the pre-activation kind [LSQ notes], 72.00 % in the original
-project [original]; not yet reproduced here.
-Hyper-parameters: the paper's for ResNet-18 [LSQ notes], but batch size and crop, which are the project's. Time: not
+Expected top-1: 73.7 % in the paper, which uses a pre-activation ResNet [LSQ notes], 72.00 % in the original project
+[original]; not yet reproduced here.
+Hyper-parameters: the paper's for ResNet-18 [LSQ notes], except batch size and crop, which are the project's. Time: not
 measured.
 
-The one config of the library that is written out, as the tutorial shows one. The images lie below `--data-root`:
+The only config of the library that is written out in full, as in the tutorial. The images are below `--data-root`:
 `train/` and `val/`, with `meta/train.txt` and `meta/val.txt`, a line `path label` for each image, paths relative to
 `train/` and `val/`. `resnet50.pth`: torchvision's weights (`--load-from torchvision://resnet50.IMAGENET1K_V1`).
 Deviates from the original: its first layer has a float input; here that input has 8 bits, so that an exported model
-computes every convolution in integers. The schedule is the paper's, which its figures come from.
+computes every convolution in integers. The schedule is the paper's, like the expected results.
 """
 
 model = dict(

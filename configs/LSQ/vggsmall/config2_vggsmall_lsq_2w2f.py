@@ -1,4 +1,4 @@
-"""VGG-small on CIFAR-10, LSQ W2A2, first and last layer at 8 bits (Esser et al., arXiv:1902.08153).
+"""VGG-small on CIFAR-10, LSQ W2A2, first and last layers at 8 bits (Esser et al., arXiv:1902.08153).
 
     python tools/train.py configs/Float/vggsmall/config32_vggsmall_float_32w32f.py --data-root FOLDER
     python tools/train.py configs/LSQ/vggsmall/config2_vggsmall_lsq_2w2f.py --data-root FOLDER

@@ -1,4 +1,4 @@
-"""MobileNetV2 on ImageNet, LSQ+ W3A3, first and last layer at 8 bits (Bhalgat et al., arXiv:2004.09576).
+"""MobileNetV2 on ImageNet, LSQ+ W3A3, first and last layers at 8 bits (Bhalgat et al., arXiv:2004.09576).
 
     tools/dist_train.sh configs/LSQPlus/mobilenetv2/config3_mobilenetv2_lsqplus_3w3f.py 8 --data-root IMAGENET
 

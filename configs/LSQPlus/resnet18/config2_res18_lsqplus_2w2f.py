@@ -1,4 +1,4 @@
-"""ResNet-18 on ImageNet, LSQ+ W2A2, first and last layer at 8 bits (Bhalgat et al., arXiv:2004.09576).
+"""ResNet-18 on ImageNet, LSQ+ W2A2, first and last layers at 8 bits (Bhalgat et al., arXiv:2004.09576).
 
     tools/dist_train.sh configs/LSQPlus/resnet18/config2_res18_lsqplus_2w2f.py 8 --data-root IMAGENET
 

@@ -1,8 +1,9 @@
-"""ResNet-18 on ImageNet, LSQ+ W4A4, first and last layer at 8 bits (Bhalgat et al., arXiv:2004.09576).
+"""ResNet-18 on ImageNet, LSQ+ W4A4, first and last layers at 8 bits (Bhalgat et al., arXiv:2004.09576).
 
     tools/dist_train.sh configs/LSQPlus/resnet18/config4_res18_lsqplus_4w4f.py 8 --data-root IMAGENET
 
-Expected top-1: 70.50 % in the original project [original]; not yet reproduced here. The paper's could not be looked up.
+Expected top-1: 70.50 % in the original project [original]; not yet reproduced here. The paper's result could not be
+consulted.
 Hyper-parameters: the original's [original]. Time: not measured.
 Deviates from the original: its ends are LSQ, the first with a float input; here they are LSQ+ with 8-bit inputs, so
 that an exported model computes every convolution in integers.

@@ -1,4 +1,4 @@
-"""ResNet-50 on ImageNet, LSQ+ W4A4, first and last layer at 8 bits (Bhalgat et al., arXiv:2004.09576).
+"""ResNet-50 on ImageNet, LSQ+ W4A4, first and last layers at 8 bits (Bhalgat et al., arXiv:2004.09576).
 
     tools/dist_train.sh configs/LSQPlus/resnet50/config4_res50_lsqplus_4w4f.py 8 --data-root IMAGENET
 

@@ -1,10 +1,10 @@
-"""VGG-small on CIFAR-10, LSQ+ W4A4, first and last layer at 8 bits (Bhalgat et al., arXiv:2004.09576).
+"""VGG-small on CIFAR-10, LSQ+ W4A4, first and last layers at 8 bits (Bhalgat et al., arXiv:2004.09576).
 
     python tools/train.py configs/Float/vggsmall/config32_vggsmall_float_32w32f.py --data-root FOLDER
     python tools/train.py configs/LSQPlus/vggsmall/config4_vggsmall_lsqplus_4w4f.py --data-root FOLDER
 
 Expected top-1: no figure was found.
-Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, LQ-Nets' for
+Hyper-parameters: the paper's hyper-parameters could not be consulted; these are the project's defaults, LQ-Nets' for
 this network [LQ-Nets]. Time: not measured.
 """
 

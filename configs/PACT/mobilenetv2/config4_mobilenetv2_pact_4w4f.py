@@ -1,9 +1,9 @@
-"""MobileNetV2 on ImageNet, PACT W4A4, first and last layer in float (Choi et al., arXiv:1805.06085).
+"""MobileNetV2 on ImageNet, PACT W4A4, first and last layers in float (Choi et al., arXiv:1805.06085).
 
     tools/dist_train.sh configs/PACT/mobilenetv2/config4_mobilenetv2_pact_4w4f.py 8 --data-root IMAGENET
 
 Expected top-1: no figure was found.
-Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, the original's
+Hyper-parameters: the paper's hyper-parameters could not be consulted; these are the project's defaults, the original's
 for DSQ on this network [original]. Time: not measured.
 """
 

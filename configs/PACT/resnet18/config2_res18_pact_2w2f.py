@@ -1,4 +1,4 @@
-"""ResNet-18 on ImageNet, PACT W2A2, first and last layer in float (Choi et al., arXiv:1805.06085).
+"""ResNet-18 on ImageNet, PACT W2A2, first and last layers in float (Choi et al., arXiv:1805.06085).
 
     tools/dist_train.sh configs/PACT/resnet18/config2_res18_pact_2w2f.py 8 --data-root IMAGENET
 

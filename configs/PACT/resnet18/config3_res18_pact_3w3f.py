@@ -1,4 +1,4 @@
-"""ResNet-18 on ImageNet, PACT W3A3, first and last layer in float (Choi et al., arXiv:1805.06085).
+"""ResNet-18 on ImageNet, PACT W3A3, first and last layers in float (Choi et al., arXiv:1805.06085).
 
     tools/dist_train.sh configs/PACT/resnet18/config3_res18_pact_3w3f.py 8 --data-root IMAGENET
 

@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, PACT W2A2, first and last layer in float (Choi et al., arXiv:1805.06085).
+"""ResNet-20 on CIFAR-10, PACT W2A2, first and last layers in float (Choi et al., arXiv:1805.06085).
 
     python tools/train.py configs/PACT/resnet20/config2_res20_pact_2w2f.py --data-root FOLDER
 

@@ -1,4 +1,4 @@
-"""ResNet-50 on ImageNet, PACT W4A4, first and last layer in float (Choi et al., arXiv:1805.06085).
+"""ResNet-50 on ImageNet, PACT W4A4, first and last layers in float (Choi et al., arXiv:1805.06085).
 
     tools/dist_train.sh configs/PACT/resnet50/config4_res50_pact_4w4f.py 8 --data-root IMAGENET
 

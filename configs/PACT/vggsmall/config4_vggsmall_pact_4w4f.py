@@ -1,9 +1,9 @@
-"""VGG-small on CIFAR-10, PACT W4A4, first and last layer in float (Choi et al., arXiv:1805.06085).
+"""VGG-small on CIFAR-10, PACT W4A4, first and last layers in float (Choi et al., arXiv:1805.06085).
 
     python tools/train.py configs/PACT/vggsmall/config4_vggsmall_pact_4w4f.py --data-root FOLDER
 
 Expected top-1: no figure was found.
-Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, LQ-Nets' for
+Hyper-parameters: the paper's hyper-parameters could not be consulted; these are the project's defaults, LQ-Nets' for
 this network [LQ-Nets]. Time: not measured.
 """
 

@@ -4,7 +4,7 @@
     python tools/train.py configs/TorchQAT/vggsmall/config8_vggsmall_torchqat_8w8f.py --data-root FOLDER
 
 Expected top-1: no figure was found.
-Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults. Time: not
+Hyper-parameters: the paper's hyper-parameters could not be consulted; these are the project's defaults. Time: not
 measured.
 """
 

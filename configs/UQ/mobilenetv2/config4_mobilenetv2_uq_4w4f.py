@@ -1,4 +1,4 @@
-"""MobileNetV2 on ImageNet, UQ W4A4, ends with 8-bit weights and float inputs (APoT's baseline, arXiv:1909.13144).
+"""MobileNetV2 on ImageNet, UQ W4A4, 8-bit weights and float inputs at the ends (APoT's baseline, arXiv:1909.13144).
 
     tools/dist_train.sh configs/UQ/mobilenetv2/config4_mobilenetv2_uq_4w4f.py 8 --data-root IMAGENET
 

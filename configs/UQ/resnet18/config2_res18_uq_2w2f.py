@@ -1,4 +1,4 @@
-"""ResNet-18 on ImageNet, UQ W2A2, ends with 8-bit weights and float inputs (APoT's baseline, arXiv:1909.13144).
+"""ResNet-18 on ImageNet, UQ W2A2, 8-bit weights and float inputs at the ends (APoT's baseline, arXiv:1909.13144).
 
     tools/dist_train.sh configs/UQ/resnet18/config3_res18_uq_3w3f.py 8 --data-root IMAGENET
     tools/dist_train.sh configs/UQ/resnet18/config2_res18_uq_2w2f.py 8 --data-root IMAGENET

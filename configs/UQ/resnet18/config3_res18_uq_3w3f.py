@@ -1,11 +1,11 @@
-"""ResNet-18 on ImageNet, UQ W3A3, ends with 8-bit weights and float inputs (APoT's baseline, arXiv:1909.13144).
+"""ResNet-18 on ImageNet, UQ W3A3, 8-bit weights and float inputs at the ends (APoT's baseline, arXiv:1909.13144).
 
     tools/dist_train.sh configs/UQ/resnet18/config3_res18_uq_3w3f.py 8 --data-root IMAGENET
 
 Expected top-1: 69.57 % in the APoT authors' code [APoT], 69.62 % in the original project [original]; not yet reproduced
 here.
 Hyper-parameters: the authors' [APoT]. Time: not measured.
-Deviates from the original: the schedule is the authors', whose figures the expected ones are.
+Deviates from the original: the schedule is the authors', like the expected results.
 """
 
 _base_ = [

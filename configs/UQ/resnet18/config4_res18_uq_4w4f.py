@@ -1,11 +1,11 @@
-"""ResNet-18 on ImageNet, UQ W4A4, ends with 8-bit weights and float inputs (APoT's baseline, arXiv:1909.13144).
+"""ResNet-18 on ImageNet, UQ W4A4, 8-bit weights and float inputs at the ends (APoT's baseline, arXiv:1909.13144).
 
     tools/dist_train.sh configs/UQ/resnet18/config4_res18_uq_4w4f.py 8 --data-root IMAGENET
 
 Expected top-1: 70.54 % in the APoT authors' code [APoT], 70.48 % in the original project [original]; not yet reproduced
 here.
 Hyper-parameters: the authors' [APoT]. Time: not measured.
-Deviates from the original: the schedule is the authors', whose figures the expected ones are.
+Deviates from the original: the schedule is the authors', like the expected results.
 """
 
 _base_ = [

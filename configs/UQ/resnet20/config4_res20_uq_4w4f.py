@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, UQ W4A4, ends with 8-bit weights and float inputs (APoT's baseline, arXiv:1909.13144).
+"""ResNet-20 on CIFAR-10, UQ W4A4, 8-bit weights and float inputs at the ends (APoT's baseline, arXiv:1909.13144).
 
     python tools/train.py configs/Float/resnet20/config32_res20_float_32w32f.py --data-root FOLDER
     python tools/train.py configs/UQ/resnet20/config4_res20_uq_4w4f.py --data-root FOLDER

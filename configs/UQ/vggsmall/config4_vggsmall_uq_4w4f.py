@@ -1,10 +1,10 @@
-"""VGG-small on CIFAR-10, UQ W4A4, ends with 8-bit weights and float inputs (APoT's baseline, arXiv:1909.13144).
+"""VGG-small on CIFAR-10, UQ W4A4, 8-bit weights and float inputs at the ends (APoT's baseline, arXiv:1909.13144).
 
     python tools/train.py configs/Float/vggsmall/config32_vggsmall_float_32w32f.py --data-root FOLDER
     python tools/train.py configs/UQ/vggsmall/config4_vggsmall_uq_4w4f.py --data-root FOLDER
 
 Expected top-1: no figure was found.
-Hyper-parameters: the paper's hyper-parameters could not be looked up; these are the project's defaults, LQ-Nets' for
+Hyper-parameters: the paper's hyper-parameters could not be consulted; these are the project's defaults, LQ-Nets' for
 this network [LQ-Nets]. Time: not measured.
 """
 

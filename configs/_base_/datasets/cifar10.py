@@ -1,6 +1,6 @@
-"""CIFAR-10 from its published files (`cifar-10-python.tar.gz`, or what is in it) below the data root.
+"""CIFAR-10 from its published files (`cifar-10-python.tar.gz`, or its contents) below the data root.
 
-Training images are padded by 4 pixels, cut to 32x32 at random, and flipped.
+Training images are padded by 4 pixels, randomly cropped to 32x32, and flipped.
 """
 
 normalize = dict(type="Normalize", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])

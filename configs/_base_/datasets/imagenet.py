@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012): `train/` and `val/` below the data root, each with a folder for each class."""
+"""ImageNet (ILSVRC 2012): `train/` and `val/` below the data root, each with one folder per class."""
 
 normalize = dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 train_pipeline = [

@@ -1,4 +1,4 @@
-"""LSQ, the first and the last layer at 8 bits. The bits of the others: `quan_policy.Conv2d` of the config itself."""
+"""LSQ, first and last layers at 8 bits. The config itself sets the bits of the others in `quan_policy.Conv2d`."""
 
 quant_transformer = dict(
     type="ModelTransformer",

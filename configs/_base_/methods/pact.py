@@ -1,4 +1,4 @@
-"""PACT, the first and the last layer in float. The bits of the others: `quan_policy.Conv2d` of the config itself."""
+"""PACT, first and last layers in float. The config itself sets the bits of the others in `quan_policy.Conv2d`."""
 
 quant_transformer = dict(
     type="ModelTransformer",

@@ -1,6 +1,6 @@
-"""UQ, the first and the last layer with uniform 8-bit weights and float inputs, as in the code of the APoT paper.
+"""UQ, first and last layers with uniform 8-bit weights and float inputs, as in the code of the APoT paper.
 
-The bits of the others: `quan_policy.Conv2d` of the config itself.
+The config itself sets the bits of the others in `quan_policy.Conv2d`.
 """
 
 quant_transformer = dict(

@@ -1,4 +1,4 @@
-"""MobileNetV2 for the 1,000 classes of ImageNet. `backbone.conv1` is another name of its first layer."""
+"""MobileNetV2 for the 1,000 classes of ImageNet. `backbone.conv1` is an alias of its first layer."""
 
 model = dict(
     type="ImageClassifier",

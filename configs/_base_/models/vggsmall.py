@@ -1,4 +1,4 @@
-"""VGG-small for the 10 classes of CIFAR-10. `backbone.conv1` is another name of its first layer."""
+"""VGG-small for the 10 classes of CIFAR-10. `backbone.conv1` is an alias of its first layer."""
 
 model = dict(
     type="ImageClassifier",

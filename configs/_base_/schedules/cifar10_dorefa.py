@@ -1,4 +1,4 @@
-"""Distiller's training of ResNet-20 with DoReFa from the first step on: SGD from 0.1, 200 epochs.
+"""Distiller's training of ResNet-20 with DoReFa from the first step: SGD from 0.1, 200 epochs.
 
 Its rate falls to a tenth at epochs 80 and 120 and to a fifth at 160; here to a tenth at all three.
 """

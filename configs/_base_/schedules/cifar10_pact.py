@@ -1,4 +1,4 @@
-"""PACT's training of ResNet-20 from the first step on: SGD from 0.1, a tenth at epochs 60 and 120, 200 epochs."""
+"""PACT's training of ResNet-20 from the first step: SGD from 0.1, a tenth at epochs 60 and 120, 200 epochs."""
 
 _base_ = "../runtime.py"
 

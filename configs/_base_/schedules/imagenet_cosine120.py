@@ -1,4 +1,4 @@
-"""The original project's fine-tuning with cosine decay: 500 iterations of warm-up, 120 epochs."""
+"""The original project's fine-tuning with cosine decay: 500 iterations of warmup, 120 epochs."""
 
 _base_ = "../runtime.py"
 

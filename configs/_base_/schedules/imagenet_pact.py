@@ -1,4 +1,4 @@
-"""PACT's training from the first step on: SGD from 0.1, a tenth at epochs 30, 60, 85 and 95, 110 epochs."""
+"""PACT's training from the first step: SGD from 0.1, a tenth at epochs 30, 60, 85 and 95, 110 epochs."""
 
 _base_ = "../runtime.py"
 

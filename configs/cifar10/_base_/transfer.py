@@ -1,4 +1,4 @@
-"""CIFAR-10, enlarged to 96 pixels for a network that learned from photos: 5,000 images to train, 1,000 to test."""
+"""CIFAR-10, enlarged to 96 pixels for a network pretrained on photos: 5,000 images to train, 1,000 to test."""
 
 pipeline = [
     dict(type="LoadImageFromFile"),

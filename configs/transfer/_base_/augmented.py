@@ -1,4 +1,4 @@
-"""Ants and bees, the training images cut out and flipped at random."""
+"""Ants and bees, the training images randomly cropped and flipped."""
 
 _base_ = "fixed.py"
 

@@ -1,4 +1,4 @@
-"""Ants and bees, the training images cut out and flipped at random: 160 pixels of a smaller part.
+"""Ants and bees, the training images randomly cropped and flipped: 160 pixels of a smaller part.
 
 Objects are about as large in them as in the test images of 224 pixels, and an epoch takes half the time.
 """

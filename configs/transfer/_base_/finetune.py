@@ -1,4 +1,4 @@
-"""Everything is trained, the backbone at a far lower rate than the head; a tenth of both after every 7 epochs."""
+"""Everything is trained, the backbone far slower than the head; both learning rates fall to a tenth every 7 epochs."""
 
 optimizer = dict(
     type="AdamW",

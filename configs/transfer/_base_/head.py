@@ -1,4 +1,4 @@
-"""The head alone is trained, on features that are computed once."""
+"""Only the head is trained, on features that are computed once."""
 
 feature_cache = True
 optimizer = dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4)

@@ -1,4 +1,4 @@
-"""LSQ at 4 bits (first and last layer 8) from a fine-tuned float model."""
+"""LSQ at 4 bits (first and last layers 8) from a fine-tuned float model."""
 
 bits = dict(num_bit_w=4, num_bit_a=4, per_channel=True)
 quant_transformer = dict(

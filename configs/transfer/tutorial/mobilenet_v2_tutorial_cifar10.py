@@ -5,7 +5,7 @@
 `FOLDER` holds `cifar10_jpg/train` and `cifar10_jpg/test` (or their archive) and
 `weights/mobilenet_v2_tf2_int8deq_flipw.pth`.
 
-Images of 32 pixels, as they are; 5 epochs.
+Images of 32 pixels, unchanged; 5 epochs.
 
 Measured: 17.9 % top-1 on the 10,000 test images after the last epoch (seed 0), in 2.8 minutes of one CPU thread: at a
 stride of 32 the last feature of a 32-pixel image is one point. `configs/cifar10/mobilenet_v2_transfer_features.py`

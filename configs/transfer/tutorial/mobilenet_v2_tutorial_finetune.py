@@ -1,4 +1,4 @@
-"""MobileNetV2 fine-tuned to ants and bees as PyTorch's transfer learning tutorial does it.
+"""MobileNetV2 fine-tuned to ants and bees as in PyTorch's transfer learning tutorial.
 
     python tools/train.py configs/transfer/tutorial/mobilenet_v2_tutorial_finetune.py --data-root FOLDER
 

@@ -4,9 +4,9 @@
 
 `FOLDER` holds `cifar10_jpg/train` and `cifar10_jpg/test` (or their archive).
 
-Images of 32 pixels, as they are; 5 epochs.
+Images of 32 pixels, unchanged; 5 epochs.
 
-Not measured here: its weights are fetched from the network on first use (torchvision, with checksum).
+Not measured here: its weights are downloaded on first use (torchvision, with checksum).
 """
 
 _base_ = ["../_base_/resnet18.py", "_base_/cifar10.py"]

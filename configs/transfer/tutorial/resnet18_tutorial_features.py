@@ -4,10 +4,10 @@
 
 `FOLDER` holds `hymenoptera_256` (or its archive).
 
-The head alone is trained, on images cut out at random, so features are computed in every epoch. BatchNorm uses its
-published statistics; the tutorial's follow the batches, though the network is called fixed.
+Only the head is trained, on random crops, so features are computed in every epoch. BatchNorm uses its published
+statistics; the tutorial's follow the batches, though the network is called fixed.
 
-Not measured here: its weights are fetched from the network on first use (torchvision, with checksum).
+Not measured here: its weights are downloaded on first use (torchvision, with checksum).
 """
 
 _base_ = ["../_base_/resnet18.py", "_base_/crops.py", "_base_/sgd.py"]

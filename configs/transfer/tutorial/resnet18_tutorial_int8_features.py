@@ -8,7 +8,7 @@
 
 torchvision's published integers. Dropout of 0.5 before a float head, SGD at 0.01, batches of 16.
 
-Not measured here: its weights are fetched from the network on first use (torchvision, with checksum).
+Not measured here: its weights are downloaded on first use (torchvision, with checksum).
 """
 
 _base_ = ["../_base_/resnet18.py", "_base_/short_side_224.py", "_base_/sgd.py"]

@@ -7,9 +7,9 @@
 `FOLDER` holds `hymenoptera_256` (or its archive).
 
 torch's default QAT configuration, BatchNorm folded, the head float; SGD at 0.001 with weight decay 0.1, 0.3 of the
-rate after every 5 of 25 epochs. `export` writes what the tutorial's `convert` makes.
+rate after every 5 of 25 epochs. `export` writes the counterpart of the tutorial's `convert`.
 
-Not measured here: its weights are fetched from the network on first use (torchvision, with checksum).
+Not measured here: its weights are downloaded on first use (torchvision, with checksum).
 """
 
 _base_ = ["../_base_/resnet18.py", "_base_/short_side_224.py", "_base_/qat.py"]

@@ -5,7 +5,7 @@
 `FOLDER` holds `cifar10_jpg/train` and `cifar10_jpg/test` (or their archive) and
 `weights/squeezenet1_1_caffe_fp16.pth`.
 
-Images of 32 pixels, as they are; 5 epochs.
+Images of 32 pixels, unchanged; 5 epochs.
 
 Measured: 35.4 % top-1 on the 10,000 test images after the last epoch (seed 0), in 1.3 minutes of one CPU thread.
 """

@@ -4,7 +4,7 @@
 
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
 
-The head alone is trained, on images cut out at random, so features are computed in every epoch.
+Only the head is trained, on random crops, so features are computed in every epoch.
 
 Measured: 88.9 % top-1 on the 153 images of `val` after the last epoch (seed 0), in 1.7 minutes of one CPU thread;
 `squeezenet1_1_features.py` of the folder above reaches 89.5 %.

@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 fine-tuned to ants and bees as PyTorch's transfer learning tutorial does it.
+"""SqueezeNet 1.1 fine-tuned to ants and bees as in PyTorch's transfer learning tutorial.
 
     python tools/train.py configs/transfer/tutorial/squeezenet1_1_tutorial_finetune.py --data-root FOLDER
 

@@ -7,9 +7,9 @@
 `FOLDER` holds `hymenoptera_256` (or its archive) and `weights/squeezenet1_1_caffe_fp16.pth`.
 
 torch's default QAT configuration, the head float; SGD at 0.001 with weight decay 0.1, 0.3 of the rate after every 5 of
-25 epochs. `export` writes what the tutorial's `convert` makes.
+25 epochs. `export` writes the counterpart of the tutorial's `convert`.
 
-Measured: 89.5 % top-1 on the 153 images of `val` after the last epoch (seed 0), the integer file 90.2 %, in 6.0
+Measured: 89.5 % top-1 on the 153 images of `val` after the last epoch (seed 0), the exported model 90.2 %, in 6.0
 minutes of one CPU thread; `squeezenet1_1_qat.py` of the folder above reaches 91.5 %.
 """
 

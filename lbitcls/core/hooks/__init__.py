@@ -1,4 +1,4 @@
-"""Hooks: what happens between the iterations of a run. A hook of your own derives from `Hook`."""
+"""Hooks: actions between the iterations of a run. Your own hooks derive from `Hook`."""
 
 from lbitcls.core.hooks.hook import Hook
 

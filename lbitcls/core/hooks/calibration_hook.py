@@ -1,4 +1,4 @@
-"""Delayed quantization (`calibration=dict(epoch=N, num_batches=M)`): float first, quantizers on at epoch N."""
+"""Delayed quantization (`calibration=dict(epoch=N, num_batches=M)`): float first, quantized from epoch N."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class CalibrationHook(Hook):
-    """Trains with the quantizers off, then gives them their first values from training batches and switches them on.
+    """Hook that trains with quantizers off, then initializes them from training batches and switches them on.
 
-    Rank 0's values are every rank's. A quantizer that has its values already, from a quantized checkpoint, keeps them.
+    All ranks use rank 0's values. Quantizers already initialized from a quantized checkpoint keep their values.
 
     Args:
-        epoch: the epoch (from 0) at whose start the quantizers come on; 0: before training.
-        num_batches: training batches that the first values are taken from.
-        method: rule that finds ranges in them: `mse`, `percentile` or `minmax`; None: each method's own.
+        epoch: Epoch (from 0) at whose start the quantizers are switched on; 0: before training.
+        num_batches: Number of training batches for the initial values.
+        method: Rule that finds ranges in them, `mse`, `percentile` or `minmax`; None: each method's own rule.
     """
 
     priority = PRIORITIES["VERY_HIGH"]
@@ -40,9 +40,7 @@ class CalibrationHook(Hook):
 
     def before_run(self, runner: EpochRunner) -> None:
         if self.epoch >= runner.max_epochs:
-            raise ConfigError(
-                f"calibration.epoch={self.epoch}: the run has only the epochs 0 to {runner.max_epochs - 1}."
-            )
+            raise ConfigError(f"calibration.epoch={self.epoch}: the run has only epochs 0 to {runner.max_epochs - 1}.")
         runner.phase = "quantized" if self.done else "float"
         _switch(runner, self.done)
 
@@ -51,7 +49,7 @@ class CalibrationHook(Hook):
             return
         from lbitcls.quant import calibrate, quantizer_parameters, refresh
 
-        runner.model = runner.module  # DDP is taken off: it must learn anew which parameters have gradients
+        runner.model = runner.module  # remove DDP: it must register again which parameters have gradients
         runner.seed_iteration()
         number = min(self.num_batches, len(runner.loader))
         batches = (runner.to_device(batch)["img"] for batch in runner.loader.iterate(runner.epoch))
@@ -64,7 +62,7 @@ class CalibrationHook(Hook):
         runner.wrap_model()
         runner.phase, self.done = "quantized", True
         runner.logger.info(
-            "Quantization is on from epoch %d: %d quantizers took their first values from %d batches.",
+            "Quantization is on from epoch %d: %d quantizers initialized from %d batches.",
             *(runner.epoch + 1, count, number),
         )
 
@@ -76,7 +74,7 @@ class CalibrationHook(Hook):
 
 
 def _switch(runner: EpochRunner, on: bool) -> None:
-    """Switch the quantizers on or off; while off, their parameters need no gradient, so DDP does not wait for them."""
+    """Switch the quantizers on or off; while off, their parameters need no gradient, so DDP ignores them."""
     from lbitcls.quant import set_quantization
 
     set_quantization(runner.module, on)

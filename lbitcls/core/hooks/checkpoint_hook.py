@@ -1,4 +1,4 @@
-"""Saving during a run (`checkpoint_config`), and finding where to go on (`--resume`)."""
+"""Saving during a run (`checkpoint_config`), and finding the checkpoint to resume from (`--resume`)."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
 LATEST, INTERRUPTED = "latest.pth", "interrupted.pth"
-RUN_FILE = "run.txt"  # names the run that the folder belongs to
+RUN_FILE = "run.txt"  # contains the name of the run that the folder belongs to
 _RUN = re.compile(r"\d{8}_\d{6}_[0-9a-f]{8}")
 
 
 def name_run() -> str:
-    """A name for a new run, by which it knows its checkpoints: the time, and what makes it the only one."""
+    """Return a unique name for a new run, which identifies its checkpoints: the time and a random suffix."""
     return f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
 
 
 @HOOKS.register_module()
 class CheckpointHook(Hook):
-    """Saves `epoch_N.pth` or `iter_N.pth` every `interval`, and always at the end; `latest.pth` is the newest.
+    """Hook that saves `epoch_N.pth` or `iter_N.pth` every `interval` and at the end; `latest.pth` is the newest.
 
     Args:
-        interval: epochs between two checkpoints (iterations when not `by_epoch`); -1: only at the end.
-        by_epoch: count epochs. False: iterations, also in mid-epoch.
-        max_keep_ckpts: how many of them to keep; -1: all.
+        interval: Epochs (iterations unless `by_epoch`) between two checkpoints; -1: only at the end.
+        by_epoch: Count epochs; False: count iterations, also mid-epoch.
+        max_keep_ckpts: Number of checkpoints to keep; -1: all.
     """
 
     priority = PRIORITIES["LOWEST"]
@@ -59,7 +59,7 @@ class CheckpointHook(Hook):
         if self.by_epoch or self.interval < 0:
             return
         self._due |= runner.iter % self.interval == 0
-        ends_epoch = runner.inner_iter == len(runner.loader)  # saved after the validation
+        ends_epoch = runner.inner_iter == len(runner.loader)  # saved after validation
         if self._due and runner.between_steps and not ends_epoch:
             self._save(runner)
 
@@ -78,7 +78,7 @@ class CheckpointHook(Hook):
                 self._delete_old(runner.work_dir, kind, number)
 
     def _delete_old(self, folder: Path, kind: str, number: int) -> None:
-        """Delete all but the newest of the checkpoints up to the present one (others were made before it went back)."""
+        """Delete all but the newest checkpoints up to the current one (later ones predate a resume)."""
         saved = {n: path for n, path in _numbered(folder, kind) if n <= number}
         for old in sorted(saved)[: -self.max_keep]:
             saved[old].unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def _numbered(folder: Path, kind: str) -> Iterable[tuple[int, Path]]:
 
 
 def noted_run(folder: Path) -> str | None:
-    """The name of the run that `folder` belongs to, or None where none is noted, or what is noted is no such name."""
+    """Return the name of the run that `folder` belongs to, or None if no valid name is recorded."""
     try:
         name = "\n".join(read_lines(folder / RUN_FILE)).strip()
     except (OSError, UnicodeDecodeError):
@@ -100,7 +100,7 @@ def noted_run(folder: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` that a run can go on from: `latest.pth`, then the others, newest first."""
+    """Return the checkpoints in `folder` to resume from: `latest.pth`, then the others, newest first."""
     numbered = [path for kind in ("epoch", "iter") for _, path in _numbered(folder, kind)]
     others = [path for path in (folder / INTERRUPTED, *numbered) if path.exists()]
     latest = [folder / LATEST] if (folder / LATEST).exists() else []
@@ -108,28 +108,28 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path, logger: logging.Logger) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint that a run in `folder` can go on from, with its content; None where there is none.
+    """Return the newest readable checkpoint in `folder` to resume from, with its content, or None.
 
-    `latest.pth` comes first; where it cannot be read the others follow, newest first, each with a warning.
+    `latest.pth` comes first; if it cannot be read, the others follow, newest first, with a warning for each failure.
 
     Raises:
-        CheckpointError: there are checkpoints, and none can be read.
+        CheckpointError: There are checkpoints, but none can be read.
     """
     candidates = checkpoints(folder)
     run = noted_run(folder)
     if run is None and (folder / RUN_FILE).exists():
-        logger.warning("%s names no run; it is written anew, from the newest checkpoint.", folder / RUN_FILE)
+        logger.warning("%s does not name a run; rewriting it from the newest checkpoint.", folder / RUN_FILE)
     unreadable = 0
     for path in candidates:
         try:
             checkpoint = read_checkpoint(path)
         except CheckpointError as error:
             unreadable += 1
-            logger.warning("%s Trying the one before.", error)
+            logger.warning("%s Trying the previous one.", error)
             continue
         if run in (None, checkpoint["meta"].get("run")):
             return path, checkpoint
-        logger.info("%s is of an earlier run in this folder; it will be moved, not overwritten.", path)
+        logger.info("%s belongs to an earlier run in this folder; it will be moved, not overwritten.", path)
     if unreadable:
-        raise CheckpointError(f"none of the {len(candidates)} checkpoints in {folder} can be gone on from.")
+        raise CheckpointError(f"cannot resume from any of the {len(candidates)} checkpoints in {folder}.")
     return None

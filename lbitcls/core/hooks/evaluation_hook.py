@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class EvaluationHook(Hook):
-    """Validates every `interval` epochs, after the last epoch, and at the end of a float phase.
+    """Hook that validates every `interval` epochs, after the last epoch, and at the end of a float phase.
 
-    The best weights go to `best_<key>.pth`; those of a float phase, before the quantizers are switched on, to
-    `best_float_<key>.pth`: the two are not compared with each other. When the run is complete the best weights of its
-    last phase are loaded into the model again.
+    The best weights are saved to `best_<key>.pth`; those of a float phase, before the quantizers are switched on, to
+    `best_float_<key>.pth`: the two are not compared with each other. After the run, the best weights of its last phase
+    are loaded into the model.
 
     Args:
         loader: batches of the validation set (this rank's part).
@@ -61,12 +61,12 @@ class EvaluationHook(Hook):
         self.best: dict[str, dict[str, Any]] = {}
 
     def before_run(self, runner: EpochRunner) -> None:
-        """Of a run that goes on: forget best weights that are not there, so that no result is told without them."""
+        """When resuming, drop best weights whose file is missing, so that no result is reported without them."""
         kept = broadcast_object({phase: best for phase, best in self.best.items() if _is_there(runner, best)})
         for phase in self.best.keys() - kept.keys():
             best = self.best[phase]
             runner.logger.warning(
-                "The best %s weights so far (%s %.4f, epoch %d) are not %s any more: the best are those from here on.",
+                "The best %s weights so far (%s %.4f, epoch %d) are no longer in %s: tracking the best from here on.",
                 *(phase, best["key"], best["value"], best["epoch"], runner.work_dir / best["file"]),
             )
         self.best = kept
@@ -82,7 +82,7 @@ class EvaluationHook(Hook):
         results = self._measure(runner, "val", self.loader, self.metrics)
         dropped = [f"top-{k}" for k in self.topk if "accuracy" in self.metrics and f"top-{k}" not in results]
         if dropped:
-            runner.logger.debug("%s left out: the model has fewer classes.", ", ".join(dropped))
+            runner.logger.debug("Left out %s: the model has fewer classes.", ", ".join(dropped))
         if self.save_best is not None:
             self._keep_best(runner, results)
 
@@ -125,12 +125,12 @@ class EvaluationHook(Hook):
                 runner.eval_model.load_state_dict(read_checkpoint(path)["state_dict"])
             except CheckpointError as error:
                 runner.logger.warning("%s", error)
-                said = "The model keeps the last epoch's weights, not the best: %s %.4f, epoch %d, %s"
+                said = "Kept the last epoch's weights instead of the best: %s %.4f, epoch %d, %s"
         self._share(runner.eval_model)
         runner.logger.info(said, best["key"], best["value"], best["epoch"], path)
 
     def _share(self, model: nn.Module) -> None:
-        """Give every rank the weights that rank 0 read."""
+        """Send the weights that rank 0 read to every rank."""
         if world_size() > 1:
             from lbitcls.quant import refresh
 
@@ -145,7 +145,7 @@ class EvaluationHook(Hook):
 
 
 def _is_there(runner: EpochRunner, best: dict[str, Any]) -> bool:
-    """Whether the file of the best weights is in the work directory, and is that of this run's epoch."""
+    """Return True if the work directory contains the file of the best weights, from this run and epoch."""
     try:
         meta = read_checkpoint(runner.work_dir / best["file"], mmap=True)["meta"]
     except CheckpointError:

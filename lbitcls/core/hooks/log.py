@@ -1,9 +1,9 @@
-"""What a run reports (`log_config`): records of training at an interval, and who writes them where.
+"""Logging of a run (`log_config`): training records at an interval, and the hooks that write them.
 
-`LogHook` averages what the iterations gave since the last record and publishes it; `TextLoggerHook` writes the line of
-the text log, `JsonLoggerHook` a line of `log.jsonl`; TensorBoard's is `lbitcls.tracking.tensorboard`. In a record
-`epoch` counts from 1 and `iter` is the iteration within it, from 1. `memory` is in MB: the most that the GPU held, or
-on a CPU the largest resident size of the process.
+`LogHook` averages the outputs of the iterations since the last record and publishes them; `TextLoggerHook` writes a
+line of the text log, `JsonLoggerHook` a line of `log.jsonl`; `lbitcls.tracking.tensorboard` writes TensorBoard's files.
+In a record, `epoch` counts from 1 and `iter` is the iteration within it, from 1. `memory` is in MB: the peak GPU
+memory, or on a CPU the peak resident size of the process.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from lbitcls.utils.jsontext import json_text, with_nulls
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
-UNREADABLE = "log_unreadable.txt"  # what `log.jsonl` held that is no record, in the work directory
+UNREADABLE = "log_unreadable.txt"  # lines of `log.jsonl` that are not records, in the work directory
 POSITION = ("mode", "epoch", "iter")
-_MOST, _LEAST = 100, 10  # iterations between two records; records of an epoch, where the config says nothing
+_MOST, _LEAST = 100, 10  # defaults: iterations between two records; records per epoch
 
 
 class LogHook(Hook):
-    """Publishes a record every `interval` iterations of an epoch and after its last one.
+    """Hook that publishes a record every `interval` iterations of an epoch and after its last iteration.
 
-    The values are means over the iterations since the last record, and over the ranks. Nothing waits for the device
-    in between.
+    The values are means over the iterations since the last record, and over the ranks. Between records nothing waits
+    for the device.
 
     Args:
-        interval: iterations between two records; None: 100, or in a short epoch as many as give at least ten records.
+        interval: Iterations between two records; None: 100, or fewer in a short epoch, for at least ten records.
     """
 
     def __init__(self, interval: int | None = None) -> None:
@@ -101,18 +101,18 @@ class LogHook(Hook):
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`lr`, the first group's rate; where groups have others, `lrs` too: each distinct one, in the groups' order."""
+    """Return `lr`, the first group's rate, and, if rates differ, `lrs`: the distinct rates in group order."""
     rates = list(dict.fromkeys(float(group["lr"]) for group in optimizer.param_groups))
     return {"lr": rates[0], **({"lrs": rates} if len(rates) > 1 else {})}
 
 
 def _order(name: str) -> tuple[int, str]:
-    """The loss first, then its parts, then the accuracies."""
+    """Return the sort key: the loss first, then its parts, then the accuracies."""
     return (0 if name == "loss" else 2 if name.startswith("top-") else 1), name
 
 
 def used_memory(device: torch.device) -> int:
-    """MB: the most that `device` held for tensors; for a CPU the process's largest resident size."""
+    """Return the peak memory in MB: of tensors on a GPU; on a CPU the resident size of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device) / 2**20)
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -120,7 +120,7 @@ def used_memory(device: torch.device) -> int:
 
 
 class Writer(Hook):
-    """A hook that writes records, on rank 0 alone."""
+    """Base class of hooks that write records, on rank 0 only."""
 
     priority = PRIORITIES["LOW"]
 
@@ -135,9 +135,9 @@ class Writer(Hook):
 
 @HOOKS.register_module()
 class TextLoggerHook(Writer):
-    """Writes `Epoch [1][200/626]`, a tab, `lr: 1.000e-03, eta: 1 day, 1:32:11, time: 1.473, …` to the text log.
+    """Hook that logs `Epoch [1][200/626]`, a tab, `lr: 1.000e-03, eta: 1 day, 1:32:11, time: 1.473, …`.
 
-    Where groups of parameters have several rates, each distinct one stands there: `lr: 1.000e-04/1.000e-03`.
+    If parameter groups have several rates, the line contains each distinct one: `lr: 1.000e-04/1.000e-03`.
     """
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ class TextLoggerHook(Writer):
 
 
 def text_line(record: dict[str, Any], epoch_len: int) -> str:
-    """The line of the text log for a record of an epoch of `epoch_len` iterations."""
+    """Return the text log's line for a record of an epoch of `epoch_len` iterations."""
     results = {name: value for name, value in record.items() if name not in POSITION}
     if record["mode"] != "train":
         head, first = f"Epoch({record['mode']}) [{record['epoch']}][{record['iter']}]\t", []
@@ -166,11 +166,11 @@ def _text(value: Any) -> str:
 
 @HOOKS.register_module()
 class JsonLoggerHook(Writer):
-    """Appends each record to `log.jsonl`, with `images`, the number of images that were learned from so far.
+    """Hook that appends each record to `log.jsonl`, with `images`, the number of images trained on so far.
 
-    What is not finite (the norm of gradients that overflowed in float16) is `null`.
+    Values that are not finite (a gradient norm that overflowed in float16) become `null`.
 
-    A run that goes on drops, with its first record, what came after its start.
+    With its first record, a resumed run drops the records from after its starting point.
     """
 
     def __init__(self) -> None:
@@ -192,11 +192,11 @@ class JsonLoggerHook(Writer):
             raise
 
     def _go_on(self, runner: EpochRunner, epoch: int, inner_iter: int) -> None:
-        """Keep the records from before the start; put what is no record aside, but for a line that was cut off."""
+        """Keep records from before the start; move other lines to a separate file, except a truncated last line."""
         path = _path(runner)
         lines: list[bytes] = []
         if path.exists():
-            with open_regular(path) as file:  # a pipe of that name would wait for ever
+            with open_regular(path) as file:  # a pipe with that name would block forever
                 lines = file.readall().splitlines(keepends=True)
         foreign, kept = [], []
         for line in lines:
@@ -209,7 +209,7 @@ class JsonLoggerHook(Writer):
             with path.with_name(UNREADABLE).open("ab") as file:
                 file.writelines(foreign)
             runner.logger.warning(
-                "%s had lines that are no records of a run: %d, which are in %s now.",
+                "%s had lines that are not records of a run: moved %d to %s.",
                 *(path, len(foreign), path.with_name(UNREADABLE)),
             )
         write_whole(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
@@ -220,10 +220,10 @@ def _path(runner: EpochRunner) -> Path:
 
 
 def read_record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line of `log.jsonl`, None where it holds none."""
+    """Return the record in a line of `log.jsonl`, or None if there is none."""
     try:
         record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):  # also of bytes that are no UTF-8
+    except (ValueError, RecursionError):  # also for bytes that are not UTF-8
         return None
     if not isinstance(record, dict) or not isinstance(record.get("mode"), str):
         return None
@@ -231,7 +231,7 @@ def read_record(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_before(record: dict[str, Any], epoch: int, inner_iter: int) -> bool:
-    """Whether a record belongs to what was done when `epoch` epochs and `inner_iter` more iterations were."""
+    """Return True if a record is from the first `epoch` epochs and `inner_iter` more iterations."""
     if record["epoch"] <= epoch:
         return True
     return record["mode"] == "train" and record["epoch"] == epoch + 1 and record["iter"] <= inner_iter

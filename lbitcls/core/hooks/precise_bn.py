@@ -1,6 +1,6 @@
-"""`PreciseBNHook`: BatchNorm's running statistics, computed anew from training batches before validation.
+"""`PreciseBNHook`: BatchNorm's running statistics, recomputed from training batches before validation.
 
-Moving averages lag behind weights that still move, and a quantized model feels it more than a float one (precise
+Moving averages lag behind weights that still change, which affects a quantized model more than a float one (precise
 BatchNorm: Wu and Johnson, arXiv:2105.07576, section 3).
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @HOOKS.register_module()
 class PreciseBNHook(Hook):
-    """After every `interval` epochs the statistics become the averages over `num_batches` training batches.
+    """Hook that sets the statistics to averages over `num_batches` training batches every `interval` epochs.
 
     Args:
-        num_batches: how many batches are averaged.
-        interval: epochs between two estimations; the last epoch always has one.
+        num_batches: Number of batches to average.
+        interval: Epochs between two estimations; the last epoch always has one.
     """
 
     priority = PRIORITIES["ABOVE_NORMAL"]  # before validation
@@ -52,11 +52,11 @@ class PreciseBNHook(Hook):
 def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
     """Set the running statistics of every BatchNorm in training mode to their averages over batches.
 
-    All else is in eval meanwhile, so quantizers and dropout do not move; frozen norms stay as they are.
+    All other modules are in eval, so quantizers and dropout do not change; frozen norms stay unchanged.
 
     Args:
-        model: has `predict`, as classifiers do, or is called.
-        images: batches (N, C, H, W), on the model's device.
+        model: Model with `predict`, like classifiers, or any callable model.
+        images: Batches (N, C, H, W), on the model's device.
     """
     modes = {module: module.training for module in model.modules()}
     norms = [m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
@@ -66,7 +66,7 @@ def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
     for norm in norms:
         norm.train()
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the average of all batches
+        norm.momentum = None  # torch's value for the average of all batches
     try:
         for batch in images:
             predictor(model)(batch)

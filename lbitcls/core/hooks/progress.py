@@ -1,4 +1,4 @@
-"""A progress bar with an ETA for a person at a terminal; nothing where the output goes to a file or a pipe."""
+"""Progress bar with an ETA at a terminal; nothing if the output goes to a file or a pipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ProgressHook(Hook):
-    """Shows the epoch, iterations done, time left, and the last loss and accuracy, on rank 0."""
+    """Hook that shows the epoch, iterations done, time left, and the last loss and accuracy, on rank 0."""
 
     priority = PRIORITIES["LOW"]
 

@@ -1,4 +1,4 @@
-"""`UnfreezeHook`: train the head first, then more of the model, with a rate of its own."""
+"""`UnfreezeHook`: trains the head first, then more of the model, with a separate learning rate."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
 
 @HOOKS.register_module()
 class UnfreezeHook(Hook):
-    """Keeps parts of the model frozen before an epoch, and trains them from it on.
+    """Hook that keeps parts of the model frozen before an epoch, and trains them from that epoch on.
 
-    Frozen parts take no gradient and stay in eval mode (see `lbitcls.models.freezing`). What is frozen is a function of
-    the epoch alone, so a run that goes on needs nothing saved. Several hooks unfreeze part after part.
+    Frozen parts get no gradient and stay in eval mode (see `lbitcls.models.freezing`). The frozen parts depend on the
+    epoch only, so resuming needs no saved state. Use several hooks to unfreeze one part after another.
 
     Args:
-        epoch: the first epoch, from 0 as in `calibration.epoch`, in which the parts train.
-        layers: names of submodules, also with `*`, `?` and `[…]`: `['backbone']`, `['backbone.layer[34]']`.
-        lr_mult: factor on the learning rate of these parts, in the whole run, beside that of `paramwise_cfg`. Of
-            several hooks that name a part the one with the lowest epoch counts.
+        epoch: First epoch, from 0 as in `calibration.epoch`, in which the parts train.
+        layers: Names of submodules, also with `*`, `?` and `[…]`: `['backbone']`, `['backbone.layer[34]']`.
+        lr_mult: Factor on the learning rate of these parts, in the whole run, in addition to `paramwise_cfg`. If
+            several hooks name a part, the one with the lowest epoch applies.
 
     Example:
         >>> UnfreezeHook(epoch=5, layers=["backbone"], lr_mult=0.1).epoch
         5
     """
 
-    priority = PRIORITIES["HIGH"]  # after the calibration, which switches gradients of quantizers on
+    priority = PRIORITIES["HIGH"]  # after calibration, which switches the quantizers' gradients on
 
     def __init__(self, epoch: int, layers: Sequence[str] | str = ("backbone",), lr_mult: float = 1.0) -> None:
-        self.epoch = require_count("UnfreezeHook: epoch", epoch, 1)  # epochs are counted from 0
+        self.epoch = require_count("UnfreezeHook: epoch", epoch, 1)  # epochs count from 0
         self.layers = [layers] if isinstance(layers, str) else require_list("UnfreezeHook: layers", layers)
         self.lr_mult = as_number("UnfreezeHook: lr_mult", lr_mult)
         if not self.layers or self.lr_mult < 0:
-            raise ConfigError(f"UnfreezeHook needs layers and an lr_mult from 0; got {layers!r} and {lr_mult!r}.")
+            raise ConfigError(f"UnfreezeHook needs layers and an lr_mult ≥ 0; got {layers!r} and {lr_mult!r}.")
 
     def parts(self, model: nn.Module) -> list[str]:
-        """Names of the submodules of `model` that `layers` means.
+        """Return the names of the submodules of `model` that match `layers`.
 
         Raises:
-            ConfigError: one of `layers` matches nothing, or the model is no classifier of ours.
+            ConfigError: One of `layers` matches nothing, or the model is not an `ImageClassifier`.
         """
         find: Callable[..., list[str]] | None = getattr(model, "find_parts", None)
         if find is None:
@@ -67,18 +67,18 @@ class UnfreezeHook(Hook):
         frozen = [name for name in self.parts(runner.module) if model.is_frozen(name)]
         if runner.epoch < self.epoch or not frozen:
             return
-        runner.model = runner.module  # DDP is taken off: it must learn anew which parameters have gradients
+        runner.model = runner.module  # remove DDP: it must register again which parameters have gradients
         for name in frozen:
             model.unfreeze(name)
         runner.wrap_model()
         runner.logger.info(
-            "Epoch %d: %s trains now too, at %g of the learning rate.",
+            "Epoch %d: Training %s as well, at %g of the learning rate.",
             *(runner.epoch + 1, ", ".join(frozen), self.lr_mult),
         )
 
 
 def unfreeze_rates(model: nn.Module, hooks: Iterable[Hook]) -> dict[int, float]:
-    """The factors on the learning rate, by the `id` of a parameter, that `UnfreezeHook`s among `hooks` ask for."""
+    """Return the learning-rate factors of `UnfreezeHook`s among `hooks`, by the `id` of a parameter."""
     rates: dict[int, float] = {}
     chosen = [hook for hook in hooks if isinstance(hook, UnfreezeHook)]
     for hook in sorted(chosen, key=lambda hook: hook.epoch):

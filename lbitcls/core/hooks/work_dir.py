@@ -1,7 +1,7 @@
-"""What a run does to its work directory when it begins: notes its name and its config, sets an earlier run aside.
+"""Setup of a run's work directory: records the run's name and config, and moves an earlier run aside.
 
-It happens after the first iteration, so that a command that fails before leaves the folder as it was, and before
-anything else of the run is written there.
+It happens after the first iteration, so that a command that fails earlier leaves the folder unchanged, and before the
+run writes anything else there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OTHERS = ("log.jsonl", "summary.json", "tf_logs", *PICTURES)
 
 
 class WorkDirHook(Hook):
-    """Makes the work directory the run's own; what another run left in it goes to its folder `earlier_N`.
+    """Hook that claims the work directory for the run, and moves another run's files to its folder `earlier_N`.
 
     Args:
         run: name of the run, as its checkpoints have it.
@@ -48,7 +48,7 @@ class WorkDirHook(Hook):
         self._begin(runner)
 
     def after_epoch(self, runner: EpochRunner) -> None:
-        self._begin(runner)  # a run may go on after the last iteration of an epoch
+        self._begin(runner)  # a run may resume after the last iteration of an epoch
 
     def _begin(self, runner: EpochRunner) -> None:
         if self._begun or not is_main():
@@ -61,7 +61,7 @@ class WorkDirHook(Hook):
         earlier = set_aside(runner.work_dir, self.run, () if given else (kept.name,))
         if earlier is not None:
             runner.logger.warning(
-                "%s held another run: its checkpoints and records are in %s now; it goes on with --resume "
+                "%s contained another run: moved its checkpoints and records to %s; to resume it, use --resume "
                 "--work-dir %s.",
                 *(runner.work_dir, earlier, earlier),
             )
@@ -70,22 +70,22 @@ class WorkDirHook(Hook):
 
 
 def set_aside(folder: Path, run: str, more: Iterable[str] = ()) -> Path | None:
-    """Note that `folder` is the work directory of `run`, and move what other runs wrote to a new folder in it.
+    """Record that `folder` is the work directory of `run`, and move other runs' files to a new folder in it.
 
     Args:
-        folder: the work directory.
-        run: name of the run that has begun.
-        more: names of further files that a run writes.
+        folder: Work directory.
+        run: Name of the run that has started.
+        more: Names of additional files that a run writes.
 
     Returns:
-        The new folder, `earlier_1` or the next number, or None where there was nothing to move.
+        The new folder, `earlier_1` or the next number, or None if there was nothing to move.
     """
     noted = noted_run(folder) or _run_of_checkpoints(folder)
     others = [path for path in _written(folder, more) if _owner(path, noted) != run]
     target = _new_folder(folder) if others else None
     if target is not None and noted is not None:
         _note(target, noted)
-    # Checkpoints after the note: where this is cut off --resume must not take up the other run from an older one.
+    # Checkpoints move after the note: if this is interrupted, --resume must not resume the other run from an older one.
     _move((path for path in others if path.suffix != ".pth"), target)
     _note(folder, run)
     _move((path for path in others if path.suffix == ".pth"), target)
@@ -97,7 +97,7 @@ def _note(folder: Path, run: str) -> None:
 
 
 def _run_of_checkpoints(folder: Path) -> str | None:
-    """The run of the newest readable checkpoint, where no other note says whose the records are."""
+    """Return the run of the newest readable checkpoint; used if the folder records no run."""
     for path in checkpoints(folder):
         with contextlib.suppress(CheckpointError):
             return read_checkpoint(path, mmap=True)["meta"].get("run")
@@ -116,7 +116,7 @@ def _written(folder: Path, more: Iterable[str]) -> list[Path]:
 
 
 def _owner(path: Path, noted: str | None) -> str | None:
-    """The run that wrote `path`: by its own word where it is a checkpoint, else the one that the folder notes."""
+    """Return the run that wrote `path`: from its metadata if it is a checkpoint, else the folder's run."""
     if path.suffix != ".pth":
         return noted
     try:

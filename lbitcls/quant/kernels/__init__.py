@@ -1,4 +1,4 @@
-"""Functions that run a quantizer's formula with its own backward pass, in one of several kinds of kernels."""
+"""Functions that run a quantizer's formula with a custom backward pass, in one of several kinds of kernels."""
 
 from lbitcls.quant.kernels.elementwise import Elementwise
 from lbitcls.quant.kernels.selection import KINDS, active_kind, select_kernels

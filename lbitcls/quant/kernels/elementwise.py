@@ -1,8 +1,8 @@
-"""An elementwise formula and its backward pass, as one differentiable function.
+"""Elementwise formula and its backward pass, as one differentiable function.
 
-A method gives two formulas of `(x, *parameters)`: the value, and the gradients of `x` and of each element's part of
-the parameters. `Elementwise` makes of them a function that saves `x` and the parameters only, computes everything
-else again in the backward pass, and sums the parts of a parameter's gradient over the elements that share it.
+A method supplies two formulas of `(x, *parameters)`: the value, and the gradients of `x` and of each element's part of
+the parameters. `Elementwise` combines them into a function that saves only `x` and the parameters, recomputes
+everything else in the backward pass, and sums the parts of a parameter's gradient over the elements that share it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Gradients = Callable[..., tuple[Tensor, ...]]
 
 
 class Elementwise:
-    """The differentiable function of a pair of formulas.
+    """Differentiable function made of a pair of formulas.
 
-    The formulas are computed in float32 (float64 for float64); value and gradient have the dtype of `x`.
+    The formulas compute in float32 (float64 for float64); value and gradient have the dtype of `x`.
 
     Args:
-        forward: `(x, *parameters) -> value`, elementwise.
-        backward: `(grad, x, *parameters) -> (grad of x, part of the gradient of each parameter)`, elementwise; the
-            last parameters may have none, which makes them constants.
-        plain_forward: the same value in fewer passes over memory where nothing is compiled; None: `forward`.
-        plain_backward: the same gradients, likewise; None: `backward`.
-        tables: how many of the last parameters are vectors to look values up in, whatever their length.
-        apart: in a compiled model the gradients are an operator of their own, which runs the fused kernel. For formulas
-            with several sums: inductor splits those over many passes, some of them across the memory format.
+        forward: Function `(x, *parameters) -> value`, elementwise.
+        backward: Function `(grad, x, *parameters) -> (grad of x, part of the gradient of each parameter)`, elementwise;
+            it may omit the last parameters, which makes them constants.
+        plain_forward: Function with the same value in fewer passes over memory, for uncompiled code; None: `forward`.
+        plain_backward: Function with the same gradients, likewise; None: `backward`.
+        tables: Number of trailing parameters that are lookup tables (vectors of any length).
+        apart: In a compiled model, run the gradients as a separate operator with the fused kernel. For formulas with
+            several sums, which inductor splits over many passes, some of them across the memory format.
 
     Example:
         >>> times = Elementwise(lambda x, a: a * x, lambda g, x, a: (a * g, x * g))
@@ -65,13 +65,13 @@ class Elementwise:
         """Apply the formula.
 
         Args:
-            x: any shape, floating point.
-            channel_axis: the axis that parameters of shape (C,) belong to; None: all have the shape ().
-            parameters: each of shape () or (C,).
+            x: Floating-point tensor of any shape.
+            channel_axis: Axis that parameters of shape (C,) belong to; None: all have the shape ().
+            parameters: Parameters of shape () or (C,).
         """
         return self._function.apply(x, channel_axis, *parameters)
 
-    # Not before they are needed: torch.compile imports inductor, which takes seconds.
+    # Compiled on first use: torch.compile imports inductor, which takes seconds.
     @cached_property
     def _fused_forward(self) -> Callable[..., Tensor]:
         return torch.compile(self._forward, dynamic=True)
@@ -81,7 +81,7 @@ class Elementwise:
         return torch.compile(self._backward, dynamic=True)
 
     def value(self, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]) -> Tensor:
-        """The value, without a gradient, by the kernels in use."""
+        """Return the value, without a gradient, using the selected kernels."""
         if selection.fused_now():
             x = _dense(x)
             rows = self._fused_forward(_as_rows(x, channel_axis), *self._columns(parameters, channel_axis))
@@ -92,12 +92,12 @@ class Elementwise:
     def gradients(
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """Gradients of `x` and of the parameters that have one, by the kernels in use."""
+        """Return the gradients of `x` and of the parameters that have one, using the selected kernels."""
         if torch.compiler.is_compiling():
             if self._apart is not None:
                 return tuple(torch.ops.lbitcls.gradients(self._apart, grad, x, channel_axis, list(parameters)))
             return self._gradients_by(self._backward, grad, x, channel_axis, parameters)
-        selection.select_at_first_use(x.device)  # a forward pass in eval does not
+        selection.select_at_first_use(x.device)  # a forward pass in eval does not select
         if selection.fused_now():
             return self.gradients_fused(grad, x, channel_axis, parameters)
         return self.gradients_plain(grad, x, channel_axis, parameters)
@@ -105,13 +105,13 @@ class Elementwise:
     def gradients_plain(
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """`gradients` by PyTorch's operators."""
+        """Compute `gradients` with PyTorch's operators."""
         return self._gradients_by(self._plain_backward, grad, x, channel_axis, parameters)
 
     def gradients_fused(
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """`gradients` by the fused kernel."""
+        """Compute `gradients` with the fused kernel."""
         x = _dense(x)
         grad = grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
         arguments = (_as_rows(grad, channel_axis), _as_rows(x, channel_axis))
@@ -132,17 +132,17 @@ class Elementwise:
     def empty_gradients(
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: list[Tensor]
     ) -> list[Tensor]:
-        """Tensors like the gradients, in the memory format of `x`."""
+        """Return tensors shaped like the gradients, in the memory format of `x`."""
         _, *sums = self._gradients_by(self._backward, grad, x, channel_axis, tuple(parameters))
         return [torch.empty_like(x), *(torch.empty_like(p) for p, _ in zip(parameters, sums))]
 
     def _shaped(self, parameters: tuple[Tensor, ...], dim: int, channel_axis: int | None) -> list[Tensor]:
-        """The parameters, to broadcast against a tensor with `dim` axes; tables as they are."""
+        """Return the parameters, shaped to broadcast against a tensor with `dim` axes; tables are unchanged."""
         split = len(parameters) - self._tables
         return [*(along(p, dim, channel_axis) for p in parameters[:split]), *parameters[split:]]
 
     def _columns(self, parameters: tuple[Tensor, ...], channel_axis: int | None) -> list[Tensor]:
-        """The parameters, to broadcast against rows."""
+        """Return the parameters, shaped to broadcast against rows."""
         return [p.detach() for p in self._shaped(parameters, 2, None if channel_axis is None else 0)]
 
 
@@ -168,7 +168,7 @@ _APART: list[Elementwise] = []
 
 
 def _register(elementwise: Elementwise) -> int:
-    """The number by which the operator `lbitcls::gradients` knows a function."""
+    """Return the number that identifies a function to the operator `lbitcls::gradients`."""
     _APART.append(elementwise)
     return len(_APART) - 1
 
@@ -202,7 +202,7 @@ def _in_compute_dtype(formula: Formula) -> Formula:
 
 
 def _summed(backward: Gradients) -> Gradients:
-    """`backward` in the dtype of computation, with each parameter's parts summed to the parameter's shape."""
+    """Return `backward` in the compute dtype, with each parameter's parts summed to the parameter's shape."""
 
     def summed(grad: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         dtype = compute_dtype(x)
@@ -213,7 +213,7 @@ def _summed(backward: Gradients) -> Gradients:
 
 
 def _with_own_code(function: Any) -> Any:
-    """`function` with a code object of its own: torch.compile counts recompilations, up to a limit, by code object."""
+    """Return `function` with its own code object: torch.compile limits recompilations per code object."""
     function.__code__ = function.__code__.replace()
     return function
 
@@ -223,8 +223,8 @@ def _sum_to(part: Tensor, parameter: Tensor) -> Tensor:
     return part.sum(axes) if axes else part
 
 
-# Fused kernels see a vector, or a matrix with a row for each channel, whatever shape and memory format the tensor
-# has, so that one compilation serves every layer.
+# Fused kernels receive a vector, or a matrix with one row per channel, regardless of the tensor's shape and memory
+# format, so that one compilation serves every layer.
 
 
 def _as_rows(x: Tensor, channel_axis: int | None) -> Tensor:
@@ -234,14 +234,14 @@ def _as_rows(x: Tensor, channel_axis: int | None) -> Tensor:
 
 
 def _like(rows: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
-    """`rows` in the shape of `x`."""
+    """Return `rows` in the shape of `x`."""
     if channel_axis is None:
         return rows.as_strided(x.shape, x.stride())
     return rows.view(x.movedim(channel_axis, 0).shape).movedim(0, channel_axis)
 
 
 def _dense(x: Tensor) -> Tensor:
-    """`x`, in one block of memory without gaps, in whatever order of axes."""
+    """Return `x` in one block of memory without gaps, in any order of axes."""
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape)):
         if size > 1 and stride != expected:

@@ -1,8 +1,8 @@
-"""Quantized copies that the backward pass makes again instead of keeping.
+"""Quantized copies that the backward pass recomputes instead of keeping.
 
-A layer's operator saves its quantized input and weight for the backward pass, beside the float ones that the
-quantizers save: one and a half times the memory of a float layer. `recomputing` keeps them out: where the operator
-saves a tensor that a quantizer made, only how to make it again is saved. The values are bit-equal.
+A layer's operator saves its quantized input and weight for the backward pass, in addition to the float ones that the
+quantizers save: one and a half times the memory of a float layer. `recomputing` avoids this: for a tensor that a
+quantizer made, it saves only a recipe to recompute it. The values are bit-equal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lbitcls.quant.kernels import selection
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make a saved tensor again: a function without arguments, and the view that was saved."""
+    """Recipe for a saved tensor: a function without arguments that recomputes it, and the view that was saved."""
 
     make: Callable[[], Tensor]
     size: torch.Size
@@ -27,11 +27,11 @@ class Recipe:
 
 
 def recomputing(operation: Callable[[], Tensor], *quantized: tuple[Tensor, Callable[[], Tensor] | None]) -> Tensor:
-    """Run `operation`, saving of the quantized tensors that it uses only how to make them again.
+    """Run `operation`, saving only recipes for the quantized tensors that it uses.
 
     Args:
-        operation: computes a tensor from the quantized ones.
-        quantized: each with the function that makes it again; None: it is saved as usual.
+        operation: Function that computes a tensor from the quantized ones.
+        quantized: Quantized tensors, each with the function that recomputes it; None: it is saved as usual.
     """
     makers = {tensor.data_ptr(): make for tensor, make in quantized if make is not None}
     if not makers or not torch.is_grad_enabled():
@@ -46,7 +46,7 @@ def recomputing(operation: Callable[[], Tensor], *quantized: tuple[Tensor, Calla
 
 
 def worthwhile() -> bool:
-    """Whether to make tensors again: with fused kernels, outside of a compiled model (which decides by itself)."""
+    """Return True if recomputing pays: with fused kernels, outside a compiled model (which decides for itself)."""
     return selection.fused_now()
 
 

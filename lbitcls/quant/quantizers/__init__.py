@@ -1,1 +1,1 @@
-"""The quantization methods: one file each, registered at its foot."""
+"""Quantization methods: one file each, registered at the end of the file."""

@@ -4,14 +4,14 @@
     weights: w_n = (w - mean w) / std w, then clipped and projected                                  (section 2.3)
     x̂ = α · project(clip(x / α, -1, 1)),  ∂x̂/∂α = project(x / α) - x / α inside, sign(x) outside       (equation 7)
 
-An odd number of bits adds a term of one bit, {0, 2^-2n}, and the last powers become 2^-(i+2n+1). Levels are held as
-integers times one scale, α / largest integer. The nearest level is taken; half-way goes towards zero (UQ: to even).
+An odd number of bits adds a term of one bit, {0, 2^-2n}, and the last powers become 2^-(i+2n+1). Levels are stored
+as integers times one scale, α / largest integer. Values round to the nearest level, ties toward zero (UQ: to even).
 
 Deviations:
-- The first α has the least mean squared error on the data; the paper starts from 3 for weights and 8 for inputs.
+- The initial α minimizes the mean squared error on the data; the paper starts from 3 for weights and 8 for inputs.
 - The gradient of α is multiplied by LSQ's factor, here 1 / sqrt(n · (2^b - 1)), so that one learning rate suits all
   layers.
-- Signed inputs have the levels of one bit less on both sides of zero. Unsigned ones are clipped to [0, α]; below it
+- Signed inputs use the levels of one bit fewer on each side of zero. Unsigned inputs are clipped to [0, α]; below 0,
   ∂x̂/∂α is 0.
 - UQ weights of b bits use -(2^(b-1) - 1) … 2^(b-1) - 1, symmetric as in the paper.
 """
@@ -36,7 +36,7 @@ MOST_COMPARISONS = 16
 
 
 def magnitudes(num_bits: int) -> list[int]:
-    """The 2^num_bits levels from 0 up, as integers (1 to 8 bits).
+    """Return the 2^num_bits levels from 0 upward, as integers (1 to 8 bits).
 
     Example:
         >>> magnitudes(3)
@@ -55,16 +55,16 @@ def magnitudes(num_bits: int) -> list[int]:
 def project(
     x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor, lookup: Tensor
 ) -> Tensor:
-    """The nearest level.
+    """Round to the nearest level.
 
     Args:
-        x: any shape.
-        scale: one step.
-        low: smallest level; it and all that follow are in steps.
-        high: largest level.
-        bounds: midpoints between neighbouring `levels`.
-        levels: magnitudes, ascending.
-        lookup: the level of each half step, 0, ½, 1, … (bounds are whole halves, so that nothing changes between).
+        x: Tensor of any shape.
+        scale: Size of one step.
+        low: Smallest level, in steps, as are all arguments below.
+        high: Largest level.
+        bounds: Midpoints between adjacent `levels`.
+        levels: Magnitudes, ascending.
+        lookup: Level of each half step, 0, ½, 1, … (bounds are multiples of ½, so no level changes in between).
     """
     v = torch.clamp(x / scale, low, high)
     return torch.copysign(_nearest(v, bounds, levels), v) * scale
@@ -73,7 +73,7 @@ def project(
 def project_plain(
     x: Tensor, scale: Tensor, low: Tensor, high: Tensor, bounds: Tensor, levels: Tensor, lookup: Tensor
 ) -> Tensor:
-    """`project` by a table, where nothing is compiled."""
+    """Compute `project` with a lookup table, for uncompiled code."""
     v = x.div(scale).clamp_(low, high)
     return torch.copysign(_look_up(v, lookup), v).add_(v.mul_(0)).mul_(scale)  # + 0, or NaN for NaN
 
@@ -88,7 +88,7 @@ def project_gradients(
     levels: Tensor,
     lookup: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Straight-through inside the range; the scale's part is `level - v` inside and the bound outside."""
+    """Return straight-through gradients: for the scale, `level - v` inside the range and the bound outside."""
     v = x / scale
     inside = (v >= low) & (v <= high)
     clipped = torch.clamp(v, low, high)
@@ -106,7 +106,7 @@ def project_gradients_plain(
     levels: Tensor,
     lookup: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """`project_gradients` by a table, where nothing is compiled."""
+    """Compute `project_gradients` with a lookup table, for uncompiled code."""
     if not functional.bounds_are_numbers(low, high):
         return project_gradients(grad, x, scale, low, high, bounds, levels, lookup)
     v = x / scale
@@ -116,25 +116,25 @@ def project_gradients_plain(
 
 
 def _look_up(v: Tensor, lookup: Tensor) -> Tensor:
-    """The level of each magnitude, 0 for what is no number."""
+    """Return the level of each magnitude, 0 for NaN."""
     halves = v.abs().mul_(2).ceil_().to(torch.int32).clamp_(0, len(lookup) - 1)
     return lookup.index_select(0, halves.reshape(-1)).view(v.shape)
 
 
 def _nearest(v: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
-    """The level nearest to the magnitude of `v`, which is finite or NaN; NaN for NaN."""
+    """Return the level nearest to the magnitude of `v`, which is finite or NaN; NaN for NaN."""
     magnitude = v.abs()
     if len(bounds) > MOST_COMPARISONS:
         steps = levels[torch.bucketize(magnitude.reshape(-1), bounds)].view(v.shape)
         return torch.where(magnitude.isnan(), magnitude, steps)
     steps = magnitude * 0
-    for i in range(len(bounds)):  # compiled, this is one pass over memory; a search is not
+    for i in range(len(bounds)):  # compiles to one pass over memory; a search does not
         steps = torch.where(magnitude > bounds[i], levels[i + 1], steps)
     return steps
 
 
 class _Clipped(Quantizer):
-    """A learned clip α; weights are normalized first."""
+    """Quantizer with a learned clip α; weights are normalized first."""
 
     fixed_options = ("narrow_range",)
 
@@ -177,8 +177,8 @@ class APoT(_Clipped):
     """Levels that are sums of powers of two, with a learned clip.
 
     Args:
-        num_bits: 2 to 8.
-        **kwargs: as `Quantizer`.
+        num_bits: Number of bits, 2 to 8.
+        **kwargs: Arguments of `Quantizer`.
     """
 
     bounds: Tensor

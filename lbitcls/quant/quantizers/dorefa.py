@@ -3,14 +3,14 @@
     weights: w' = tanh(w) / max |tanh(w)|,   w_q = 2 · quantize_b((w' + 1) / 2) - 1                   (equation 9)
     1-bit weights: w_q = sign(w) · mean |w|                                                         (equation 7)
     inputs: quantize_b(clip(x, 0, 1)),   quantize_b(r) = round((2^b - 1) · r) / (2^b - 1)      (equations 11, 5)
-    the rounding has the straight-through gradient
+    rounding has the straight-through gradient
 
-The levels of weights are the odd integers from -(2^b - 1) to 2^b - 1, times 1 / (2^b - 1): zero is none of them.
+The levels of weights are the odd integers from -(2^b - 1) to 2^b - 1, times 1 / (2^b - 1); zero is not among them.
 
 Deviations:
-- 8-bit weights use the 255 levels -127..127 times 1/127, with zero: odd integers up to 255 do not fit int8.
-- Signed inputs have the range [-1, 1] on a symmetric grid; the paper's [0, 1] would zero what is negative.
-- `per_channel` takes the maximum of each output channel; the paper has one for the tensor.
+- 8-bit weights use the 255 levels -127..127 times 1/127, including zero: odd integers up to 255 do not fit int8.
+- Signed inputs have the range [-1, 1] on a symmetric grid; the paper's [0, 1] would set negative values to zero.
+- `per_channel` uses the maximum of each output channel; the paper uses one for the whole tensor.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lbitcls.quant.spec import compute_dtype
 
 
 def odd_levels(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The nearest odd number of steps, from `low` to `high`."""
+    """Round to the nearest odd number of steps from `low` to `high`."""
     return (2 * torch.round((torch.clamp(x / scale, low, high) - low) / 2) + low) * scale
 
 
 def everywhere(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor]:
-    """`grad`: the normalized weight is never outside the range (but by a rounding error), and 1 bit has none."""
+    """Return `grad`: a normalized weight never leaves the range (rounding errors aside), and 1 bit has no range."""
     return (grad,)
 
 
@@ -42,11 +42,11 @@ ODD = Elementwise(odd_levels, everywhere)
 
 
 class DoReFaWeight(Quantizer):
-    """Weights, normalized by tanh and their maximum, on odd levels (255 levels with zero at 8 bits).
+    """Quantizer of weights, normalized by tanh and their maximum, to odd levels (255 levels with zero at 8 bits).
 
     Args:
-        num_bits: 1 to 8.
-        **kwargs: as `Quantizer`.
+        num_bits: Number of bits, 1 to 8.
+        **kwargs: Arguments of `Quantizer`.
     """
 
     lowest_bits = 1
@@ -55,7 +55,7 @@ class DoReFaWeight(Quantizer):
 
     @property
     def formula(self) -> Elementwise:  # type: ignore[override]
-        """Odd levels; uniform ones at 8 bits."""
+        """Odd levels; uniform levels at 8 bits."""
         return UNIFORM if self.num_bits == 8 else ODD
 
     def integer_range(self) -> tuple[int, int]:
@@ -81,14 +81,14 @@ class DoReFaWeight(Quantizer):
         return 1 / self.high, self.low, self.high
 
     def first_values(self, x: Tensor) -> None:
-        """Nothing: the grid is constant."""
+        """Do nothing: the grid is constant."""
 
     def set_range(self, lower: Tensor, upper: Tensor) -> None:
-        """Nothing: the grid is constant."""
+        """Do nothing: the grid is constant."""
 
 
 class DoReFaInput(Quantizer):
-    """Inputs in [0, 1], or in [-1, 1] where they are signed."""
+    """Quantizer of inputs in [0, 1], or in [-1, 1] if they are signed."""
 
     formula = UNIFORM
 
@@ -101,10 +101,10 @@ class DoReFaInput(Quantizer):
         return 1 / self.high, self.low, self.high
 
     def first_values(self, x: Tensor) -> None:
-        """Nothing: the grid is constant; only its sign is read from data."""
+        """Do nothing: the grid is constant; only its sign is read from data."""
 
     def set_range(self, lower: Tensor, upper: Tensor) -> None:
-        """Nothing: the grid is constant."""
+        """Do nothing: the grid is constant."""
 
 
 register_method("DoReFa", weight=DoReFaWeight, input=DoReFaInput)

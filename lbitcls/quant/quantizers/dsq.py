@@ -2,16 +2,16 @@
 
     Δ = (u - l) / (2^b - 1),   m_i = l + (i + 1/2) Δ,   φ(x) = s · tanh(k (x - m_i)),   s = 1 / tanh(kΔ/2)   (eq. 2-4)
     Q_S(x) = l + Δ (i + (φ(x) + 1) / 2) inside cell i, l below and u above the range                        (eq. 6)
-    k = log(2/α - 1) / Δ; α = 1 - 1/s in (0, 1/2) is learned: what tanh lacks of 1 at the cell's edge         (eq. 7, 8)
+    k = log(2/α - 1) / Δ; α = 1 - 1/s in (0, 1/2) is learned: the gap between tanh and 1 at the cell edge     (eq. 7, 8)
 
 The value is the staircase (the nearest level); the gradients of x and α are those of Q_S. The sign function between
-φ and the staircase passes gradients straight through, so inside the range, with v = x/Δ, the gradient of the step Δ is
-round(v) - dQ_S/dx · v.
+φ and the staircase passes gradients straight through. So inside the range, with v = x/Δ, the gradient of the step Δ
+is round(v) - dQ_S/dx · v.
 
 Deviations:
-- Zero is on the grid: l is used as a whole zero point for inputs; weights have no zero point: their range is
+- Zero is on the grid: for inputs, l is used as an integer zero point; weights have no zero point, and their range is
   quant_min·Δ to u.
-- The first range has the least mean squared error on the data.
+- The initial range minimizes the mean squared error on the data.
 - The paper bounds α and adds λ/2·α² to the loss (section 3.3) without giving λ: `alpha_decay` is 1e-4 by default.
 - Gradients of the range are multiplied by LSQ's factor 1 / sqrt(n · (2^b - 1)).
 """
@@ -35,11 +35,11 @@ SMALLEST_ALPHA, LARGEST_ALPHA = 1e-3, 0.499
 
 
 def soft_step(v: Tensor, sharpness: Tensor) -> Tensor:
-    """φ at `v` steps: from -1 at the lower edge of a cell between two levels to 1 at its upper edge.
+    """Return φ at `v` steps: from -1 at the lower edge of a cell between two levels to 1 at its upper edge.
 
     Args:
-        v: values in steps.
-        sharpness: kΔ > 0.
+        v: Values, in steps.
+        sharpness: kΔ, greater than 0.
     """
     return torch.tanh(sharpness * (v - torch.floor(v) - 0.5)) / torch.tanh(sharpness / 2)
 
@@ -53,14 +53,14 @@ def soft_gradients(
     quant_min: Tensor,
     quant_max: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of Q_S for x, and each element's part of those of scale, offset and sharpness."""
+    """Return the gradient of Q_S for x, and each element's part of the gradients of scale, offset and sharpness."""
     zero = affine.zero_point(scale, offset, quant_min, quant_max)
     v = x / scale
     bounded = torch.clamp(v, quant_min - zero, quant_max - zero)
     inside = v == bounded
     grad_inside, grad_outside = torch.where(inside, grad, 0.0), torch.where(inside, 0.0, grad)
-    t = bounded - torch.floor(bounded).add_(0.5)  # of v itself, where v is infinite, this would be no number
-    edge, s = torch.tanh(sharpness / 2), torch.sigmoid(2 * sharpness * t)  # tanh = 2 s - 1, and is slower
+    t = bounded - torch.floor(bounded).add_(0.5)  # an infinite v itself would give NaN
+    edge, s = torch.tanh(sharpness / 2), torch.sigmoid(2 * sharpness * t)  # tanh = 2 s - 1, but is slower
     curve = torch.addcmul(s, s, s, value=-1)  # a quarter of tanh' at t
     grad_x = (curve * (2 * sharpness / edge)).mul_(grad_inside)
     # d value / d scale: the level outside (counted from the zero point there), round(v) - slope * v inside
@@ -80,13 +80,13 @@ def _forward_plain(x: Tensor, scale: Tensor, offset: Tensor, sharpness: Tensor, 
 
 
 class DSQ(Quantizer):
-    """A learned range and a learned sharpness of the soft staircase whose gradient is used.
+    """Quantizer with a learned range and a learned sharpness of the soft staircase that supplies the gradient.
 
     Args:
-        num_bits: 2 to 8.
-        alpha: first α, in (0, 0.5); small: steep.
-        alpha_decay: λ of the loss term λ/2·α².
-        **kwargs: as `Quantizer`.
+        num_bits: Number of bits, 2 to 8.
+        alpha: Initial α, in (0, 0.5); smaller is steeper.
+        alpha_decay: Factor λ of the loss term λ/2·α².
+        **kwargs: Arguments of `Quantizer`.
     """
 
     formula = Elementwise(_forward, soft_gradients, _forward_plain, apart=True)
@@ -94,7 +94,7 @@ class DSQ(Quantizer):
     def __init__(self, num_bits: int, alpha: float = 0.2, alpha_decay: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(num_bits, **kwargs)
         if not isinstance(alpha, (int, float)) or not 0 < alpha < 0.5:
-            raise ConfigError(f"DSQ: alpha is a number between 0 and 0.5; got {alpha!r}.")
+            raise ConfigError(f"DSQ: alpha must be a number between 0 and 0.5; got {alpha!r}.")
         shape = () if self.num_channels is None else (self.num_channels,)
         self.alpha_decay = alpha_decay
         self.upper = nn.Parameter(torch.ones(shape))

@@ -2,12 +2,12 @@
 
     ∂L/∂x = g · (1 + δ · sign(g) · (x_n - x_q)) inside the range, 0 outside                          (equation 4)
 
-where g is the gradient of the quantized value and x_n - x_q the rounding error, in units of the whole range.
+where g is the gradient of the quantized value and x_n - x_q is the rounding error, in units of the whole range.
 
 Deviations:
-- The grid is LSQ's (one learned scale, LSQ's factor and first values) instead of two learned ends of the range and a
-  learned scale of each layer's output: the paper's contribution is the gradient, which any grid can have.
-- δ is a constant, 1e-3, the value the paper starts from; the paper may also follow the Hessian's trace.
+- The grid is LSQ's (one learned scale, LSQ's factor and initial values) instead of two learned ends of the range and
+  a learned output scale for each layer: the paper's contribution is the gradient, which works with any grid.
+- δ is a constant, 1e-3, the value the paper starts from; the paper can also adapt it to the Hessian's trace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lbitcls.quant.quantizers.lsq import LSQ
 def scaled_gradients(
     grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, delta: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """LSQ's gradients, the input's scaled by its rounding error."""
+    """Return LSQ's gradients, with the input's gradient scaled by its rounding error."""
     grad_x, grad_scale = functional.learned_step_gradients(grad, x, scale, low, high)
     v = x / scale
     error = (v - torch.round(v)) / (high - low)
@@ -42,12 +42,12 @@ def _forward_plain(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, delta: T
 
 
 class EWGS(LSQ):
-    """A learned step whose input's gradient is scaled element by element.
+    """Quantizer with a learned step that scales the input's gradient element by element.
 
     Args:
-        num_bits: 2 to 8.
-        delta: δ, how strongly; 0: the straight-through estimator.
-        **kwargs: as `Quantizer`.
+        num_bits: Number of bits, 2 to 8.
+        delta: Strength δ of the scaling; 0: the straight-through estimator.
+        **kwargs: Arguments of `Quantizer`.
     """
 
     formula = Elementwise(_forward, scaled_gradients, _forward_plain, apart=True)

@@ -3,14 +3,14 @@
     v̄ = round(clip(v / s, quant_min, quant_max)),   v̂ = v̄ · s                                       (equations 1, 2)
     ∂v̂/∂s = round(v/s) - v/s inside the range, quant_min or quant_max outside, times g              (equation 3)
     ∂v̂/∂v = 1 inside, 0 outside                                                                    (equation 5)
-    g = 1 / sqrt(n · quant_max),   first s = 2·mean|v| / sqrt(quant_max)                              (section 2.2, 2.1)
+    g = 1 / sqrt(n · quant_max),   initial s = 2·mean|v| / sqrt(quant_max)                            (section 2.2, 2.1)
 
 Deviations:
-- n for inputs is the number of features of one sample, not of the batch, so that nothing depends on the batch size.
-- 8-bit weights use -127..127, so that every code has its negative (an exporter flips the signs of channels).
-- The gradient at exactly the ends of the range passes (the paper's inequality is strict): a ReLU's zeros lie there.
-- A scale that training drives below zero is taken by its magnitude; where all values are zero the first scale is
-  that of the whole tensor, or 1 / quant_max.
+- For inputs, n is the number of features of one sample, not of the batch, so that nothing depends on the batch size.
+- 8-bit weights use -127..127, so that every integer has its negative (an exporter flips the signs of channels).
+- Gradients pass at exactly the ends of the range (the paper's inequality is strict): a ReLU's zeros lie there.
+- If training drives a scale below zero, its magnitude is used. If all values are zero, the initial scale is that of
+  the whole tensor, or 1 / quant_max.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lbitcls.quant.quantizer import Quantizer, fill_scale, per_grid
 
 
 class LSQ(Quantizer):
-    """Learned step size: one learned scale for the tensor, or one for each channel.
+    """Quantizer with a learned step size: one scale for the tensor, or one for each channel.
 
     Args:
-        num_bits: 2 to 8.
-        per_channel: for weights, a scale for each output channel.
-        **kwargs: as `Quantizer`.
+        num_bits: Number of bits, 2 to 8.
+        per_channel: For weights, one scale for each output channel.
+        **kwargs: Arguments of `Quantizer`.
 
     Example:
         >>> quantizer = LSQ(4, role="weight")

@@ -3,15 +3,15 @@
     x̄ = round(clip((x - β) / s, n, p)),   x̂ = x̄ · s + β                                          (equations 1, 2)
     ∂x̂/∂s = round(v) - v inside the range, n or p outside                                          (equation 4)
     ∂x̂/∂β = 0 inside, 1 outside                                                                   (equation 5)
-    weights: symmetric, first s = max(|μ - 3σ|, |μ + 3σ|) / 2^(b-1)                                 (section 3.2)
-    inputs: first s and β with the least mean squared error                                         (section 3.3)
+    weights: symmetric, initial s = max(|μ - 3σ|, |μ + 3σ|) / 2^(b-1)                               (section 3.2)
+    inputs: initial s and β minimize the mean squared error                                         (section 3.3)
 
 Deviations:
-- β is used as a whole zero point, round(-β / s): zero stays on the grid, so that padding is exact and integer
+- β is used as an integer zero point, round(-β / s): zero stays on the grid, so that padding is exact and integer
   engines can run it.
-- Gradients of s and β of inputs are multiplied by 1 / sqrt(n · (2^b - 1)), n the number of features of one sample; the
-  gradient of s of weights by LSQ's factor.
-- 8-bit weights use -127..127, so that every code has its negative.
+- For inputs, the gradients of s and β are multiplied by 1 / sqrt(n · (2^b - 1)), with n the number of features of one
+  sample; for weights, the gradient of s is multiplied by LSQ's factor.
+- 8-bit weights use -127..127, so that every integer has its negative.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lbitcls.quant.ranges import mse
 
 
 class LSQPlusWeight(LSQ):
-    """LSQ's quantizer with LSQ+'s first values: a learned scale for the tensor, or one for each channel."""
+    """LSQ's quantizer with LSQ+'s initial values: a learned scale for the tensor, or one for each channel."""
 
     def first_values(self, x: Tensor) -> None:
         rows = per_grid(x, self.channel_axis)
@@ -41,7 +41,7 @@ class LSQPlusWeight(LSQ):
 
 
 class LSQPlus(Quantizer):
-    """Learned step and offset: integers 0 to 2^b - 1 (signed ones if the config says so) and a zero point."""
+    """Quantizer with a learned step and offset: integers 0 to 2^b - 1 (signed if the config asks) and a zero point."""
 
     formula = Elementwise(
         affine.fake_quantize, affine.gradients, affine.fake_quantize_plain, affine.gradients_plain, apart=True

@@ -1,16 +1,16 @@
 """PyTorch's QAT: observed ranges instead of learned ones (torch.ao.quantization, Jacob et al., arXiv:1712.05877).
 
-    min, max: moving averages, m ← m + c · (batch's - m), c = 0.01, with 0 inside the range
+    min, max: moving averages, m ← m + c · (batch value - m), c = 0.01, with 0 inside the range
     inputs: scale = (max - min) / (quant_max - quant_min), zero_point = clip(quant_min - round(min / scale))
     weights: scale = max(-min, max) / ((quant_max - quant_min) / 2), zero_point = 0
     straight-through gradient inside the range, 0 outside; nothing is learned
 
-Both averages move in training and stand still in eval, as torch's FakeQuantize with its observer does. The defaults
+Both averages are updated in training and fixed in eval, as in torch's FakeQuantize with its observer. The defaults
 are 0-255 and -128..127; `reduce_range=True` gives inputs 0-127, as torch's default configuration does.
 
 Deviations:
 - x is divided by the scale; torch multiplies by its rounded inverse, so a value within an ulp of a tie may differ.
-- A range of width 0 gets the scale 1 / (quant_max - quant_min); torch takes the smallest positive scale.
+- A range of width 0 gets the scale 1 / (quant_max - quant_min); torch uses the smallest positive scale.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from lbitcls.quant.quantizer import Quantizer, extremes
 
 
 class MinMax(Quantizer):
-    """A grid over the observed range: symmetric for weights, with a zero point for inputs.
+    """Quantizer to a grid over the observed range: symmetric for weights, with a zero point for inputs.
 
     Args:
-        num_bits: 2 to 8.
-        averaging_constant: c, the weight of a batch's extremes in the moving average; 1: the last batch's.
-        reduce_range: one bit less, as torch's default for inputs of x86 engines.
-        **kwargs: as `Quantizer`.
+        num_bits: Number of bits, 2 to 8.
+        averaging_constant: Weight c of a batch's extremes in the moving average; 1: the last batch's extremes only.
+        reduce_range: Use one bit fewer, as torch does by default for inputs on x86 engines.
+        **kwargs: Arguments of `Quantizer`.
     """
 
     formula = Elementwise(functional.fake_quantize, functional.straight_through, functional.fake_quantize_plain)
@@ -69,7 +69,7 @@ class MinMax(Quantizer):
 
     @property
     def symmetric(self) -> bool:
-        """Whether the range is the same on both sides of zero."""
+        """True if the range is the same on both sides of zero."""
         return self.role == "weight"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class MinMax(Quantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Move the averages towards the extremes of `x`."""
+        """Move the averages toward the extremes of `x`."""
         for average, value in zip((self.lowest, self.highest), extremes(x.detach(), self.channel_axis), strict=True):
             average.lerp_(value.to(average.dtype), self.averaging_constant)
 

@@ -5,9 +5,9 @@
     loss + λ/2 · α²                                                                          (section 3.2)
 
 Deviations:
-- Signed inputs have the range [-α, α] on a symmetric grid; ∂y_q/∂α is -1 below it.
+- Signed inputs have the range [-α, α] on a symmetric grid; below the range, ∂y_q/∂α is -1.
 - At exactly α the gradient goes to x, not to α.
-- The first α is the upper end of the range with the least mean squared error, instead of a large constant that
+- The initial α is the upper end of the range that minimizes the mean squared error, rather than a large constant that
   training shrinks, so that short runs start well.
 - λ is an option here (`clip_decay`), since quantizer parameters take no weight decay.
 """
@@ -28,19 +28,19 @@ from lbitcls.quant.ranges import mse
 
 
 def clip_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Straight-through gradients whose scale moves by the clipped values alone."""
+    """Return straight-through gradients; only clipped values contribute to the scale's gradient."""
     v = x / scale
     outside = (v < low) | (v > high)
     return torch.where(outside, 0.0, grad), torch.where(outside, torch.clamp(v, low, high) * grad, 0.0)
 
 
 class PACT(Quantizer):
-    """A learned upper clip α: unsigned range [0, α], signed range [-α, α].
+    """Quantizer with a learned upper clip α: unsigned range [0, α], signed range [-α, α].
 
     Args:
-        num_bits: 2 to 8.
-        clip_decay: λ, the L2 penalty of α.
-        **kwargs: as `Quantizer`.
+        num_bits: Number of bits, 2 to 8.
+        clip_decay: Factor λ of the L2 penalty on α.
+        **kwargs: Arguments of `Quantizer`.
     """
 
     formula = Elementwise(functional.fake_quantize, clip_gradients, functional.fake_quantize_plain)

@@ -1,4 +1,4 @@
-"""Ants and bees in batches of 4, cut out and flipped at random, as in PyTorch's transfer learning tutorial."""
+"""Ants and bees in batches of 4, randomly cropped and flipped, as in PyTorch's transfer learning tutorial."""
 
 _base_ = "../../_base_/fixed.py"
 

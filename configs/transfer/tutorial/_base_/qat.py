@@ -1,4 +1,4 @@
-"""Quantization-aware training from ImageNet weights with torch's `default_qat_qconfig`; what is not named stays float.
+"""Quantization-aware training from ImageNet weights with torch's `default_qat_qconfig`; unnamed layers stay float.
 
 Its inputs have 7 bits (`reduce_range`), its weights one scale for each layer.
 """

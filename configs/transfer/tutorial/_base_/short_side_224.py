@@ -1,4 +1,4 @@
-"""Ants and bees in batches of 16, windows of 224 pixels at random, as in PyTorch's quantized transfer learning.
+"""Ants and bees in batches of 16, random crops of 224 pixels, as in PyTorch's quantized transfer learning.
 
 Test images have 224 pixels on the short side too, and not 256 as in the other tutorial.
 """
