@@ -61,7 +61,7 @@ def build_optimizer(
     try:
         optimizer = kind(groups, **given)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise ConfigError(f"optimizer: {kind.__name__} refuses its settings or this model: {error}") from error
+        raise ConfigError(f"optimizer: {kind.__name__} rejects its settings or this model: {error}") from error
     _check_ranges(given)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -146,7 +146,7 @@ def _unknown_tag(where: str, annotation: Any, given: Any) -> str:
         return _wrong_value(where, annotation, given)
     name = given.get(tagged.key)
     known = tagged.names
-    return f"{where}: there is no {tagged.key} '{name}'{suggest(str(name), known)} Known: {', '.join(known)}."
+    return f"{where}: unknown {tagged.key} '{name}'{suggest(str(name), known)} Known: {', '.join(known)}."
 
 
 def _wrong_value(where: str, annotation: Any, given: Any) -> str:

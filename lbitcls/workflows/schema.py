@@ -7,7 +7,6 @@ docstring describes them. No key is required, since a config may inherit it from
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,6 +21,7 @@ from lbitcls.settings.sections import Settings
 from lbitcls.settings.training_sections import ParamwiseConfig
 from lbitcls.utils.arguments import annotations_of
 from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.jsontext import json_text
 
 Schema = dict[str, Any]
 
@@ -53,7 +53,7 @@ TAKEN_AROUND: dict[str, Schema] = {
 
 def write_schema(out: str | None = None) -> str:
     """Print the schema, or write it to `out`; returns its text."""
-    text = json.dumps(config_schema(), indent=1, ensure_ascii=False) + "\n"
+    text = json_text(config_schema(), indent=1, ensure_ascii=False) + "\n"
     if out is None:
         print(text, end="")
     else:

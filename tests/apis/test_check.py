@@ -72,11 +72,11 @@ def test_independent_mistakes_are_all_named(tmp_path: Path, capsys: pytest.Captu
     expected = (
         "evaluation.interval must be an integer ≥ 1; got 0.",
         "lr_config does not accept 'gama'",
-        "ema.decay is",
+        "ema.decay must be",
         "export.opset",
     )
-    expected += ("data.train: Digits: split is", "write in_channels=64", "quan_policy.Conv2d: LSQConv (num_bit_w)")
-    for text in (*expected, "optimizer: SGD refuses"):
+    expected += ("data.train: Digits: split must be", "write in_channels=64", "quan_policy.Conv2d: LSQConv (num_bit_w)")
+    for text in (*expected, "optimizer: SGD rejects"):
         assert text in told, text
     assert not list(tmp_path.iterdir())
 
@@ -95,7 +95,7 @@ def test_a_wrong_section_does_not_hide_what_the_step_shows() -> None:
     [
         (dict(load_from="gone.pth"), "gone.pth"),
         (dict(resume_from="gone.pth"), "gone.pth"),
-        (dict(calibration__epoch=30), "calibration.epoch=30: the run has only the epochs 0 to 29."),
+        (dict(calibration__epoch=30), "calibration.epoch=30: the run has only epochs 0 to 29."),
         (dict(device="gpuu"), "gpuu"),
         (dict(log_level="LOUD"), "log_level 'LOUD' is unknown"),
         (dict(work_dir="file/run"), "nothing can be written to the work directory file/run"),
@@ -106,7 +106,7 @@ def test_a_wrong_section_does_not_hide_what_the_step_shows() -> None:
         (dict(data__val=None), "data.val"),
         (dict(custom_imports=dict(imports=["no_such_module"])), "no_such_module cannot be imported"),
         (dict(total_epochs=None), "training needs total_epochs"),
-        (dict(model=None, optimizer__lr=-1.0), "SGD refuses its settings"),
+        (dict(model=None, optimizer__lr=-1.0), "SGD rejects its settings"),
     ],
 )
 def test_what_training_would_meet_later_is_found(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -68,9 +68,9 @@ def test_cfg_options_is_another_spelling_of_options(name: str) -> None:
 def test_both_spellings_of_options_override_the_config(write_config: Any, capsys: Any) -> None:
     config = str(write_config(total_epochs=1))
     assert main(["train", config, "--options", "optimizer.lr=0.05", "--cfg-options", "optimizer.type=SDG"]) == 2
-    assert "did you mean 'SGD'" in capsys.readouterr().err
+    assert "Did you mean 'SGD'" in capsys.readouterr().err
     assert main(["train", config, "--cfg-options", "optimizer.lrr=1", "--options", "total_epochs=1"]) == 2
-    assert "did you mean 'lr'" in capsys.readouterr().err
+    assert "Did you mean 'lr'" in capsys.readouterr().err
 
 
 def test_tools_take_cfg_options(run_tool: Any) -> None:

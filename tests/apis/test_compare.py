@@ -179,7 +179,7 @@ def test_device_and_page_follow_the_files_as_in_the_original(
     assert (tmp_path / "page.html").exists() and (tmp_path / "page.json").exists()
     assert torch.cuda.is_available() or "Running on the CPU: this machine has no GPU." in done.stdout
     for extra, message in (
-        (["here.html"], "a device must be .*; got 'here.html'"),
+        (["here.html"], "(its index from 0); got 'here.html'"),
         (["cpu", "a.html", "b.html"], "got 7 files"),
         (["cpu", "a.html", "--device", "0"], "the device is given twice, as cpu and as 0"),
     ):

@@ -163,11 +163,11 @@ def test_values_that_are_not_finite_are_refused(cfg: Config, tmp_path: Path) -> 
     "section, message",
     [
         (dict(opset=25), "export.opset must be an integer from 17 to 21; got 25"),
-        (dict(residual_bits=4), "export.residual_bits is 8; got 4"),
+        (dict(residual_bits=4), "export.residual_bits must be 8; got 4"),
         (dict(num_images=0), "export.num_images must be an integer ≥ 1; got 0"),
         (dict(pack=True, opset=17), "packed"),
         (dict(target="trt"), "no target named 'trt'"),
-        (dict(verify="no"), "verify is True or False"),
+        (dict(verify="no"), "verify must be True or False"),
     ],
 )
 def test_a_wrong_export_section_is_known_before_the_run(cfg: Config, section: dict[str, Any], message: str) -> None:
@@ -215,8 +215,8 @@ def test_what_cannot_be_expressed_exits_with_2(
         (dict(out="gone/model.onnx/x.onnx"), r"--out .*x\.onnx cannot be written: Not a directory"),
         (dict(out="reported.onnx"), r"--out must name a file to write; .*reported\.report\.json is a folder"),
         (dict(out="model.txt"), r"--out names the file to write, such as model\.onnx; got '.*model\.txt'"),
-        (dict(num_images=0), "--num-images must be an integer from 1"),
-        (dict(residual_bits=4), "--residual-bits is 8"),
+        (dict(num_images=0), "--num-images must be an integer ≥ 1"),
+        (dict(residual_bits=4), "--residual-bits must be 8"),
     ],
 )
 def test_wrong_arguments(cfg: Config, tmp_path: Path, options: dict[str, Any], match: str) -> None:

@@ -142,7 +142,7 @@ def test_no_pictures(make_config: Any) -> None:
     cfg = make_config(total_epochs=1)
     train_classifier(cfg)
     assert not list(Path(cfg.work_dir).glob("*.png"))
-    with pytest.raises(ConfigError, match="pictures is True or False"):
+    with pytest.raises(ConfigError, match="pictures must be True or False"):
         train_classifier(make_config(options={"log_config.pictures": "no"}))
 
 

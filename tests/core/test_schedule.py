@@ -58,7 +58,7 @@ def test_rate(cfg: Any, iteration: int, expected: float) -> None:
     [
         (dict(policy="cosin"), "Did you mean 'CosineAnnealing'|Known"),
         (dict(policy="stepp", step=3), "Did you mean 'step'"),
-        (dict(step=3), "no policy 'None'"),
+        (dict(step=3), "unknown policy 'None'"),
         (dict(policy="step"), "lr_config needs 'step'"),
         (dict(policy="step", step=[3, 0]), r"step must be an integer ≥ 1 or a list of them; got \[3, 0\]"),
         (dict(policy="step", step=3, gama=0.1), "Did you mean 'gamma'"),
@@ -75,7 +75,7 @@ def test_rate(cfg: Any, iteration: int, expected: float) -> None:
         (dict(policy="fixed", warmup="linear", warmup_iters=5, warmup_ratio="low"), "warmup_ratio must be a number"),
         (dict(policy="step", step=3.0), "step must be an integer ≥ 1 or a list of them; got 3.0"),
         (dict(policy="step", step=None), "step must be an integer ≥ 1 or a list of them; got None"),
-        (dict(policy=["step"], step=3), "no policy"),
+        (dict(policy=["step"], step=3), "unknown policy"),
         (dict(policy="exp", gamma=[0.1]), "gamma must be a number"),
     ],
 )

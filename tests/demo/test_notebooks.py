@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import dataclasses
 import importlib
 import io
 import re
@@ -18,9 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lbitcls.settings.export import ExportOptions
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "demo").glob("*.ipynb"))
 CONFIGS = ROOT / "configs" / "transfer"
+EXPORT_OPTIONS = {field.name for field in dataclasses.fields(ExportOptions)}
 WEIGHTS = "weights/squeezenet1_1_caffe_fp16.pth"
 EXECUTE = """
 import sys, nbformat, nbclient
@@ -60,7 +64,8 @@ def test_what_a_notebook_names_exists(path: Path) -> None:
         called = imported.get(name_of(call))
         if hasattr(called, "__code__"):
             known = called.__code__.co_varnames[: called.__code__.co_argcount + called.__code__.co_kwonlyargcount]
-            assert {keyword.arg for keyword in call.keywords} <= {*known}, f"{name_of(call)} in {path.name}"
+            options = EXPORT_OPTIONS if name_of(call) == "export_checkpoint" else set()
+            assert {keyword.arg for keyword in call.keywords} <= {*known} | options, f"{name_of(call)} in {path.name}"
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     named = [text for text in texts if text.startswith("configs/")]
     assert named and all((ROOT / text).exists() for text in named), "they are found from any folder"

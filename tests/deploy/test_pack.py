@@ -84,7 +84,7 @@ def test_wider_weights_are_left_alone(quantized: Quantized, exports: Exports) ->
 
 
 @pytest.mark.parametrize(
-    "options, match", [(dict(opset=20), "opset 21"), (dict(target="tensorrt"), "tensorrt takes no")]
+    "options, match", [(dict(opset=20), "opset 21"), (dict(target="tensorrt"), "tensorrt does not support")]
 )
 def test_where_packing_is_not_possible(tmp_path: Any, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):

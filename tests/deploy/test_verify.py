@@ -208,7 +208,7 @@ def test_batches_as_loaders_give_them(verify_with: Any, make_resnet: Any, digits
     given = [batches[kind](images) for images in digits[:120].split(60)]
     assert verify_with(model, digits, batches=given).images == 120
     assert calibrate(model, given) == 0
-    with pytest.raises(DataError, match=r"a batch is a tensor .* got a dict with image"):
+    with pytest.raises(DataError, match=r"a batch must be a tensor .* got a dict with image"):
         verify_with(model, digits, batches=[{"image": digits}])
 
 

@@ -18,5 +18,5 @@ def test_options_are_those_of_the_command() -> None:
     compare_arguments(parser)
     known = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
     assert set(re.findall(r"^\| `(--[a-z-]+)", TEXT, re.MULTILINE)) == known
-    assert f"always the same ({parser.get_default('num_images')})" in TEXT
+    assert f"in a fixed shuffled order ({parser.get_default('num_images')})" in TEXT
     assert f"(`{PAGE}`)" in TEXT

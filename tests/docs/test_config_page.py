@@ -80,12 +80,12 @@ def test_a_table_has_types_ranges_defaults_and_what_is_inside() -> None:
     text = table(["evaluation", "lr_config", "optimizer_config", "log_config", "optimizer.paramwise_cfg"])
     for row in (
         "| `evaluation.interval` | an integer ≥ 1 | `1` | Epochs between two validations. |",
-        "| `optimizer_config.grad_clip.max_norm` | a number above 0 | needed | ",
-        "| `lr_config.warmup_ratio` | a number above 0 and up to 1 | `0.1` | ",
+        "| `optimizer_config.grad_clip.max_norm` | a number > 0 | needed | ",
+        "| `lr_config.warmup_ratio` | a number > 0 and ≤ 1 | `0.1` | ",
         "| `lr_config.policy='poly'` |  |  | A polynomial ",
-        "| `lr_config.power` | a number from 0 | `1.0` | ",
+        "| `lr_config.power` | a number ≥ 0 | `1.0` | ",
         "| `log_config.hooks` | a list, each a `dict(…)` | `[dict(type='TextLoggerHook')]` | ",
-        "| `optimizer.paramwise_cfg.custom_keys.NAME.lr_mult` | a number from 0 | `None` | ",
+        "| `optimizer.paramwise_cfg.custom_keys.NAME.lr_mult` | a number ≥ 0 | `None` | ",
     ):
         assert f"\n{row}" in text
     assert text.count("`lr_config.warmup`") == 1

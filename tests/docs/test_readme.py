@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from prepare.materials import image_folders
 from lbitcls.datasets import build_dataset
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer
+from lbitcls.settings.export import ExportOptions
 
 
 def test_its_config_trains(tmp_path: Path) -> None:
@@ -34,6 +36,7 @@ def test_its_commands_have_their_options() -> None:
     lines = [line.partition("#")[0] for line in usage.splitlines()]
     assert len(lines) >= 10
     arguments = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "lbitcls/commands").glob("*.py"))
+    arguments += "".join(f'"--{field.name.replace("_", "-")}"' for field in dataclasses.fields(ExportOptions))
     for line in lines:
         (tool,) = re.findall(r"^(?:python )?(tools/\w+\.(?:py|sh))", line)
         assert (ROOT / tool).is_file()

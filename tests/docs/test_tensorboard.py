@@ -30,7 +30,7 @@ def test_options_are_those_of_the_hook() -> None:
     for name, parameter in parameters.items():
         default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         assert eval(rows[name]) == default, name
-    assert f"at most {tensorboard.LOOKS} looks" in TEXT and f"at most {tensorboard.MOST_LEVELS} levels" in TEXT
+    assert f"at most {tensorboard.LOOKS} inspections" in TEXT and f"at most {tensorboard.MOST_LEVELS} levels" in TEXT
 
 
 def test_columns_are_those_of_the_table() -> None:

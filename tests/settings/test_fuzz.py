@@ -109,7 +109,7 @@ def test_the_configs_themselves_train(name: str) -> None:
             31,
             "magnitude must be an integer from 0 to 30; got 31.",
         ),
-        ("features", "optimizer.betas", [], "optimizer: AdamW refuses its settings"),
+        ("features", "optimizer.betas", [], "optimizer: AdamW rejects its settings"),
     ],
 )
 def test_what_ended_in_a_traceback_once_is_named(name: str, place: str, value: Any, message: str) -> None:

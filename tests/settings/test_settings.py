@@ -118,7 +118,7 @@ def test_the_fields_of_a_class_are_documented_in_its_schema(kind: type) -> None:
         (dict(evaluation=dict(save_best="top-3")), "evaluation.save_best: there is no result 'top-3'. Did you mean"),
         (dict(optimizer_config=dict(grad_clip=dict(norm_type=2))), "grad_clip needs 'max_norm', which is not given."),
         (dict(optimizer_config=dict(grad_clip=5)), "optimizer_config.grad_clip must be a dict(…); got 5."),
-        (dict(lr_config=dict(policy="stepp")), "lr_config: there is no policy 'stepp'. Did you mean 'step'? Known: "),
+        (dict(lr_config=dict(policy="stepp")), "lr_config: unknown policy 'stepp'. Did you mean 'step'? Known: "),
         (dict(lr_config=dict(policy="fixed", warmup="linear")), "lr_config: warmup needs warmup_iters > 0."),
         (dict(lr_config=dict(policy="exp", gamma=math.nan)), "lr_config.gamma must be a finite number ≥ 0; got nan."),
         (dict(optimizer="SGD"), "optimizer must be a dict, optimizer = dict(…); got 'SGD'."),

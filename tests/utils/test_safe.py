@@ -156,6 +156,7 @@ COMMANDS = {
     "train": ["a.py"],
     "test": ["a.py", "x.pth"],
     "infer": ["a.py", "x.pth", "x.png"],
+    "check": ["a.py"],
     "plan": ["a.py"],
     "calibrate": ["a.py", "x.pth", "--out", "y.pth"],
     "export": ["a.py", "x.pth", "--out", "y.onnx"],
@@ -176,7 +177,7 @@ def test_every_command_that_reads_a_config_has_the_flag(
 
 
 def test_no_other_command_reads_a_config() -> None:
-    assert set(VERBS) - set(COMMANDS) == {"analyze", "benchmark", "convert", "init"}
+    assert set(VERBS) - set(COMMANDS) == {"analyze", "benchmark", "convert", "init", "schema"}
 
 
 def test_the_variable_holds_for_a_command(here: Path) -> None:

@@ -28,15 +28,15 @@ class EvaluationHook(Hook):
     are loaded into the model.
 
     Args:
-        loader: batches of the validation set (this rank's part).
-        settings: how often and by what; None: the defaults.
-        also_after: numbers of epochs after which to validate in any case.
-        final_phase: `'quantized'` or `'float'`: what the run ends with.
-        train: batches of training images (this rank's part), prepared as those of validation, on which the model is
-            measured too at each validation: records of the mode `train_eval`.
+        loader: Data loader of the validation set (this rank's part).
+        settings: Interval and metrics; None: the defaults.
+        also_after: Numbers of epochs after which to validate in any case.
+        final_phase: Phase that the run ends with, `'quantized'` or `'float'`.
+        train: Data loader of training images (this rank's part), prepared as in validation, on which the model is
+            measured at each validation too: records of the mode `train_eval`.
 
     Example:
-        >>> EvaluationHook(loader, EvaluationConfig(interval=2)).save_best
+        >>> EvaluationHook([], EvaluationConfig(interval=2)).save_best
         'top-1'
     """
 
