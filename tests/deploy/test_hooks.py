@@ -94,7 +94,13 @@ def test_a_lowered_layer_is_of_the_kind_that_hooks_ask_for(
     assert (given - expected).abs().mean() < 0.01 * expected.std()
 
 
-@pytest.mark.parametrize("number, kind", list(enumerate(("the float class", "the very type", "its quantizer"))))
+ASKED = ("the float class", "the very type", "its quantizer")
+
+
+@pytest.mark.parametrize(
+    "number, kind",
+    [pytest.param(n, kind, marks=[pytest.mark.slow] if n else []) for n, kind in enumerate(ASKED)],
+)
 def test_a_hook_that_asks_for_the_kind_of_layer(quantized: Quantized, number: int, kind: str, tmp_path: Path) -> None:
     """A hook acts on the same layers in the exported model, whether it is a layer's hook or a global one."""
     model, x = quantized(net(), "LSQ", 4, 4, images(32)), images()

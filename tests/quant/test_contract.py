@@ -59,7 +59,9 @@ def values_of_grid(quantizer: Quantizer, x: Tensor) -> Tensor:
 
 
 each_case = pytest.mark.parametrize(
-    "case", CASES, ids=lambda c: f"{c[0]}-{c[1]}-{c[2]}{'-channel' * c[3]}{'-signed' * c[4]}"
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if c[2] in (5, 6, 7) else []) for c in CASES],
+    ids=lambda c: f"{c[0]}-{c[1]}-{c[2]}{'-channel' * c[3]}{'-signed' * c[4]}",
 )
 few_cases = pytest.mark.parametrize(
     "case",

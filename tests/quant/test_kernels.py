@@ -53,6 +53,7 @@ print(active_kind(), layer.weight.grad.isfinite().all().item())
 """
 
 
+@pytest.mark.slow
 def test_a_compiler_that_is_broken_leaves_plain_kernels(compiler: None, tmp_path: Path) -> None:
     """A new process: this one may have compiled the formula already."""
     (tmp_path / "g++").write_text("#!/bin/sh\nexit 1\n")
