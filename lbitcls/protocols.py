@@ -165,3 +165,26 @@ class SizedInBits(Protocol):
 def predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The function from images (N, C, H, W) to logits (N, K): a classifier's `predict`, or else the module itself."""
     return getattr(model, "predict", model)
+
+
+class RunHook(Protocol):
+    """What the runner needs of a hook (`lbitcls.core.hooks.Hook`), whose events it calls by their names."""
+
+    priority: int
+
+    @property
+    def name(self) -> str:
+        """Key of the hook's state in a checkpoint."""
+        ...
+
+    def on_record(self, runner: Any, record: dict[str, Any]) -> None:
+        """Receive a record of results."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that the hook needs to resume a run."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -21,9 +21,25 @@ from lbitcls.settings.training_sections import FeatureCacheConfig
 from lbitcls.utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lbitcls.core.runner import EpochRunner
-    from lbitcls.core.step import Batch
+    import logging
+
+    from lbitcls.core.step import Batch, OptimizerStep
     from lbitcls.protocols import BatchLoader, Dataset, FixedFeatures
+
+
+class Run(Protocol):
+    """Part of the runner that the cache uses (`lbitcls.core.runner.EpochRunner`)."""
+
+    epoch: int
+    max_epochs: int
+    phase: str
+    module: nn.Module
+    step: OptimizerStep
+    logger: logging.Logger
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Return the batch on the model's device."""
+        ...
 
 
 @dataclass
@@ -67,7 +83,7 @@ class FeatureCache:
     unused_for: str | None = None
     _stores: dict[int, _Store] = field(default_factory=dict)  # by the loader's id
 
-    def batches(self, runner: EpochRunner, loader: BatchLoader, training: bool, start: int = 0) -> Iterator[Batch]:
+    def batches(self, runner: Run, loader: BatchLoader, training: bool, start: int = 0) -> Iterator[Batch]:
         """The batches of `loader` from number `start` on: `img`, or else `features`, and `gt_label`.
 
         Args:
@@ -104,13 +120,13 @@ class FeatureCache:
             store.phase = phase
         return store
 
-    def _usable(self, runner: EpochRunner) -> bool:
+    def _usable(self, runner: Run) -> bool:
         if self.enabled and cast("FixedFeatures", runner.module).moving_parts:
             runner.logger.info("feature_cache: Dropping the features, because the backbone trains from now on.")
             self._drop()
         return self.enabled
 
-    def _advise(self, runner: EpochRunner, seconds: float) -> None:
+    def _advise(self, runner: Run, seconds: float) -> None:
         """Log once, after an epoch that took `seconds`, what the cache would save in later epochs."""
         reason, self.unused_for = self.unused_for, None
         left = runner.max_epochs - runner.epoch - 1
@@ -127,7 +143,7 @@ class FeatureCache:
         self.enabled = False
         self._stores.clear()
 
-    def _computed(self, runner: EpochRunner, store: _Store, batch: Batch, training: bool) -> Batch:
+    def _computed(self, runner: Run, store: _Store, batch: Batch, training: bool) -> Batch:
         """Return a batch with its images replaced by their features, which are stored."""
         if not self.enabled:
             return batch
@@ -140,7 +156,7 @@ class FeatureCache:
         store.put(batch["index"], features)
         return {"features": features, "gt_label": batch["gt_label"]}
 
-    def _fits(self, runner: EpochRunner, features: Tensor, number: int) -> bool:
+    def _fits(self, runner: Run, features: Tensor, number: int) -> bool:
         taken = sum(s.values.numel() * s.values.element_size() for s in self._stores.values() if s.values is not None)
         mib = (taken + features[0].numel() * features.element_size() * number) / 2**20
         if mib > self.max_mib:
@@ -154,7 +170,7 @@ class FeatureCache:
         return True
 
 
-def _features(runner: EpochRunner, img: Tensor, training: bool) -> Tensor:
+def _features(runner: Run, img: Tensor, training: bool) -> Tensor:
     """Return the features of images (N, C, H, W), in the precision of training or validation."""
     model = cast("FixedFeatures", runner.module)
     dtype = runner.step.precision.dtype if training else None
@@ -162,7 +178,7 @@ def _features(runner: EpochRunner, img: Tensor, training: bool) -> Tensor:
         return model.fixed_features(img)
 
 
-def _try_alone(runner: EpochRunner, img: Tensor, features: Tensor, training: bool) -> None:
+def _try_alone(runner: Run, img: Tensor, features: Tensor, training: bool) -> None:
     """Compare with the features of the same images in another order and in a smaller batch."""
     other = _features(runner, img.flip(0)[len(img) // 2 :], training).flip(0)
     difference = (other - features[: len(other)]).abs().max().item()

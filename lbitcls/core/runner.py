@@ -20,12 +20,11 @@ from torch import nn
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache
 from lbitcls.core.guard import Guard, Interrupted
-from lbitcls.core.hooks.checkpoint_hook import INTERRUPTED, LATEST
-from lbitcls.core.hooks.hook import Hook
 from lbitcls.core.optim import StateError
+from lbitcls.core.run_files import INTERRUPTED, LATEST
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
-from lbitcls.protocols import BatchLoader
+from lbitcls.protocols import BatchLoader, RunHook
 from lbitcls.utils.checkpoint import compare, other_grids, save_checkpoint
 from lbitcls.utils.checkpoint_content import checked_tensors, shown_name
 from lbitcls.utils.dist import is_main, rank, world_size
@@ -35,7 +34,7 @@ from lbitcls.utils.failures import explain
 from lbitcls.utils.files import link_whole
 from lbitcls.utils.logging import get_logger
 
-_Hook = TypeVar("_Hook", bound=Hook)
+_Hook = TypeVar("_Hook")
 _POSITION = ("epoch", "iter", "inner_iter", "epoch_len")
 
 
@@ -74,7 +73,7 @@ class EpochRunner:
         *,
         max_epochs: int,
         work_dir: Path,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[RunHook] = (),
         seed: int = 0,
         ema: ModelEMA | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,

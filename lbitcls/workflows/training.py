@@ -18,11 +18,11 @@ from lbitcls.assembly.session import Session, check_data, load_data, make_model,
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache, build_feature_cache
 from lbitcls.core.hooks import Hook
-from lbitcls.core.hooks.checkpoint_hook import name_run, newest_checkpoint, noted_run
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.core.optim import build_optimizer
+from lbitcls.core.run_files import name_run, newest_checkpoint, noted_run
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, Precision, read_precision
@@ -112,7 +112,7 @@ def _train(
 
 def _say_where(runner: EpochRunner, path: Path) -> None:
     if runner.epoch < runner.max_epochs:
-        runner.logger.info("Going on from %s: epoch %d, iteration %d", path, runner.epoch + 1, runner.inner_iter)
+        runner.logger.info("Resuming from %s: epoch %d, iteration %d", path, runner.epoch + 1, runner.inner_iter)
     else:
         runner.logger.info(
             "The run of %s is complete, with %d of %d epochs: nothing is trained. To go on raise total_epochs.",

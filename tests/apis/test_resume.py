@@ -348,7 +348,7 @@ def test_finished_run_says_so(make_config: Any, capsys: Any) -> None:
     train_classifier(cfg, resume=True)
     output = capsys.readouterr().out
     assert "is complete, with 1 of 1 epochs" in output and "raise total_epochs" in output
-    assert "Going on from" not in output
+    assert "Resuming from" not in output
 
 
 @pytest.mark.parametrize(("event", "at"), [("before_epoch", 12), ("before_iter", 12), ("before_iter", 13)])
@@ -387,5 +387,5 @@ def test_everything_at_once_killed(make_config: Any, run_tool: Any, compiler: No
     assert run_tool("train", tmp_path / "whole.py", timeout=300).returncode == 0
     assert run_tool("train", tmp_path / "killing.py", timeout=300).returncode == -signal.SIGKILL
     done = run_tool("train", tmp_path / "killed.py", "--resume", timeout=300)
-    assert done.returncode == 0 and "Going on from" in done.stdout, done.stderr
+    assert done.returncode == 0 and "Resuming from" in done.stdout, done.stderr
     same_run(whole, killed)

@@ -66,7 +66,7 @@ def test_a_second_run_is_refused_and_a_killed_ones_place_is_taken(
     more = ["--resume", "--options", f"total_epochs={done + 1}"]
     assert main(["train", str(tmp_path / "tiny.py"), *more]) == 0
     said = capsys.readouterr().out
-    assert f"process {process.pid} on" in said and "its lock is taken over" in said and "Going on from" in said
+    assert f"process {process.pid} on" in said and "its lock is taken over" in said and "Resuming from" in said
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_a_damaged_note_of_the_run_leaves_it_to_the_checkpoints(make_config: Any
     capsys.readouterr()
     train_classifier(cfg, resume=True)
     said = capsys.readouterr().out
-    assert "does not name a run" in said and "Going on from" in said and "contained another run" not in said
+    assert "does not name a run" in said and "Resuming from" in said and "contained another run" not in said
     assert (folder / "run.txt").read_text() == name and not (folder / "earlier_1").exists()
     train_classifier(whole)
     same_run(whole, cfg)

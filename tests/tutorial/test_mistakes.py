@@ -162,7 +162,7 @@ def test_mistake_leaves_the_earlier_run_as_it_is(command: str, code: int, place:
         )
         == 0
     )
-    assert "Going on from" in capsys.readouterr().out
+    assert "Resuming from" in capsys.readouterr().out
 
 
 def run_over(place: dict[str, Path], command: str, code: int) -> list[str]:

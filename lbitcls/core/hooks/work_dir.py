@@ -13,8 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbitcls.core.hooks.checkpoint_hook import RUN_FILE, checkpoints, noted_run
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.core.run_files import RUN_FILE, checkpoints, noted_run
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.dist import is_main
