@@ -1,4 +1,4 @@
-"""What the commands do, as functions."""
+"""Python entry points behind the CLI."""
 
 from typing import TYPE_CHECKING
 

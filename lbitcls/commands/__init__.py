@@ -1,1 +1,1 @@
-"""The command line: one file a verb, with its options and a thin `run`."""
+"""Command line: one file per verb, with its options and a thin `run`."""

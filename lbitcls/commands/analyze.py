@@ -1,4 +1,4 @@
-"""`lbitcls analyze`: draw the curves of runs, and time them."""
+"""`lbitcls analyze`: plot the curves of runs, and report their iteration times."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from lbitcls.commands.base import LOOK, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls analyze`."""
+    """Add the options of `lbitcls analyze`."""
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="work directories, or files log.jsonl")
-    add("--keys", nargs="+", default=["loss", "top-1"], metavar="KEY", help="quantities: loss top-1 val/top-1 lr time")
-    add("--x", default="epoch", metavar="NAME", help="epoch (default), iter or images (images seen)")
-    add("--names", nargs="+", metavar="NAME", help="of the runs in the legend (default: their folders')")
-    add("--out", default="curves.png", metavar="FILE", help="picture to write (default: curves.png)")
+    add("runs", nargs="+", metavar="RUN", help="work directories, or log.jsonl files")
+    add(
+        "--keys",
+        nargs="+",
+        default=["loss", "top-1"],
+        metavar="KEY",
+        help="quantities to plot, such as loss top-1 val/top-1 lr time",
+    )
+    add("--x", default="epoch", metavar="NAME", help="x-axis: epoch (default), iter or images (images seen)")
+    add("--names", nargs="+", metavar="NAME", help="legend names of the runs (default: their folders' names)")
+    add("--out", default="curves.png", metavar="FILE", help="figure to write (default: curves.png)")
 
 
 @verb("analyze", add_options, LOOK)
 def run(args: argparse.Namespace) -> object:
-    """Draw the curves of runs, and time them."""
+    """Plot the curves of runs, and report their iteration times."""
     from lbitcls.workflows.analyzing import analyze_logs
 
     return analyze_logs(args.runs, args.keys, axis=args.x, names=args.names, out=args.out)

@@ -1,4 +1,4 @@
-"""What every command shares: the registry of verbs, the options that several have, the config of a command."""
+"""Shared parts of the commands: the registry of verbs, common options, and the config with its overrides."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ S = TypeVar("S", bound="Section")
 Run = Callable[[argparse.Namespace], object]
 
 PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "look at runs and predictions"
-"""What verbs are for, in the order in which the help lists them."""
+"""Purposes of the verbs, in the order in which the help lists them."""
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A command: its one-line help, what it is for, its options, what it does."""
+    """Command: its one-line help, its purpose, its options, and the function that runs it."""
 
     help: str
     purpose: str
@@ -42,7 +42,7 @@ def verb(name: str, add_arguments: Callable[[argparse.ArgumentParser], None], pu
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config file with `--options` and `--device` merged in."""
+    """Return the config, with `--options` and `--device` merged in."""
     from lbitcls.utils.config import Config, parse_option
 
     cfg = Config.fromfile(args.config)
@@ -53,39 +53,39 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the commands that train and test."""
+    """Add the options that training and testing share."""
     add = parser.add_argument
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
-    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
-    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the processes")
+    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="launcher that started the processes")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # older launchers pass it
 
 
 def engine_arguments(parser: argparse.ArgumentParser, threads: int | None = None) -> None:
-    """The engine of `.onnx` files."""
+    """Add the options of the engine that runs `.onnx` files."""
     add = parser.add_argument
-    add("--engine", metavar="NAME", help="of an .onnx file: openvino (default) or onnxruntime")
+    add("--engine", metavar="NAME", help="engine for an .onnx file: openvino (default) or onnxruntime")
     said = "the engine's choice" if threads is None else threads
-    add("--threads", type=int, default=threads, metavar="N", help=f"of the engine (default: {said})")
+    add("--threads", type=int, default=threads, metavar="N", help=f"number of engine threads (default: {said})")
 
 
 def option_arguments(parser: argparse.ArgumentParser) -> None:
-    """Overrides of the config."""
+    """Add the options that override the config, and `--safe`."""
     parser.add_argument(
         "--options",
-        "--cfg-options",  # as mmcls's commands call it
+        "--cfg-options",  # the name in mmcls
         nargs="+",
         action="extend",
         default=[],
         metavar="K=V",
-        help="override the config: optimizer.lr=0.01",
+        help="override config values: optimizer.lr=0.01",
     )
     safe_argument(parser)
 
 
 def field_arguments(parser: argparse.ArgumentParser, kind: type[Section]) -> None:
-    """An option for each field of a settings class: its name, type, default and documentation."""
+    """Add an option for each field of a settings class, with the field's name, type, default and documentation."""
     from lbitcls.settings.parse import doc_of, is_number, section_fields
 
     for name, hint in section_fields(kind).items():
@@ -102,7 +102,7 @@ def field_arguments(parser: argparse.ArgumentParser, kind: type[Section]) -> Non
 
 
 def given_fields(args: argparse.Namespace, kind: type[S]) -> S:
-    """The settings that a command's options give.
+    """Build the settings from a command's options.
 
     Raises:
         ConfigError: a value is out of range; the message names the option.
@@ -113,5 +113,5 @@ def given_fields(args: argparse.Namespace, kind: type[S]) -> S:
 
 
 def safe_argument(parser: argparse.ArgumentParser) -> None:
-    """Of every command that reads a config."""
+    """Add `--safe`, which every command that reads a config has."""
     parser.add_argument("--safe", action="store_true", help="refuse a config that runs code (also LBITCLS_SAFE=1)")

@@ -1,4 +1,4 @@
-"""`lbitcls benchmark`: time exported files beside each other."""
+"""`lbitcls benchmark`: time exported models side by side."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from lbitcls.commands.base import SHIP, engine_arguments, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls benchmark`."""
+    """Add the options of `lbitcls benchmark`."""
     add = parser.add_argument
-    add("models", nargs="+", metavar="FILE", help="ONNX files; ratios are to the float one, or else to the last")
+    add("models", nargs="+", metavar="FILE", help="exported files; ratios are to the float one, or else to the last")
     engine_arguments(parser, threads=2)
     add("--batch", type=int, nargs="+", default=[1, 16], metavar="N", help="batch sizes (default: 1 16)")
-    add("--precision", default="f32", metavar="NAME", help="of what is not computed in integers: f32 (default) or bf16")
-    add("--bf16", action="store_true", help="time the float files in bf16 too, where the CPU has it")
-    add("--repeats", type=int, default=30, metavar="N", help="turns at each batch size (default: 30)")
-    add("--json", metavar="FILE", help="write the results to this file")
+    add("--precision", default="f32", metavar="NAME", help="type of non-integer operations: f32 (default) or bf16")
+    add("--bf16", action="store_true", help="time the float files in bf16 too, if the CPU supports it")
+    add("--repeats", type=int, default=30, metavar="N", help="turns per file and batch size (default: 30)")
+    add("--json", metavar="FILE", help="write the results to this JSON file")
 
 
 @verb("benchmark", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
-    """Time exported files beside each other."""
+    """Time exported models side by side."""
     from lbitcls.workflows.benchmarking import benchmark_models
 
     return benchmark_models(

@@ -8,17 +8,22 @@ from lbitcls.commands.base import TRAIN, option_arguments, read_config, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls calibrate`."""
+    """Add the options of `lbitcls calibrate`."""
     add = parser.add_argument
     add("config", help="config file with a quant_transformer")
-    add("checkpoint", help="float weights of the config's model")
+    add("checkpoint", help="checkpoint with float weights of the config's model")
     add("--out", required=True, metavar="FILE", help="quantized checkpoint to write")
     add("--num-images", type=int, default=200, metavar="N", help="images to calibrate on (default: 200)")
-    add("--method", default="mse", metavar="NAME", help="mse (default), percentile, minmax, or own: the method's rule")
+    add(
+        "--method",
+        default="mse",
+        metavar="NAME",
+        help="rule for ranges: mse (default), percentile, minmax, or own (the quantization method's rule)",
+    )
     add("--split", metavar="NAME", help="part of data to calibrate on (default: calibration, else train)")
     add("--no-test", action="store_true", help="write the checkpoint without measuring accuracy")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
-    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 
 

@@ -1,4 +1,4 @@
-"""`lbitcls check`: check a config without training, and list all that is wrong with it."""
+"""`lbitcls check`: check a config without training, and list all problems."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from lbitcls.commands.base import START, option_arguments, read_config, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls check`."""
+    """Add the options of `lbitcls check`."""
     add = parser.add_argument
     add("config", help="config file: .py, .yaml or .json")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
-    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 
 
 @verb("check", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Check a config without training, and list all that is wrong with it."""
+    """Check a config without training, and list all problems."""
     cfg = read_config(args)
     from lbitcls.workflows.checking import check_config
 

@@ -1,4 +1,4 @@
-"""`lbitcls compare`: compare a quantized model with its float form."""
+"""`lbitcls compare`: compare a quantized model with the float model."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from lbitcls.commands.base import LOOK, safe_argument, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls compare`."""
+    """Add the options of `lbitcls compare`."""
     add = parser.add_argument
-    add("images", help="an image, or a folder of images")
+    add("images", help="image, or folder of images")
     add(
         "files",
         nargs="+",
         metavar="FILE",
-        help="FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]; of one model CONFIG CHECKPOINT",
+        help="FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]; for one model CONFIG CHECKPOINT",
     )
-    add("--save-path", metavar="FILE", help="page to write (default: model_analysis.html)")
-    add("--num-images", type=int, default=64, metavar="N", help="most images of a folder (default: 64)")
-    add("--float-only", action="store_true", help="look at one float model")
+    add("--save-path", metavar="FILE", help="HTML page to write (default: model_analysis.html)")
+    add("--num-images", type=int, default=64, metavar="N", help="maximum number of images from a folder (default: 64)")
+    add("--float-only", action="store_true", help="analyze one float model")
     safe_argument(parser)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
 
 
 @verb("compare", add_options, LOOK)
 def run(args: argparse.Namespace) -> object:
-    """Compare a quantized model with its float form."""
+    """Compare a quantized model with the float model."""
     from lbitcls.workflows.comparing import compare_checkpoints
 
     return compare_checkpoints(

@@ -1,4 +1,4 @@
-"""`lbitcls convert`: write published weights as a checkpoint."""
+"""`lbitcls convert`: convert published weights to a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from lbitcls.commands.base import START, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls convert`."""
+    """Add the options of `lbitcls convert`."""
     add = parser.add_argument
-    add("source", help="published weights, such as resnet20-12fca82f.th")
+    add("source", help="file with published weights, such as resnet20-12fca82f.th")
     add("target", help="checkpoint to write")
-    add("--format", default="cifar-resnet", metavar="NAME", help="what the source is: cifar-resnet (option A)")
+    add("--format", default="cifar-resnet", metavar="NAME", help="format of the source: cifar-resnet (option A)")
 
 
 @verb("convert", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Write published weights as a checkpoint."""
+    """Convert published weights to a checkpoint."""
     from lbitcls.workflows.converting import convert_checkpoint
 
     model = convert_checkpoint(args.source, args.target, args.format)

@@ -1,4 +1,4 @@
-"""`lbitcls export`: write a checkpoint as an ONNX file with integer weights."""
+"""`lbitcls export`: export a checkpoint to an ONNX file with integer weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lbitcls.commands.base import SHIP, field_arguments, given_fields, option_ar
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls export`."""
+    """Add the options of `lbitcls export`."""
     from lbitcls.settings.export import ExportOptions
 
     add = parser.add_argument
@@ -17,13 +17,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="FILE", help="ONNX file to write")
     field_arguments(parser, ExportOptions)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
-    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 
 
 @verb("export", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
-    """Write a checkpoint as an ONNX file with integer weights."""
+    """Export a checkpoint to an ONNX file with integer weights."""
     cfg = read_config(args)
     from lbitcls.settings.export import ExportOptions
     from lbitcls.workflows.exporting import export_checkpoint

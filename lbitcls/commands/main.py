@@ -1,7 +1,7 @@
-"""The command line: `lbitcls VERB …`; `tools/*.py` are shims over it.
+"""Command line: `lbitcls VERB …`; `tools/*.py` are shims over it.
 
-Each module of this package registers its verb; nothing heavy is imported before a verb runs, so `--help` answers at
-once.
+Each module of this package registers its verb. No heavy package is imported before a verb runs, so `--help` answers
+immediately.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ for _module in pkgutil.iter_modules(lbitcls.commands.__path__):
 
 
 def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
-    """Run a command; the exit code: 0, 2 for a mistake in config or arguments, 1 for other errors, 128 + a signal.
+    """Run a command and return its exit code.
+
+    0: success; 2: a mistake in config or arguments; 1: other errors; 128 + the signal's number: stopped by a signal.
 
     Args:
-        argv: arguments, `sys.argv[1:]` by default.
-        only: the verb, where the program is one (`tools/train.py`).
+        argv: Arguments; None: `sys.argv[1:]`.
+        only: Verb of a program that has only one (`tools/train.py`).
     """
     args = _parse(sys.argv[1:] if argv is None else argv, only)
     try:
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
 
 
 def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
-    """The arguments; those of a verb may stand before, between and after its options."""
+    """Parse the arguments; a verb's positional arguments may stand before, between and after its options."""
     if only is not None:
         return _with_verb(argparse.ArgumentParser(description=VERBS[only].help), only).parse_intermixed_args(argv)
     if argv and argv[0] in VERBS:
@@ -68,17 +70,17 @@ def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("lbitcls", description=about, epilog=_listed_verbs(), formatter_class=plain)
     parser.add_argument("--version", action="version", version=f"lbitcls {__version__}")
     verbs = parser.add_subparsers(
-        metavar="VERB", required=True, help="one of those below; lbitcls VERB --help says more"
+        metavar="VERB", required=True, help="one of the verbs below; lbitcls VERB --help shows its options"
     )
     for name, entry in VERBS.items():
         of_verb = verbs.add_parser(name, description=entry.help)
-        if name in argv:  # else only its name is needed
+        if name in argv:  # of the other verbs only the name is needed
             _with_verb(of_verb, name)
     return parser.parse_args(argv)
 
 
 def _listed_verbs() -> str:
-    """The verbs with their help, by what they are for."""
+    """Return the verbs with their help texts, grouped by purpose."""
     lines = []
     for purpose in PURPOSES:
         lines += ["", f"{purpose}:"]
@@ -93,7 +95,7 @@ def _with_verb(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentP
 
 
 def _print_error(error: LbitclsError) -> None:
-    """One message for all processes where all meet the same error, else with the process's number."""
+    """Print an error once if all processes raise it, else with the process's number."""
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     if rank == "0":
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -102,7 +104,7 @@ def _print_error(error: LbitclsError) -> None:
 
 
 def _peer_is_gone(error: BaseException) -> bool:
-    """Whether a process group broke because another process ended."""
+    """Return True if a process group broke because another process ended."""
     if "torch" not in sys.modules:
         return False
     from lbitcls.utils.dist import lost_peer

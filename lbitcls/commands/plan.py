@@ -1,4 +1,4 @@
-"""`lbitcls plan`: show what becomes of each layer, and what it costs."""
+"""`lbitcls plan`: show how each layer is quantized, and its cost."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from lbitcls.commands.base import START, option_arguments, read_config, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls plan`."""
+    """Add the options of `lbitcls plan`."""
     add = parser.add_argument
-    add("config", help="config file; of one without a quant_transformer the float model is shown")
-    add("--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="an image (default: as the test pipeline makes it)")
+    add("config", help="config file; without a quant_transformer, the float model is shown")
+    add("--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="image shape (default: from the test pipeline)")
     option_arguments(parser)
 
 
 @verb("plan", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Show what becomes of each layer, and what it costs."""
+    """Show how each layer is quantized, and its cost."""
     cfg = read_config(args)
     from lbitcls.workflows.planning import show_plan
 

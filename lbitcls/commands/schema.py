@@ -1,4 +1,4 @@
-"""`lbitcls schema`: the JSON Schema of configs, for editors."""
+"""`lbitcls schema`: write the JSON Schema of configs, for editors."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from lbitcls.commands.base import START, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls schema`."""
+    """Add the options of `lbitcls schema`."""
     add = parser.add_argument
     add("--out", metavar="FILE", help="file to write (default: standard output)")
-    add("--import", dest="modules", nargs="+", default=[], metavar="MODULE", help="modules of your own components")
+    add("--import", dest="modules", nargs="+", default=[], metavar="MODULE", help="modules with your own components")
 
 
 @verb("schema", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Write the JSON Schema of configs, by which an editor completes and checks them."""
+    """Write the JSON Schema of configs, with which an editor completes and checks them."""
     from lbitcls.utils.custom import import_custom
     from lbitcls.workflows.schema import write_schema
 

@@ -1,4 +1,4 @@
-"""`lbitcls test`: test a checkpoint or an exported file."""
+"""`lbitcls test`: test a checkpoint or an exported model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from lbitcls.commands.base import TRAIN, common_arguments, engine_arguments, rea
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls test`."""
+    """Add the options of `lbitcls test`."""
     add = parser.add_argument
     add("config", help="config file: .py, .yaml or .json")
     add(
         "checkpoint",
         nargs="?",
-        help="checkpoint of the config's model, or an .onnx file that was exported of it "
-        "(default: none; the model as a training would begin with it)",
+        help="checkpoint of the config's model, or an .onnx file exported from it "
+        "(default: none; test the model with its initial weights)",
     )
     engine_arguments(parser)
     add(
@@ -23,16 +23,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["accuracy"],
         metavar="NAME",
-        help="accuracy precision recall f1_score confusion",
+        help="metrics to report: accuracy precision recall f1_score confusion",
     )
     add("--out", metavar="FILE", help="write the results to this JSON file")
-    add("--predictions", metavar="FILE", help="write a row per image to this .csv or .jsonl file")
+    add("--predictions", metavar="FILE", help="write one row per image to this .csv or .jsonl file")
     common_arguments(parser)
 
 
 @verb("test", add_options, TRAIN)
 def run(args: argparse.Namespace) -> object:
-    """Test a checkpoint or an exported file."""
+    """Test a checkpoint or an exported model."""
     cfg = read_config(args)
     from lbitcls.workflows.testing import test_classifier
 

@@ -1,4 +1,4 @@
-"""`lbitcls train`: train the classifier of a config, or go on with a run."""
+"""`lbitcls train`: train the classifier of a config, or resume a run."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from lbitcls.utils.errors import ConfigError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls train`."""
+    """Add the options of `lbitcls train`."""
     add = parser.add_argument
     add("config", help="config file: .py, .yaml or .json")
-    add("--work-dir", metavar="DIR", help="where the run writes (default: work_dirs/ and the config's name)")
-    add("--resume", action="store_true", help="go on from the newest checkpoint of the work directory, if any")
-    add("--resume-from", metavar="FILE", help="go on from this checkpoint")
-    add("--load-from", metavar="FILE", help="start from the weights in this file")
+    add("--work-dir", metavar="DIR", help="work directory (default: work_dirs/ and the config's name)")
+    add("--resume", action="store_true", help="resume from the newest checkpoint in the work directory, if any")
+    add("--resume-from", metavar="FILE", help="resume from this checkpoint")
+    add("--load-from", metavar="FILE", help="initialize from the weights in this file")
     add("--no-validate", action="store_true", help="train without validation")
-    add("--seed", type=int, metavar="N", help="seed of everything random (default: drawn, and logged)")
-    add("--deterministic", action="store_true", help="only kernels that give the same bits each time")
+    add("--seed", type=int, metavar="N", help="random seed (default: drawn, and logged)")
+    add("--deterministic", action="store_true", help="use only kernels whose results are bitwise reproducible")
     add("--gpus", type=int, metavar="N", help="number of GPUs; more than one needs tools/dist_train.sh")
-    add("--gpu-ids", type=int, nargs="+", metavar="N", help="numbers of the GPUs to use")
-    add("--sycbn", action="store_true", help="BatchNorm statistics over all GPUs")
+    add("--gpu-ids", type=int, nargs="+", metavar="N", help="indices of the GPUs to use")
+    add("--sycbn", action="store_true", help="compute BatchNorm statistics over all GPUs")
     add("--cpu-only", action="store_true", help="train on the CPU")
     common_arguments(parser)
 
 
 @verb("train", add_options, TRAIN)
 def run(args: argparse.Namespace) -> object:
-    """Train the classifier of a config, or go on with a run."""
+    """Train the classifier of a config, or resume a run."""
     if args.gpus is not None and args.gpus > 1 and args.launcher == "none":
         raise ConfigError(
             f"--gpus {args.gpus}: one process trains on one GPU; start ./tools/dist_train.sh {args.config} {args.gpus}."

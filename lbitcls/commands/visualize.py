@@ -1,4 +1,4 @@
-"""`lbitcls visualize`: draw a batch, predictions, errors."""
+"""`lbitcls visualize`: draw a batch, predictions, errors or the confusion matrix."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from lbitcls.commands.base import LOOK, engine_arguments, option_arguments, read
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `lbitcls visualize`."""
+    """Add the options of `lbitcls visualize`."""
     add = parser.add_argument
-    add("kind", metavar="KIND", help="batch, predictions, errors or confusion")
+    add("kind", metavar="KIND", help="figure to draw: batch, predictions, errors or confusion")
     add("config", help="config file: .py, .yaml or .json")
-    add("checkpoint", nargs="?", help="checkpoint or .onnx file (default: the best of the work directory)")
-    add("--out", metavar="FILE", help="picture to write: .png, .svg, .pdf (default: in the work directory)")
-    add("--num-images", type=int, metavar="N", help="most images in the picture (default: 24)")
+    add("checkpoint", nargs="?", help="checkpoint or .onnx file (default: the work directory's best checkpoint)")
+    add("--out", metavar="FILE", help="figure to write: .png, .svg, .pdf (default: in the work directory)")
+    add("--num-images", type=int, metavar="N", help="maximum number of images in the figure (default: 24)")
     add("--rows", type=int, metavar="N", help="rows of the grid")
-    add("--cols", type=int, metavar="N", help="images in a row")
-    add("--split", metavar="NAME", help="part of data (default: train for a batch, else val)")
-    add("--tensorboard", action="store_true", help="write the picture for TensorBoard too")
+    add("--cols", type=int, metavar="N", help="images per row")
+    add("--split", metavar="NAME", help="part of data to draw (default: train for a batch, else val)")
+    add("--tensorboard", action="store_true", help="write the figure for TensorBoard too")
     add("--work-dir", metavar="DIR", help="work directory of the run")
     engine_arguments(parser)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
-    add("--data-root", metavar="DIR", help="folder below which relative data paths are found")
+    add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 
 
 @verb("visualize", add_options, LOOK)
 def run(args: argparse.Namespace) -> object:
-    """Draw a batch, predictions, errors."""
+    """Draw a batch, predictions, errors or the confusion matrix."""
     cfg = read_config(args)
     if args.work_dir is not None:
         cfg.merge_from_dict({"work_dir": args.work_dir})
