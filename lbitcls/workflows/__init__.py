@@ -1,4 +1,4 @@
-"""Whole jobs as Python functions that take a config: train, test, calibrate, export, compare, … behind the commands."""
+"""Complete jobs as functions of a config, one per command: train, test, calibrate, export, compare, …"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Curves of one or several runs, and the time of their iterations: `lbitcls analyze`."""
+"""Curves of one or more runs, and their iteration times: `lbitcls analyze`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def analyze_logs(
     names: Sequence[str] | None = None,
     out: str | Path | None = None,
 ) -> Figure:
-    """Draw logged quantities of runs against each other, and print the time that their iterations took.
+    """Plot logged quantities of several runs in one figure, and print their iteration times.
 
     Args:
-        paths: work directories, or files `log.jsonl`.
-        keys: quantities of the log, a panel for each: `loss`, `top-1`, `lr`, `time`, `memory`, …; both of training
-            (dashed) and of validation, or only `val/top-1`, `train/loss`.
-        axis: `'epoch'`, `'iter'` or `'images'` (the number of images learned from).
-        names: of the runs in the legend; None: their folders'.
-        out: file for the picture; None: none is written.
+        paths: Work directories, or `log.jsonl` files.
+        keys: Logged quantities, one panel each: `loss`, `top-1`, `lr`, `time`, `memory`, …. A plain name plots training
+            (dashed) and validation; `val/top-1` or `train/loss` plots one of them.
+        axis: `'epoch'`, `'iter'` or `'images'` (the number of images trained on).
+        names: Legend names of the runs; None: their folders' names.
+        out: File for the figure; None: the figure is not written.
 
     Raises:
-        ConfigError: no log has such a quantity, or an unknown axis or format.
+        ConfigError: no log has such a quantity, or the axis or the format is unknown.
         DataError: a log is missing or empty.
 
     Example:
@@ -55,7 +55,7 @@ def analyze_logs(
 
 
 def _distinct(runs: list[Run], paths: Sequence[str | Path]) -> list[Run]:
-    """The runs; where folders have one name the runs are called by their paths."""
+    """Return the runs, each named by its path if several folders have the same name."""
     names = [run.name for run in runs]
     return [
         Run(str(path), run.records) if names.count(run.name) > 1 else run for run, path in zip(runs, paths, strict=True)

@@ -1,4 +1,4 @@
-"""Time exported files and show it as a table."""
+"""Times exported models and prints a table: `lbitcls benchmark`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def benchmark_models(
     repeats: int = 30,
     out: str | Path | None = None,
 ) -> Comparison:
-    """Time ONNX files beside each other; prints a table.
+    """Time ONNX files side by side, and print a table.
 
     Args:
-        models: files; ratios are to the first that is known to be float, or else to the last.
+        models: Exported files; ratios are to the first that is known to be float, or else to the last.
         engine: `openvino` or `onnxruntime`.
-        threads: of the engine; None: its own choice.
-        batches: batch sizes.
-        precision: of what is not computed in integers: `f32` or `bf16`.
-        bf16: time the baseline in bf16 too.
-        repeats: turns of each file at each batch size.
-        out: JSON file for the results.
+        threads: Number of threads of the engine; None: its own choice.
+        batches: Batch sizes.
+        precision: Type of non-integer operations: `f32` or `bf16`.
+        bf16: True: time the baseline in bf16 too.
+        repeats: Turns per file and batch size.
+        out: JSON file for the results; None: the results are not written.
 
     Raises:
         LbitclsError: a file cannot be run, or an argument is wrong.

@@ -1,4 +1,4 @@
-"""A quantized checkpoint without training: first values from data, for a float checkpoint."""
+"""Quantizes a float checkpoint without training: the quantizers' initial values come from data."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def calibrate_checkpoint(
     """Quantize the model of `cfg` with the float weights in `checkpoint`, and write a checkpoint that is ready to use.
 
     Args:
-        cfg: a config with `quant_transformer`.
-        checkpoint: float weights of the model.
-        out: file for the quantized checkpoint.
-        num_images: images that the inputs' ranges are taken from.
-        method: `mse`, `percentile`, `minmax`, or None: the method's own rule.
-        split: part of `data` that the images come from, as it stands; None: `calibration` where the config has it,
-            else `train` with the pipeline of the test set.
-        test: measure float and calibrated accuracy on the test set.
-        data_root: where relative data paths may start.
+        cfg: Config with `quant_transformer`.
+        checkpoint: Float weights of the model.
+        out: File for the quantized checkpoint.
+        num_images: Number of images from which the input ranges are computed, at least 1.
+        method: Rule for the ranges: `mse`, `percentile`, `minmax`, or None: the quantization method's own rule.
+        split: Part of `data` with the images, used unchanged; None: `calibration` if the config has it, else `train`
+            with the pipeline of the test set.
+        test: True: measure float and calibrated accuracy on the test set.
+        data_root: Folder to search for relative data paths.
 
     Returns:
         `{'float': {'top-1': …, …}, 'quantized': {…}}`, percent; empty without `test`.
 
     Raises:
         ConfigError: the config has no `quant_transformer`, or `out` cannot be written.
-        CheckpointError: the weights do not fit, or are quantized already, by other quantizers.
-        DataError: the test set numbers its classes otherwise than the checkpoint.
+        CheckpointError: the weights do not fit, or are already quantized by other quantizers.
+        DataError: the class order of the test set differs from the checkpoint's.
     """
     settings = read_settings(cfg)
     settings.require(("model", "data", "quant_transformer"), "calibration")
@@ -91,7 +91,7 @@ def calibrate_checkpoint(
 
 
 def _say(number: int, total: int, images: int, checkpoint: str | Path, session: Session) -> None:
-    """What happened to the quantizers: they keep what a checkpoint brings."""
+    """Log how many quantizers were calibrated, and how many kept the values in the checkpoint."""
     if number:
         session.logger.info("%d quantizers took their first values from %d images.", number, images)
     if number < total:
@@ -103,7 +103,7 @@ def _say(number: int, total: int, images: int, checkpoint: str | Path, session: 
 
 
 def calibration_images(settings: Settings, split: str | None, session: Session, data_root: str | None) -> BatchLoader:
-    """The loader of the images to calibrate on."""
+    """Return the loader of the calibration images."""
     data, section = settings.data, None
     if split is None and data.calibration is None:
         tested = data.test or data.val
@@ -115,7 +115,7 @@ def calibration_images(settings: Settings, split: str | None, session: Session, 
 
 
 def first_images(loader: BatchLoader, num_images: int) -> Iterator[torch.Tensor]:
-    """Batches of the first images that the loader gives, `num_images` in all."""
+    """Yield batches of the loader's first `num_images` images."""
     left = num_images
     for batch in loader:
         yield batch["img"][:left]

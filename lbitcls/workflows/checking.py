@@ -1,4 +1,4 @@
-"""Check a config without training: all that a run would refuse, named at once."""
+"""Checks a config without training, and lists every problem that would stop a run: `lbitcls check`."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from lbitcls.workflows.run_export import check_export
 from lbitcls.workflows.training import build_runner
 
 IMAGES = 16
-"""Images in a batch of the check, at most."""
+"""Maximum batch size of the check."""
 _OF_SESSION = ("log_level", "device", "cpu_only", "gpu_ids", "num_threads", "dist_params", "custom_imports")
 Rows = list[tuple[str, str]]
 
 
 @dataclass
 class Findings:
-    """Problems of a config, in the order in which they were met, and what could not be checked."""
+    """Problems of a config, in the order in which they were found, and parts that could not be checked."""
 
     problems: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Findings:
 
     @contextmanager
     def part(self, place: str = "") -> Iterator[None]:
-        """Note an error of the user's or of the machine, and go on."""
+        """Note an error of the user's or of the machine, and continue."""
         try:
             yield
         except (LbitclsError, OSError, MemoryError, RuntimeError) as error:
@@ -70,7 +70,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of `data`: its set, batches in an epoch, images in a batch, and some of its images."""
+    """Part of `data`: its data set, batches per epoch, batch size, and a batch of its images."""
 
     dataset: Any
     batches: int
@@ -81,18 +81,18 @@ class Part:
 def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
     """Check everything that training needs, without training, and print what the run will do.
 
-    Each part is built as training builds it, and one batch of at most `IMAGES` images is learned from and one is
-    evaluated. Nothing is written, downloaded or locked, and no work directory is created.
+    Builds each part as training does, trains on one batch of at most `IMAGES` images, and evaluates one. Writes,
+    downloads and locks nothing, and creates no work directory.
 
     Args:
-        cfg: the config; it stays as it is.
-        data_root: where relative data paths may start (`--data-root`).
+        cfg: Config; it is not changed.
+        data_root: Folder to search for relative data paths (`--data-root`).
 
     Returns:
-        The rows of the printed table, (name, value).
+        Rows of the printed table, (name, value).
 
     Raises:
-        ConfigError: something is wrong; the message lists all that was found.
+        ConfigError: the config has problems; the message lists all of them.
     """
     found, given = Findings(), as_config(cfg)
     right = _read_sections(given, found)
@@ -111,7 +111,7 @@ def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
 
 
 def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
-    """A copy of the config without the values that its sections refuse, which are noted."""
+    """Return a copy of the config without the values that its sections reject; note these as problems."""
     given = as_config(cfg)
     sections = given.to_dict()
     found.note(*problems(Settings, given_sections(sections)))
@@ -125,7 +125,7 @@ def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
 
 
 def _right_part(name: str, value: Any) -> Any:
-    """A section, or what is left of it without its wrong keys; None where nothing is."""
+    """Return a section without its wrong keys; None if the rest is not a valid section."""
     if not problems(Settings, given_sections({name: value})):
         return value
     if not isinstance(value, Mapping):
@@ -135,7 +135,7 @@ def _right_part(name: str, value: Any) -> Any:
 
 
 def _opening(cfg: ConfigLike, found: Findings) -> Settings:
-    """What a session is opened by; without those sections where it cannot be opened."""
+    """Return settings that open a session; if the config's do not, those without the session's sections."""
     with found.part(), open_session(read_settings(cfg)):
         return read_settings(cfg).changed(log_level="WARNING")
     rest = {name: value for name, value in as_config(cfg).to_dict().items() if name not in _OF_SESSION}
@@ -143,7 +143,7 @@ def _opening(cfg: ConfigLike, found: Findings) -> Settings:
 
 
 def _dry(cfg: ConfigLike, found: Findings) -> Config:
-    """The config of a run that starts no processes, compiles no kernels and downloads nothing."""
+    """Return the config of a run that starts no processes, compiles no kernels and downloads nothing."""
     dry = copy.deepcopy(as_config(cfg))
     dry.seed, dry.kernels, dry.total_epochs = dry.get("seed") or 0, "plain", dry.get("total_epochs") or 1
     if dry.get("data"):
@@ -158,7 +158,7 @@ def _dry(cfg: ConfigLike, found: Findings) -> Config:
 
 
 def _fetched(owner: Any) -> list[str]:
-    """The keys of a part of the model that name weights on the net."""
+    """Return the keys of a part of the model that name downloadable weights."""
     given = dict(owner) if isinstance(owner, dict) else {}
     init = given.get("init_cfg")
     named = {
@@ -187,14 +187,14 @@ def _check(settings: Settings, session: Session, data_root: str | None, found: F
 
 
 def _try_forward(model: Any, batch: Mapping[str, torch.Tensor]) -> None:
-    """The loss of a batch, or its scores where a label is no class of the model, which was noted."""
+    """Compute the loss of a batch, or its scores if a label is not a class of the model (already noted)."""
     known = getattr(model, "num_classes", None)
     fits = known is None or int(batch["gt_label"].max()) < known
     model.train()(batch["img"], gt_label=batch["gt_label"], return_loss=fits)
 
 
 def _load_parts(settings: Settings, session: Session, data_root: str | None, found: Findings) -> dict[str, Part]:
-    """The parts of `data` that can be read, with a batch of each."""
+    """Load the parts of `data` that can be read, with a batch of each."""
     parts = {}
     for split in (split for split in SPLITS if settings.data.dataset(split)):
         section = dict(settings.data.dataset(split) or {})
@@ -223,7 +223,7 @@ def _load_part(
 def _build_model(
     settings: Settings, session: Session, data: Mapping[str, Part], data_root: str | None, found: Findings
 ) -> tuple[nn.Module | None, Rows]:
-    """The model, quantized where that works, and what the table says of it; None where it cannot be built."""
+    """Build the model, quantized if possible, and its rows of the table; None if it cannot be built."""
     model: Any = None
     in_float = settings.changed(quant_transformer=None)
     with found.part():
@@ -242,7 +242,7 @@ def _build_model(
 
 
 def _quantize(settings: Settings, model: nn.Module | None, session: Session) -> tuple[nn.Module | None, Rows]:
-    """The quantized model; where there is no model the entries alone are checked."""
+    """Return the quantized model and its rows of the table; without a model, only check the entries."""
     from lbitcls.quant import build_mtransformer
 
     transformer = build_mtransformer(settings.quant_transformer or {})
@@ -263,7 +263,7 @@ def _check_pieces(
     data_root: str | None,
     found: Findings,
 ) -> None:
-    """What training builds beside model and data, each by itself."""
+    """Build the other parts that training needs, each independently, and note their problems."""
     with found.part():
         _check_folder(settings.run_folder)
     if settings.resume_from:
@@ -285,19 +285,19 @@ def _check_pieces(
 
 
 def _validates(settings: Settings, data: Mapping[str, Part]) -> bool:
-    """Whether validation can be built; False where the data that it needs was not read, which was noted."""
+    """Return True if validation can be built, False if the data that it needs was not read (already noted)."""
     return "train" in data and ("val" in data or not settings.data.val)
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `ConfigError` where no run could write to its work directory."""
+    """Raise `ConfigError` if the work directory is not writable."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"nothing can be written to the work directory {folder}; name another with --work-dir.")
 
 
 def _take_step(settings: Settings, session: Session, validate: bool, data_root: str | None) -> str:
-    """Build the run, learn from one batch, evaluate one batch; the results in words."""
+    """Build the run, train on one batch and evaluate one; return the results as text."""
     runner = build_runner(
         settings,
         settings.run_folder,
@@ -306,7 +306,7 @@ def _take_step(settings: Settings, session: Session, validate: bool, data_root: 
         validate=validate,
         data_root=data_root,
     )
-    runner.module._compiled_call_impl = None  # compile=True was checked; the compilation itself takes minutes
+    runner.module._compiled_call_impl = None  # compile=True was checked; compiling takes minutes
     loader: Any = runner.loader
     loader.batch_size = min(loader.batch_size, IMAGES)
     _calibrate(runner)
@@ -325,7 +325,7 @@ def _take_step(settings: Settings, session: Session, validate: bool, data_root: 
 
 
 def _calibrate(runner: EpochRunner) -> None:
-    """Switch the quantizers on, as training does at the epoch of the calibration."""
+    """Switch the quantizers on, as training does at the calibration epoch."""
     runner.wrap_model()
     for hook in runner.hooks:
         if isinstance(hook, CalibrationHook):
@@ -355,7 +355,7 @@ def _describe_data(model: Any, data: Mapping[str, Part]) -> Rows:
 
 
 def _describe_run(settings: Settings, session: Session, data: Mapping[str, Part]) -> Rows:
-    """What the run will do, by its sections."""
+    """Return the rows of the table that describe the run, one per section."""
     rate = f", lr {settings.optimizer['lr']}" if "lr" in settings.optimizer else ""
     policy = getattr(settings.lr_config, "policy", "fixed")
     rows = [

@@ -1,4 +1,4 @@
-"""A quantized model beside its float form on images, as a page to look at: `lbitcls compare`."""
+"""Compares a quantized model with the float model on images, and writes an HTML report: `lbitcls compare`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from lbitcls.utils.logging import get_logger, interactive
 
 ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]"
 PAGE = "model_analysis.html"
-_BATCH = 32  # images that run through a model at once, at most
+_BATCH = 32  # maximum batch size
 
 
 @dataclass(frozen=True)
 class _Side:
-    """A model with the files that it was made from, and the names of its classes where they are known."""
+    """Model with the files that it was built from, and its class names if they are known."""
 
     model: nn.Module
     settings: Settings
@@ -52,23 +52,23 @@ def compare_checkpoints(
     float_only: bool = False,
     device: str | None = None,
 ) -> Analysis:
-    """Compare a quantized model with its float form, layer by layer, and write the page and its figures as JSON.
+    """Compare a quantized model with the float model, layer by layer; write an HTML page, and its numbers as JSON.
 
     Args:
-        images: an image, or a folder of them, sub-folders included; where those are named after the classes, accuracy
-            is measured too. They are prepared as the (quantized) config's test pipeline says.
-        files: FLOAT_CONFIG, INT_CONFIG, FLOAT_CHECKPOINT, INT_CHECKPOINT; or of one model CONFIG, CHECKPOINT: a
-            quantized one is compared with itself without its quantizers. After the four, `device` and `out` may stand,
-            as the original tool takes them.
-        out: the page to write, `.html` (None: `model_analysis.html`); the figures go beside it, `.json`.
-        num_images: most images that are taken from a folder, in an order that mixes it and is always the same.
-        float_only: one float model is looked at.
-        device: where the models run; None: the first GPU, or the CPU.
+        images: Image, or folder of images, subfolders included; if these are named after the classes, accuracy is
+            measured too. The test pipeline of the (quantized) config prepares the images.
+        files: FLOAT_CONFIG, INT_CONFIG, FLOAT_CHECKPOINT, INT_CHECKPOINT; or for one model CONFIG, CHECKPOINT: a
+            quantized model is compared with itself without its quantizers. `device` and `out` may follow the four
+            files, as in the original tool.
+        out: HTML page to write, `.html` (None: `model_analysis.html`); the numbers go beside it, `.json`.
+        num_images: Maximum number of images from a folder, in a shuffled order that is always the same.
+        float_only: True: analyze one float model.
+        device: Device of the models; None: the first GPU, or the CPU.
 
     Raises:
-        ConfigError: files that are not as said above, two architectures, or a file that cannot be written.
-        CheckpointError: a checkpoint cannot be read, is another model's, has other quantizers, or is in the other's
-            place.
+        ConfigError: other files than those above, two architectures, or a file that cannot be written.
+        CheckpointError: a checkpoint cannot be read, is another model's, has other quantizers, or stands in the
+            other's place.
         DataError: there are no images.
         DependencyError: a package of the extra `analysis` is missing.
     """
@@ -101,7 +101,7 @@ def compare_checkpoints(
 def _trailing(
     files: Sequence[str | Path], device: str | None, out: str | Path | None
 ) -> tuple[Sequence[str | Path], str | None, str | Path]:
-    """The four files, and the device and page that may follow them or be given by name."""
+    """Return the four files, and the device and page, which may follow the files or be given by name."""
     if len(files) in (5, 6):
         given = dict(zip(("device", "page"), map(str, files[4:]), strict=False))
         for name, other in (("device", device), ("page", out)):
@@ -113,7 +113,7 @@ def _trailing(
 
 
 def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str], list[str]]:
-    """Configs and checkpoints, as many of one as of the other."""
+    """Return the configs and the checkpoints, equally many of each."""
     given = [str(file) for file in files]
     if float_only and len(given) != 2:
         raise ConfigError(f"with --float-only one model is given: IMAGES CONFIG CHECKPOINT; got {len(given)} files.")
@@ -130,7 +130,7 @@ def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str]
 
 
 def _read(path: str, device: str | None, quantized: bool) -> Settings:
-    """The settings of a config, without its quantization where the float model is built."""
+    """Return the settings of a config, without its quantization if the float model is wanted."""
     settings = read_settings(path)
     settings.require(("model", "data"), "an analysis")
     if quantized and not settings.quant_transformer:
@@ -143,18 +143,18 @@ def _read(path: str, device: str | None, quantized: bool) -> Settings:
 
 
 def _open(config: str, checkpoint: str, quantized: bool, device: str | None) -> _Side:
-    """The model of a config with its weights, on its device."""
+    """Build the model of a config with its weights, on its device."""
     settings = _read(config, device, quantized)
     with open_session(settings) as session:
         switches = _check_place(checkpoint, quantized)
         model = make_model(settings, replace(session, logger=_quiet()), pretrained=False, checkpoint=checkpoint)
-        strict = quantized or not switches  # of a float phase, the quantizers' tensors are left over
+        strict = quantized or not switches  # a checkpoint of a float phase has extra tensors, the quantizers'
         content = load_checkpoint(model, checkpoint, strict=strict, logger=session.logger)
         return _Side(model.to(session.device), settings, config, checkpoint, content["meta"].get("CLASSES"))
 
 
 def _check_place(checkpoint: str, quantized: bool) -> list[bool]:
-    """Which quantizers of a checkpoint are on; `CheckpointError` where it is in the other one's place."""
+    """Return the quantizers' on/off states in a checkpoint; raise `CheckpointError` if it is in the other's place."""
     state = read_checkpoint(checkpoint)["state_dict"]
     switches = [bool(value) for name, value in state.items() if name.endswith("_quantizer.enabled")]
     if quantized and not any(switches):
@@ -172,14 +172,14 @@ def _check_place(checkpoint: str, quantized: bool) -> list[bool]:
 
 
 def _quiet() -> logging.Logger:
-    """For the plan of the transformer, which the report shows: warnings alone."""
+    """Return a logger for warnings only; the report already shows the transformer's plan."""
     logger = logging.getLogger("lbitcls.compare")
     logger.setLevel("WARNING")
     return logger
 
 
 def _check_pipelines(sides: Sequence[_Side]) -> None:
-    """Warn where two configs prepare images differently."""
+    """Warn if the two configs prepare images differently."""
     first, last = (_test_steps(side.settings) for side in (sides[0], sides[-1]))
     if not same_steps(first, last):
         get_logger().warning(
@@ -188,7 +188,7 @@ def _check_pipelines(sides: Sequence[_Side]) -> None:
 
 
 def _test_steps(settings: Settings) -> Steps:
-    """The steps that the config's test images go through."""
+    """Return the steps of the config's test pipeline."""
     steps = test_steps(settings.source)
     if steps is None:
         raise ConfigError("an analysis prepares images as data.test (or data.val) does; the config has neither.")
@@ -196,10 +196,10 @@ def _test_steps(settings: Settings) -> Steps:
 
 
 def find_images(path: str | Path, number: int) -> list[str]:
-    """The image `path`, or at most `number` of those in the folder, in an order that mixes them.
+    """Return the image `path`, or at most `number` images of the folder, in a shuffled order.
 
     Raises:
-        DataError: it is missing, or the folder has no images.
+        DataError: `path` is missing, or the folder has no images.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -212,12 +212,12 @@ def find_images(path: str | Path, number: int) -> list[str]:
 def read_batches(
     paths: Sequence[str], root: Path, settings: Settings, model: nn.Module, classes: Sequence[str] | None
 ) -> tuple[list[Tensor], Tensor | None]:
-    """The images as the model takes them, in batches, and their labels where their folders are named after classes.
+    """Return the images as the model's input, in batches, and their labels if their folders are named after classes.
 
-    Images that cannot be read are left out, with a warning.
+    Unreadable images are left out, with a warning.
 
     Raises:
-        DataError: none can be read.
+        DataError: no image can be read.
     """
     labels = [_label(Path(path), root, classes) for path in paths]
     dataset = FileDataset(paths, labels, _steps(settings, model), on_error="skip" if len(paths) > 1 else "raise")
@@ -231,7 +231,7 @@ def read_batches(
 
 
 def _label(path: Path, root: Path, classes: Sequence[str] | None) -> int:
-    """The class that a folder between `root` and the image is named after, the innermost first; -1: none."""
+    """Return the class that a folder between `root` and the image is named after, innermost first; -1 if none."""
     if classes is None or not root.is_dir():
         return -1
     inside = path.relative_to(root).parts[:-1]
@@ -239,13 +239,13 @@ def _label(path: Path, root: Path, classes: Sequence[str] | None) -> int:
 
 
 def _steps(settings: Settings, model: nn.Module) -> Steps:
-    """The test pipeline, with what it lacks for image files of any size and colour."""
+    """Return the test pipeline, completed for image files of any size and color mode."""
     channels = getattr(model.get_submodule("backbone"), "in_channels", None)
     return fitting_steps(_test_steps(settings), (channels, None, None), natural_size(settings.source))
 
 
 def _names(sides: Sequence[_Side]) -> list[str]:
-    """What tells the models apart: the configs' names, else the checkpoints', else the checkpoints' paths."""
+    """Return distinct names of the models: the configs' names, else the checkpoints', else the checkpoints' paths."""
     configs = [Path(side.config).stem for side in sides]
     checkpoints = [Path(side.checkpoint).name for side in sides]
     told = (names for names in (configs, checkpoints) if len(set(names)) == len(sides))
@@ -253,7 +253,7 @@ def _names(sides: Sequence[_Side]) -> list[str]:
 
 
 def _about(images: str | Path, sides: Sequence[_Side], float_only: bool) -> dict[str, str]:
-    """What the page says of the files."""
+    """Return the page's title and its list of files."""
     title = " beside ".join(reversed(_names(sides)))
     said = ("float", "quantized")[: len(sides)] if float_only or len(sides) == 2 else ("quantized",)
     files = {

@@ -1,4 +1,4 @@
-"""Published weights that need more than a change of names, as checkpoints."""
+"""Converts published weights that need more than renamed keys to checkpoints: `lbitcls convert`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _CONVERTERS = {"cifar-resnet": convert_cifar_resnet}
 
 
 def convert_checkpoint(source: str | Path, target: str | Path, kind: str = "cifar-resnet") -> dict:
-    """Write the published weights in `source` as the checkpoint `target`; returns the config of its model.
+    """Write the published weights in `source` to the checkpoint `target`; return the config of its model.
 
     Args:
-        source: file to read, as plain data only.
-        target: checkpoint to write.
-        kind: 'cifar-resnet', the only one: the option-A CIFAR ResNets, `resnet20-*.th`.
+        source: File to read; only plain data is loaded.
+        target: Checkpoint to write.
+        kind: Format of the source: 'cifar-resnet', the only one: the option-A CIFAR ResNets, `resnet20-*.th`.
     """
     if kind not in _CONVERTERS:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX file with integer weights, compared with the model it was made from on real images."""
+"""Exports a checkpoint to an ONNX file with integer weights, and compares the two models on real images."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from lbitcls.workflows.calibrating import calibration_images, first_images
 from lbitcls.workflows.planning import image_shape
 
 RANGE_IMAGES = 64
-"""Images that the ranges of skip connections are taken from."""
+"""Number of images from which the ranges of skip connections are computed."""
 
 
 class RejectedError(LbitclsError):
-    """A file does not compute what was trained."""
+    """Error for an exported file that does not compute what was trained."""
 
 
 def export_checkpoint(
@@ -51,22 +51,22 @@ def export_checkpoint(
     data_root: str | None = None,
     **given: Any,
 ) -> ExportReport:
-    """Write the model of `cfg` with the weights in `checkpoint` as an ONNX file; prints what was made of it.
+    """Write the model of `cfg` with the weights in `checkpoint` to an ONNX file, and print a summary of it.
 
-    A report, `model.report.json` for `model.onnx`, is written beside it.
+    Writes a report beside it, `model.report.json` for `model.onnx`.
 
     Args:
-        cfg: the config that the checkpoint was trained with.
-        checkpoint: of this model, quantized or float.
-        out: file to write, `.onnx`; where it is a symbolic link, the file that it points to.
-        options: options of the export; None: as `given` says.
-        data_root: where relative data paths may start.
-        given: fields of `ExportOptions` by name, which win over those of `options`: `verify=True, pack=True`.
+        cfg: Config that the checkpoint was trained with.
+        checkpoint: Checkpoint of this model, quantized or float.
+        out: File to write, `.onnx`; for a symbolic link, the file that it points to.
+        options: Options of the export; None: those in `given`.
+        data_root: Folder to search for relative data paths.
+        given: Fields of `ExportOptions` by name, which override those of `options`: `verify=True, pack=True`.
 
     Raises:
-        ConfigError: an argument is wrong, `out` cannot be written, or a layer cannot be expressed or be taken by the
-            target.
-        CheckpointError: the weights do not fit, or were made with other quantizers.
+        ConfigError: an argument is wrong, `out` cannot be written, or a layer cannot be expressed in ONNX or run by
+            the target.
+        CheckpointError: the weights do not fit, or were trained with other quantizers.
         DependencyError: an engine that `verify` needs is missing.
         RejectedError: the file is not faithful; it and its report are named `model.rejected`, and older files stay.
     """
@@ -108,7 +108,7 @@ def export_checkpoint(
 
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
-    """A name beside `out` until the file is verified; whatever ends the export before, the draft goes."""
+    """Yield a temporary path beside `out` for the unverified file; delete the file if the export ends early."""
     draft = out.with_name(f".{out.stem}.{os.getpid()}.onnx")
     try:
         yield draft
@@ -117,14 +117,14 @@ def _draft(out: Path) -> Iterator[Path]:
 
 
 def check_options(options: ExportOptions) -> None:
-    """Raise where an export would for these options, before anything is built."""
+    """Raise the errors that an export with these options would raise, before anything is built."""
     target = check_file_options(options.opset, options.part, options.pack, options.target)
     for package in target.engines if options.verify else ():
         require(package)
 
 
 def _check_target(out: str | Path) -> Path:
-    """The file to write, a link's target for a link, so that draft and report lie beside it."""
+    """Return the file to write; for a link its target, so that draft and report are written beside that."""
     out = Path(out).expanduser()
     if out.suffix != ".onnx" or out.is_dir():
         raise ConfigError(f"--out names the file to write, such as model.onnx; got '{out}'.")
@@ -140,7 +140,7 @@ def _report_path(model: Path) -> Path:
 
 
 def _in_integers(report: ExportReport) -> tuple[ExportReport, dict[str, Any] | None]:
-    """The layers that OpenVINO runs in integers, and the report, which says so where it cannot run the file."""
+    """Return the report and the layers that OpenVINO runs in integers; if it cannot run the file, note the reason."""
     if find_spec("openvino") is None or "openvino" in report.cannot_run:
         return report, None
     try:
@@ -157,7 +157,7 @@ def _pipeline(data: DataConfig) -> list[Any]:
 
 
 def _input_shape(settings: Settings, model: nn.Module, session: Session, data_root: str | None) -> tuple[int, int, int]:
-    """(C, H, W) as the pipeline says it, else of the first image."""
+    """Return the image shape (C, H, W) from the pipeline, else from the first image."""
     try:
         return image_shape(settings, model)
     except ConfigError:
@@ -180,7 +180,7 @@ def _verification_images(
 def _with_residuals(
     model: nn.Module, settings: Settings, session: Session, options: ExportOptions, data_root: str | None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """The model as it is exported, and what became of its skip connections."""
+    """Return the model to export, with 8-bit skip connections if wanted, and a note on each of these."""
     bits = options.residual_bits
     if bits is None:
         return model, {}
@@ -226,7 +226,7 @@ def _print(report: ExportReport, layers: dict[str, Any] | None) -> None:
 
 
 def _shown(layers: dict[str, str], is_float: bool) -> dict[str, str]:
-    """The layers that fell back to float, where that is worth a line each."""
+    """Return the layers that fell back to float; none for a float model."""
     return {} if is_float else layers
 
 

@@ -1,4 +1,4 @@
-"""The layers of a config's model, what becomes of each, and what it costs."""
+"""Prints how each layer of a config's model is quantized, and its cost: `lbitcls plan`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ HEADER = ("layer", "kind", "shape", "method", "W", "A", "rule", "params", "MMACs
 
 
 def show_plan(cfg: ConfigLike, shape: Sequence[int] | None = None) -> list[LayerCost]:
-    """Print what the config's transformer does to each layer, and what it costs for one image.
+    """Print how the config's transformer quantizes each layer, and each layer's cost for one image.
 
-    Of a config without `quant_transformer` it prints each layer of the float model with its cost.
+    Without `quant_transformer`, print each layer of the float model with its cost.
 
     Args:
-        cfg: the config; modules of its `custom_imports` are imported.
-        shape: (C, H, W) of an image; None: as the config's test pipeline makes it.
+        cfg: Config; the modules in its `custom_imports` are imported.
+        shape: Image shape (C, H, W); None: that of the config's test pipeline.
 
     Returns:
-        A row for each layer with parameters, in the model's order.
+        One row per layer with parameters, in the model's order.
     """
     settings = read_settings(cfg)
     settings.require(("model",), "a plan")
@@ -57,7 +57,7 @@ def show_plan(cfg: ConfigLike, shape: Sequence[int] | None = None) -> list[Layer
 
 
 def image_shape(settings: Settings, model: torch.nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) of an image after the test pipeline: by its last resizing step, else by the data set's own size."""
+    """Return (C, H, W) of an image after the test pipeline, from its last resizing step, else from the data set."""
     data = settings.data
     section = data.test or data.val or data.train or {}
     size = section_size(section)
@@ -67,7 +67,7 @@ def image_shape(settings: Settings, model: torch.nn.Module) -> tuple[int, int, i
 
 
 def _first_channels(model: torch.nn.Module) -> int:
-    """Channels that the model's first convolution takes; 3 where there is none."""
+    """Return the number of input channels of the model's first convolution; 3 if it has none."""
     convs = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
     return next((conv.in_channels for conv in convs), 3)
 
@@ -88,7 +88,7 @@ def _print(rows: list[LayerCost]) -> None:
 
 
 def _print_float(rows: list[LayerCost]) -> None:
-    """Each layer of a float model."""
+    """Print each layer of a float model."""
     cells = [
         (
             *(cost.row.name, cost.row.kind, "×".join(map(str, cost.row.shape)), f"{cost.row.parameters:,}"),

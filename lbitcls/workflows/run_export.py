@@ -1,4 +1,4 @@
-"""The end of a run with an `export` section: its best weights as an integer model, measured beside the float model."""
+"""Export at the end of a run with an `export` section: exports the best weights, and compares with the float model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.errors import ConfigError
 
 BATCHES = (1, 16)
-_RATIO_OF = 16  # images: a single small one measures the engine's call more than the model
+_RATIO_OF = 16  # images; with one small image, the engine's overhead would dominate
 _TURNS = 10
 
 
 def check_export(settings: Settings) -> None:
-    """Raise, before the run, for what would fail in the export at its end.
+    """Raise, before the run, the errors that the export at its end would raise.
 
     Raises:
-        ConfigError: two options do not go together, or nothing is quantized.
+        ConfigError: two options are incompatible, or nothing is quantized.
         DependencyError: a package of the extra `deploy` is missing.
     """
     if settings.export is None:
@@ -49,11 +49,11 @@ def deliver(
     """Export a checkpoint to `model.onnx` in `work_dir`, the same model in float to `float.onnx`, and measure both.
 
     Args:
-        settings: of the run.
-        section: options of the export.
-        checkpoint: the run's best weights.
-        work_dir: of the run.
-        data_root: where relative data paths may start.
+        settings: Settings of the run.
+        section: Options of the export.
+        checkpoint: Checkpoint with the run's best weights.
+        work_dir: Work directory of the run.
+        data_root: Folder to search for relative data paths.
 
     Returns:
         `top1` on the validation set in percent, `size_kib`, `float_size_kib`, `latency_ratio` (to the float file, for
@@ -88,7 +88,7 @@ def deliver(
 
 
 def _export_float(settings: Settings, checkpoint: str, exported: Path, path: Path, session: Session) -> None:
-    """The same model with its quantizers off, for images as `exported` takes them."""
+    """Export the same model with its quantizers off, with the input shape and pipeline of `exported`."""
     from lbitcls.quant import set_quantization
 
     info = read_info(exported)
@@ -100,7 +100,7 @@ def _export_float(settings: Settings, checkpoint: str, exported: Path, path: Pat
 
 
 def _quiet() -> logging.Logger:
-    """For what was logged once already: warnings alone."""
+    """Return a logger for warnings only; the rest was already logged."""
     logger = logging.getLogger("lbitcls.delivery")
     logger.setLevel("WARNING")
     return logger

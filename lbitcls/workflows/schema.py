@@ -1,7 +1,7 @@
-"""The JSON Schema of configs, by which an editor completes and checks YAML and JSON files.
+"""JSON Schema of configs, with which an editor completes and checks YAML and JSON files: `lbitcls schema`.
 
-Sections are the settings classes. A component (`type: NAME`) has the arguments of its constructor, described as its
-docstring describes them. No key is required, since a config may inherit it from its `_base_`.
+The sections are the settings classes. A component (`type: NAME`) has the arguments of its constructor, with the
+descriptions in its docstring. No key is required, since a config may inherit it from its `_base_`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lbitcls.utils.jsontext import json_text
 Schema = dict[str, Any]
 
 OFF: Schema = {"enum": [None, False]}
-"""How a config says that it wants no such section."""
+"""Values that switch a section off."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 BASES: Schema = {"type": ["string", "array"], "description": "Configs to inherit from."}
 DELETE: Schema = {"type": "boolean", "description": "Drop what the base config has in this section."}
@@ -35,7 +35,7 @@ PARTS = {
     **{"backbone": registry.BACKBONES, "neck": registry.NECKS, "head": registry.HEADS, "loss": registry.LOSSES},
     **{"pipeline": registry.PIPELINES, "quan_policy": registry.QUANT_LAYERS},
 }
-"""Arguments that are components, and arguments that are lists of them or dicts of them."""
+"""Arguments that are components, or lists or dicts of components."""
 TAKEN_AROUND: dict[str, Schema] = {
     "backbone": {
         "frozen": {"type": "boolean", "description": "Whether the backbone stays as it is."},
@@ -48,11 +48,11 @@ TAKEN_AROUND: dict[str, Schema] = {
     },
     "hook": {"priority": {"type": ["string", "integer"], "description": "Order among hooks: NORMAL, LOW, …"}},
 }
-"""Keys beside a component's own, by what its registry holds."""
+"""Keys that a component accepts beside its own arguments, by the name of its registry."""
 
 
 def write_schema(out: str | None = None) -> str:
-    """Print the schema, or write it to `out`; returns its text."""
+    """Print the schema, or write it to `out`; return its text."""
     text = json_text(config_schema(), indent=1, ensure_ascii=False) + "\n"
     if out is None:
         print(text, end="")
@@ -62,7 +62,7 @@ def write_schema(out: str | None = None) -> str:
 
 
 def config_schema() -> Schema:
-    """The schema of a config: sections by their classes, components by the registries."""
+    """Return the schema of a config: sections from their settings classes, components from the registries."""
     schema = _of_hint(Settings)
     definitions: Schema = schema.pop("$defs")
     for known in (registry.CLASSIFIERS, registry.DATASETS, registry.HOOKS, registry.TRANSFORMERS, *PARTS.values()):
@@ -88,7 +88,7 @@ def config_schema() -> Schema:
 
 
 def _for_editors(value: Any) -> Any:
-    """A schema that a part of a config fits too: nothing is required, and a section may drop its base's."""
+    """Return a schema that also accepts part of a config: no key is required, and sections accept `_delete_`."""
     if isinstance(value, list):
         return [_for_editors(item) for item in value]
     if not isinstance(value, dict):
@@ -111,7 +111,7 @@ def _list_of(name: str) -> Schema:
 
 
 def _components(known: Registry) -> Schema:
-    """The definitions of a registry: of its name, and of each type."""
+    """Return the definitions of a registry: one for its name, and one per type."""
     targets: dict[str, Any] = {name: known.module_dict[name] for name in known.names()}
     if known is registry.QUANT_LAYERS:
         targets |= {old: targets[new] for old, (new, _) in ENTRIES.items()}
@@ -123,12 +123,12 @@ def _components(known: Registry) -> Schema:
 
 
 def _choice(name: str, types: Mapping[str, Schema], further: str | None = None) -> Schema:
-    """Definitions of what `type` tells apart.
+    """Return the definitions of a component, whose keys depend on its `type`.
 
     Args:
-        name: of the definition.
-        types: the schema of each type.
-        further: a pattern of types that are not among them.
+        name: Name of the definition.
+        types: Schema of each type.
+        further: Pattern of other permitted types; None: no others.
     """
     names: Schema = {"enum": sorted(types)}
     if further is not None:
@@ -145,7 +145,7 @@ def _choice(name: str, types: Mapping[str, Schema], further: str | None = None) 
 
 
 def _arguments(target: Any, owner: str) -> Schema:
-    """The arguments of a class or a function, with their types, defaults and descriptions."""
+    """Return the schema of a class's or a function's arguments, with their types, defaults and descriptions."""
     parameters = inspect.signature(target).parameters.values()
     hints, texts = annotations_of(target), _described(target)
     properties: Schema = {"type": {}}
@@ -162,7 +162,7 @@ def _arguments(target: Any, owner: str) -> Schema:
 
 
 def _part(name: str, hint: Any) -> Schema:
-    """The schema of an argument: a component, several, or what its annotation says."""
+    """Return the schema of an argument: of a component, of several, or of its annotation."""
     if name not in PARTS:
         return _special_layers() if name == "special_layers" else _of_hint(hint)
     known = PARTS[name].name
@@ -173,14 +173,14 @@ def _part(name: str, hint: Any) -> Schema:
 
 
 def _special_layers() -> Schema:
-    """Layers by their full names, and an entry for each."""
+    """Return the schema of the special layers: their full names, and an entry for each."""
     names = {"type": "array", "items": {"type": "string"}, "description": "Full names of layers."}
     entries = {"type": "array", "items": {"anyOf": [_ref("quantized layer"), {"type": "null"}]}}
     return {"type": ["object", "null"], "properties": {"layers_name": names, "convert_type": entries}}
 
 
 def _entry(entry: LayerEntry) -> Schema:
-    """The entry of a quantized layer: bits, and the options of its quantizers."""
+    """Return the schema of a quantized layer's entry: bits, and the options of its quantizers."""
     properties: Schema = {"type": {}}
     for name in (*LAYER_KEYS, *KEYS):
         properties[name] = BITS if KEYS.get(name, name) in ("num_bit_w", "num_bit_a") else {"type": "boolean"}
@@ -198,7 +198,7 @@ def _entry(entry: LayerEntry) -> Schema:
 
 
 def _optimizers() -> Schema:
-    """Each optimizer of PyTorch, with its arguments and `paramwise_cfg`."""
+    """Return the definitions of PyTorch's optimizers, with their arguments and `paramwise_cfg`."""
     types = {name: _arguments(kind, "optimizer") for name, kind in optimizers().items()}
     for schema in types.values():
         schema["properties"].pop("params", None)
@@ -207,7 +207,7 @@ def _optimizers() -> Schema:
 
 
 def _described(target: Any) -> dict[str, str]:
-    """The descriptions of arguments in the docstrings of a class and of its bases."""
+    """Return the descriptions of arguments in the docstrings of a class and its bases."""
     found: dict[str, str] = {}
     for kind in reversed(getattr(target, "__mro__", [target])):
         if kind.__module__.partition(".")[0] in ("lbitcls", "torch"):
@@ -216,7 +216,7 @@ def _described(target: Any) -> dict[str, str]:
 
 
 def _argument_texts(doc: str) -> Iterable[tuple[str, str]]:
-    """(name, description) of each argument under `Args:` of a docstring."""
+    """Yield (name, description) of each argument under `Args:` in a docstring."""
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.DOTALL | re.MULTILINE)
     for match in re.finditer(
         r"^    (\w+)(?: \([^\n]*?\))?:(.*?)(?=^    \S|\Z)", section[1] if section else "", re.DOTALL | re.MULTILINE
@@ -225,7 +225,7 @@ def _argument_texts(doc: str) -> Iterable[tuple[str, str]]:
 
 
 def _of_hint(hint: Any) -> Schema:
-    """The schema of an annotation; one that takes everything where it says nothing of plain values."""
+    """Return the schema of an annotation; one that accepts everything if the annotation is no plain type."""
     from pydantic import ConfigDict, TypeAdapter
     from pydantic.errors import PydanticUserError
     from pydantic.json_schema import GenerateJsonSchema
@@ -239,4 +239,4 @@ def _of_hint(hint: Any) -> Schema:
         schema = TypeAdapter(hint, config=config).json_schema(schema_generator=Lenient)
     except PydanticUserError:
         return {}
-    return {} if "$defs" in schema and config is not None else schema  # its references would lead nowhere
+    return {} if "$defs" in schema and config is not None else schema  # its references would dangle

@@ -1,4 +1,4 @@
-"""Test a checkpoint, an exported file, or a model on a test set: metrics, and a row for each image."""
+"""Tests a checkpoint, an exported model or a model in memory: metrics, and a row per image; `lbitcls test`."""
 
 from __future__ import annotations
 
@@ -38,32 +38,29 @@ def test_classifier(
     engine: str | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Test the model of `cfg` with the weights in `checkpoint`, or the file that was exported of it, on
-    `data.test`, or `data.val` where that is missing.
+    """Test a checkpoint or an exported model on `data.test`, or on `data.val` if the config has no `data.test`.
 
     Args:
-        cfg: the config that the checkpoint was trained with; `evaluation.metric_options` says which top-k are
-            measured.
-        checkpoint: of this model; also a published state dict that fits it, or an `.onnx` file, which an engine runs
-            on the CPU. None: the model as a training would begin with it, with the weights of `pretrained` and
-            `load_from`, or random ones; the log says which.
-        metrics: names out of `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
+        cfg: Config that the checkpoint was trained with; `evaluation.metric_options` sets the k of top-k.
+        checkpoint: Checkpoint of the config's model, a published state dict that fits it, or an exported `.onnx` file,
+            which an engine runs on the CPU. None: the model at the start of training, with the weights of `pretrained`
+            and `load_from`, or random ones; the log reports which.
+        metrics: Names from `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
         out: JSON file for the results.
-        predictions: `.csv` or `.jsonl` file for a row per image: path, label, prediction, scores.
-        data_root: where relative data paths may start (`--data-root`).
+        predictions: `.csv` or `.jsonl` file for one row per image: path, label, prediction, scores.
+        data_root: Folder to search for relative data paths (`--data-root`).
         launcher: `none`, `pytorch` or `slurm`.
-        engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
-        threads: of the engine; None: its own choice.
+        engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        threads: Number of threads of the engine; None: its own choice.
 
     Returns:
-        `{'loss': …, 'top-1': …, 'top-5': …, …, 'correct': …, 'total': …}`, in percent but the loss and the last two,
-        which count images.
+        `{'loss': …, 'top-1': …, 'top-5': …, …, 'correct': …, 'total': …}`, in percent except the loss and the last
+        two, which count images.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is another model's, has other quantizers, or is a file of a
-            backbone.
+        CheckpointError: the checkpoint cannot be read, is another model's or a backbone's, or has other quantizers.
         ConfigError: an unknown metric or engine, an engine for a checkpoint, or a file that cannot be written.
-        DataError: the test set numbers its classes otherwise than the checkpoint; or images or logits are not finite.
+        DataError: the class order of the test set differs from the checkpoint's; or images or logits are not finite.
     """
     settings = read_settings(cfg)
     settings.require(("model", "data"), "testing")
@@ -121,14 +118,14 @@ def open_model(
     threads: int | None = None,
     data_root: str | None = None,
 ) -> nn.Module:
-    """The classifier of the settings with the weights of a checkpoint, on its device, or the `.onnx` file in its place.
+    """Return the settings' classifier with a checkpoint's weights, on its device, or the exported model in `path`.
 
-    Without a path it is the model that a training would begin with; published weights are looked for below `data_root`.
+    Without a path, return the model at the start of training; published weights are searched below `data_root`.
 
     Raises:
-        CheckpointError: `path` cannot be read, is another model's, has other quantizers, or is a file of a backbone.
-        ConfigError: an engine for a checkpoint, or `dataset` has labels that are no class of the model.
-        DataError: `dataset`, `data.<split>`, numbers its classes otherwise than the checkpoint.
+        CheckpointError: `path` cannot be read, is another model's or a backbone's, or has other quantizers.
+        ConfigError: an engine for a checkpoint, or labels in `dataset` that are not classes of the model.
+        DataError: the class order of `dataset`, which is `data.<split>`, differs from the checkpoint's.
     """
     exported = path is not None and Path(path).suffix.lower() == ".onnx"
     if not exported and (engine is not None or threads is not None):
@@ -146,10 +143,10 @@ def open_model(
 
 
 def _untrained(settings: Settings, split: str, dataset: Dataset, session: Session, data_root: str | None) -> nn.Module:
-    """The model that a training would begin with.
+    """Build the model at the start of training.
 
     Raises:
-        ConfigError: its quantizers have no first values, as before any training.
+        ConfigError: its quantizers have no initial values, as before any training.
     """
     from lbitcls.quant import named_quantizers
 
@@ -180,7 +177,7 @@ def _exported(
     engine: str | None,
     threads: int | None,
 ) -> tuple[nn.Module, list[str] | None]:
-    """The model in an ONNX file, and the names of its classes."""
+    """Return the model in an ONNX file, and its class names."""
     from lbitcls.inference.onnx_classifier import open_classifier
 
     model = open_classifier(settings, path, split, session.logger, engine, threads)
@@ -195,19 +192,19 @@ def test_model(
     metrics: Sequence[str] = ("accuracy",),
     topk: Sequence[int] = (1, 5),
 ) -> dict[str, Any]:
-    """Test a model that is at hand on the batches of a loader: `evaluate`, on the model's own device.
+    """Test a model in memory on the batches of a loader: `evaluate`, on the model's own device.
 
     Args:
-        model: a classifier, or any module from images to logits.
-        loader: gives dicts with `img` and `gt_label`, or pairs (images, labels).
-        metrics: names out of `lbitcls.core.evaluation.METRICS`.
-        topk: the k of each `top-k`.
+        model: Classifier, or any module that maps images to logits.
+        loader: Loader of dicts with `img` and `gt_label`, or of pairs (images, labels).
+        metrics: Names from `lbitcls.core.evaluation.METRICS`.
+        topk: The k of each `top-k`.
 
     Returns:
-        As `test_classifier`.
+        Results as from `test_classifier`.
 
     Raises:
-        DataError: the loader gives no batch, or something else than batches.
+        DataError: the loader yields no batch, or something other than batches.
         ConfigError: an unknown metric.
 
     Example:
@@ -239,12 +236,12 @@ def _as_batch(batch: object) -> dict[str, torch.Tensor]:
 
 
 def _counts(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """How many of a batch's images got their class, and how many there are."""
+    """Return the number of correctly classified images of a batch, and its number of images."""
     return torch.tensor([int((logits.argmax(1).cpu() == labels.cpu()).sum()), len(labels)])
 
 
 def _row_writer(path: str | Path | None) -> Callable[[Path, Dataset, list[Row]], None] | None:
-    """The function that writes the rows in the format of the file's name, before any work is done."""
+    """Return the function that writes the rows, by the file's suffix; raise `ConfigError` for another suffix."""
     if path is None:
         return None
     writers = {".csv": _write_csv, ".jsonl": _write_jsonl}

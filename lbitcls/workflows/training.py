@@ -1,4 +1,4 @@
-"""Train the classifier of a config."""
+"""Trains the classifier of a config, or resumes a run: `lbitcls train`."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def train_classifier(
     data_root: str | None = None,
     launcher: str = "none",
 ) -> dict[str, Any]:
-    """Train as `cfg` says, or go on with a run.
+    """Train the classifier of `cfg`, or resume a run.
 
     Args:
-        cfg: the config; `resume_from` names a checkpoint to go on from, `load_from` weights to start from.
-        resume: go on from the newest readable checkpoint of the work directory; start afresh where there is none.
+        cfg: Config; `resume_from` names a checkpoint to resume from, `load_from` weights to initialize from.
+        resume: True: resume from the newest readable checkpoint in the work directory; without one, start from scratch.
         validate: False: no validation, so no best weights either.
-        data_root: where relative data paths may start (`--data-root`).
-        launcher: `none`, `pytorch` or `slurm`: who started this process.
+        data_root: Folder to search for relative data paths (`--data-root`).
+        launcher: Launcher that started this process: `none`, `pytorch` or `slurm`.
 
     Returns:
-        The summary, as in `summary.json` of the work directory.
+        Summary of the run, as in `summary.json` of the work directory.
 
     Raises:
-        LbitclsError: the config, the data, a checkpoint, the training or the export went wrong; the message says how.
+        LbitclsError: the config, the data, a checkpoint, the training or the export failed; the message says how.
     """
     settings = read_settings(cfg)
     settings.require(("model", "data", "optimizer", "total_epochs"), "training")
@@ -121,7 +121,7 @@ def _say_where(runner: EpochRunner, path: Path) -> None:
 
 
 def _find_start(settings: Settings, work_dir: Path, resume: bool, session: Session) -> Start:
-    """The checkpoint to go on from, with its content: `resume_from`, or the newest of the work directory."""
+    """Return the checkpoint to resume from and its content: `resume_from`, or the newest in the work directory."""
     if settings.resume_from is not None:
         return Path(settings.resume_from), read_checkpoint(settings.resume_from)
     if not resume:
@@ -145,7 +145,7 @@ def _choose_seed(given: int | None, start: Start, session: Session) -> int:
 
 
 def _prepare(settings: Settings, session: Session) -> None:
-    """Seeds and kernels; the resolved config, in the log."""
+    """Set the seeds and PyTorch's kernel options, and log the resolved config."""
     seed_everything(settings.seed or 0)
     torch.backends.cudnn.benchmark = settings.cudnn_benchmark
     if settings.deterministic:
@@ -170,7 +170,7 @@ def build_runner(
     validate: bool = True,
     data_root: str | None = None,
 ) -> EpochRunner:
-    """Everything that `cfg` describes, put together; `run` is the run's name."""
+    """Build the runner with all parts that `cfg` describes; `run` is the run's name."""
     settings = read_settings(cfg)
     device, epochs, seed = session.device, settings.epochs, settings.seed or 0
     check_data(settings.data)
@@ -209,7 +209,7 @@ def build_runner(
 
 
 def _start_from(path: str, model: nn.Module, settings: Settings, session: Session) -> None:
-    """Take up the weights of `load_from`, and the quantizers' values where their grids are the same."""
+    """Load the weights of `load_from`, and the quantizers' values if their grids are the same."""
     content = read_checkpoint(path)
     state_dict = content["state_dict"]
     if settings.quant_transformer:
@@ -220,9 +220,9 @@ def _start_from(path: str, model: nn.Module, settings: Settings, session: Sessio
 
 
 def _name_run(start: Start, resumed: Path | None) -> str:
-    """The name of the run that goes on, or a new one: by it a run knows its own checkpoints.
+    """Return the name of the resumed run, or a new name, by which the run recognizes its own checkpoints.
 
-    The run of the folder `resumed` that has no checkpoint yet keeps its name.
+    A run in the folder `resumed` that has no checkpoint yet keeps its name.
     """
     new = name_run()
     if start is not None:
@@ -231,7 +231,7 @@ def _name_run(start: Start, resumed: Path | None) -> str:
 
 
 def _choose_kernels(settings: Settings, start: Start, device: torch.device) -> str | None:
-    """The kind of quantization kernels: the run's own on resume, else the config's, else what suits the machine."""
+    """Select the quantization kernels: the run's own on resume, else the config's, else the best for the machine."""
     if not settings.quant_transformer:
         return None
     from lbitcls.quant import select_kernels
@@ -253,7 +253,7 @@ def _synchronize_norms(model: nn.Module, settings: Settings, session: Session) -
     if (settings.quant_transformer or {}).get("fold_bn"):
         from lbitcls.quant.transformer import fold_norms
 
-        fold_norms(model)  # the layers held the norms that were replaced
+        fold_norms(model)  # the layers referred to the replaced norms
     return model
 
 

@@ -1,4 +1,4 @@
-"""Look at a batch, at predictions, at the worst mistakes, at the confusion matrix: `lbitcls visualize`."""
+"""Draws a batch, predictions, the worst errors or the confusion matrix: `lbitcls visualize`."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ def visualize(
     threads: int | None = None,
     tensorboard: bool = False,
 ) -> Figure:
-    """Draw what a data set holds, or what a model says of it. A notebook shows the figure that is returned.
+    """Draw images of a data set, or a model's predictions on it. A notebook shows the returned figure.
 
     Args:
         kind: `'batch'`: images of the first training batch, augmented, with their labels; `'predictions'`: images
-            with the predicted class, its confidence, and the true class of wrong ones; `'errors'`: the mistakes
-            in which the true class got the lowest probability; `'confusion'`: the confusion matrix.
-        cfg: the config.
-        model: one that is at hand, as it is (`init_model` gives one, too); a checkpoint of the config's model; or an
-            `.onnx` file that was exported of it. None: the best checkpoint of the work directory. A batch needs none.
-        out: file for the picture (`.png`, `.svg`, `.pdf`, `.jpg`); None: none is written.
-        num_images: most images in the picture; None: 24, or as many as `rows` and `cols` hold. The confusion matrix is
-            always of the whole set.
-        rows: of the grid of images, at most; None: as `num_images` needs.
-        cols: images in a row; None: as suits their number.
-        split: part of `data`; None: `train` for a batch, else `val`, or `test` where that is missing.
-        data_root: where relative data paths may start (`--data-root`).
-        engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
-        threads: of the engine; None: its own choice.
-        tensorboard: write the picture to `tf_logs` of the work directory too.
+            with the predicted class, its confidence, and the true class if they differ; `'errors'`: the errors
+            in which the true class has the lowest probability; `'confusion'`: the confusion matrix.
+        cfg: Config.
+        model: Model in memory, used unchanged (such as one from `init_model`); a checkpoint of the config's model; or
+            an `.onnx` file exported from it. None: the best checkpoint in the work directory. A batch needs no model.
+        out: File for the figure (`.png`, `.svg`, `.pdf`, `.jpg`); None: the figure is not written.
+        num_images: Maximum number of images in the figure; None: 24, or as many as `rows` × `cols`. The confusion
+            matrix always covers the whole set.
+        rows: Maximum number of rows of the image grid; None: as `num_images` needs.
+        cols: Images per row; None: chosen from their number.
+        split: Part of `data`; None: `train` for a batch, else `val`, or `test` if the config has no `val`.
+        data_root: Folder to search for relative data paths (`--data-root`).
+        engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        threads: Number of threads of the engine; None: its own choice.
+        tensorboard: True: also write the figure to `tf_logs` in the work directory.
 
     Raises:
-        ConfigError: an unknown kind or format, a number below 1, or more images than the grid has room for.
+        ConfigError: an unknown kind or format, a number below 1, or more images than fit into the grid.
         CheckpointError: the checkpoint is missing, or another model's.
     """
     if kind not in KINDS:
@@ -91,7 +91,7 @@ def visualize(
 
 
 def _grid(number: int | None, rows: int | None, cols: int | None) -> tuple[int, int | None]:
-    """The most images, and how many stand in a row (None: as suits their number)."""
+    """Return the maximum number of images, and the images per row (None: chosen from their number)."""
     for name, value in (("--num-images", number), ("rows", rows), ("cols", cols)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name} is a number from 1; got {value!r}.")
@@ -104,7 +104,7 @@ def _grid(number: int | None, rows: int | None, cols: int | None) -> tuple[int, 
 
 
 def default_target(kind: str, cfg: ConfigLike) -> Path:
-    """Where the command writes a picture: in the config's work directory."""
+    """Return the command's default path of a figure, in the config's work directory."""
     return read_settings(cfg).run_folder / f"{kind}.png"
 
 
@@ -133,7 +133,7 @@ def _said(
     engine: str | None,
     threads: int | None,
 ) -> Figure:
-    """What the model `shown`, or the one in that file, says of `data.<split>`, as a picture."""
+    """Draw the predictions on `data.<split>` of `shown`, a model or a model's file."""
     dataset, loader = load_data(settings, split, "visualize", session, data_root=data_root)
     model, device, name = _opened(settings, shown, split, dataset, session, engine, threads)
     number, columns = grid
@@ -157,7 +157,7 @@ def _opened(
     engine: str | None,
     threads: int | None,
 ) -> tuple[nn.Module, torch.device, str]:
-    """The model, its device, and what titles call it."""
+    """Return the model, its device, and its name in titles."""
     if isinstance(shown, (str, Path)):
         model = open_model(settings, shown, split, dataset, session, engine, threads)
         return model, session.device, Path(shown).name
@@ -172,7 +172,7 @@ def _opened(
 
 
 def _worst(found: Sequence[Prediction], number: int, title: str) -> tuple[list[Prediction], str]:
-    """The mistakes in which the true class got the lowest probability, and the picture's title."""
+    """Return the errors in which the true class has the lowest probability, and the figure's title."""
     wrong = sorted((p for p in found if p.wrong), key=lambda p: (p.probability, p.index))
     said = f"{len(wrong):,} of {len(found):,} wrong" + (f", the worst {number}" if len(wrong) > number else "")
     return wrong[:number], f"{title}: {said}"
