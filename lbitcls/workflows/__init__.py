@@ -1,4 +1,4 @@
-"""Complete jobs as functions of a config, one per command: train, test, calibrate, export, compare, …"""
+"""Complete jobs as functions of a config, behind the commands: train, test, calibrate, export, compare, …"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Export at the end of a run with an `export` section: exports the best weights, and compares with the float model."""
+"""Export of the best weights at the end of a run (section `export`), and comparison with the float model."""
 
 from __future__ import annotations
 
