@@ -1,4 +1,4 @@
-"""Inference API: load a model from a checkpoint or an exported file, and classify images.
+"""Inference API: load a checkpoint or an exported model, and classify images.
 
     model = init_model("config.py", "model.onnx")       # or a checkpoint (.pth)
     result = inference_model(model, "photo.jpg", topk=5)

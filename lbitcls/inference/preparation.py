@@ -26,7 +26,7 @@ Steps = Sequence[Any]
 
 _LOAD = "LoadImageFromFile"
 _COLORS = {1: "grayscale", 3: "color"}
-_PROBE = (37, 53)  # (H, W) of no data set
+_PROBE = (37, 53)  # an (H, W) that no data set has
 
 
 def preparation(steps: Steps, shape: Shape, natural: tuple[int, int] | None = None, light: bool = True) -> Prepare:

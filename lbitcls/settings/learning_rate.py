@@ -61,8 +61,10 @@ class CosineAnnealingPolicy(Warmup):
     """Half a cosine from the base rate to `min_lr`, or to `min_lr_ratio` times the base rate."""
 
     policy: Literal["CosineAnnealing"] = "CosineAnnealing"
-    min_lr: Annotated[Factor | None, Doc("Final learning rate.")] = None
-    min_lr_ratio: Annotated[Factor | None, Doc("Final learning rate as a fraction of the base rate.")] = None
+    min_lr: Annotated[Factor | None, Doc("Final learning rate; None: min_lr_ratio sets it.")] = None
+    min_lr_ratio: Annotated[
+        Factor | None, Doc("Final learning rate as a fraction of the base rate; None: min_lr sets it.")
+    ] = None
 
     def check(self) -> None:
         super().check()

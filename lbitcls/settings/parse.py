@@ -1,4 +1,4 @@
-"""Parsing of values into settings: pydantic checks them; its errors become lbitcls's, with location and suggestion."""
+"""Parsing of values into settings by pydantic, with errors that name the location and suggest a correction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 _UNIONS = (typing.Union, types.UnionType)
 _DICT = "a dict(…)"
 _OWNERS = {"": "a config", "--": "an export"}  # owners of keys outside of sections
-_REMOTE = 1000  # an upper bound this high is named only if the value exceeds it
+_REMOTE = 1000  # upper bounds from here on are named only if a value exceeds them
 _ABOUT_KEYS = ("missing", "unexpected_keyword_argument", "invalid_key")
 
 

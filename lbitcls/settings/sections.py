@@ -89,7 +89,9 @@ class DistParams(Section):
 
     PLACE: ClassVar[str] = "dist_params"
 
-    backend: Annotated[Text | None, Doc("Backend of torch.distributed, nccl or gloo; None: chosen by device.")] = None
+    backend: Annotated[Text | None, Doc("Backend of torch.distributed, nccl or gloo; None: chosen for the device.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class CustomImports(Section):
     PLACE: ClassVar[str] = "custom_imports"
 
     imports: Annotated[Text | Annotated[tuple[Text, ...], ITEMS] | None, Doc("Names of modules to import.")] = None
-    allow_failed_imports: Annotated[Switch, Doc("Continue if a module is missing.")] = False
+    allow_failed_imports: Annotated[Switch, Doc("Continue if a module cannot be imported.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,9 @@ class Settings(Section):
     seed: Annotated[Seed | None, Doc("Random seed of the run; None: drawn at random and logged.")] = None
     deterministic: Annotated[Switch, Doc("Use only kernels that give bit-identical results each time.")] = False
     cudnn_benchmark: Annotated[Switch, Doc("Let cuDNN choose its kernels by timing them.")] = False
-    find_unused_parameters: Annotated[Switch, Doc("Option of this name of DistributedDataParallel.")] = False
+    find_unused_parameters: Annotated[
+        Switch, Doc("DistributedDataParallel's option: allow parameters without a gradient.")
+    ] = False
     sycbn: Annotated[Switch, Doc("Compute BatchNorm statistics over all GPUs.")] = False
     cpu_only: Annotated[Switch, Doc("Train on the CPU, regardless of device.")] = False
     device: Annotated[

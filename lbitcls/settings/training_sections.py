@@ -71,7 +71,7 @@ class ParamwiseConfig(Section):
     bias_decay_mult: Annotated[Factor, Doc("Factor on the weight decay of other biases.")] = 1.0
     bias_lr_mult: Annotated[Factor, Doc("Factor on the learning rate of other biases.")] = 1.0
     dwconv_decay_mult: Annotated[
-        Factor | None, Doc("Factor on the weight decay of depthwise convolutions; None: no own factor.")
+        Factor | None, Doc("Factor on the weight decay of depthwise convolutions; None: no separate factor.")
     ] = None
     custom_keys: Annotated[
         dict[str, ParamMults] | None, Doc("Factors for parameters whose names contain a key, instead of the others.")
@@ -171,7 +171,8 @@ class LogConfig(Section):
     PLACE: ClassVar[str] = "log_config"
 
     interval: Annotated[
-        Count | None, Doc("Iterations between two records; None: 100, or enough for ten records in a short epoch.")
+        Count | None,
+        Doc("Iterations between two records; None: 100, or fewer in a short epoch, for at least ten records."),
     ] = None
     hooks: Annotated[
         Annotated[tuple[Component, ...], ITEMS] | None,

@@ -125,7 +125,7 @@ class Board:
         self._add_hparams("SESSION_END_INFO", session_end_info=end)
 
     def _add_hparams(self, tag: str, **content: Any) -> None:
-        """Write what `SummaryWriter.add_hparams` writes to a separate folder, where it would be shown as a second run."""
+        """Write the entry of `SummaryWriter.add_hparams`; that function writes to a separate folder: a second run."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
