@@ -1,7 +1,7 @@
-"""Protocols: what the parts of the package need of each other's objects.
+"""Protocols that describe the objects exchanged between parts of the package.
 
-A part that takes a classifier, a data set or a loader names the protocol, and so knows the package that makes them no
-more than a user's own class does. Nothing of the package is imported here.
+A part that accepts a classifier, a data set or a data loader names the protocol, so it depends on no particular
+implementation, and a user's own class works too. This module imports nothing from the package.
 """
 
 from __future__ import annotations
@@ -15,57 +15,57 @@ if TYPE_CHECKING:
 
 
 class Pipeline(Protocol):
-    """The steps that make a sample (`lbitcls.datasets.pipelines.Compose`)."""
+    """Steps that produce a sample (`lbitcls.datasets.pipelines.Compose`)."""
 
     @property
     def random_steps(self) -> Sequence[Any]:
-        """Steps that make another image each time."""
+        """Steps that produce a different image each time."""
         ...
 
 
 class Dataset(Protocol):
-    """A labelled set of images (`lbitcls.datasets.base.BaseDataset`)."""
+    """Labeled set of images (`lbitcls.datasets.base.BaseDataset`)."""
 
     @property
     def labels(self) -> np.ndarray:
-        """Class of each sample, int64 (N,)."""
+        """Label of each sample, int64 (N,)."""
         ...
 
     @property
     def CLASSES(self) -> tuple[str, ...] | None:
-        """Names of the classes in order of their labels, or None when they are not known."""
+        """Class names in label order; None if unknown."""
         ...
 
     @property
     def pipeline(self) -> Pipeline:
-        """The steps that make a sample."""
+        """Steps that produce a sample."""
         ...
 
     def __len__(self) -> int: ...
 
     def describe(self, index: int) -> str:
-        """Path or name of a sample."""
+        """Return the path or name of a sample."""
         ...
 
     def sample(self, seed: int, epoch: int, index: int) -> dict[str, Any]:
-        """One sample, with `img` float32 (C, H, W) and `gt_label` int64 ()."""
+        """Return one sample, with `img` float32 (C, H, W) and `gt_label` int64 ()."""
         ...
 
 
 class BatchLoader(Protocol):
-    """Batches of a data set (`lbitcls.datasets.build_dataloader`); a batch has `img`, `gt_label` and `index`.
+    """Data loader (`lbitcls.datasets.build_dataloader`) of batches with `img`, `gt_label` and `index`.
 
-    The order and the augmentation of an epoch depend on its number alone.
+    The order and the augmentation of an epoch depend only on its number.
     """
 
     @property
     def dataset(self) -> Dataset:
-        """The data set whose samples are in the batches."""
+        """Data set that the batches are read from."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Samples in a full batch."""
+        """Number of samples in a full batch."""
         ...
 
     @property
@@ -75,70 +75,70 @@ class BatchLoader(Protocol):
 
     @property
     def skipped(self) -> Mapping[int, str]:
-        """Message by position of every image that was left out so far."""
+        """Messages about the images left out so far, by position."""
         ...
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches in an epoch."""
         ...
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]: ...
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """The batches of `epoch` from number `start` on."""
+        """Yield the batches of `epoch`, starting at number `start`."""
         ...
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions of the samples in the order of `epoch`, int64."""
+        """Return the positions of the samples in the order of `epoch`, int64."""
         ...
 
     def indices(self, epoch: int) -> list[np.ndarray]:
-        """Positions of the samples of each batch of `epoch`, int64."""
+        """Return the positions of the samples in each batch of `epoch`, int64."""
         ...
 
     def read(self, epoch: int, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Some batches of `epoch`, each with its number; the others are not read."""
+        """Yield some batches of `epoch`, each with its number; the others are not read."""
         ...
 
 
 class Classifier(Protocol):
-    """A model that names its classes, of PyTorch or exported: what `lbitcls.apis.init_model` returns.
+    """PyTorch model or exported model with class names, as `lbitcls.apis.init_model` returns it.
 
     Attributes:
-        CLASSES: names of the classes in order of their labels, or None when they are not known.
+        CLASSES: Class names in label order; None if unknown.
     """
 
     CLASSES: tuple[str, ...] | None
 
     @property
     def num_classes(self) -> int | None:
-        """K, or None when it is not known."""
+        """Number of classes K; None if unknown."""
         ...
 
     @property
     def cfg(self) -> Any:
-        """The config that the model was made from, or None."""
+        """Config that the model was built from, or None."""
         ...
 
 
 class Freezable(Protocol):
-    """A model whose parts can be frozen by name (`lbitcls.models.freezing`)."""
+    """Model whose parts can be frozen by name (`lbitcls.models.freezing`)."""
 
     def freeze(self, name: str) -> None:
-        """Freeze the submodule `name` with all that is in it."""
+        """Freeze the submodule `name` including its contents."""
         ...
 
     def unfreeze(self, name: str) -> None:
-        """Let the submodule `name` train again."""
+        """Unfreeze the submodule `name`, so that it trains again."""
         ...
 
     def is_frozen(self, name: str) -> bool:
-        """Whether the submodule or parameter `name` is frozen."""
+        """Return True if the submodule or parameter `name` is frozen."""
         ...
 
 
 class FixedFeatures(Protocol):
-    """A classifier whose head can be computed apart from what comes before it (`ImageClassifier`)."""
+    """Classifier whose head can be computed separately from the parts before it (`ImageClassifier`)."""
 
     @property
     def moving_parts(self) -> list[str]:
@@ -146,29 +146,29 @@ class FixedFeatures(Protocol):
         ...
 
     def fixed_features(self, img: Tensor) -> Tensor:
-        """What the head takes of images (N, C, H, W)."""
+        """Return the head's input for images (N, C, H, W)."""
         ...
 
     def predict_features(self, features: Tensor) -> Tensor:
-        """Logits (N, K) from what `fixed_features` gave."""
+        """Return logits (N, K) for the output of `fixed_features`."""
         ...
 
 
 class SizedInBits(Protocol):
-    """A part whose weights are not tensors of the model (`lbitcls.deploy.IntegerBackbone`)."""
+    """Part whose weights are not tensors of the model (`lbitcls.deploy.IntegerBackbone`)."""
 
     def size_bits(self) -> tuple[int, int]:
-        """Its size in float and as it is stored, in bits."""
+        """Return its sizes in float and as stored, in bits."""
         ...
 
 
 def predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The function from images (N, C, H, W) to logits (N, K): a classifier's `predict`, or else the module itself."""
+    """Return the function from images (N, C, H, W) to logits (N, K): `model.predict`, or else the model itself."""
     return getattr(model, "predict", model)
 
 
 class RunHook(Protocol):
-    """What the runner needs of a hook (`lbitcls.core.hooks.Hook`), whose events it calls by their names."""
+    """Part of a hook (`lbitcls.core.hooks.Hook`) that the runner uses; the runner calls its events by name."""
 
     priority: int
 

@@ -1,1 +1,1 @@
-"""From a config to its parts: sessions, data, models, hooks, and the checks that they fit each other."""
+"""Assembly of a config's parts: session, data, model, hooks, and checks that they fit together."""

@@ -1,7 +1,7 @@
-"""Whether a checkpoint was made with the quantizers that a config has.
+"""Check that a checkpoint's quantizers match the config's.
 
-Bits are not among a checkpoint's tensors: 4-bit weights load into a 2-bit layer, and mean something else there. But a
-checkpoint holds its own config.
+A checkpoint's tensors do not include the number of bits: 4-bit weights load into a 2-bit layer, where they mean
+something else. But a checkpoint contains its own config.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
 from lbitcls.utils.published import is_published
 
-_SHOWN = 4  # layers that a message lists before it counts the rest
+_SHOWN = 4  # layers that a message lists; the rest are counted
 
 
 def check_quantizers(transformer: ModelTransformer, model: nn.Module, path: str | Path) -> None:
-    """Compare what a config's transformer does to a model with what the config in a checkpoint does to it.
+    """Raise `CheckpointError` if a checkpoint's own config quantizes a model differently from the given config.
 
-    What cannot be compared passes: a checkpoint without a config or with quantizers that are off, classes that are not
-    imported here, another network (loading says what does not fit).
+    Cases that cannot be compared pass: a checkpoint without a config or with quantizers switched off, classes that are
+    not imported in this process, another network (loading reports what does not fit).
 
     Args:
-        transformer: of the config that was given.
-        model: the float model, before the transformer has changed it.
-        path: the checkpoint.
+        transformer: Transformer of the given config.
+        model: Float model, before the transformer changes it.
+        path: Checkpoint file.
 
     Raises:
-        CheckpointError: a layer has another method, other bits, channels or options there, or BatchNorm is folded in
-            one of the two alone; or the checkpoint cannot be read.
+        CheckpointError: A layer has another method, other bits, channels or options in the checkpoint, or only one of
+            the two folds BatchNorm; or the checkpoint cannot be read.
     """
     content = _quantized(path)
     made_with = _own_transformer(content["meta"].get("config")) if content else None
@@ -66,13 +66,14 @@ def check_quantizers(transformer: ModelTransformer, model: nn.Module, path: str 
 
 
 def with_grids(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint that says of each quantizer which grid its values belong to.
+    """Return a checkpoint's state dict in which each quantizer records the grid that its values belong to.
 
-    One of an older version does not say it; its config does, if it has one and it is for this model.
+    A checkpoint of an older version does not record the grids. They are then read from its config, if it has one that
+    is for this model.
 
     Args:
-        content: the checkpoint.
-        model: the section of the model that takes the weights.
+        content: Content of the checkpoint.
+        model: Section of the model that the weights are loaded into.
     """
     state = content["state_dict"]
     quantized = any(name.endswith("_quantizer.enabled") for name in state)
@@ -96,11 +97,11 @@ def with_grids(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torc
 
 
 def _quantized(path: str | Path) -> dict[str, Any] | None:
-    """The content of a checkpoint whose quantizers are on; None: they are off, or there are none."""
+    """Return the content of a checkpoint whose quantizers are on; None if they are off or there are none."""
     if is_published(str(path)):
         return None
     file = Path(path).expanduser()
-    if file.is_file() and not zipfile.is_zipfile(file):  # a pipe or a device is for `read_checkpoint` to refuse
+    if file.is_file() and not zipfile.is_zipfile(file):  # `read_checkpoint` rejects pipes and devices
         return None  # not written by `save_checkpoint`
     content = read_checkpoint(path, mmap=True)
     flags = [bool(value) for name, value in content["state_dict"].items() if name.endswith("_quantizer.enabled")]
@@ -108,7 +109,7 @@ def _quantized(path: str | Path) -> dict[str, Any] | None:
 
 
 def _own_transformer(text: str | None) -> ModelTransformer | None:
-    """The transformer of the config in a checkpoint."""
+    """Return the transformer of a checkpoint's config; None if it has none that can be built."""
     try:
         section = Config.fromstring(text or "").get("quant_transformer")
         made_with = build_mtransformer(section) if isinstance(section, dict) else None
@@ -118,7 +119,7 @@ def _own_transformer(text: str | None) -> ModelTransformer | None:
 
 
 def _described(transformer: ModelTransformer, model: nn.Module) -> dict[str, str]:
-    """How each layer is quantized, by its name, and whether BatchNorm is folded."""
+    """Return a description of each layer's quantization by layer name, and of BatchNorm folding."""
     layers = {row.name: _text(row) for row in transformer.plan(model).quantized}
     return {**layers, "fold_bn": str(bool(transformer.fold_bn))}
 
@@ -138,6 +139,6 @@ def _bits(number: int | None) -> str:
 
 
 def _options(options: dict[str, Any]) -> str:
-    """A quantizer's own options, as far as a config gives them: ` (narrow_range=True)`."""
+    """Return a quantizer's own options that the config sets, as text: ` (narrow_range=True)`."""
     given = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
     return f" ({given})" if given else ""

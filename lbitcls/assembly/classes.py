@@ -1,4 +1,4 @@
-"""Whether a data set's labels mean what the model was trained on: their range, and the names of the classes."""
+"""Check that a data set's labels match the model's classes: range of labels, and class names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 from lbitcls.protocols import Dataset
 from lbitcls.utils.errors import ConfigError, DataError
 
-_SHOWN = 3  # names that a message lists before it counts the rest
+_SHOWN = 3  # names that a message lists; the rest are counted
 
 
 def check_labels(model: nn.Module, dataset: Dataset, split: str) -> None:
-    """Raise `ConfigError` where `dataset`, `data.<split>` of the config, has labels that are no class of `model`."""
+    """Raise `ConfigError` if `dataset` (the config's `data.<split>`) has labels outside the model's classes."""
     known = getattr(model, "num_classes", None)
     lowest, highest = int(min(dataset.labels, default=0)), int(max(dataset.labels, default=0))
     if isinstance(known, int) and (highest >= known or lowest < 0):
@@ -27,21 +27,21 @@ def check_labels(model: nn.Module, dataset: Dataset, split: str) -> None:
 def check_names(
     trained: Sequence[str] | None, source: str, dataset: Dataset, split: str, logger: logging.Logger
 ) -> None:
-    """Raise where a data set numbers the classes otherwise than the data that the model was trained on.
+    """Raise `DataError` if a data set numbers the classes differently from the data that the model was trained on.
 
-    Names that have nothing in common are other names for the same classes ('n01440764' and 'tench', '3' and
-    'three'): that is only logged, unless their number differs. Where it does, ImageNet's own 1,000 names, which a
-    data set takes when its config gives none, still count as other names, with a warning.
+    Names that have nothing in common count as other names for the same classes ('n01440764' and 'tench', '3' and
+    'three'): they are only logged, unless the number of classes differs. If it differs, the 1,000 ImageNet names, which
+    a data set uses if its config sets none, still count as other names, with a warning.
 
     Args:
-        trained: the classes' names in training, in order of their labels; None: not known.
-        source: where they come from, for the message.
-        dataset: its `CLASSES` are compared, where it has them.
-        split: the part of `data` that it is.
-        logger: told of other names.
+        trained: Class names in training, in label order; None: unknown.
+        source: Origin of these names, for the message.
+        dataset: Data set whose `CLASSES` are compared, if it has them.
+        split: Part of `data` that the data set belongs to.
+        logger: Logger for a note about other names.
 
     Raises:
-        DataError: names are missing, new, or in another order.
+        DataError: Names are missing, new, or in another order.
     """
     if trained is None or dataset.CLASSES is None or tuple(trained) == tuple(dataset.CLASSES):
         return

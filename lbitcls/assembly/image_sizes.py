@@ -1,4 +1,4 @@
-"""How large images are, as a config says it; no PyTorch is needed."""
+"""Image size and channels according to a config, without PyTorch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SIDES = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100
 
 
 def section_size(section: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(H, W) of images of a part of `data`: by the last resizing step of its pipeline, else by the data set's own size.
+    """Return (H, W) of the images in a part of `data`: from the last resizing step, else the data set's own size.
 
-    None where neither says it.
+    None if neither determines it.
     """
     for step in reversed(section.get("pipeline") or []):
         kind = step.get("type") if isinstance(step, Mapping) else None
@@ -31,7 +31,7 @@ def section_size(section: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def section_channels(section: Mapping[str, Any]) -> int | None:
-    """Channels of images of a part of `data`: by its last step that says so, else by the data set; None: unknown."""
+    """Return the image channels in a part of `data`: from the last step that sets them, else the data set; or None."""
     for step in reversed(section.get("pipeline") or []):
         kind = step.get("type") if isinstance(step, Mapping) else None
         if kind == "PretrainedPreprocessing":
@@ -44,7 +44,7 @@ def section_channels(section: Mapping[str, Any]) -> int | None:
 
 
 def natural_size(cfg: Mapping[str, Any] | None) -> tuple[int, int] | None:
-    """(H, W) of the images of a config's data, from the first part of it that says so: `test`, `val` or `train`."""
+    """Return (H, W) of the images in a config, from the first part that determines it: `test`, `val` or `train`."""
     data = (cfg or {}).get("data") or {}
     sizes = (section_size(data[split]) for split in ("test", "val", "train") if isinstance(data.get(split), Mapping))
     return next((size for size in sizes if size is not None), None)

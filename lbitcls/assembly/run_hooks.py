@@ -1,4 +1,4 @@
-"""The hooks of a run, from its settings."""
+"""Build the hooks of a run from its settings."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from lbitcls.utils.errors import ConfigError
 def build_hooks(
     settings: Settings, model: nn.Module, session: Session, validate: bool, data_root: str | None
 ) -> list[Hook]:
-    """The hooks that the settings ask for, and those that every run has.
+    """Build the hooks that the settings name, and those of every run.
 
     Args:
-        settings: of the run.
-        model: the classifier, which the validation set must fit.
-        session: of the command.
+        settings: Settings of the run.
+        model: Classifier that the validation set must fit.
+        session: Session of the command.
         validate: False: no validation.
-        data_root: where relative data paths may start.
+        data_root: Base folder for relative data paths.
     """
     hooks: list[Hook] = []
     calibration = _calibration(settings)
@@ -84,9 +84,9 @@ def _evaluation(
 def _training_images(
     settings: Settings, wanted: bool | int | None, session: Session, data_root: str | None
 ) -> BatchLoader | None:
-    """Batches of the training set, or of so many of its images, for `evaluation.train`; None: not wanted.
+    """Return the loader of training images for `evaluation.train`, all or `wanted` of them; None: switched off.
 
-    They are prepared as validation images are, so that the two accuracies differ by the images alone.
+    Images are prepared as in validation, so that the two accuracies differ only by the images.
     """
     if wanted is False or wanted is None:
         return None

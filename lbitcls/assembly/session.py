@@ -1,4 +1,4 @@
-"""What every command needs before its work: logger, device, process group, the model and data of a config."""
+"""Setup that every command needs: logger, device, process group, and a config's model and data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """The place of this process, its device and its logger."""
+    """Rank, device and logger of this process."""
 
     place: Place
     device: torch.device
@@ -47,11 +47,11 @@ def open_session(
     head: Callable[[logging.Logger], None] = lambda logger: None,
     lock: RunLock | None = None,
 ) -> Iterator[Session]:
-    """Logger, device and process group as the settings ask for them; `custom_imports` are imported.
+    """Set up logger, device and process group according to the settings, and import `custom_imports`.
 
-    `head` writes the log's first lines. An error that ends the command is in `log_file` too, without a traceback; one
-    of the machine (a full disk, a process that was killed) becomes a `ResourceError`. With `lock` rank 0 takes it
-    before anything is written, and all ranks end with the same error where another run has it.
+    `head` writes the first lines of the log. An error that ends the command is also written to `log_file`, without a
+    traceback; a failure of the machine (a full disk, a killed process) becomes a `ResourceError`. If `lock` is given,
+    rank 0 acquires it before anything is written, and all ranks end with the same error if another run holds it.
     """
     place = find_place(launcher)
     refusal = _take(lock) if lock is not None and place.rank == 0 else None
@@ -70,7 +70,7 @@ def open_session(
         if told is None or told is error:
             raise
         raise told from error
-    leave_processes()  # not after an error: the other processes may not come here
+    leave_processes()  # not after an error: the other processes may not get here
 
 
 def _take(lock: RunLock) -> str | None:
@@ -111,10 +111,10 @@ def _enter(settings: Settings, launcher: str, place: Place, logger: logging.Logg
 
 
 def data_section(data: DataConfig, split: str, purpose: str) -> dict[str, Any]:
-    """The part of `data` for `split`, as `build_dataset` takes it.
+    """Return the part of `data` for `split`, in the form that `build_dataset` accepts.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: The part is missing.
     """
     section = data.dataset(split)
     if section is None:
@@ -123,10 +123,10 @@ def data_section(data: DataConfig, split: str, purpose: str) -> dict[str, Any]:
 
 
 def check_data(data: DataConfig) -> None:
-    """Check every data set of a config, also those that a command does not read: types, keys and pipelines.
+    """Check types, keys and pipelines of every data set in a config, including those that the command does not read.
 
     Raises:
-        ConfigError: a part is wrong; the message names it.
+        ConfigError: A part is wrong; the message names it.
     """
     from lbitcls.datasets.builder import check_dataset
 
@@ -151,21 +151,21 @@ def load_data(
     section: dict[str, Any] | None = None,
     number: int | None = None,
 ) -> tuple[BaseDataset, Loader]:
-    """The data set of `split` and its loader (shuffled for `train`).
+    """Build the data set of `split` and its data loader (shuffled for `train`).
 
     Args:
-        settings: their `data` and `data_root` are used.
-        split: part of `data`.
-        purpose: what the data is for, in messages.
-        session: of the command.
-        seed: of the order and the augmentation.
-        data_root: where relative paths may start.
-        section: the data set's section, where it is not that of `data`.
-        number: at most so many of its samples, in an order that mixes them and is always the same; None: all.
+        settings: Settings whose `data` and `data_root` are used.
+        split: Part of `data`.
+        purpose: Purpose of the data, for messages.
+        session: Session of the command.
+        seed: Seed of the order and the augmentation.
+        data_root: Base folder for relative paths.
+        section: Section of the data set, if it differs from that in `data`.
+        number: Maximum number of samples, in a fixed mixed order; None: all samples.
 
     Raises:
-        ConfigError: the section is wrong, or `drop_last` leaves nothing to train on.
-        DataError: the data is missing or corrupt.
+        ConfigError: The section is wrong, or `drop_last` leaves nothing to train on.
+        DataError: The data is missing or corrupt.
     """
     from lbitcls.datasets import build_dataloader, build_dataset
     from lbitcls.datasets.subset import Subset
@@ -196,9 +196,9 @@ def load_data(
 
 
 def _place_files(section: dict[str, Any], roots: list[Any]) -> dict[str, Any]:
-    """A copy of the section `model`, with relative paths of weights that lie below a data root in full.
+    """Return a copy of the section `model` with full paths for weights found below a data root.
 
-    The images that an integer backbone is calibrated on are looked for below the roots too.
+    The images that an integer backbone is calibrated on are searched for below the roots too.
     """
     from lbitcls.datasets.builder import with_roots
     from lbitcls.datasets.root import locate, search_roots
@@ -233,19 +233,19 @@ def make_model(
     data_root: str | None = None,
     checkpoint: str | Path | None = None,
 ) -> nn.Module:
-    """The classifier that the settings describe, quantized layers in place, on the CPU.
+    """Build the classifier that the settings describe, including quantized layers, on the CPU.
 
     Args:
-        settings: their `model`, `quant_transformer` and `data_root` are used.
-        session: of the command.
-        dataset: gives the names of the classes; its labels are checked.
-        split: the part of `data` that it is.
-        pretrained: False: without the weights to start from, because a checkpoint replaces them.
-        data_root: where a relative path of such weights may start, as those of data do.
-        checkpoint: whose weights will be used as they are, and so must have been made with these quantizers.
+        settings: Settings whose `model`, `quant_transformer` and `data_root` are used.
+        session: Session of the command.
+        dataset: Data set that provides the class names; its labels are checked.
+        split: Part of `data` that the data set belongs to.
+        pretrained: False: skip the pretrained weights, because a checkpoint replaces them.
+        data_root: Base folder for relative paths of these weights, as for data.
+        checkpoint: Checkpoint whose weights will be used unchanged, so that its quantizers must match.
 
     Raises:
-        ConfigError: a part is unknown, or the data has labels that are no class of the model.
+        ConfigError: A part is unknown, or the data has labels outside the model's classes.
         CheckpointError: `checkpoint` was made with other quantizers.
     """
     from lbitcls.models import build_classifier

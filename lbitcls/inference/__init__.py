@@ -1,4 +1,4 @@
-"""Predictions for single images, by a checkpoint's model or an exported file."""
+"""Predictions for single images, from a checkpoint or an exported model."""
 
 from typing import TYPE_CHECKING
 

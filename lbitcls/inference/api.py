@@ -1,10 +1,10 @@
-"""What is in pictures: a model from a checkpoint or an exported file, and what it says of any picture.
+"""Inference API: load a checkpoint or an exported model, and classify images.
 
     model = init_model("config.py", "model.onnx")       # or a checkpoint (.pth)
     result = inference_model(model, "photo.jpg", topk=5)
     show_result_pyplot(model, "photo.jpg", result)
 
-With an exported file PyTorch is not imported.
+With an exported model PyTorch is not imported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NO_SCORES = (
 
 
 class Predictor(Protocol):
-    """A model, as inference uses it."""
+    """Model as inference uses it."""
 
     prepare: Prepare
 
@@ -61,26 +61,26 @@ def init_model(
     engine: str | None = None,
     threads: int | None = None,
 ) -> Classifier:
-    """A model that is ready for `inference_model`.
+    """Load a model for `inference_model`.
 
-    Its `cfg` is the config, its `CLASSES` are the classes' names: those of the checkpoint or of the exported file;
-    where it has none, ImageNet's, with a warning, if there are 1,000 classes, else their numbers.
+    Its `cfg` is the config, and its `CLASSES` are the class names from the checkpoint or the exported model. If these
+    have none, they are ImageNet's for a model with 1,000 classes, with a warning, or else the numbers of the classes.
 
     Args:
-        config: a config's path, or a config. None for an exported file that lbitcls wrote, which suffices by itself.
-        checkpoint: of the config's model (published weights, too), or an `.onnx` file that was exported of it; None:
-            the weights that the config's model begins with.
-        device: of a checkpoint's model: `'cpu'`, `'cuda'`, `'cuda:1'`; None: the config's, or else the first GPU, or
-            the CPU. An exported file runs on the CPU.
-        engine: of an exported file: `'openvino'` (the default) or `'onnxruntime'`.
-        threads: of the engine; None: its own choice.
+        config: Config, or its path. None for an exported model that lbitcls wrote, which needs no config.
+        checkpoint: Checkpoint or published weights of the config's model, or an `.onnx` file exported from it; None:
+            the initial weights of the config's model.
+        device: Device for a checkpoint's model: `'cpu'`, `'cuda'`, `'cuda:1'`; None: the config's, or else the first
+            GPU, or the CPU. An exported model runs on the CPU.
+        engine: Engine for an exported model: `'openvino'` (the default) or `'onnxruntime'`.
+        threads: Number of threads of the engine; None: its own choice.
 
     Returns:
-        The classifier in eval mode, a `torch.nn.Module`, or an `ExportedModel`.
+        Classifier in eval mode, a `torch.nn.Module`, or an `ExportedModel`.
 
     Raises:
-        ConfigError: the config is missing or wrong, or an argument does not suit the model.
-        CheckpointError: the weights are missing, damaged or another model's.
+        ConfigError: The config is missing or wrong, or an argument does not suit the model.
+        CheckpointError: The weights are missing, damaged or another model's.
 
     Example:
         >>> model = init_model("configs/quickstart/digits_lsq_4w4f.py")
@@ -115,24 +115,24 @@ def inference_model(
 def inference_model(
     model: nn.Module | Classifier, img: Picture | Several, topk: int | None = None, batch_size: int = 32
 ) -> Result | list[Result]:
-    """What a model says of a picture, or of each of several.
+    """Classify an image, or each image of a list.
 
-    A picture of any size and colour goes to a model of any input: it is prepared by the test pipeline, and where that
-    is for images of one size, or of fewer colours, it is cut to the model's proportions, resized and converted.
+    Any model accepts images of any size and color: the test pipeline prepares them, and if it is for images of one
+    size, or of fewer channels, they are also cropped to the model's proportions, resized and converted.
 
     Args:
-        model: from `init_model`, or a classifier with `cfg`.
-        img: a path, a NumPy array (uint8, (H, W, 3) in RGB or (H, W)), a Pillow image, or a list of them, which is
-            predicted in batches.
-        topk: the number of classes to list too, best first (all there are, if they are fewer).
-        batch_size: most pictures that are predicted at once.
+        model: Model from `init_model`, or a classifier with `cfg`.
+        img: Path, NumPy array (uint8, (H, W, 3) in RGB or (H, W)), Pillow image, or a list of them, which is predicted
+            in batches.
+        topk: Number of classes to list in addition, best first, at least 1 (all classes, if there are fewer).
+        batch_size: Maximum number of images predicted at once, at least 1.
 
     Returns:
         `{'pred_label': 207, 'pred_score': 0.93, 'pred_class': 'golden retriever'}`, the score in 0-1; with `topk` also
         `'topk'`, a list of such dicts. For a list: a list of results.
 
     Raises:
-        DataError: a picture is missing, damaged, none, or too large; or scores are not finite.
+        DataError: An image is missing, damaged, not an image, or too large; or scores are not finite.
         ConfigError: `topk` or `batch_size` is below 1.
 
     Example:
@@ -155,9 +155,9 @@ def inference_model(
 def predict_pictures(
     model: nn.Module | Classifier, pictures: Sequence[Any], topk: int | None = None, batch_size: int = 32
 ) -> Iterator[Result | DataError]:
-    """As `inference_model`, one picture after the other; an error stands in the place of a picture that cannot be used.
+    """Yield the result of `inference_model` for each image in turn, or the error if an image cannot be used.
 
-    The next pictures are read while some are predicted.
+    The next images are read while a batch is predicted.
     """
     check_numbers(topk, batch_size)
     predictor, named = _predictor(model), cast("Classifier", model)
@@ -171,7 +171,7 @@ def predict_pictures(
 
 
 def check_numbers(topk: int | None, batch_size: int) -> None:
-    """Raise `ConfigError` unless both are numbers from 1 (`topk` may be None)."""
+    """Raise `ConfigError` unless both are integers ≥ 1 (`topk` may be None)."""
     for name, number in (("topk", 1 if topk is None else topk), ("batch_size", batch_size)):
         if not isinstance(number, int) or number < 1:
             raise ConfigError(f"{name} is a number from 1; got {number!r}.")
@@ -180,19 +180,19 @@ def check_numbers(topk: int | None, batch_size: int) -> None:
 def show_result(
     model: nn.Module | Classifier, img: Picture, result: Result, out_file: str | Path | None = None
 ) -> np.ndarray:
-    """A picture with what the model said of it below, the classes of `topk` with their scores.
+    """Draw an image with its predicted classes and scores below, those of `topk` if listed.
 
     Args:
-        model: as for `inference_model`.
-        img: one picture, as for `inference_model`.
-        result: of that picture.
+        model: Model as for `inference_model`.
+        img: One image, as for `inference_model`.
+        result: Result for this image.
         out_file: `.png`, `.jpg`, `.svg` or `.pdf` file to write.
 
     Returns:
-        The labelled picture, uint8 (H, W, 3) in RGB.
+        Labeled image, uint8 (H, W, 3) in RGB.
 
     Raises:
-        DataError: the picture cannot be read.
+        DataError: The image cannot be read.
         ConfigError: `out_file` cannot be written, or has another format.
     """
     from lbitcls.analysis.figures import can_draw, check_path, rendered, save
@@ -210,7 +210,7 @@ def show_result(
 
 
 def show_result_pyplot(model: nn.Module | Classifier, img: Picture, result: Result) -> None:
-    """Show what `show_result` draws in a notebook or in a window of matplotlib."""
+    """Show the image that `show_result` draws, in a notebook or a matplotlib window."""
     from matplotlib import pyplot
 
     labelled = show_result(model, img, result)
@@ -253,7 +253,7 @@ def _predictor(model: nn.Module | Classifier) -> Predictor:
 
 
 def _name_classes(model: Classifier, number: int | None) -> None:
-    """Give the model names of its classes, if it has none and their number is known."""
+    """Set the model's class names, if it has none and the number of classes is known."""
     if getattr(model, "CLASSES", None) is not None or number is None:
         return
     if number != _IMAGENET:
@@ -266,7 +266,7 @@ def _name_classes(model: Classifier, number: int | None) -> None:
 
 
 def _prepared(prepare: Prepare, pictures: Sequence[Any], size: int) -> Iterator[list[np.ndarray | DataError]]:
-    """The model's inputs in batches; the next batch is being read while one is predicted."""
+    """Yield the model's inputs in batches; the next batch is read while the current one is predicted."""
 
     def read(picture: Any) -> np.ndarray | DataError:
         try:
@@ -291,7 +291,7 @@ def _prepared(prepare: Prepare, pictures: Sequence[Any], size: int) -> Iterator[
 
 
 def _scores(predictor: Predictor, batch: Sequence[np.ndarray | DataError]) -> list[np.ndarray | DataError]:
-    """Scores (K,) for each input, those of one size at once; errors stay where they are."""
+    """Return scores (K,) for each input, computing inputs of one size together; errors keep their positions."""
     rows: list[np.ndarray | DataError] = list(batch)
     alike = defaultdict(list)
     for position, image in enumerate(batch):
@@ -319,7 +319,7 @@ def _result(scores: np.ndarray, names: Sequence[str], topk: int | None) -> Resul
 
 
 def _pixels(picture: Any) -> np.ndarray:
-    """A picture to look at: uint8 (H, W, 3) in RGB, upright."""
+    """Return an image for display: uint8 (H, W, 3) in RGB, upright."""
     from lbitcls.datasets.pipelines.pillow import as_array, convert_given, from_array, read_with_pillow
 
     if isinstance(picture, (str, os.PathLike)):

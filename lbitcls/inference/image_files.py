@@ -1,4 +1,4 @@
-"""What is in image files and folders of them: `lbitcls infer`."""
+"""Classify image files and folders of images (`lbitcls infer`)."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def infer_files(
     threads: int | None = None,
     batch_size: int = 16,
 ) -> list[dict[str, Any]]:
-    """Print what a model says of each image, in order; those that cannot be read are reported, and the others go on.
+    """Print a model's predictions for each image, in order; images that cannot be read are reported and skipped.
 
     Args:
-        cfg: the config that the checkpoint was trained with.
-        checkpoint: of this model, or an `.onnx` file that was exported of it.
-        images: files, and folders whose images are taken, those of their folders too.
-        topk: classes to list for each image.
-        out: JSON file for the results; `-`: standard output, and all else goes to standard error.
-        device: of a checkpoint's model; None: the config's, or else the first GPU, or the CPU.
-        engine: of an `.onnx` file: `openvino` (the default) or `onnxruntime`.
-        threads: of the engine; None: its own choice.
-        batch_size: most images that are predicted at once.
+        cfg: Config that the checkpoint was trained with.
+        checkpoint: Checkpoint of this model, or an `.onnx` file exported from it.
+        images: Image files, and folders that are searched for images, including their subfolders.
+        topk: Number of classes to list for each image, at least 1.
+        out: JSON file for the results; `-`: standard output, while all other output goes to standard error.
+        device: Device for a checkpoint's model; None: the config's, or else the first GPU, or the CPU.
+        engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        threads: Number of threads of the engine; None: its own choice.
+        batch_size: Maximum number of images predicted at once, at least 1.
 
     Returns:
-        For each image its `path` and what `inference_model` gives, or `path` and `error`.
+        For each image its `path` and the result of `inference_model`, or `path` and `error`.
 
     Raises:
-        ConfigError: an argument is wrong, or `out` cannot be written.
-        CheckpointError: the weights cannot be read, or are another model's.
-        DataError: a folder holds no images; or, when all is done and written, images could not be read.
+        ConfigError: An argument is wrong, or `out` cannot be written.
+        CheckpointError: The weights cannot be read, or are another model's.
+        DataError: A folder contains no images; or, after all results are written, some images could not be read.
     """
     check_numbers(topk, batch_size)
     paths = [path for given in images for path in images_of(Path(given).expanduser())]
@@ -75,7 +75,7 @@ def infer_files(
 def _predicted(model: Classifier, paths: Sequence[str], topk: int, batch_size: int) -> list[dict[str, Any]]:
     records = []
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from half of what is refused
+        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # starts at half the rejected size
         found = predict_pictures(model, paths, topk if topk != 1 else None, batch_size)
         for path, result in zip(paths, track(found, len(paths), "images"), strict=True):
             records.append(_record(path, result))
@@ -100,5 +100,5 @@ def _say(record: dict[str, Any]) -> None:
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8, with escapes for the bytes of file names that are none; JSON understands them."""
+    """Encode as UTF-8, with escapes that JSON accepts for bytes of file names that are not UTF-8."""
     return text.encode("utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""An exported model in the place of a config's classifier: for its accuracy, on the same images by the same loss."""
+"""Exported model in place of a config's classifier, to measure its accuracy on the same images with the same loss."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lbitcls.utils.errors import DataError
 
 
 class OnnxClassifier(nn.Module):
-    """What validation asks of a classifier, answered by an engine; it has no weights of its own.
+    """Classifier that validates an exported model in its engine; it has no weights of its own.
 
     Args:
-        engine: of a file that gives logits.
-        head: config of the head, whose loss is taken.
+        engine: Engine that runs an exported model with logits as output.
+        head: Config of the head whose loss is computed.
 
     Attributes:
-        num_classes: K, as the file says it, else the head.
+        num_classes: Number of classes K, from the exported model if recorded, else from the head.
     """
 
     def __init__(self, engine: Engine, head: dict[str, Any]) -> None:
@@ -37,11 +37,11 @@ class OnnxClassifier(nn.Module):
         self.num_classes = known if known is not None else self.head.num_classes
 
     def predict(self, img: torch.Tensor) -> torch.Tensor:
-        """Logits (N, K), on the device of the images."""
+        """Return logits (N, K), on the device of the images."""
         return torch.from_numpy(logits_of(self.engine, img.float().cpu().numpy())).to(img.device)
 
     def loss(self, logits: torch.Tensor, gt_label: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As the classifier's."""
+        """Return the losses by name, computed by the head."""
         if logits.shape[1] <= int(gt_label.max()):
             raise DataError(
                 f"{self.engine.path} has {logits.shape[1]} classes, but the data set a label {int(gt_label.max())}."
@@ -52,11 +52,11 @@ class OnnxClassifier(nn.Module):
 def open_classifier(
     settings: Settings, path: str | Path, split: str, logger: logging.Logger, engine: str | None, threads: int | None
 ) -> OnnxClassifier:
-    """Open the file `path` in the place of the settings' classifier, to be tested on `data.<split>`.
+    """Open the exported model `path` in place of the settings' classifier, for testing on `data.<split>`.
 
     Raises:
-        CheckpointError: the file cannot be run, or is no classifier.
-        ConfigError: there is no such engine.
+        CheckpointError: The engine cannot run the file, or the file is not a classifier.
+        ConfigError: The engine is unknown.
     """
     opened = load(path, engine or "openvino", threads)
     logger.info("%s runs in %s, %s, %s threads.", path, opened.name, opened.precision, threads or "its own choice of")

@@ -1,4 +1,4 @@
-"""An exported file in the place of a classifier: what is in pictures, without PyTorch."""
+"""Exported model as a classifier: predictions for images, without PyTorch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class ExportedModel:
-    """A file that an engine runs on the CPU.
+    """Exported model, run by an engine on the CPU.
 
     Args:
-        engine: of the file.
-        cfg: the config that it was exported with; None: what the file says of itself suffices.
+        engine: Engine that has loaded the exported file.
+        cfg: Config that the model was exported with; None: the metadata in the file suffice.
 
     Attributes:
-        engine: as given.
-        CLASSES: names of the classes; None until they are known.
+        engine: Engine as given.
+        CLASSES: Class names; None until they are known.
 
     Raises:
-        CheckpointError: the file gives features, not classes.
-        ConfigError: neither the file nor the config says how pictures are prepared.
+        CheckpointError: The model outputs features, not classes.
+        ConfigError: Neither the file nor the config defines how images are prepared.
     """
 
     def __init__(self, engine: Engine, cfg: Config | None = None) -> None:
@@ -50,16 +50,16 @@ class ExportedModel:
 
     @cached_property
     def cfg(self) -> Config | None:
-        """The config as given, or else the one that the file records; None where there is neither."""
+        """Config as given, or else the one recorded in the file; None if there is neither."""
         return self._cfg if self._cfg is not None else self._recorded_cfg
 
     @property
     def num_classes(self) -> int | None:
-        """K, as the file says it; None for one that lbitcls did not write."""
+        """Number of classes K, as recorded in the file; None if lbitcls did not write it."""
         return self.engine.info.num_classes if self.engine.info is not None else None
 
     def scores(self, images: np.ndarray) -> np.ndarray:
-        """Softmaxed scores, float32 (N, K), of images (N, C, H, W) as `prepare` gives them."""
+        """Return softmax scores, float32 (N, K), for images (N, C, H, W) from `prepare`."""
         logits = self._logits(images)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
@@ -73,7 +73,7 @@ class ExportedModel:
         return np.concatenate(parts)[: len(images)]
 
     def _steps(self) -> Steps:
-        """The config's test pipeline, or the file's where the two are the same or there is no config."""
+        """Return the config's test pipeline, or the file's if the two are equal or there is no config."""
         given, info = test_steps(self._cfg), self.engine.info
         recorded = info.pipeline if info is not None else []
         if given is None and not recorded:
@@ -86,7 +86,7 @@ class ExportedModel:
         if not recorded or same_steps(given, recorded):
             return given
         if same_steps(given, test_steps(self._recorded_cfg)):
-            return recorded  # written out step by step
+            return recorded  # the same pipeline, written out step by step
         get_logger().warning(
             "%s was exported with another test pipeline than the config has; the config's is used.", self.engine.path
         )
@@ -105,17 +105,17 @@ class ExportedModel:
 def open_exported(
     path: str | Path, cfg: Config | None = None, engine: str | None = None, threads: int | None = None
 ) -> ExportedModel:
-    """The ONNX file `path`, ready to predict.
+    """Open the ONNX file `path` for predictions.
 
     Raises:
-        CheckpointError: the file cannot be run, or gives features.
-        ConfigError: there is no such engine, or nothing says how pictures are prepared.
+        CheckpointError: The engine cannot run the file, or the model outputs features.
+        ConfigError: The engine is unknown, or nothing defines how images are prepared.
     """
     return ExportedModel(load(path, engine or "openvino", threads), cfg)
 
 
 def check_part(engine: Engine) -> None:
-    """Raise `CheckpointError` for a file that gives features."""
+    """Raise `CheckpointError` if an exported model outputs features."""
     if engine.info is not None and engine.info.part != "model":
         raise CheckpointError(
             f"{engine.path} is a backbone: it gives features, and has no classes; export with --part model."
@@ -123,10 +123,10 @@ def check_part(engine: Engine) -> None:
 
 
 def logits_of(engine: Engine, images: np.ndarray) -> np.ndarray:
-    """Logits (N, K) of a classifier's file.
+    """Return the logits (N, K) of an exported classifier.
 
     Raises:
-        CheckpointError: the file gives something else.
+        CheckpointError: The output is something else.
     """
     logits = engine.predict(images)
     if isinstance(logits, tuple) or logits.ndim != 2:

@@ -1,11 +1,11 @@
-"""From any picture to what a model takes: the test pipeline, and what it lacks for pictures of other sizes and colours.
+"""Convert any image to a model's input: the test pipeline, plus the steps it needs for other sizes and colors.
 
-A test pipeline prepares the images of its data set, which may all be 8×8 and gray. Whether it suits other pictures too
-is tried: on pictures of an odd size, in colour and gray. Where they do not become what the model takes, pictures are
-read with the model's number of channels; if that is not enough, their largest middle part with the model's proportions
-is resized (`Fit`), before the pipeline's own steps.
+A test pipeline prepares the images of its data set, which may all be 8×8 and gray. It is tried on images of an unusual
+size, in color and gray. If the result does not fit the model's input, images are read with the model's number of
+channels; if that is not enough, their largest central part with the model's proportions is resized (`Fit`) before the
+pipeline's own steps.
 
-For exported files PyTorch is imported only where a pipeline has a step that `light_pipeline` does not know.
+For exported models PyTorch is imported only if a pipeline has a step that `light_pipeline` does not know.
 """
 
 from __future__ import annotations
@@ -26,60 +26,60 @@ Steps = Sequence[Any]
 
 _LOAD = "LoadImageFromFile"
 _COLORS = {1: "grayscale", 3: "color"}
-_PROBE = (37, 53)  # (H, W) that no data set has
+_PROBE = (37, 53)  # an (H, W) that no data set has
 
 
 def preparation(steps: Steps, shape: Shape, natural: tuple[int, int] | None = None, light: bool = True) -> Prepare:
-    """What makes a model's input of a picture: float32 (C, H, W) of a path, an array or a Pillow image.
+    """Return the function from a path, an array or a Pillow image to a model's input, float32 (C, H, W).
 
     Args:
-        steps: of the test pipeline, as in a config.
-        shape: (C, H, W) that the model takes; None for what is free.
-        natural: (H, W) of the data set's images, for a model that takes any size and steps that change none.
-        light: without PyTorch, if the steps allow it; False: by the very steps that training and testing use.
+        steps: Steps of the test pipeline, as in a config.
+        shape: (C, H, W) of the model's input; None for a free dimension.
+        natural: (H, W) of the data set's images, for a model that accepts any size and steps that do not resize.
+        light: Avoid PyTorch if the steps allow it; False: use the same steps as training and testing.
 
     Raises:
-        ConfigError: the steps cannot be built.
+        ConfigError: The steps cannot be built.
     """
     return _chosen(steps, shape, natural, light)[1]
 
 
 def fitting_steps(steps: Steps, shape: Shape, natural: tuple[int, int] | None = None) -> Steps:
-    """The steps by which `preparation` prepares pictures, for a data set of image files: with what was put in.
+    """Return the steps that `preparation` uses, including those it adds, for a data set of image files.
 
     Raises:
-        ConfigError: the steps cannot be built.
+        ConfigError: The steps cannot be built.
     """
     return _chosen(steps, shape, natural, light=False)[0]
 
 
 def test_steps(cfg: Mapping[str, Any] | None) -> Steps | None:
-    """The pipeline of a config's `data.test`, or of `data.val` where that is missing; None without either."""
+    """Return the pipeline of a config's `data.test`, or of `data.val` if that is missing; None without either."""
     data = (cfg or {}).get("data") or {}
     section = data.get("test") or data.get("val")
     return None if section is None else section.get("pipeline") or []
 
 
 def same_steps(left: Steps | None, right: Steps | None) -> bool:
-    """Whether two pipelines are equal as plain data (a tuple is a list)."""
+    """Return True if two pipelines are equal as plain data (a tuple equals a list)."""
     return json_text(left, sort_keys=True, default=str) == json_text(right, sort_keys=True, default=str)
 
 
 def _chosen(steps: Steps, shape: Shape, natural: tuple[int, int] | None, light: bool) -> tuple[Steps, Prepare]:
-    """The first variant that suits any picture, and what it does; the steps as they are where none does."""
+    """Return the first variant that suits any image, and its function; the unchanged steps if none does."""
     variants = _variants(list(steps), shape, natural)
     variant = next(variants)
     first = chosen = variant, _build(variant, light)
     while not _suits(chosen[1], shape, natural):
         following = next(variants, None)
         if following is None:
-            return first  # the model says best what is wrong
+            return first  # the model gives the clearest error
         chosen = following, _build(following, light)
     return chosen
 
 
 def _variants(steps: list[Any], shape: Shape, natural: tuple[int, int] | None) -> Iterator[Steps]:
-    """Pipelines to try, the steps as they are first."""
+    """Yield pipelines to try, starting with the unchanged steps."""
     at = next((i for i, step in enumerate(steps) if isinstance(step, Mapping) and step.get("type") == _LOAD), None)
     before, after = ([], steps) if at is None else (steps[:at], steps[at + 1 :])
     load = {"type": _LOAD, "color_type": "unchanged"} if at is None else dict(steps[at])
@@ -91,10 +91,10 @@ def _variants(steps: list[Any], shape: Shape, natural: tuple[int, int] | None) -
 
 
 def _suits(prepare: Prepare, shape: Shape, natural: tuple[int, int] | None) -> bool:
-    """Whether pictures become what the model takes, and of the data set's size if nothing else says one."""
+    """Return True if images fit the model's input, and are resized if only the data set determines a size."""
     try:
         given = [prepare(np.zeros(size, np.uint8)).shape for size in ((*_PROBE, 3), _PROBE)]
-    except Exception:  # of steps of the user's own, any kind
+    except Exception:  # a user's own steps may raise anything
         return False
     if natural is not None and given[0][1:] == _PROBE:
         return False
@@ -121,6 +121,6 @@ def _compose(steps: Steps) -> Prepare:
             raise not_an_image(picture)
         else:
             start = {"img": picture, "filename": ""}
-        return to_float(pipeline({**start, "gt_label": -1})["img"]).numpy()  # a label for the steps that collect one
+        return to_float(pipeline({**start, "gt_label": -1})["img"]).numpy()  # a label for steps that collect one
 
     return prepare

@@ -1,4 +1,4 @@
-"""A classifier of PyTorch with its weights, and what is in pictures according to it."""
+"""PyTorch classifier with trained weights, and its predictions for images."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from lbitcls.utils.logging import get_logger
 
 
 def load_trained(settings: Settings, checkpoint: str | Path | None, device: str | None) -> nn.Module:
-    """The classifier of the settings in eval mode, with the names of its classes where the checkpoint has them.
+    """Build the settings' classifier in eval mode and load its weights, and its class names if the checkpoint has them.
 
     Args:
-        settings: of a config.
-        checkpoint: of this model; None: the weights that `model` of the config begins with.
-        device: a device's name; None: the config's, or else the first GPU, or the CPU.
+        settings: Settings of a config.
+        checkpoint: Checkpoint of this model; None: the initial weights of the config's `model`.
+        device: Device name; None: the config's, or else the first GPU, or the CPU.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, is another model's, or was made with other quantizers.
-        ConfigError: a part of the config is wrong, or there is no such device.
+        CheckpointError: The checkpoint cannot be read, is another model's, or was made with other quantizers.
+        ConfigError: A part of the config is wrong, or the device does not exist.
     """
     settings.require(("model",), "inference")
     logger = get_logger()
@@ -50,13 +50,13 @@ def load_trained(settings: Settings, checkpoint: str | Path | None, device: str 
 
 
 class TrainedModel:
-    """A classifier, as inference uses it.
+    """PyTorch classifier as inference uses it.
 
     Args:
-        model: with `cfg`, whose test pipeline prepares pictures; the pipeline is built anew when it has changed.
+        model: Classifier with `cfg`, whose test pipeline prepares images; the pipeline is rebuilt when it changes.
 
     Raises:
-        ConfigError: it has no config, or one without a test pipeline.
+        ConfigError: The model has no config, or one without a test pipeline.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -65,12 +65,12 @@ class TrainedModel:
 
     @property
     def num_classes(self) -> int | None:
-        """K; None where the classifier does not say it."""
+        """Number of classes K; None if the classifier does not define it."""
         return getattr(self._model, "num_classes", None)
 
     @torch.no_grad()
     def scores(self, images: np.ndarray) -> np.ndarray:
-        """Softmaxed scores, float32 (N, K), in eval mode, of images (N, C, H, W) as `prepare` gives them."""
+        """Return softmax scores in eval mode, float32 (N, K), for images (N, C, H, W) from `prepare`."""
         parameter = next(self._model.parameters(), None)
         device = "cpu" if parameter is None else parameter.device
         was_training = self._model.training

@@ -1,1 +1,1 @@
-"""Settings: every section of a config as a typed, frozen class, parsed once by `read_settings`."""
+"""Typed, frozen settings class for each section of a config, parsed once by `read_settings`."""

@@ -1,4 +1,4 @@
-"""The base of settings classes."""
+"""Base of the settings classes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lbitcls.settings.parse import parse
 
 
 class Section:
-    """The base of settings classes: a wrong value is a `ConfigError`, however the object is made.
+    """Base of the settings classes: a wrong value raises `ConfigError`, however the object is created.
 
     Attributes:
-        PLACE: the section's name in messages; `--` where its fields are options of a command.
+        PLACE: Section name in messages; `--` if its fields are options of a command.
     """
 
     PLACE: ClassVar[str] = ""
@@ -29,4 +29,4 @@ class Section:
             self.check()
 
     def check(self) -> None:
-        """Raise `ValueError` where fields that are right by themselves do not go together."""
+        """Raise `ValueError` if fields that are valid by themselves do not fit together."""

@@ -1,4 +1,4 @@
-"""Options of an export: of `lbitcls export`, `export_checkpoint`, and the section `export` of a config."""
+"""Export options of `lbitcls export`, `export_checkpoint` and the section `export` of a config."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lbitcls.settings.fields import INTEGER, Count, Doc, Switch, Text
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSection(Section):
-    """The export of the best weights when a run is complete."""
+    """Export of the best weights when a run is complete."""
 
     PLACE: ClassVar[str] = "export"
 
-    verify: Annotated[Switch, Doc("Compare the file with the model in the engines for its target.")] = False
-    num_images: Annotated[Count, Doc("Images to compare on; a verdict needs at least 100.")] = 200
-    opset: Annotated[int, INTEGER, Ge(17), Le(21), Doc("Version of ONNX's operators, 17 to 21.")] = 21
+    verify: Annotated[Switch, Doc("Compare the exported model with the original in the target's engines.")] = False
+    num_images: Annotated[Count, Doc("Number of images to compare on; a verdict needs at least 100.")] = 200
+    opset: Annotated[int, INTEGER, Ge(17), Le(21), Doc("ONNX operator set version, 17 to 21.")] = 21
     pack: Annotated[Switch, Doc("Store weights of 4 bits or fewer in 4 bits.")] = False
-    residual_bits: Annotated[Literal[8] | None, Doc("8: carry skip connections in 8 bits, instead of float.")] = None
-    target: Annotated[Text, Doc("The deployment target: cpu, tensorrt, or one of your own.")] = "cpu"
+    residual_bits: Annotated[Literal[8] | None, Doc("8: carry skip connections in 8 bits instead of float.")] = None
+    target: Annotated[Text, Doc("Deployment target: cpu, tensorrt, or your own.")] = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(ExportSection):
-    """The export of a checkpoint."""
+    """Export of a checkpoint."""
 
     PLACE: ClassVar[str] = "--"
 
-    part: Annotated[Literal["model", "backbone"], Doc("What to write: model, or backbone for its features.")] = "model"
+    part: Annotated[Literal["model", "backbone"], Doc("Part to export: model, or backbone for its features.")] = "model"

@@ -1,7 +1,7 @@
-"""Building blocks of settings classes: strict types of fields, and their documentation.
+"""Building blocks of settings classes: strict field types and their documentation.
 
-A field is `name: Annotated[Count, Doc("What it sets, with its unit.")] = default`. The markers here tell pydantic how
-to read and describe a field; pydantic itself is imported only when a value is read.
+A field is `name: Annotated[Count, Doc("What it sets, with its unit.")] = default`. The markers in this module tell
+pydantic how to read and describe a field; pydantic itself is imported only when a value is read.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MOST = 10**9
-"""The largest count that a config may hold, where no lower bound is given: nothing real is longer."""
+"""Largest count that a config may set, unless a field has a lower limit: no real run needs more."""
 _STATE = threading.local()
 
 
 @dataclass(frozen=True)
 class Doc:
-    """The documentation of a field: one sentence, with the unit."""
+    """Documentation of a field: one sentence, with the unit."""
 
     text: str
 
@@ -36,14 +36,14 @@ class Doc:
 
 @dataclass(frozen=True)
 class Says:
-    """Describes a field in messages: `{place} must be {text}; got …`."""
+    """Description of a field in messages: `{place} must be {text}; got …`."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Exact:
-    """Reads a value of exactly this type, after `prepare` has put its other spellings right."""
+    """Marker of a field that accepts exactly its type, after `prepare` has converted other spellings."""
 
     prepare: Callable[[Any], Any] | None = None
     infinite: bool = False
@@ -57,13 +57,13 @@ class Exact:
 
 @dataclass(frozen=True)
 class Shorthand:
-    """Short ways to write a section: `True` for its defaults, or a text for its field `text`."""
+    """Short forms of a section: `True` for its defaults, or a string for the field that `text` names."""
 
     true: bool = True
     text: str | None = None
 
     def expand(self, value: Any) -> Any:
-        """The section in full; any other value as it is."""
+        """Return the section in full; any other value unchanged."""
         if value is True and self.true:
             return {}
         return {self.text: value} if self.text is not None and isinstance(value, str) else value
@@ -79,13 +79,13 @@ class Shorthand:
 
 @dataclass(frozen=True)
 class Tagged:
-    """A union of section classes that the field `key` tells apart; its value counts in any case of letters."""
+    """Union of section classes, selected by the value of the field `key`; letter case does not matter."""
 
     key: str
     names: tuple[str, ...]
 
     def expand(self, value: Any) -> Any:
-        """The section with its tag in the spelling of its class."""
+        """Return the section with its tag spelled as in its class."""
         tag = value.get(self.key) if isinstance(value, Mapping) else None
         by_lower = {name.lower(): name for name in self.names}
         known = by_lower.get(tag.lower()) if isinstance(tag, str) else None
@@ -98,7 +98,7 @@ class Tagged:
 
 
 def _before(prepare: Callable[[Any], Any], schema: Any) -> dict[str, Any]:
-    """A schema of pydantic's that prepares a value before `schema` checks it."""
+    """Return a pydantic core schema that prepares a value before `schema` checks it."""
     return {"type": "function-before", "function": {"type": "no-info", "function": prepare}, "schema": schema}
 
 
@@ -111,7 +111,7 @@ def _text(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """A text that is a number, as YAML leaves `1e-3`, becomes one; an int that no float can hold stays no number."""
+    """Convert a numeric string (YAML reads `1e-3` as one) to a float, and an int too large for a float to a string."""
     try:
         number = float(value) if isinstance(value, str) else value
     except ValueError:
@@ -132,17 +132,17 @@ Factor = Annotated[float, Ge(0), NUMBER]
 Switch = Annotated[bool, SWITCH]
 Text = Annotated[str, TEXT]
 Component = dict[str, Any]
-"""What a registry builds: `dict(type='NAME', …)`; its arguments are checked when it is built."""
+"""Component of a registry: `dict(type='NAME', …)`; its arguments are checked when it is built."""
 
 
 def being_read() -> bool:
-    """Whether pydantic makes the objects now, having checked each field."""
+    """Return True while pydantic creates the objects, after it has checked each field."""
     return getattr(_STATE, "reading", False)
 
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """While pydantic makes the objects."""
+    """Mark the time during which pydantic creates the objects."""
     before, _STATE.reading = being_read(), True
     try:
         yield

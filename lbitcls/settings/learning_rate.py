@@ -1,4 +1,4 @@
-"""`lr_config`: a class for each policy of the learning rate, with the warm-up that all of them take."""
+"""Learning rate policies (`lr_config`), one class each, and the warmup that they share."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lbitcls.settings.fields import ITEMS, MOST, NUMBER, Count, Doc, Factor, Swi
 
 @dataclass(frozen=True, kw_only=True)
 class Warmup(Section):
-    """What every policy takes: its unit of progress, and a warm-up before it."""
+    """Options of every policy: the unit of its progress, and the warmup at the start of a run."""
 
     PLACE: ClassVar[str] = "lr_config"
 
-    by_epoch: Annotated[Switch, Doc("Whether the policy counts epochs; False: iterations.")] = True
+    by_epoch: Annotated[Switch, Doc("Measure the policy's progress in epochs; False: in iterations.")] = True
     warmup: Annotated[
         Literal["linear", "constant", "exp"] | None,
-        Doc("How the learning rate rises at the start of a run; None: no warm-up."),
+        Doc("Shape of the warmup at the start of a run; None: no warmup."),
     ] = None
     warmup_iters: Annotated[
-        float, Ge(0), Le(MOST), NUMBER, Doc("Length of the warm-up in iterations (epochs with warmup_by_epoch).")
+        float, Ge(0), Le(MOST), NUMBER, Doc("Length of the warmup in iterations (in epochs with warmup_by_epoch).")
     ] = 0
     warmup_ratio: Annotated[
-        float, Gt(0), Le(1), NUMBER, Doc("The first learning rate as a fraction of the policy's.")
+        float, Gt(0), Le(1), NUMBER, Doc("Initial learning rate of the warmup as a fraction of the policy's.")
     ] = 0.1
-    warmup_by_epoch: Annotated[Switch, Doc("Whether warmup_iters counts epochs.")] = False
+    warmup_by_epoch: Annotated[Switch, Doc("Measure warmup_iters in epochs; False: in iterations.")] = False
 
     def check(self) -> None:
         if self.warmup is not None and self.warmup_iters == 0:
@@ -38,31 +38,33 @@ class Warmup(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedPolicy(Warmup):
-    """The base learning rate, always."""
+    """Constant base learning rate."""
 
     policy: Literal["fixed"] = "fixed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPolicy(Warmup):
-    """The base rate, multiplied by `gamma` at every step."""
+    """Base rate multiplied by `gamma` at every step."""
 
     policy: Literal["step"] = "step"
     step: Annotated[
         Count | Annotated[tuple[Count, ...], ITEMS],
-        Doc("Epochs (iterations without by_epoch) between two steps, or a list of those at which they come."),
+        Doc("Epochs (iterations without by_epoch) between two steps, or a list of the epochs at which they occur."),
     ]
     gamma: Annotated[Factor, Doc("Factor on the learning rate at each step.")] = 0.1
-    min_lr: Annotated[Factor | None, Doc("The learning rate does not fall below this; None: no limit.")] = None
+    min_lr: Annotated[Factor | None, Doc("Lower limit of the learning rate; None: no limit.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineAnnealingPolicy(Warmup):
-    """Half a cosine from the base rate to `min_lr`, or to `min_lr_ratio` of the base rate."""
+    """Half a cosine from the base rate to `min_lr`, or to `min_lr_ratio` times the base rate."""
 
     policy: Literal["CosineAnnealing"] = "CosineAnnealing"
-    min_lr: Annotated[Factor | None, Doc("The last learning rate.")] = None
-    min_lr_ratio: Annotated[Factor | None, Doc("The last learning rate as a fraction of the first.")] = None
+    min_lr: Annotated[Factor | None, Doc("Final learning rate; None: min_lr_ratio sets it.")] = None
+    min_lr_ratio: Annotated[
+        Factor | None, Doc("Final learning rate as a fraction of the base rate; None: min_lr sets it.")
+    ] = None
 
     def check(self) -> None:
         super().check()
@@ -76,15 +78,15 @@ class PolyPolicy(Warmup):
 
     policy: Literal["poly"] = "poly"
     power: Annotated[Factor, Doc("Exponent of the polynomial.")] = 1.0
-    min_lr: Annotated[Factor, Doc("The last learning rate.")] = 0.0
+    min_lr: Annotated[Factor, Doc("Final learning rate.")] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpPolicy(Warmup):
-    """The base rate, multiplied by `gamma` each epoch (iteration without `by_epoch`)."""
+    """Base rate multiplied by `gamma` in each epoch (iteration without `by_epoch`)."""
 
     policy: Literal["exp"] = "exp"
-    gamma: Annotated[Factor, Doc("Factor on the learning rate in each epoch.")]
+    gamma: Annotated[Factor, Doc("Factor on the learning rate in each epoch (iteration without by_epoch).")]
 
 
 POLICIES: dict[str, type[Warmup]] = {
@@ -100,10 +102,10 @@ LrConfig = Annotated[
 
 
 def read_policy(given: Mapping[str, Any]) -> Warmup:
-    """The settings that a section `lr_config` stands for.
+    """Return the settings for a section `lr_config`.
 
     Raises:
-        ConfigError: an unknown policy or key, or a value out of range.
+        ConfigError: A policy or key is unknown, or a value is out of range.
     """
     from lbitcls.settings.parse import parse
 

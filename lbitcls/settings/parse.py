@@ -1,4 +1,4 @@
-"""Parsing values by settings classes: pydantic checks them, and its errors become ours, with place and suggestion."""
+"""Parsing of values into settings by pydantic, with errors that name the location and suggest a correction."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lbitcls.utils.errors import ConfigError, shown, suggest
 T = TypeVar("T")
 _UNIONS = (typing.Union, types.UnionType)
 _DICT = "a dict(…)"
-_OWNERS = {"": "a config", "--": "an export"}  # what keys belong to that are in no section
-_REMOTE = 1000  # an upper bound from which on it is named only to those who go beyond it
+_OWNERS = {"": "a config", "--": "an export"}  # owners of keys outside of sections
+_REMOTE = 1000  # upper bounds from here on are named only if a value exceeds them
 _ABOUT_KEYS = ("missing", "unexpected_keyword_argument", "invalid_key")
 
 
 def parse(kind: Any, value: Any, place: str = "") -> Any:
-    """`value` as `kind`, a settings class or an annotation of a field.
+    """Parse `value` as `kind`, a settings class or the annotation of a field.
 
     Args:
-        kind: what it is parsed by.
-        value: as a config gives it.
-        place: where in the config it is, for messages.
+        kind: Settings class or annotation to parse by.
+        value: Value from a config.
+        place: Location in the config, for messages.
 
     Raises:
-        ConfigError: parts of it are wrong; the message names all of them, one a line.
+        ConfigError: Parts of the value are wrong; the message names all of them, one per line.
     """
     from pydantic import ValidationError
 
@@ -45,7 +45,7 @@ def parse(kind: Any, value: Any, place: str = "") -> Any:
 
 
 def problems(kind: Any, value: Any, place: str = "") -> list[str]:
-    """A message for each wrong part of `value`; none where `parse` takes it."""
+    """Return a message for each wrong part of `value`; an empty list if `parse` accepts it."""
     try:
         parse(kind, value, place)
     except ConfigError as error:
@@ -69,7 +69,7 @@ def _messages(kind: Any, value: Any, place: str, details: Sequence[Mapping[str, 
 
 
 def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tuple[str, str]:
-    """The place that an error of pydantic is about, and what to tell of it."""
+    """Return the location of a pydantic error and the message for it."""
     about_key = detail["type"] in _ABOUT_KEYS
     where, annotation, given = list(_walk(kind, value, place, detail["loc"][:-1] if about_key else detail["loc"]))[-1]
     known = section_fields(annotation)
@@ -89,7 +89,7 @@ def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tu
 
 
 def _walk(kind: Any, value: Any, place: str, loc: Sequence[Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(place, annotation, value) at each level that both the annotation and `loc` have."""
+    """Yield (place, annotation, value) at each level that exists in both the annotation and `loc`."""
     yield place, kind, value
     for step in loc:
         if _marker(kind, Says) is not None:
@@ -104,7 +104,7 @@ def _walk(kind: Any, value: Any, place: str, loc: Sequence[Any]) -> Iterator[tup
 
 
 def _inner(kind: Any, step: Any) -> tuple[Any, bool] | None:
-    """The annotation of a part, and whether `step` is a key of the config; None: the step is pydantic's own."""
+    """Return a part's annotation and True if `step` is a key of the config; None if the step is pydantic's own."""
     base = _without_none(kind)
     tagged = _marker(kind, Tagged)
     if tagged is not None:
@@ -163,11 +163,11 @@ def _wrong_value(where: str, annotation: Any, given: Any) -> str:
 
 
 def describe(annotation: Any, given: Any = None) -> str:
-    """An annotation in words: `an integer from 1 to 8`, `one of 'a', 'b'`; None beside it is left out.
+    """Describe an annotation in words: `an integer from 1 to 8`, `one of 'a', 'b'`; an alternative None is left out.
 
     Args:
-        annotation: of a field.
-        given: the wrong value; an upper bound that nothing real comes near is named only where it is above.
+        annotation: Annotation of a field.
+        given: Wrong value; a very high upper bound is named only if the value exceeds it.
     """
     says = _marker(annotation, Says)
     if says is not None:
@@ -209,7 +209,7 @@ def _described(base: Any, marks: Sequence[Any], given: Any) -> str:
 
 
 def _bounds(marks: Sequence[Any], given: Any) -> str:
-    """` from 1 to 8`, ` ≥ 1`, ` > 0`, ` > 0 and ≤ 1`; a remote upper bound only where `given` is above it."""
+    """Return ` from 1 to 8`, ` ≥ 1`, ` > 0`, ` > 0 and ≤ 1`; a very high upper bound only if `given` exceeds it."""
     least = next((mark for mark in marks if isinstance(mark, (Ge, Gt))), None)
     most = next((mark for mark in marks if isinstance(mark, (Le, Lt)) and not _is_beside(mark, given)), None)
     if isinstance(least, Ge) and isinstance(most, Le):
@@ -220,13 +220,13 @@ def _bounds(marks: Sequence[Any], given: Any) -> str:
 
 
 def _is_beside(mark: Any, given: Any) -> bool:
-    """True for an upper bound so high that only a value above it needs to hear of it."""
+    """Return True for an upper bound so high that a message names it only for a value above it."""
     most: Any = mark.le if isinstance(mark, Le) else mark.lt
     return most >= _REMOTE and not (isinstance(given, (int, float)) and given > most)
 
 
 def section_fields(kind: Any) -> dict[str, Any]:
-    """The annotations of a settings class's fields, by name; none of anything else."""
+    """Return the annotations of a settings class's fields, by name; an empty dict for anything else."""
     base = _without_none(kind)
     if not (isinstance(base, type) and dataclasses.is_dataclass(base)):
         return {}
@@ -240,19 +240,19 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def tag_of(kind: Any, key: str) -> str | None:
-    """The value of the field `key` that names a class of a tagged union."""
+    """Return the value of the field `key` that selects this class in a tagged union."""
     hint = section_fields(kind).get(key)
     return typing.get_args(hint)[0] if hint is not None else None
 
 
 def doc_of(annotation: Any) -> str:
-    """The sentence that documents a field."""
+    """Return the sentence that documents a field."""
     mark = _marker(annotation, Doc)
     return "" if mark is None else mark.text
 
 
 def _marker(annotation: Any, kind: type[T]) -> T | None:
-    """A marker of an annotation, or of what it is beside None."""
+    """Return the marker of an annotation, or of its only alternative to None."""
     base, marks = _split(annotation)
     found = [mark for mark in marks if isinstance(mark, kind)]
     if found:
@@ -262,7 +262,7 @@ def _marker(annotation: Any, kind: type[T]) -> T | None:
 
 
 def _split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """What an annotation says, and its markers."""
+    """Return the type in an annotation, and its markers."""
     if typing.get_origin(annotation) is typing.Annotated:
         base, *marks = typing.get_args(annotation)
         return base, tuple(marks)
@@ -274,14 +274,14 @@ def _options(base: Any) -> tuple[Any, ...]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """The type in an annotation, without its markers and without None beside it."""
+    """Return the type in an annotation, without markers and without an alternative None."""
     base, _ = _split(annotation)
     alone = [option for option in _options(base) if option is not type(None)]
     return _without_none(alone[0]) if len(alone) == 1 and alone[0] is not base else base
 
 
 def _names(annotation: Any) -> Iterator[Any]:
-    """The values that an annotation lists."""
+    """Yield the values that an annotation lists."""
     base, _ = _split(annotation)
     if typing.get_origin(base) is Literal:
         yield from typing.get_args(base)
@@ -291,7 +291,7 @@ def _names(annotation: Any) -> Iterator[Any]:
 
 
 def is_number(annotation: Any) -> bool:
-    """Whether a field holds a number, or None."""
+    """Return True if a field accepts numbers only, or None."""
     base = _without_none(annotation)
     values = typing.get_args(base) if typing.get_origin(base) is Literal else ()
     return base in (int, float) or (bool(values) and all(type(value) is int for value in values))

@@ -1,4 +1,4 @@
-"""The keys of `quant_transformer`: which layers become quantized, and how."""
+"""Keys of `quant_transformer`: layers to quantize, and how."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Entries = Annotated[tuple[Any, ...], ITEMS]
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialLayers(Section):
-    """Layers by their full names, and an entry for each."""
+    """Full names of layers, and an entry for each."""
 
     PLACE: ClassVar[str] = "special_layers"
 
     layers_name: Annotated[Entries, Doc("Full names of layers.")] = ()
-    convert_type: Annotated[Entries, Doc("An entry for each of the layers; None: it stays float.")] = ()
+    convert_type: Annotated[Entries, Doc("Entry for each of these layers; None: the layer stays float.")] = ()
 
     def check(self) -> None:
         names, entries = len(self.layers_name), len(self.convert_type)
@@ -28,15 +28,15 @@ class SpecialLayers(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Section):
-    """Rules of the model transformer: the first that names a layer counts."""
+    """Rules of the model transformer; the first that matches a layer applies."""
 
     PLACE: ClassVar[str] = "quant_transformer"
 
-    quan_policy: Annotated[dict[str, Any], Doc("An entry for each kind of layer.")]
-    special_layers: Annotated[SpecialLayers | None, Doc("Layers by their full names, and an entry for each.")] = None
+    quan_policy: Annotated[dict[str, Any], Doc("Entry for each kind of layer, such as Conv2d or Linear.")]
+    special_layers: Annotated[SpecialLayers | None, Doc("Full names of layers, and an entry for each.")] = None
     exclude_layers: Annotated[
-        Text | Entries, Doc("Full names of layers, or of modules with all that is in them, that stay float.")
+        Text | Entries, Doc("Full names of layers, or of modules including their contents, that stay float.")
     ] = ()
-    fold_bn: Annotated[
-        Switch, Doc("Whether to quantize a Conv2d's weight as it is after its BatchNorm2d is folded into it.")
-    ] = False
+    fold_bn: Annotated[Switch, Doc("Quantize a Conv2d's weight with the BatchNorm2d that follows it folded in.")] = (
+        False
+    )

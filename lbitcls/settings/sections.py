@@ -1,4 +1,4 @@
-"""`Settings`: a whole config, each section parsed."""
+"""`Settings`: a config with every section parsed."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _WORKFLOW = Says("a list with 'train', such as [('train', 1)] or [('train', 2), 
 Epochs = Annotated[int, INTEGER, Ge(1), Le(10**6)]
 Seed = Annotated[int, INTEGER, Ge(0), Le(2**63 - 1)]
 Threads = Annotated[int, INTEGER, Ge(1), Le(4096)]
-_DEFAULTS = ("fp16", "feature_cache")  # an empty dict means the section with its defaults
-_NUMBERS = ("seed", "total_epochs", "num_threads")  # 0 has a meaning, or is wrong; elsewhere it is a switch that is off
+_DEFAULTS = ("fp16", "feature_cache")  # an empty dict selects the defaults
+_NUMBERS = ("seed", "total_epochs", "num_threads")  # 0 is a value or an error; in other sections it means off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,145 +59,170 @@ class DataConfig(Section):
 
     PLACE: ClassVar[str] = "data"
 
-    samples_per_gpu: Annotated[Count, Doc("Images in a batch of each process.")] = 32
+    samples_per_gpu: Annotated[Count, Doc("Batch size of each process, in images.")] = 32
     workers_per_gpu: Annotated[
-        int, INTEGER, Ge(0), Le(1024), Doc("Processes that read and augment; 0: none beside the one that trains.")
+        int,
+        INTEGER,
+        Ge(0),
+        Le(1024),
+        Doc("Data loading processes per training process; 0: it loads the images itself."),
     ] = 0
-    drop_last: Annotated[Switch, Doc("Whether to leave out a last training batch that is not full.")] = False
-    train: Annotated[Dataset, Doc("The data set to train on.")] = None
-    val: Annotated[Dataset, Doc("The data set to validate on.")] = None
-    test: Annotated[Dataset, Doc("The data set to test on; None: data.val.")] = None
-    calibration: Annotated[Dataset, Doc("The data set to calibrate on; None: data.train.")] = None
+    drop_last: Annotated[Switch, Doc("Drop the last training batch of an epoch if it is not full.")] = False
+    train: Annotated[Dataset, Doc("Data set to train on.")] = None
+    val: Annotated[Dataset, Doc("Data set to validate on.")] = None
+    test: Annotated[Dataset, Doc("Data set to test on; None: data.val.")] = None
+    calibration: Annotated[Dataset, Doc("Data set to calibrate on; None: data.train.")] = None
 
     def dataset(self, split: str) -> Component | None:
-        """The section of the data set `split`; None where there is none."""
+        """Return the section of the data set `split`; None if there is none."""
         return getattr(self, split, None) if split in SPLITS else None
 
     @property
     def tested(self) -> str:
-        """The split to test on: `test`, or `val` where that is missing."""
+        """Split to test on: `test`, or `val` if that is missing."""
         return "test" if self.test is not None else "val"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistParams(Section):
-    """Several processes."""
+    """Distributed training."""
 
     PLACE: ClassVar[str] = "dist_params"
 
-    backend: Annotated[Text | None, Doc("Backend of torch.distributed, nccl or gloo; None: as the device needs.")] = (
+    backend: Annotated[Text | None, Doc("Backend of torch.distributed, nccl or gloo; None: chosen for the device.")] = (
         None
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CustomImports(Section):
-    """Modules of the user's own."""
+    """User's own modules."""
 
     PLACE: ClassVar[str] = "custom_imports"
 
     imports: Annotated[Text | Annotated[tuple[Text, ...], ITEMS] | None, Doc("Names of modules to import.")] = None
-    allow_failed_imports: Annotated[Switch, Doc("Whether a module may be missing.")] = False
+    allow_failed_imports: Annotated[Switch, Doc("Continue if a module cannot be imported.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Section):
-    """A config, parsed: each section with its defaults; components of registries are dicts with `type`."""
+    """Parsed config: each section with its defaults; registry components are dicts with `type`."""
 
-    model: Annotated[Component, Doc("The classifier: backbone, neck, head.")] = field(default_factory=dict)
+    model: Annotated[Component, Doc("Classifier: backbone, neck, head.")] = field(default_factory=dict)
     data: Annotated[DataConfig, Doc("Data sets, batch size, workers.")] = field(default_factory=DataConfig)
     data_root: Annotated[
         Text | Annotated[tuple[Text | None, ...], ITEMS] | None,
         Says("a folder, '…', or a list of them"),
-        Doc("Folders below which relative data paths are looked for first."),
+        Doc("Folder or folders that are searched first for relative data paths."),
     ] = None
-    evaluation: Annotated[EvaluationConfig | None, Doc("How often and by what to validate.")] = None
-    quant_transformer: Annotated[Component | None, Doc("Which layers become quantized, and how.")] = None
+    evaluation: Annotated[
+        EvaluationConfig | None, Doc("Validation interval and metrics, and the rule for the best weights.")
+    ] = None
+    quant_transformer: Annotated[Component | None, Doc("Layers to quantize, and how; None: a float model.")] = None
     calibration: Annotated[
-        CalibrationConfig | None, Doc("When and from how much data the quantizers take their first values.")
+        CalibrationConfig | None, Doc("When to initialize the quantizers, and on how much data.")
     ] = None
-    optimizer: Annotated[Component, Doc("An optimizer of torch.optim by its name, with its arguments.")] = field(
+    optimizer: Annotated[Component, Doc("Optimizer of torch.optim by name, with its arguments.")] = field(
         default_factory=dict
     )
     optimizer_config: Annotated[OptimizerConfig, Doc("Gradient clipping and accumulation.")] = field(
         default_factory=OptimizerConfig
     )
-    lr_config: Annotated[LrConfig | None, Doc("Policy of the learning rate, and its warm-up; None: a fixed rate.")] = (
+    lr_config: Annotated[LrConfig | None, Doc("Learning rate policy and warmup; None: a constant learning rate.")] = (
         None
     )
     total_epochs: Annotated[Epochs | None, Doc("Length of the run in epochs.")] = None
     checkpoint_config: Annotated[
-        CheckpointConfig, Doc("How often to save, and how many to keep; None in a config: only at the end.")
+        CheckpointConfig, Doc("Interval of checkpoints and number to keep; None in a config: save only at the end.")
     ] = field(default_factory=CheckpointConfig)
-    log_config: Annotated[LogConfig, Doc("Loggers and their interval.")] = field(default_factory=LogConfig)
-    log_level: Annotated[Text | Index, Doc("The least level of messages: DEBUG, INFO, WARNING, ERROR.")] = "INFO"
-    load_from: Annotated[Text | None, Doc("Weights to start from: a file or a published name.")] = None
-    resume_from: Annotated[Text | None, Doc("A checkpoint of a run to resume.")] = None
-    work_dir: Annotated[Text | None, Doc("The folder of the run; None: work_dirs/ and the config's name.")] = None
+    log_config: Annotated[LogConfig, Doc("Loggers, their interval, and the figures of a run.")] = field(
+        default_factory=LogConfig
+    )
+    log_level: Annotated[Text | Index, Doc("Lowest level of logged messages: DEBUG, INFO, WARNING, ERROR.")] = "INFO"
+    load_from: Annotated[Text | None, Doc("Weights to initialize from: a checkpoint file or a published name.")] = None
+    resume_from: Annotated[Text | None, Doc("Checkpoint of the run to resume.")] = None
+    work_dir: Annotated[Text | None, Doc("Work directory of the run; None: work_dirs/ plus the config's name.")] = None
     workflow: Annotated[
         Annotated[tuple[WorkflowStep, ...], ITEMS],
         _WORKFLOW,
-        Doc("Order of train and val epochs."),
+        Doc("Order of training and validation epochs, each as (mode, number of epochs)."),
     ] = (("train", 1),)
     dist_params: Annotated[DistParams, Doc("Backend of torch.distributed.")] = field(default_factory=DistParams)
-    fp16: Annotated[Autocast | None, Shorthand(text="dtype"), Doc("The older way to write amp with float16.")] = None
-    amp: Annotated[Autocast | None, Shorthand(text="dtype"), Doc("Autocast: True, a type, or its options.")] = None
-    seed: Annotated[Seed | None, Doc("Seed of everything random; None: drawn and logged.")] = None
-    deterministic: Annotated[Switch, Doc("Only kernels that give the same bits each time.")] = False
-    cudnn_benchmark: Annotated[Switch, Doc("Let cuDNN choose kernels by timing.")] = False
-    find_unused_parameters: Annotated[Switch, Doc("As DistributedDataParallel takes it.")] = False
-    sycbn: Annotated[Switch, Doc("BatchNorm statistics over all GPUs.")] = False
-    cpu_only: Annotated[Switch, Doc("Train on the CPU, whatever device says.")] = False
-    device: Annotated[Text | None, Doc("Device: cpu, cuda, cuda:1; None: the first GPU, or the CPU.")] = None
-    num_threads: Annotated[Threads | None, Doc("Threads of each process on the CPU; None: PyTorch's choice.")] = None
+    fp16: Annotated[
+        Autocast | None, Shorthand(text="dtype"), Doc("Older spelling of amp, with float16 by default.")
+    ] = None
+    amp: Annotated[
+        Autocast | None,
+        Shorthand(text="dtype"),
+        Doc("Mixed precision by autocast: True, a data type, or a dict of options."),
+    ] = None
+    seed: Annotated[Seed | None, Doc("Random seed of the run; None: drawn at random and logged.")] = None
+    deterministic: Annotated[Switch, Doc("Use only kernels that give bit-identical results each time.")] = False
+    cudnn_benchmark: Annotated[Switch, Doc("Let cuDNN choose its kernels by timing them.")] = False
+    find_unused_parameters: Annotated[
+        Switch, Doc("DistributedDataParallel's option: allow parameters without a gradient.")
+    ] = False
+    sycbn: Annotated[Switch, Doc("Compute BatchNorm statistics over all GPUs.")] = False
+    cpu_only: Annotated[Switch, Doc("Train on the CPU, regardless of device.")] = False
+    device: Annotated[
+        Text | None, Doc("Device to run on, such as cpu, cuda or cuda:1; None: the first GPU, or else the CPU.")
+    ] = None
+    num_threads: Annotated[Threads | None, Doc("CPU threads per process; None: PyTorch's choice.")] = None
     gpu_ids: Annotated[
         Annotated[tuple[Index, ...], ITEMS] | None,
         Says("a list of integers ≥ 0"),
-        Doc("Numbers of the GPUs, one for each process of a node."),
+        Doc("Indices of the GPUs to use, one per process of a node."),
     ] = None
-    custom_hooks: Annotated[Items, Doc("Hooks of your own.")] = ()
+    custom_hooks: Annotated[Items, Doc("Hooks of your own, added to those of every run.")] = ()
     custom_imports: Annotated[CustomImports, Doc("Modules of your own to import.")] = field(
         default_factory=CustomImports
     )
-    compile: Annotated[Switch, Doc("torch.compile the model.")] = False
-    kernels: Annotated[Literal["auto", "plain", "fused"], Doc("Kernels of quantizers.")] = "auto"
-    ema: Annotated[EmaConfig | None, Shorthand(), Doc("Exponential moving average of the weights.")] = None
-    feature_cache: Annotated[
-        FeatureCacheConfig | None, Shorthand(), Doc("Keep the features of a frozen backbone in memory.")
+    compile: Annotated[Switch, Doc("Compile the model with torch.compile.")] = False
+    kernels: Annotated[
+        Literal["auto", "plain", "fused"],
+        Doc("Quantizer kernels: plain (PyTorch), fused (compiled), or auto (fused if there is a compiler)."),
+    ] = "auto"
+    ema: Annotated[
+        EmaConfig | None, Shorthand(), Doc("Exponential moving average of the weights: True, or a dict of options.")
     ] = None
-    channels_last: Annotated[Switch, Doc("channels_last as memory format of images and convolutions.")] = False
+    feature_cache: Annotated[
+        FeatureCacheConfig | None,
+        Shorthand(),
+        Doc("Keep the features of a frozen backbone in memory: True, or a dict of options."),
+    ] = None
+    channels_last: Annotated[Switch, Doc("Use the memory format channels_last for images and convolutions.")] = False
     export: Annotated[
-        ExportSection | None, Doc("Write the best weights as an integer model when the run is complete.")
+        ExportSection | None, Doc("Export of the best weights when the run is complete; None: no export.")
     ] = None
 
     @property
     def source(self) -> Config:
-        """The config that it was read from, as logs, checkpoints and `model.cfg` have it."""
+        """Config that it was parsed from, as stored in logs, checkpoints and `model.cfg`."""
         return self.__dict__["_source"]
 
     @property
     def text(self) -> str:
-        """The config as Python text that reads back equal."""
+        """Config as Python text, which reads back as an equal config."""
         return self.source.pretty_text
 
     @property
     def epochs(self) -> int:
-        """`total_epochs`; 0 where it is not given."""
+        """`total_epochs`; 0 if not given."""
         return self.total_epochs or 0
 
     @property
     def roots(self) -> list[str | None]:
-        """The folders of `data_root`."""
+        """Folders of `data_root`."""
         return list(self.data_root) if isinstance(self.data_root, tuple) else [self.data_root]
 
     @property
     def run_folder(self) -> Path:
-        """`work_dir`, or `work_dirs/` and the config's name."""
+        """`work_dir`, or `work_dirs/` plus the config's name."""
         stem = Path(self.source.filename).stem if self.source.filename else "run"
         return Path(self.work_dir or Path("work_dirs") / stem).expanduser()
 
     def changed(self, **sections: Any) -> Settings:
-        """A copy with other values of sections, in `source` too."""
+        """Return a copy with other section values, also in `source`."""
         config = copy.deepcopy(self.source)
         config.merge_from_dict(sections)
         return _of(config)
@@ -207,7 +232,7 @@ class Settings(Section):
             raise ValueError(f"workflow must be {_WORKFLOW.text}; got {list(self.workflow)!r}.")
 
     def require(self, names: Iterable[str], purpose: str) -> None:
-        """Raise `ConfigError` when a section of `names`, which `purpose` ("training") needs, is not given."""
+        """Raise `ConfigError` if a section in `names`, which `purpose` ("training") needs, is missing."""
         missing = [f"{name} ({SECTIONS[name]})" for name in names if getattr(self, name) in (None, {}, DataConfig())]
         if missing:
             config = self.source.filename or ""
@@ -215,13 +240,13 @@ class Settings(Section):
 
 
 def read_settings(cfg: ConfigLike) -> Settings:
-    """Parse a config: the one door between configs and the code that they set.
+    """Parse a config into settings: the only entry from configs to the code that they control.
 
     Args:
-        cfg: a config, the path of its file, a mapping of sections; or settings, which come back as they are.
+        cfg: Config, path of its file, or mapping of sections; or settings, which are returned unchanged.
 
     Raises:
-        ConfigError: values are wrong; the message names all of them, one a line.
+        ConfigError: Values are wrong; the message names all of them, one per line.
 
     Example:
         >>> read_settings({"evaluation": {"interval": 2}}).evaluation.interval
@@ -233,7 +258,7 @@ def read_settings(cfg: ConfigLike) -> Settings:
 
 
 def as_config(cfg: ConfigLike) -> Config:
-    """The config that a path, a mapping or settings stand for."""
+    """Return the config for a path, a mapping or settings."""
     if isinstance(cfg, Settings):
         return cfg.source
     if isinstance(cfg, (str, os.PathLike)):
@@ -243,7 +268,7 @@ def as_config(cfg: ConfigLike) -> Config:
 
 def _of(config: Config) -> Settings:
     try:
-        format_config(config.to_dict())  # what is none of a config's values has its own message
+        format_config(config.to_dict())  # a value that no config can contain has its own message
     except RecursionError:
         raise ConfigError("a value of the config contains itself, or is nested too deeply.") from None
     settings: Settings = parse(Settings, given_sections(dict(config)))
@@ -252,9 +277,9 @@ def _of(config: Config) -> Settings:
 
 
 def given_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections among the names of a config, without those that are None, False or empty: they are not wanted.
+    """Return the sections among a config's names, without those that are switched off (None, False or empty).
 
-    `checkpoint_config = None` has a meaning of its own.
+    `checkpoint_config = None` means: save only at the end.
     """
     known = {name: value for name, value in sections.items() if name in SECTIONS}
     if known.get("checkpoint_config", {}) is None:
@@ -269,4 +294,4 @@ def _wanted(name: str, value: Any) -> bool:
 
 
 ConfigLike = Config | Settings | Mapping[str, Any] | str | os.PathLike[str]
-"""What public functions take as a config."""
+"""Type of config that public functions accept."""

@@ -1,4 +1,4 @@
-"""The sections of a training: how it steps, validates, saves, logs, and when its quantizers come on."""
+"""Sections of a training run: optimizer step, validation, checkpoints, logs, and calibration of the quantizers."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ EveryOrEnd = Literal[-1] | Count
 
 @dataclass(frozen=True, kw_only=True)
 class GradClip(Section):
-    """Clipping of the gradient's norm."""
+    """Clipping of the gradient norm."""
 
     PLACE: ClassVar[str] = "optimizer_config.grad_clip"
 
-    max_norm: Annotated[PositiveOrInf, Doc("The largest norm of all gradients together.")]
-    norm_type: Annotated[PositiveOrInf, Doc("The p of the p-norm; infinity: the largest gradient.")] = 2.0
+    max_norm: Annotated[PositiveOrInf, Doc("Maximum norm of all gradients together.")]
+    norm_type: Annotated[PositiveOrInf, Doc("Order p of the p-norm; infinity: the largest absolute gradient.")] = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +47,18 @@ class OptimizerConfig(Section):
 
     PLACE: ClassVar[str] = "optimizer_config"
 
-    grad_clip: Annotated[GradClip | None, Doc("Clipping of the gradient's norm; None: none.")] = None
-    cumulative_iters: Annotated[Count, Doc("Batches whose mean gradient makes one step.")] = 1
+    grad_clip: Annotated[GradClip | None, Doc("Clipping of the gradient norm; None: no clipping.")] = None
+    cumulative_iters: Annotated[Count, Doc("Number of batches whose mean gradient makes one optimizer step.")] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParamMults(Section):
-    """Factors for the parameters that an entry of `custom_keys` names."""
+    """Factors for the parameters that a key of `custom_keys` matches."""
 
     PLACE: ClassVar[str] = "optimizer.paramwise_cfg.custom_keys"
 
     lr_mult: Annotated[Factor | None, Doc("Factor on the learning rate; None: 1.")] = None
-    decay_mult: Annotated[Factor | None, Doc("Factor on the weight decay; None: 1, of quantizers 0.")] = None
+    decay_mult: Annotated[Factor | None, Doc("Factor on the weight decay; None: 1, for quantizers 0.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +67,28 @@ class ParamwiseConfig(Section):
 
     PLACE: ClassVar[str] = "optimizer.paramwise_cfg"
 
-    norm_decay_mult: Annotated[Factor, Doc("On the weight decay of normalization layers.")] = 1.0
-    bias_decay_mult: Annotated[Factor, Doc("On the weight decay of other biases.")] = 1.0
-    bias_lr_mult: Annotated[Factor, Doc("On the learning rate of other biases.")] = 1.0
-    dwconv_decay_mult: Annotated[Factor | None, Doc("On the weight decay of depthwise convolutions.")] = None
+    norm_decay_mult: Annotated[Factor, Doc("Factor on the weight decay of normalization layers.")] = 1.0
+    bias_decay_mult: Annotated[Factor, Doc("Factor on the weight decay of other biases.")] = 1.0
+    bias_lr_mult: Annotated[Factor, Doc("Factor on the learning rate of other biases.")] = 1.0
+    dwconv_decay_mult: Annotated[
+        Factor | None, Doc("Factor on the weight decay of depthwise convolutions; None: no separate factor.")
+    ] = None
     custom_keys: Annotated[
-        dict[str, ParamMults] | None, Doc("Factors by a part of a parameter's name, instead of the others.")
+        dict[str, ParamMults] | None, Doc("Factors for parameters whose names contain a key, instead of the others.")
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Section):
-    """How often a run saves, and how many checkpoints it keeps."""
+    """Interval of checkpoints, and the number to keep."""
 
     PLACE: ClassVar[str] = "checkpoint_config"
 
     interval: Annotated[
-        EveryOrEnd, Doc("Epochs between two checkpoints (iterations without by_epoch); -1: only at the end.")
+        EveryOrEnd, Doc("Epochs (iterations without by_epoch) between two checkpoints; -1: only at the end.")
     ] = 1
-    by_epoch: Annotated[Switch, Doc("Whether interval counts epochs; False: iterations, also in mid-epoch.")] = True
-    max_keep_ckpts: Annotated[EveryOrEnd, Doc("How many checkpoints to keep; -1: all.")] = -1
+    by_epoch: Annotated[Switch, Doc("Measure interval in epochs; False: in iterations, also mid-epoch.")] = True
+    max_keep_ckpts: Annotated[EveryOrEnd, Doc("Number of checkpoints to keep; -1: all.")] = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,49 +98,47 @@ class MetricOptions(Section):
     PLACE: ClassVar[str] = "evaluation.metric_options"
 
     topk: Annotated[
-        Count | Annotated[tuple[Count, ...], ITEMS], Doc("The k of each accuracy top-k, as (1, 5) or 3.")
+        Count | Annotated[tuple[Count, ...], ITEMS], Doc("Values of k for top-k accuracy, such as (1, 5) or 3.")
     ] = (1, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
-    """How often and by what a run validates, and which weights it keeps as the best."""
+    """Validation interval and metrics, and the rule for the best weights."""
 
     PLACE: ClassVar[str] = "evaluation"
 
     interval: Annotated[Count, Doc("Epochs between two validations.")] = 1
-    start: Annotated[Index, Doc("No validation before this epoch.")] = 0
+    start: Annotated[Index, Doc("No regular validation before this epoch.")] = 0
     metric: Annotated[
-        Metric | Annotated[tuple[Metric, ...], ITEMS], Doc("One or several metrics; accuracy is always among them.")
+        Metric | Annotated[tuple[Metric, ...], ITEMS], Doc("One or several metrics; accuracy is always included.")
     ] = "accuracy"
     metric_options: Annotated[MetricOptions | None, Doc("Options of the metrics.")] = None
     save_best: Annotated[
-        Text | None, Doc("The result that says which weights are best (loss: the lowest); None: none are kept.")
+        Text | None, Doc("Result that decides which weights are best (loss: the lowest); None: keep no best weights.")
     ] = "top-1"
-    reload_best: Annotated[Switch, Doc("Whether the model gets the best weights again when the run is complete.")] = (
-        True
-    )
+    reload_best: Annotated[Switch, Doc("Load the best weights into the model when the run is complete.")] = True
     train: Annotated[
         Switch | Count | None,
         Says("True, False, or a number of images ≥ 1"),
-        Doc("Whether to measure accuracy on the training set too, or on how many of its images."),
+        Doc("Measure accuracy on the training set too: True, or the number of its images to use."),
     ] = None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The metrics, accuracy first."""
+        """Metrics, accuracy first."""
         given = (self.metric,) if isinstance(self.metric, str) else self.metric
         return tuple(dict.fromkeys(("accuracy", *given)))
 
     @property
     def topk(self) -> tuple[int, ...]:
-        """The k of each accuracy top-k."""
+        """Values of k for top-k accuracy."""
         given = (self.metric_options or MetricOptions()).topk
         return (given,) if isinstance(given, int) else given
 
     @property
     def best_key(self) -> str | None:
-        """The result that says which weights are best, the older spellings `auto` and `accuracy_top-1` put right."""
+        """Result that decides which weights are best; older spellings (`auto`, `accuracy_top-1`) are converted."""
         if not self.save_best:
             return None
         return "top-1" if self.save_best == "auto" else self.save_best.removeprefix("accuracy_")
@@ -153,63 +153,67 @@ class EvaluationConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig(Section):
-    """When and from how much data the quantizers take their first values."""
+    """When to initialize the quantizers, and on how much data."""
 
     PLACE: ClassVar[str] = "calibration"
 
-    epoch: Annotated[Index, Doc("The epoch, from 0, at whose start the quantizers come on.")] = 0
-    num_batches: Annotated[Count, Doc("Training batches that the first values are taken from.")] = 8
+    epoch: Annotated[Index, Doc("Epoch (from 0) at whose start the quantizers are switched on.")] = 0
+    num_batches: Annotated[Count, Doc("Number of training batches from which the quantizers are initialized.")] = 8
     method: Annotated[
-        RangeRule | None, Doc("The rule that finds ranges in the data; None: each quantization method's own.")
+        RangeRule | None, Doc("Rule that finds ranges in these batches; None: each quantization method's own.")
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig(Section):
-    """What a run reports, how often and where."""
+    """Loggers, their interval, and the figures of a run."""
 
     PLACE: ClassVar[str] = "log_config"
 
     interval: Annotated[
-        Count | None, Doc("Iterations between two records; None: 100, or enough for ten records in a short epoch.")
+        Count | None,
+        Doc("Iterations between two records; None: 100, or fewer in a short epoch, for at least ten records."),
     ] = None
     hooks: Annotated[
-        Annotated[tuple[Component, ...], ITEMS] | None, Doc("Loggers, beside log.jsonl, which is always written.")
+        Annotated[tuple[Component, ...], ITEMS] | None,
+        Doc("Loggers in addition to log.jsonl, which is always written."),
     ] = ({"type": "TextLoggerHook"},)
-    pictures: Annotated[Switch, Doc("Whether a run ends with pictures in its work directory.")] = True
+    pictures: Annotated[Switch, Doc("Draw figures in the work directory at the end of a run.")] = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Autocast(Section):
-    """The type that forward passes compute in, and the scale of the loss for float16."""
+    """Data type of forward passes, and the loss scale for float16."""
 
     PLACE: ClassVar[str] = "amp"
 
-    dtype: Annotated[DType | None, Doc("The type of autocast; None: bf16 of amp, fp16 of fp16.")] = None
+    dtype: Annotated[DType | None, Doc("Data type of autocast; None: bf16 for amp, fp16 for fp16.")] = None
     loss_scale: Annotated[
         Literal["dynamic"] | Positive,
         Says("'dynamic' or a number > 0"),
-        Doc("Factor on the loss in float16, which keeps small gradients."),
+        Doc("Factor on the loss in float16, which preserves small gradients."),
     ] = "dynamic"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig(Section):
-    """The exponential moving average of the weights, which is what is validated and saved."""
+    """Exponential moving average of the weights, which a run validates and saves."""
 
     PLACE: ClassVar[str] = "ema"
 
-    decay: Annotated[float, Ge(0), Lt(1), NUMBER, Doc("How much of the average a step keeps, in [0, 1).")] = 0.999
+    decay: Annotated[float, Ge(0), Lt(1), NUMBER, Doc("Fraction of the average that each step keeps, in [0, 1).")] = (
+        0.999
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCacheConfig(Section):
-    """The memory for the features of a frozen backbone."""
+    """Memory for the features of a frozen backbone."""
 
     PLACE: ClassVar[str] = "feature_cache"
 
     max_mib: Annotated[
-        Positive, Doc("What the features of all data sets may take, in MiB; more are computed in each epoch.")
+        Positive, Doc("Memory limit for the features of all data sets, in MiB; the rest are recomputed in each epoch.")
     ] = 1024.0
 
 

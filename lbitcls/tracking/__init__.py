@@ -1,1 +1,1 @@
-"""Records of a run: TensorBoard, pictures, the first and the last lines of its log, its summary."""
+"""Records of a run: TensorBoard, figures, first and last lines of the log, summary."""

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard: scalars, histograms, pictures, texts, and a line of the table of hyperparameters."""
+"""TensorBoard event files: scalars, histograms, images, texts, and a row in the table of hyperparameters."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Board:
-    """The event files of a run in one folder; nothing is there before the first entry.
+    """Event files of a run in one folder; no file is created before the first entry.
 
     Steps are iterations of the run.
 
     Args:
-        folder: where they go.
-        start: what an earlier process wrote there for this step and later ones is no longer shown; None: all is.
+        folder: Folder for the event files.
+        start: Step from which entries of an earlier process are hidden; None: all are shown.
 
     Raises:
         DependencyError: TensorBoard is not installed.
@@ -38,7 +38,7 @@ class Board:
 
     @property
     def writer(self) -> SummaryWriter:
-        """PyTorch's writer; after `close` another one, of a further file."""
+        """PyTorch's `SummaryWriter`; after `close` a new one, with a new file."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -46,7 +46,7 @@ class Board:
         return self._writer
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write numbers by name."""
+        """Write scalars by name."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
@@ -54,11 +54,11 @@ class Board:
         """Write a histogram.
 
         Args:
-            name: of it.
-            start: lower border of the first bin.
-            width: of each bin.
-            counts: of the bins, not all 0; empty ones at the ends are left out.
-            step: the iteration.
+            name: Name of the histogram.
+            start: Lower edge of the first bin.
+            width: Width of each bin.
+            counts: Counts of the bins, not all 0; empty bins at the ends are left out.
+            step: Iteration.
         """
         filled = np.flatnonzero(counts)
         first, last = int(filled[0]), int(filled[-1])
@@ -97,15 +97,15 @@ class Board:
         first: Collection[str],
         metrics: Sequence[str],
     ) -> None:
-        """Begin the run's line in the table of hyperparameters, in this folder itself, so that it is one run.
+        """Start the run's row in the table of hyperparameters, in this same folder, so that it stays one run.
 
-        Only what is written first counts: neither the line nor the columns can be changed later.
+        Only the first entry counts: neither the row nor the columns can be changed later.
 
         Args:
-            values: of the run, by the name of the column.
-            columns: any value of the type of each column. TensorBoard takes the columns of all runs from one of them.
-            first: columns that come first; five are shown before anything is chosen.
-            metrics: names of scalars, whose last values stand in the table.
+            values: Values of the run, by column name.
+            columns: An example value of each column's type. TensorBoard reads the columns of all runs from one run.
+            first: Columns to show first; five are shown by default.
+            metrics: Names of scalars whose last values appear in the table.
         """
         from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
@@ -118,14 +118,14 @@ class Board:
         self._add_hparams("SESSION_START_INFO", session_start_info=line)
 
     def end_hparams(self) -> None:
-        """Mark the run's line as that of a complete run."""
+        """Mark the run's row as complete."""
         from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
         end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
         self._add_hparams("SESSION_END_INFO", session_end_info=end)
 
     def _add_hparams(self, tag: str, **content: Any) -> None:
-        """What `SummaryWriter.add_hparams` writes too, but to a folder of its own, which would be a second run."""
+        """Write the entry of `SummaryWriter.add_hparams`; that function writes to a separate folder: a second run."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
@@ -139,14 +139,14 @@ class Board:
         files.add_summary(Summary(value=[value]), step)
 
     def close(self) -> None:
-        """Write what is pending, and end the file."""
+        """Write pending entries and close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer, self._start = None, None
 
 
 def _encoded(image: np.ndarray) -> bytes:
-    """An image as PNG or JPEG, whichever is smaller: drawings stay sharp, and photos take little room."""
+    """Encode an image as PNG or JPEG, whichever is smaller: drawings stay sharp, and photos need little space."""
     buffers = {"PNG": io.BytesIO(), "JPEG": io.BytesIO()}
     for kind, buffer in buffers.items():
         Image.fromarray(image).save(buffer, kind, quality=90)
@@ -158,13 +158,13 @@ def _column(name: str, value: float | str, first: bool) -> Any:
 
     kind = api_pb2.DATA_TYPE_STRING if isinstance(value, str) else api_pb2.DATA_TYPE_FLOAT64
     info = api_pb2.HParamInfo(name=name, type=kind)
-    if first and "differs" in info.DESCRIPTOR.fields_by_name:  # this puts it before the others; older ones lack it
+    if first and "differs" in info.DESCRIPTOR.fields_by_name:  # shows the column first; older versions lack this field
         info.differs = True
     return info
 
 
 def write_pictures(folder: str | Path, pictures: Mapping[str, np.ndarray], step: int = 0) -> None:
-    """Write images, uint8 (H, W, 3), for TensorBoard into `folder`.
+    """Write images, uint8 (H, W, 3), for TensorBoard to `folder`.
 
     Raises:
         DependencyError: TensorBoard is not installed.
@@ -175,7 +175,7 @@ def write_pictures(folder: str | Path, pictures: Mapping[str, np.ndarray], step:
 
 
 def require_tensorboard() -> None:
-    """Raise `DependencyError` where TensorBoard is not installed."""
+    """Raise `DependencyError` if TensorBoard is not installed."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:

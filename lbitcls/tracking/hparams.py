@@ -1,4 +1,4 @@
-"""What runs differ in: the columns of TensorBoard's table of hyperparameters, read from a config and its model."""
+"""Columns of TensorBoard's table of hyperparameters, read from a config and its model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ COLUMNS: dict[str, Value] = {
     **{"calibration_epoch": 0.0, "epochs": 0.0, "batch_size": 0.0, "optimizer": "", "lr": 0.0, "lr_policy": ""},
     **{"momentum": 0.0, "weight_decay": 0.0, "ema_decay": 0.0, "precision": "", "kernels": "", "seed": 0.0},
 }
-"""Every column with a value of its type; those that a config does not have stay empty in its line."""
+"""Every column with a value of its type; columns that a config does not set stay empty in its row."""
 FIRST = ("method", "bits", "lr", "epochs", "seed")
 
 
 def hyperparameters(settings: Settings, runner: EpochRunner) -> dict[str, Value]:
-    """The columns' values for a run, without those that it does not have."""
+    """Return the column values of a run, without the columns that it does not have."""
     optimizer, calibration = settings.optimizer, settings.calibration or CalibrationConfig()
     values = {
         "backbone": _backbone(settings.model.get("backbone") or {}),
@@ -51,9 +51,9 @@ def hyperparameters(settings: Settings, runner: EpochRunner) -> dict[str, Value]
 
 
 def quantization(model: nn.Module) -> dict[str, Value]:
-    """Method and bits of a model's quantized layers: those of most layers as numbers, all of them as a text.
+    """Return method and bits of a model's quantized layers: the most frequent bits as numbers, all bits as text.
 
-    The text counts the layers where their bits differ: `W4A4 (6), W8A8 (2)`.
+    If layers differ in their bits, the text counts them: `W4A4 (6), W8A8 (2)`.
 
     Example:
         >>> quantization(nn.Linear(2, 2))
@@ -87,7 +87,7 @@ def _backbone(section: Mapping[str, Any]) -> str:
 
 
 def as_value(value: Any, example: Value = "") -> Value:
-    """`value` as the table takes it: a number where it is one and the column's `example` is one, else a text."""
+    """Convert `value` for the table: to a number if it and the column's `example` are numbers, else to a string."""
     if isinstance(example, str) or isinstance(value, bool):
         return str(value)
     try:
@@ -97,10 +97,10 @@ def as_value(value: Any, example: Value = "") -> Value:
 
 
 def config_values(cfg: Mapping[str, Any] | None, keys: Iterable[str]) -> dict[str, Value]:
-    """The values that dotted `keys` have in a config, in which a number is a place in a list.
+    """Return the values of dotted `keys` in a config; a number in a key is an index in a list.
 
     Raises:
-        ConfigError: a key is not there, or is that of a section or a list.
+        ConfigError: A key is missing, or names a section or a list.
     """
     return {key: _config_value(dict(cfg or {}), key) for key in keys}
 

@@ -1,4 +1,4 @@
-"""What the log of a run says first: its images, its classes, the shape of a batch, the parameters of its model."""
+"""First lines of a run's log: images, classes, batch shape, model parameters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lbitcls.core.runner import EpochRunner
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.protocols import BatchLoader, Classifier
 
-_CLASSES = 10  # names that fit the line
+_CLASSES = 10  # class names that fit in the line
 
 
 def describe_run(runner: EpochRunner) -> None:
-    """Log the parts of the data, the classes, the shape of a batch, and the parameters of each part of the model."""
+    """Log the parts of the data, the classes, the batch shape, and the parameters of each part of the model."""
     loader = runner.loader
     counts = {"train": len(loader.dataset)}
     validation = runner.find(EvaluationHook)
@@ -28,7 +28,7 @@ def describe_run(runner: EpochRunner) -> None:
 
 
 def parameters(model: nn.Module) -> list[str]:
-    """How many parameters a model has, in all and by part, and how many of them are trained.
+    """Describe the number of a model's parameters, in total and by part, and how many of them are trained.
 
     Example:
         >>> parameters(nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1).requires_grad_(False)))
@@ -44,7 +44,7 @@ def _said(module: nn.Module) -> str:
 
 
 def _count(module: nn.Module) -> tuple[int, int]:
-    """(trained, frozen)."""
+    """Return the numbers of (trained, frozen) parameters."""
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return trained, sum(p.numel() for p in module.parameters()) - trained
 
@@ -58,7 +58,7 @@ def _classes(model: Classifier) -> str:
 
 
 def _batch_shape(loader: BatchLoader, seed: int) -> str:
-    """(N, C, H, W) by the first image that can be read; with batches of the size that the config gives."""
+    """Return (N, C, H, W) as text: N is the loader's batch size, the rest the shape of the first readable image."""
     for index in loader.order(0):
         try:
             shape = tuple(loader.dataset.sample(seed, 0, int(index))["img"].shape)

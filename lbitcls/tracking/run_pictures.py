@@ -1,4 +1,4 @@
-"""The pictures of a run: what goes into them from data sets and models, and those that every training ends with."""
+"""Figures of a run: their images and predictions, and the figures drawn at the end of every training run."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 Show = Callable[[EpochRunner, str, np.ndarray], None]
 SHOWN = 24  # images in a grid
-MOST = 10_000  # images that a run's confusion matrix is drawn from
+MOST = 10_000  # at most this many images in a run's confusion matrix
 
 
 def mixed(dataset: BaseDataset, number: int) -> list[int]:
-    """Positions of `number` samples, or of all, in an order that mixes the classes and is always the same."""
+    """Return the positions of `number` samples, or of all, in a fixed order that mixes the classes."""
     return np.random.default_rng(0).permutation(len(dataset))[:number].tolist()
 
 
 def read_images(dataset: BaseDataset, indices: Iterable[int], seed: int = 0) -> dict[int, np.ndarray]:
-    """The samples `indices` as the model sees them in the first epoch, to look at: (H, W) or (H, W, 3) in 0-1.
+    """Return the samples `indices` for display, as the model sees them in the first epoch: (H, W) or (H, W, 3) in 0-1.
 
-    Under `on_error='skip'` unreadable ones are left out.
+    With `on_error='skip'` unreadable images are left out.
     """
     steps = dataset.pipeline.transforms
     undo = [step.undo if isinstance(step, Normalize) else _undo_v2(step) for step in steps]
@@ -65,7 +65,7 @@ def read_images(dataset: BaseDataset, indices: Iterable[int], seed: int = 0) -> 
 
 
 def _undo_v2(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What undoes a step that is torchvision's `Normalize`; None for any other."""
+    """Return the inverse of a step that is torchvision's `Normalize`; None for any other step."""
     function: Any = getattr(step, "function", None)
     if type(function).__name__ != "Normalize":
         return None
@@ -83,10 +83,10 @@ def predict(
     workers: int = 0,
     shown: bool = False,
 ) -> tuple[list[Prediction], int]:
-    """What `model` says, in eval mode, of the samples `indices`; and the number of its classes.
+    """Return the predictions of `model`, in eval mode, for the samples `indices`, and its number of classes.
 
-    Nothing is asked of other processes. Unreadable images are left out under `on_error='skip'`. `shown` gives a
-    progress bar on a terminal.
+    There is no communication with other processes. With `on_error='skip'` unreadable images are left out. `shown`
+    displays a progress bar on a terminal.
     """
     was_training = model.training
     model.eval()
@@ -106,7 +106,7 @@ def predict(
 
 
 def read_predictions(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> list[Prediction]:
-    """What logits (N, K) say of the images `indices` (N,) of a data set, whose true classes are `labels` (N,)."""
+    """Convert logits (N, K) to predictions for the images `indices` (N,) of a data set with true `labels` (N,)."""
     scores = logits.softmax(dim=1)
     best = scores.max(dim=1)
     columns = (indices, labels, best.indices, best.values, scores.gather(1, labels[:, None])[:, 0])
@@ -114,16 +114,16 @@ def read_predictions(logits: torch.Tensor, labels: torch.Tensor, indices: torch.
 
 
 def confusion_of(predictions: Sequence[Prediction], classes: int) -> np.ndarray:
-    """(K, K) counts, rows: true class."""
+    """Return the confusion matrix: counts (K, K), rows by true class."""
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, ([p.label for p in predictions], [p.predicted for p in predictions]), 1)
     return confusion
 
 
 def draw_run(settings: Settings, runner: EpochRunner, show: Iterable[Show] = ()) -> None:
-    """Write the pictures of a run that is complete into its work directory, and give each to all of `show`.
+    """Write the figures of a complete run to its work directory, and pass each to all functions in `show`.
 
-    A picture that cannot be drawn is a warning. Rank 0 draws.
+    A figure that cannot be drawn only causes a warning. Rank 0 draws.
     """
     if not is_main() or not settings.log_config.pictures:
         return
@@ -134,7 +134,7 @@ def draw_run(settings: Settings, runner: EpochRunner, show: Iterable[Show] = ())
             path = save(draw(), runner.work_dir / name)
             for function in show:
                 function(runner, path.stem, pixels(path))
-        except Exception as error:  # whatever it is, the run is complete, and worth more than its picture
+        except Exception as error:  # whatever it is, the run is complete: a figure must not fail it
             runner.logger.warning("%s is not drawn: %s: %s", name, type(error).__name__, error)
         else:
             drawn.append(name)
@@ -142,7 +142,7 @@ def draw_run(settings: Settings, runner: EpochRunner, show: Iterable[Show] = ())
 
 
 def _drawers(workers: int, runner: EpochRunner) -> dict[str, Callable[[], Figure]]:
-    """What draws each picture; without validation there are two."""
+    """Return the function that draws each figure, by file name; without validation there are two."""
     results, train_batch, val_predictions, confusion = PICTURES
     validation = runner.find(EvaluationHook)
     drawers = {
@@ -175,7 +175,7 @@ def _results(runner: EpochRunner, validation: EvaluationHook | None) -> Figure:
 def batch_figure(
     loader: BatchLoader, number: int, title: str = "Training images, as the model sees them", columns: int | None = None
 ) -> Figure:
-    """The grid of the first images that `loader` gives in its first epoch."""
+    """Draw a grid of the first images that `loader` reads in its first epoch."""
     dataset = cast(BaseDataset, loader.dataset)
     images = read_images(dataset, loader.order(0)[:number].tolist(), loader.seed)
     labels = [int(dataset.labels[index]) for index in images]
@@ -185,6 +185,6 @@ def batch_figure(
 def predictions_figure(
     dataset: BaseDataset, predictions: Sequence[Prediction], title: str, columns: int | None = None
 ) -> Figure:
-    """The grid of `predictions`, with their images."""
+    """Draw a grid of `predictions` with their images."""
     images = read_images(dataset, [p.index for p in predictions])
     return draw_predictions([images[p.index] for p in predictions], predictions, dataset.CLASSES, title, columns)

@@ -1,4 +1,4 @@
-"""How a run ends: the log's last lines, `summary.json`, a table."""
+"""Summary of a run: last lines of the log, `summary.json`, a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lbitcls.utils.logging import print_table
 
 
 def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any]:
-    """The log's last lines, and `summary.json`; returns what is in it."""
+    """Write the last lines of the log and `summary.json`; return the content of the summary."""
     best = validation.best if (validation := runner.find(EvaluationHook)) else {}
     runner.logger.info("Training time: %s", timedelta(seconds=int(seconds)))
     integer = integer_backbone(runner.module)
@@ -34,13 +34,13 @@ def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any
 
 
 def integer_backbone(model: nn.Module) -> str | None:
-    """Method and bits of a backbone that is integer already, `'LSQ W8A8'`; None for any other."""
+    """Return the method and bits of an integer backbone, such as `'LSQ W8A8'`; None for any other backbone."""
     found = getattr(getattr(model, "backbone", None), "quantization", None)
     return None if found == "float" else found
 
 
 def say_backbone(runner: EpochRunner) -> None:
-    """Log what the model is where its backbone is integer already."""
+    """Log the method, bits and size of an integer backbone, if the model has one."""
     integer = integer_backbone(runner.module)
     if integer is not None:
         backbone = cast("SizedInBits", runner.module.backbone)
@@ -58,7 +58,7 @@ def write_summary(summary: dict[str, Any], work_dir: Path) -> None:
 
 
 def show_summary(summary: dict[str, Any]) -> None:
-    """Print the table that a run ends with."""
+    """Print the summary table at the end of a run."""
     print_table("Result", ("", ""), _rows(summary))
 
 
@@ -97,7 +97,7 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _integer_rows(integer: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Of the exported file, beside the float model's."""
+    """Return the rows that compare the exported model with the float model's file."""
     if integer is None:
         return []
     sizes = f"{integer['size_kib']:.1f} KiB, {integer['size_kib'] / integer['float_size_kib']:.2f} of the float file"

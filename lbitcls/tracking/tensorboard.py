@@ -1,14 +1,14 @@
-"""`TensorboardLoggerHook`: a run as TensorBoard shows it.
+"""`TensorboardLoggerHook`: log a run for TensorBoard.
 
-    train/…, val/…, best/…, size/…           scalars
-    weight_sqnr_db/LAYER, input_clipped/LAYER, …    what each quantizer does, as in the analysis report
+    train/…, val/…, best/…, size/…                  scalars
+    weight_sqnr_db/LAYER, input_clipped/LAYER, …    measures of each quantizer, as in the analysis report
     weight/LAYER/float, …/quantized, input/LAYER/…  histograms before and after the quantizer
-    predictions/val                          a few images with what the model says of them
-    config                                   the config, as text
-    HPARAMS                                  a line for each run
+    predictions/val                                 a few images with the model's predictions
+    config                                          config as text
+    HPARAMS                                         a row for each run
 
-The layers and the predictions are looked at after an epoch, on rank 0, with the weights that are validated, in eval
-mode and float32, on the same few images each time. A run is bit for bit the same with and without it.
+Layers and predictions are inspected after an epoch, on rank 0, with the weights that are validated, in eval mode and
+float32, on the same few images each time. The hook does not change a run: it is bit-identical with and without it.
 """
 
 from __future__ import annotations
@@ -46,31 +46,32 @@ from lbitcls.utils.files import check_folder
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
-LOOKS = 20  # at most so many in a run whose config names no interval
-MOST_LEVELS = 32  # of which each has a bin of its own in a histogram
-TEETH = 4  # so many of these bins to a step
-IN_A_ROW = 4  # images; TensorBoard shows a picture in a narrow card
+LOOKS = 20  # maximum number of inspections in a run whose config sets no interval
+MOST_LEVELS = 32  # maximum number of levels that each get their own bin in a histogram
+TEETH = 4  # number of these bins per step
+IN_A_ROW = 4  # images; TensorBoard shows a figure in a narrow card
 
 
 @HOOKS.register_module(name=["TensorboardLoggerHook", "TensorboardLoggerHookV2"])
 class TensorboardLoggerHook(Writer):
-    """Writes a run for TensorBoard, to `tf_logs` in the work directory; steps are iterations.
+    """Hook that logs a run for TensorBoard, to `tf_logs` in the work directory; steps are iterations.
 
     Args:
-        log_dir: another folder, None for the usual one.
-        interval: epochs between two looks at the layers and the predictions; there is always one after the last epoch.
-            None: as many as make at most 20 looks of the run.
-        layers: the layers that are looked at, by their names or those of modules that hold them, also with `*`, `?` and
-            `[…]`: `['backbone.layer1', '*.conv1']`. `[]`: none.
-        histograms: whether to write histograms of these layers; the figures of their quantizers come in any case.
-        images: how many images are looked at: of the validation set, or where there is none of the training set. 0:
-            none, so neither inputs of layers nor predictions.
-        predictions: whether to write these images with what the model says of them.
-        hparams: dotted keys of the config that become further columns of the table of hyperparameters.
+        log_dir: Folder for the event files; None: `tf_logs` in the work directory.
+        interval: Epochs between two inspections of layers and predictions, at least 1; the last epoch is always
+            followed by one. None: an interval that gives at most 20 inspections in the run.
+        layers: Names of layers to inspect, or of modules that contain them, also with the wildcards `*`, `?` and `[…]`:
+            `['backbone.layer1', '*.conv1']`. `[]`: none.
+        histograms: Write histograms of these layers; scalars of their quantizers are written in any case.
+        images: Number of images to use for the inspections, from the validation set, or else the training set. 0: no
+            images, and so neither layer inputs nor predictions.
+        predictions: Write these images with the model's predictions.
+        hparams: Dotted config keys to add as columns to the table of hyperparameters.
 
     Raises:
-        ConfigError: an option is not of these kinds; at the start of the run: a name of `layers` or `hparams` matches
-            nothing, a name of `hparams` is that of a section, the folder cannot be written, or is another such hook's.
+        ConfigError: An option has a wrong type or value; at the start of the run: a name in `layers` or `hparams`
+            matches nothing, a name in `hparams` is a section, or the folder cannot be written or is used by another
+            such hook.
         DependencyError: TensorBoard is not installed.
     """
 
@@ -109,10 +110,10 @@ class TensorboardLoggerHook(Writer):
         self._batch: dict[str, torch.Tensor] | None = None
 
     def folder(self, runner: EpochRunner) -> Path:
-        """Where its files are in this run, an absolute path."""
+        """Return the absolute path of the folder with the hook's files in this run."""
         return Path(self.log_dir or runner.work_dir / "tf_logs").expanduser().resolve()
 
-    # What the runner calls.
+    # Events that the runner calls.
 
     def before_run(self, runner: EpochRunner) -> None:
         self._names = chosen_layers(runner.module, self.layers)
@@ -155,28 +156,28 @@ class TensorboardLoggerHook(Writer):
                 self._board.end_hparams()
         self._board.close()
 
-    # What comes after the run, on rank 0.
+    # Entries after the run, on rank 0.
 
     def add_picture(self, runner: EpochRunner, name: str, image: np.ndarray) -> None:
-        """Write one of the pictures that the run ends with, uint8 (H, W, 3)."""
+        """Write one of the figures drawn at the end of the run, uint8 (H, W, 3)."""
         if self._board is not None:
             self._board.add_pictures({f"pictures/{name}": image}, runner.iter)
 
     def add_delivery(self, runner: EpochRunner, integer: Mapping[str, Any]) -> None:
-        """Write what the exported file is worth, as `deliver` says it."""
+        """Write accuracy and size of the exported model, from the result of `deliver`."""
         if self._board is not None:
             found = {"integer/top-1": integer["top1"], "integer/size_kib": integer["size_kib"]}
             self._board.add_scalars(found, runner.iter)
 
     def close(self) -> None:
-        """Write what is pending, and end the file."""
+        """Write pending entries and close the file."""
         if self._board is not None:
             self._board.close()
 
-    # Its parts.
+    # Internals.
 
     def _begin(self, runner: EpochRunner) -> None:
-        """The texts and the line in the table, with the run's first record."""
+        """Write the config and the row in the table, before the run's first record."""
         self._begun = True
         settings = _settings(runner)
         if settings is None or self._board is None:
@@ -192,7 +193,7 @@ class TensorboardLoggerHook(Writer):
     def _try_to_look(self, runner: EpochRunner) -> None:
         try:
             self._look(runner)
-        except Exception as error:  # whatever it is, the run is worth more
+        except Exception as error:  # whatever it is, it must not end the run
             self._names, self.images = [], 0
             runner.logger.warning(
                 "TensorBoard: layers and predictions are not looked at any more: %s: %s", type(error).__name__, error
@@ -221,7 +222,7 @@ class TensorboardLoggerHook(Writer):
             )
 
     def _read(self, dataset: BaseDataset) -> dict[str, torch.Tensor]:
-        """The images, always the same ones; `index` is their position in the data set."""
+        """Return the batch of images, always the same; `index` is their position in the data set."""
         if self._batch is None:
             positions = mixed(dataset, self.images)
             batch = next(iter(build_dataloader(Subset(dataset, positions), self.images)), None)
@@ -243,7 +244,7 @@ class TensorboardLoggerHook(Writer):
 
 
 def _histograms(tensor: TensorReport) -> dict[str, tuple[float, float, Sequence[int]]]:
-    """Start, width and counts of the bins before and after quantization; of one coarse grid they make a comb."""
+    """Return start, width and counts of the bins before and after quantization; one coarse grid gives a comb."""
     bins, grid = tensor.values, tensor.grid
     found: dict[str, tuple[float, float, Sequence[int]]] = {"float": (bins.start, bins.width, bins.before)}
     if grid is not None:
@@ -253,7 +254,7 @@ def _histograms(tensor: TensorReport) -> dict[str, tuple[float, float, Sequence[
 
 
 def _comb(grid: GridReport) -> tuple[float, float, Sequence[int]]:
-    """A bin for each integer, with empty ones between."""
+    """Return one bin for each integer, with empty bins between."""
     counts = np.zeros((grid.quant_max - grid.quant_min) * TEETH + 1, dtype=np.int64)
     integers = np.asarray(grid.levels or range(grid.quant_min, grid.quant_max + 1))
     counts[(integers - grid.quant_min) * TEETH] = grid.counts
@@ -263,7 +264,7 @@ def _comb(grid: GridReport) -> tuple[float, float, Sequence[int]]:
 
 
 def _figures(tensor: TensorReport, grid: GridReport) -> dict[str, float]:
-    """What a quantizer does, under the words of the analysis report; with many scales the median."""
+    """Return the measures of a quantizer, named as in the analysis report; with several scales the median."""
     per_channel = grid.levels_used_per_channel
     figures: dict[str, float | None] = {
         "scale": grid.scale_median,
@@ -279,15 +280,15 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def boards_of(runner: EpochRunner) -> list[TensorboardLoggerHook]:
-    """The hooks of a run that write for TensorBoard."""
+    """Return the hooks of a run that write for TensorBoard."""
     return [hook for hook in runner.hooks if isinstance(hook, TensorboardLoggerHook)]
 
 
 def chosen_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the layers that `patterns` name, or that are in a module that one of them names.
+    """Return the names of the layers that `patterns` match, directly or by a module that contains them.
 
     Raises:
-        ConfigError: a pattern names none.
+        ConfigError: A pattern matches no layer.
     """
     names = list(layers_of(model))
     chosen = set()
@@ -308,21 +309,21 @@ def _settings(runner: EpochRunner) -> Settings | None:
 
 
 def _dataset(runner: EpochRunner) -> tuple[str, BaseDataset]:
-    """The data set whose images are looked at, and what it is called."""
+    """Return the split of the inspected data set, and the data set."""
     validation = runner.find(EvaluationHook)
     loader = runner.loader if validation is None else validation.loader
     return ("train" if validation is None else "val"), cast(BaseDataset, loader.dataset)
 
 
 def _best(runner: EpochRunner) -> dict[str, float]:
-    """The best result of the present phase, named like the file of its weights."""
+    """Return the best result of the current phase, named like its weights file."""
     hook = runner.find(EvaluationHook)
     best = None if hook is None else hook.best.get(runner.phase)
     return {} if best is None else {Path(best["file"]).stem.replace("best_", "best/"): best["value"]}
 
 
 def _metrics(runner: EpochRunner) -> list[str]:
-    """The scalars that stand in the table."""
+    """Return the names of the scalars shown in the table."""
     names = ["train/loss", "size/quantized_kib", "integer/top-1", "integer/size_kib"]
     hook = runner.find(EvaluationHook)
     if hook is None:
