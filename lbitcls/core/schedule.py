@@ -110,7 +110,7 @@ def build_schedule(cfg: Warmup | Mapping[str, Any] | None, *, epoch_len: int, ma
     Raises:
         ConfigError: A policy or key is unknown, or a value is out of range.
     """
-    policy = cfg if isinstance(cfg, Warmup) else FixedPolicy() if cfg is None else read_policy(cfg)
+    policy = cfg if isinstance(cfg, Warmup) else FixedPolicy() if not cfg else read_policy(cfg)
     schedule = Schedule(policy, epoch_len=epoch_len, max_epochs=max_epochs)
     try:
         schedule(1.0, max_epochs * epoch_len - 1, max_epochs - 1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 
 from lbitcls.settings.base import Section
 from lbitcls.settings.fields import ITEMS, MOST, NUMBER, Count, Doc, Factor, Switch, Tagged
@@ -27,13 +27,15 @@ class Warmup(Section):
         float, Ge(0), Le(MOST), NUMBER, Doc("Length of the warmup in iterations (in epochs with warmup_by_epoch).")
     ] = 0
     warmup_ratio: Annotated[
-        float, Gt(0), Le(1), NUMBER, Doc("Initial learning rate of the warmup as a fraction of the policy's.")
+        float, Ge(0), Le(1), NUMBER, Doc("Initial learning rate of the warmup as a fraction of the policy's.")
     ] = 0.1
     warmup_by_epoch: Annotated[Switch, Doc("Measure warmup_iters in epochs; False: in iterations.")] = False
 
     def check(self) -> None:
         if self.warmup is not None and self.warmup_iters == 0:
             raise ValueError("warmup needs warmup_iters > 0.")
+        if self.warmup is not None and self.warmup_ratio == 0:
+            raise ValueError("warmup needs warmup_ratio > 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,9 @@ def _messages(kind: Any, value: Any, place: str, details: Sequence[Mapping[str, 
 
 def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tuple[str, str]:
     """Return the location of a pydantic error and the message for it."""
+    if detail["loc"] and detail["loc"][-1] == "[key]":
+        owner = ".".join(map(str, (*([place] if place else []), *detail["loc"][:-2])))
+        return f"{owner}.[key]", f"{owner}: keys must be strings; got {detail['loc'][-2]}."
     about_key = detail["type"] in _ABOUT_KEYS
     where, annotation, given = list(_walk(kind, value, place, detail["loc"][:-1] if about_key else detail["loc"]))[-1]
     known = section_fields(annotation)
@@ -144,8 +147,10 @@ def _unknown_tag(where: str, annotation: Any, given: Any) -> str:
     assert tagged is not None
     if not isinstance(given, Mapping):
         return _wrong_value(where, annotation, given)
-    name = given.get(tagged.key)
     known = tagged.names
+    if tagged.key not in given:
+        return f"{where} needs '{tagged.key}', which is not given. Known: {', '.join(known)}."
+    name = given[tagged.key]
     return f"{where}: unknown {tagged.key} '{name}'{suggest(str(name), known)} Known: {', '.join(known)}."
 
 
@@ -205,7 +210,7 @@ def _described(base: Any, marks: Sequence[Any], given: Any) -> str:
         return f"a list, each {describe(typing.get_args(base)[0], given)}"
     if base is dict or typing.get_origin(base) is dict or section_fields(base):
         return _DICT
-    return {bool: "True or False", str: "a string"}.get(base, getattr(base, "__name__", str(base)))
+    return {bool: "True or False", str: "a string", Any: "a value"}.get(base, getattr(base, "__name__", str(base)))
 
 
 def _bounds(marks: Sequence[Any], given: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from lbitcls.settings.base import Section
 from lbitcls.settings.fields import ITEMS, Doc, Switch, Text
 
+Names = Annotated[tuple[Text, ...], ITEMS]
 Entries = Annotated[tuple[Any, ...], ITEMS]
 
 
@@ -17,7 +18,7 @@ class SpecialLayers(Section):
 
     PLACE: ClassVar[str] = "special_layers"
 
-    layers_name: Annotated[Entries, Doc("Full names of layers.")] = ()
+    layers_name: Annotated[Names, Doc("Full names of layers.")] = ()
     convert_type: Annotated[Entries, Doc("Entry for each of these layers; None: the layer stays float.")] = ()
 
     def check(self) -> None:
@@ -35,7 +36,7 @@ class TransformerConfig(Section):
     quan_policy: Annotated[dict[str, Any], Doc("Entry for each kind of layer, such as Conv2d or Linear.")]
     special_layers: Annotated[SpecialLayers | None, Doc("Full names of layers, and an entry for each.")] = None
     exclude_layers: Annotated[
-        Text | Entries, Doc("Full names of layers, or of modules including their contents, that stay float.")
+        Text | Names, Doc("Full names of layers, or of modules including their contents, that stay float.")
     ] = ()
     fold_bn: Annotated[Switch, Doc("Quantize a Conv2d's weight with the BatchNorm2d that follows it folded in.")] = (
         False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -40,8 +40,9 @@ from lbitcls.settings.training_sections import (
 )
 from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.config_text import format_config
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import ConfigError, shown
 
+_TOO_DEEP = "a value of the config contains itself, or is nested too deeply."
 SPLITS = ("train", "val", "test", "calibration")
 Dataset = Annotated[Component | None, Says("a dict(type='…', pipeline=[…], …)")]
 Items = Annotated[tuple[Component, ...], ITEMS]
@@ -198,6 +199,8 @@ class Settings(Section):
     @property
     def source(self) -> Config:
         """Config that it was parsed from, as stored in logs, checkpoints and `model.cfg`."""
+        if "_source" not in self.__dict__:  # made without a config
+            object.__setattr__(self, "_source", Config(_given(self, Settings())))
         return self.__dict__["_source"]
 
     @property
@@ -219,7 +222,10 @@ class Settings(Section):
     def run_folder(self) -> Path:
         """`work_dir`, or `work_dirs/` plus the config's name."""
         stem = Path(self.source.filename).stem if self.source.filename else "run"
-        return Path(self.work_dir or Path("work_dirs") / stem).expanduser()
+        try:
+            return Path(self.work_dir or Path("work_dirs") / stem).expanduser()
+        except RuntimeError as error:  # ~nobody
+            raise ConfigError(f"work_dir must be a folder; got {self.work_dir!r}: {error}") from None
 
     def changed(self, **sections: Any) -> Settings:
         """Return a copy with other section values, also in `source`."""
@@ -235,8 +241,8 @@ class Settings(Section):
         """Raise `ConfigError` if a section in `names`, which `purpose` ("training") needs, is missing."""
         missing = [f"{name} ({SECTIONS[name]})" for name in names if getattr(self, name) in (None, {}, DataConfig())]
         if missing:
-            config = self.source.filename or ""
-            raise ConfigError(f"{purpose} needs {', '.join(missing)}; the config {config} has none.")
+            config = f"the config {self.source.filename or ''}".rstrip()
+            raise ConfigError(f"{purpose} needs {', '.join(missing)}; {config} has none.")
 
 
 def read_settings(cfg: ConfigLike) -> Settings:
@@ -263,14 +269,29 @@ def as_config(cfg: ConfigLike) -> Config:
         return cfg.source
     if isinstance(cfg, (str, os.PathLike)):
         return Config.fromfile(os.fspath(cfg))
-    return cfg if isinstance(cfg, Config) else Config(dict(cfg))
+    if not isinstance(cfg, (Config, Mapping)):
+        raise ConfigError(f"a config must be the path of its file, a dict(…) or a Config; got {shown(cfg)}.")
+    try:
+        return cfg if isinstance(cfg, Config) else Config(dict(cfg))
+    except RecursionError:
+        raise ConfigError(_TOO_DEEP) from None
+
+
+def _given(section: Section, defaults: Section | None = None) -> dict[str, Any]:
+    """Return a section as a config writes it: what is set, and with `defaults` only what differs from them."""
+    values = {item.name: getattr(section, item.name) for item in fields(section)}  # type: ignore[arg-type]
+    return {
+        name: _given(value) if isinstance(value, Section) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value is not None and (defaults is None or value != getattr(defaults, name))
+    }
 
 
 def _of(config: Config) -> Settings:
     try:
         format_config(config.to_dict())  # a value that no config can contain has its own message
     except RecursionError:
-        raise ConfigError("a value of the config contains itself, or is nested too deeply.") from None
+        raise ConfigError(_TOO_DEEP) from None
     settings: Settings = parse(Settings, given_sections(dict(config)))
     object.__setattr__(settings, "_source", config)
     return settings

@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Lt
 
 from lbitcls.settings.base import Section
 from lbitcls.settings.fields import (
+    INTEGER,
     ITEMS,
     NUMBER,
     Component,
@@ -119,7 +120,7 @@ class EvaluationConfig(Section):
     ] = "top-1"
     reload_best: Annotated[Switch, Doc("Load the best weights into the model when the run is complete.")] = True
     train: Annotated[
-        Switch | Count | None,
+        Annotated[bool, INTEGER] | Count | None,
         Says("True, False, or a number of images ≥ 1"),
         Doc("Measure accuracy on the training set too: True, or the number of its images to use."),
     ] = None

@@ -35,7 +35,9 @@ def _broken(text: str) -> bool:
 
 
 def _check_imports(section: Any) -> None:
-    names = section.get("imports") or [] if isinstance(section, Mapping) else section
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"custom_imports must be a dict, custom_imports = dict(imports=[…]); got {shown(section)}.")
+    names = section.get("imports") or []
     given = [names] if isinstance(names, str) else names
     if not isinstance(given, Sequence) or not all(isinstance(name, str) and name and name[0] != "." for name in given):
         raise ConfigError(f"custom_imports.imports must be a list of module names; got {shown(names)}.")

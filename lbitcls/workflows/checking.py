@@ -23,6 +23,7 @@ from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
+from lbitcls.quant.kernels.selection import restored_kernels
 from lbitcls.settings.parse import problems
 from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, given_sections, read_settings
 from lbitcls.settings.training_sections import CalibrationConfig, EvaluationConfig
@@ -31,7 +32,7 @@ from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, TrainingError
 from lbitcls.utils.failures import explain
-from lbitcls.utils.logging import print_table
+from lbitcls.utils.logging import get_logger, print_table
 from lbitcls.utils.published import is_published
 from lbitcls.workflows.run_export import check_export
 from lbitcls.workflows.training import build_runner
@@ -97,7 +98,7 @@ def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
     found, given = Findings(), as_config(cfg)
     right = _read_sections(given, found)
     rows: Rows = []
-    with found.part():
+    with found.part(), _as_before():
         settings = read_settings(_dry(right, found))
         with open_session(_opening(right, found)) as session:
             rows = _check(settings, session, data_root, found)
@@ -110,6 +111,18 @@ def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
     return rows
 
 
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Leave the process as it was: the logger's level and the selection of kernels."""
+    logger = get_logger()
+    level = logger.level
+    try:
+        with restored_kernels():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
     """Return a copy of the config without the values that its sections reject; note these as problems."""
     given = as_config(cfg)
@@ -117,10 +130,11 @@ def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
     found.note(*problems(Settings, given_sections(sections)))
     kept = {name: _right_part(name, value) if name in SECTIONS else value for name, value in sections.items()}
     right = Config(kept, filename=given.filename)
-    missing = [name for name in ("model", "data", "optimizer", "total_epochs") if not sections.get(name)]
+    missing = [name for name in ("model", "data", "optimizer", "total_epochs") if sections.get(name) in (None, {})]
     if missing:
         needed = ", ".join(f"{name} ({SECTIONS[name]})" for name in missing)
-        found.note(f"training needs {needed}; the config {given.filename or ''} has none.")
+        config = f"the config {given.filename or ''}".rstrip()
+        found.note(f"training needs {needed}; {config} has none.")
     return right
 
 

@@ -12,6 +12,7 @@ from lbitcls.core.evaluation import evaluate
 from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.deploy.runtime.benchmark import time_models
 from lbitcls.deploy.runtime.metadata import read_info, require
+from lbitcls.deploy.targets.base import find_target
 from lbitcls.inference.onnx_classifier import open_classifier
 from lbitcls.settings.export import ExportOptions, ExportSection
 from lbitcls.settings.sections import Settings
@@ -69,8 +70,9 @@ def deliver(
     with open_session(settings) as session:
         _export_float(settings, checkpoint, files["model"], files["float"], replace(session, logger=_quiet()))
         threads = settings.num_threads or 2
-        top1 = _top1(settings, files["model"], session, threads, data_root)
-    seen = time_models([files["model"], files["float"]], threads=threads, batches=BATCHES, repeats=_TURNS)
+        engine = find_target(section.target).engines[0]
+        top1 = _top1(settings, files["model"], session, engine, threads, data_root)
+    seen = time_models(list(files.values()), engine=engine, threads=threads, batches=BATCHES, repeats=_TURNS)
     ours, base = seen.timings[::2], seen.timings[1::2]
     latency = [
         {"batch": mine.batch, "ms": mine.median_ms, "float_ms": other.median_ms, "ratio": mine.ratio}
@@ -106,7 +108,7 @@ def _quiet() -> logging.Logger:
     return logger
 
 
-def _top1(settings: Settings, path: Path, session: Session, threads: int, data_root: str | None) -> float:
+def _top1(settings: Settings, path: Path, session: Session, engine: str, threads: int, data_root: str | None) -> float:
     _, loader = load_data(settings, "val", "validation", session, data_root=data_root)
-    model = open_classifier(settings, path, "val", session.logger, None, threads)
+    model = open_classifier(settings, path, "val", session.logger, engine, threads)
     return evaluate(model, loader, session.device, topk=(1,))["top-1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,13 @@ def test_the_config_stays_as_it_is() -> None:
     before = cfg.pretty_text
     check_config(cfg)
     assert cfg.pretty_text == before
+
+
+def test_a_check_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lbitcls.quant.kernels import selection
+    from lbitcls.utils.logging import get_logger
+
+    monkeypatch.setattr(selection, "_active", None)
+    get_logger().setLevel("INFO")
+    assert check_config(QUICKSTART)
+    assert selection._active is None and get_logger().level == logging.INFO

@@ -81,7 +81,7 @@ def test_a_table_has_types_ranges_defaults_and_what_is_inside() -> None:
     for row in (
         "| `evaluation.interval` | an integer ≥ 1 | `1` | Epochs between two validations. |",
         "| `optimizer_config.grad_clip.max_norm` | a number > 0 | needed | ",
-        "| `lr_config.warmup_ratio` | a number > 0 and ≤ 1 | `0.1` | ",
+        "| `lr_config.warmup_ratio` | a number from 0 to 1 | `0.1` | ",
         "| `lr_config.policy='poly'` |  |  | A polynomial ",
         "| `lr_config.power` | a number ≥ 0 | `1.0` | ",
         "| `log_config.hooks` | a list, each a `dict(…)` | `[dict(type='TextLoggerHook')]` | ",

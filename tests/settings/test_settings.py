@@ -21,7 +21,7 @@ from lbitcls.settings.learning_rate import POLICIES, FixedPolicy, StepPolicy, re
 from lbitcls.settings.parse import doc_of, problems, section_fields
 from lbitcls.settings.quant import SpecialLayers, TransformerConfig
 from lbitcls.settings.sections import DataConfig, Settings, read_settings
-from lbitcls.settings.training_sections import CheckpointConfig, GradClip, OptimizerConfig
+from lbitcls.settings.training_sections import CheckpointConfig, EvaluationConfig, GradClip, OptimizerConfig
 from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.errors import ConfigError
 
@@ -216,3 +216,49 @@ def test_the_classes_load_neither_pydantic_nor_torch() -> None:
     code = "import sys, lbitcls.settings.sections; print({'torch', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_settings_made_without_a_config_have_one() -> None:
+    made = Settings(total_epochs=2, checkpoint_config=CheckpointConfig(interval=5), workflow=(("train", 1), ("val", 1)))
+    assert made.run_folder == Path("work_dirs/run")
+    again = read_settings(dict(made.source))
+    assert again == made and "interval=5" in made.text and "amp" not in made.text
+    read = read_settings(dict(total_epochs=3, seed=1, amp="bf16", lr_config=dict(policy="step", step=3)))
+    other = dataclasses.replace(read, seed=2)
+    assert other.source.seed == 2 and read.source.seed == 1 and read_settings(dict(other.source)) == other
+
+
+@pytest.mark.parametrize(
+    "cfg, message",
+    [
+        (None, "a config must be the path of its file"),
+        (3, "a config must be the path of its file"),
+        ([1], "a config must be the path of its file"),
+        (dict(custom_imports="os"), "custom_imports must be a dict"),
+        (dict(optimizer={3: 4}), "optimizer: keys must be strings; got 3."),
+        (dict(quant_transformer=dict(type="ModelTransformer", quan_policy={}, exclude_layers=[3])), None),
+        (dict(lr_config=dict(step=3)), "lr_config needs 'policy', which is not given. Known: step, "),
+    ],
+)
+def test_what_is_no_config(cfg: Any, message: str | None) -> None:
+    try:
+        read_settings(cfg)
+    except ConfigError as error:
+        assert message is not None and message in str(error)
+    else:
+        assert message is None  # the transformer's own keys are parsed when it is built
+
+
+def test_a_config_that_contains_itself() -> None:
+    cfg: dict[str, Any] = {}
+    cfg["model"] = cfg
+    with pytest.raises(ConfigError, match="contains itself"):
+        read_settings(cfg)
+    with pytest.raises(ConfigError, match=r"work_dir must be a folder; got '~nobody_here/x'"):
+        _ = read_settings(dict(work_dir="~nobody_here/x")).run_folder
+
+
+def test_one_image_of_the_training_set_is_a_number() -> None:
+    assert EvaluationConfig(train=1).train is not True and EvaluationConfig(train=True).train is True
+    with pytest.raises(ConfigError, match="train must be True, False, or a number of images ≥ 1; got 0"):
+        EvaluationConfig(train=0)

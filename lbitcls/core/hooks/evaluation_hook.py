@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from lbitcls.core.evaluation import evaluate
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
 from lbitcls.protocols import BatchLoader
+from lbitcls.settings.parse import parse
 from lbitcls.settings.training_sections import EvaluationConfig
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main, world_size
@@ -45,13 +46,14 @@ class EvaluationHook(Hook):
     def __init__(
         self,
         loader: BatchLoader,
-        settings: EvaluationConfig | None = None,
+        settings: EvaluationConfig | Mapping[str, Any] | None = None,
         *,
         also_after: Iterable[int] = (),
         final_phase: str = "float",
         train: BatchLoader | None = None,
     ) -> None:
-        self.settings = settings or EvaluationConfig()
+        given = EvaluationConfig() if settings is None else settings
+        self.settings = given if isinstance(given, EvaluationConfig) else parse(EvaluationConfig, given, "evaluation")
         self.loader = loader
         self.train = train
         self.metrics, self.topk = self.settings.metrics, self.settings.topk

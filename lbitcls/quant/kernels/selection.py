@@ -14,6 +14,8 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,6 +74,17 @@ def select_kernels(kind: str = "auto", device: str | torch.device = "cpu") -> st
         kind = "fused" if compiles and _first_formula_compiles(device) else "plain"
     _active = kind
     return kind
+
+
+@contextmanager
+def restored_kernels() -> Iterator[None]:
+    """Restore the selection of kernels afterwards, also the state before any selection."""
+    global _active
+    before = _active
+    try:
+        yield
+    finally:
+        _active = before
 
 
 def _first_formula_compiles(device: str | torch.device) -> bool:
