@@ -163,8 +163,8 @@ class TensorboardLoggerHook(Writer):
         if self._board is not None:
             self._board.add_pictures({f"pictures/{name}": image}, runner.iter)
 
-    def add_delivery(self, runner: EpochRunner, integer: Mapping[str, Any]) -> None:
-        """Write accuracy and size of the exported model, from the result of `deliver`."""
+    def add_exported(self, runner: EpochRunner, integer: Mapping[str, Any]) -> None:
+        """Write accuracy and size of the exported model, from the result of `export_run`."""
         if self._board is not None:
             found = {"integer/top-1": integer["top1"], "integer/size_kib": integer["size_kib"]}
             self._board.add_scalars(found, runner.iter)

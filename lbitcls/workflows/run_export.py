@@ -44,7 +44,7 @@ def check_export(settings: Settings) -> None:
     check_options(ExportOptions(**vars(settings.export)))
 
 
-def deliver(
+def export_run(
     settings: Settings, section: ExportSection, checkpoint: str, work_dir: Path, data_root: str | None
 ) -> dict[str, Any]:
     """Export a checkpoint to `model.onnx` in `work_dir`, the same model in float to `float.onnx`, and measure both.
@@ -103,7 +103,7 @@ def _export_float(settings: Settings, checkpoint: str, exported: Path, path: Pat
 
 def _quiet() -> logging.Logger:
     """Return a logger for warnings only; the rest was already logged."""
-    logger = logging.getLogger("lbitcls.delivery")
+    logger = logging.getLogger("lbitcls.run_export")
     logger.setLevel("WARNING")
     return logger
 

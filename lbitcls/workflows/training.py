@@ -38,7 +38,7 @@ from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use
 from lbitcls.utils.errors import DependencyError
 from lbitcls.utils.lock import RunLock
 from lbitcls.utils.temporary import remove_leftovers
-from lbitcls.workflows.run_export import check_export, deliver
+from lbitcls.workflows.run_export import check_export, export_run
 
 Start = tuple[Path, dict[str, Any]] | None
 
@@ -99,10 +99,10 @@ def _train(
             return summary
     try:
         if settings.export is not None:
-            summary["integer"] = deliver(settings, settings.export, summary["checkpoint"], work_dir, data_root)
+            summary["integer"] = export_run(settings, settings.export, summary["checkpoint"], work_dir, data_root)
             write_summary(summary, work_dir)
             for board in boards_of(runner):
-                board.add_delivery(runner, summary["integer"])
+                board.add_exported(runner, summary["integer"])
     finally:
         for board in boards_of(runner):
             board.close()

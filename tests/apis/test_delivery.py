@@ -74,7 +74,7 @@ def test_the_table_is_shown_when_the_export_fails(make_config: Any, monkeypatch:
     def fail(*_: Any) -> None:
         raise ConfigError("no such thing")
 
-    monkeypatch.setattr(training, "deliver", fail)
+    monkeypatch.setattr(training, "export_run", fail)
     cfg = make_config(quant_transformer=QUANTIZED, total_epochs=1, export=dict(verify=True))
     with pytest.raises(ConfigError, match="no such thing"):
         train_classifier(cfg)

@@ -129,7 +129,7 @@ def test_a_finished_run_that_is_asked_to_go_on_stays_as_it_is(make_config: Any) 
 
 def test_the_exported_file_stands_in_the_table(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     delivered = dict(top1=91.5, size_kib=7.25, float_size_kib=20.0, latency=[], file="model.onnx")
-    monkeypatch.setattr("lbitcls.workflows.training.deliver", lambda *args: delivered)
+    monkeypatch.setattr("lbitcls.workflows.training.export_run", lambda *args: delivered)
     cfg = make_config(
         log_config=board(), total_epochs=1, export=dict(verify=False), **{**QUANT, "calibration": dict(epoch=0)}
     )

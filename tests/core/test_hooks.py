@@ -121,7 +121,7 @@ def test_priorities() -> None:
         (lambda: LogHook(interval=0), "log_config.interval"),
         (lambda: CalibrationHook(epoch=-1), "calibration"),
         (lambda: EvaluationConfig(interval=0), "evaluation.interval"),
-        (lambda: EvaluationConfig(metric="f1"), "evaluation.metric must be one of 'accuracy', .* got 'f1'"),  # type: ignore
+        (lambda: EvaluationConfig(metric="f1"), "evaluation.metric must be one of 'accuracy', .* got 'f1'"),  # type: ignore[arg-type]
         (lambda: EvaluationConfig(metric_options=dict(topn=1)), "Did you mean 'topk'"),  # type: ignore[arg-type]
         (lambda: EvaluationConfig(save_best="top-3"), "no result 'top-3'. Did you mean 'top-"),
     ],
