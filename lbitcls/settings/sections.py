@@ -239,10 +239,16 @@ class Settings(Section):
 
     def require(self, names: Iterable[str], purpose: str) -> None:
         """Raise `ConfigError` if a section in `names`, which `purpose` ("training") needs, is missing."""
-        missing = [f"{name} ({SECTIONS[name]})" for name in names if getattr(self, name) in (None, {}, DataConfig())]
+        missing = [name for name in names if getattr(self, name) in (None, {}, DataConfig())]
         if missing:
-            config = f"the config {self.source.filename or ''}".rstrip()
-            raise ConfigError(f"{purpose} needs {', '.join(missing)}; {config} has none.")
+            raise ConfigError(lacking(missing, purpose, self.source))
+
+
+def lacking(names: Iterable[str], purpose: str, config: Config) -> str:
+    """Return the message that sections which `purpose` ("training") needs are missing in a config."""
+    needed = ", ".join(f"{name} ({SECTIONS[name]})" for name in names)
+    place = f"the config {config.filename}" if config.filename else "the config"
+    return f"{purpose} needs {needed}; {place} has none."
 
 
 def read_settings(cfg: ConfigLike) -> Settings:

@@ -1,4 +1,4 @@
-"""Packages whose public names are imported on first use, and yet are known to type checkers and editors.
+"""Lazy packages: public names are imported on first use, and type checkers and editors still know them.
 
 The `__init__.py` of such a package lists its names once, as imports that only a type checker follows:
 
@@ -23,13 +23,13 @@ from lbitcls.utils.errors import suggest
 
 
 def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, `__dir__` and `__all__` of a package.
+    """Return `__getattr__`, `__dir__` and `__all__` for a package.
 
     Args:
-        package: full name of the package, `__name__` in its `__init__.py`.
+        package: Full name of the package, `__name__` in its `__init__.py`.
 
     Raises:
-        ImportError: the package was installed without its source.
+        ImportError: The package was installed without its source.
     """
     homes = _listed(package)
 
@@ -42,14 +42,14 @@ def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]
         raise AttributeError(f"module '{package}' has no attribute '{name}'{suggest(name, homes)}")
 
     def names() -> list[str]:
-        """The public names and what the package has imported so far."""
+        """Return the public names, and the names imported so far."""
         return sorted({*vars(sys.modules[package]), *homes})
 
     return get, names, sorted(homes)
 
 
 def _listed(package: str) -> dict[str, str]:
-    """The module of each name that the package imports for type checkers."""
+    """Return the module of each name that the package imports for type checkers."""
     loader = getattr(sys.modules[package].__spec__, "loader", None)
     read = getattr(loader, "get_source", None)
     source = None if read is None else read(package)

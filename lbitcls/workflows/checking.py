@@ -25,7 +25,7 @@ from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.quant.kernels.selection import restored_kernels
 from lbitcls.settings.parse import problems
-from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, given_sections, read_settings
+from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, given_sections, lacking, read_settings
 from lbitcls.settings.training_sections import CalibrationConfig, EvaluationConfig
 from lbitcls.tracking.run_description import parameters
 from lbitcls.utils.checkpoint import read_checkpoint
@@ -132,9 +132,7 @@ def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
     right = Config(kept, filename=given.filename)
     missing = [name for name in ("model", "data", "optimizer", "total_epochs") if sections.get(name) in (None, {})]
     if missing:
-        needed = ", ".join(f"{name} ({SECTIONS[name]})" for name in missing)
-        config = f"the config {given.filename or ''}".rstrip()
-        found.note(f"training needs {needed}; {config} has none.")
+        found.note(lacking(missing, "training", given))
     return right
 
 

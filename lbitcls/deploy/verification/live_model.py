@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from lbitcls.protocols import predictor
 from lbitcls.quant.bypass import refuse_read, watching
 from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.layers import HOOKS, QuantLayer
@@ -47,7 +48,7 @@ def evaluation(model: nn.Module, part: str = "model", dtype: torch.dtype = torch
         part: `model` or `backbone`: the part that runs.
         dtype: Data type of the part's input images.
     """
-    run: Any = getattr(model, "backbone", model) if part == "backbone" else getattr(model, "predict", model)
+    run: Any = getattr(model, "backbone", model) if part == "backbone" else predictor(model)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     return lambda images: tuple(output.cpu() for output in as_tuple(run(images.to(device, dtype))))
 
