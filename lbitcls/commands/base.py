@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lbitcls.settings.base import Section
     from lbitcls.utils.config import Config
 
-S = TypeVar("S", bound="Section")
+T = TypeVar("T", bound="Section")
 Run = Callable[[argparse.Namespace], object]
 
 PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "look at runs and predictions"
@@ -101,7 +101,7 @@ def field_arguments(parser: argparse.ArgumentParser, kind: type[Section]) -> Non
         parser.add_argument(flag, type=int if number else str, default=default, metavar=metavar, help=said)
 
 
-def given_fields(args: argparse.Namespace, kind: type[S]) -> S:
+def given_fields(args: argparse.Namespace, kind: type[T]) -> T:
     """Build the settings from a command's options.
 
     Raises:
