@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from lbitcls.assembly.session import Session, load_data, make_model, open_sessio
 from lbitcls.core.evaluation import evaluate
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
+from lbitcls.datasets.builder import check_dataset
 from lbitcls.quant.kernels.selection import restored_kernels
+from lbitcls.registry import DATASETS, HOOKS
 from lbitcls.settings.parse import problems
 from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, given_sections, lacking, read_settings
 from lbitcls.settings.training_sections import CalibrationConfig, EvaluationConfig
@@ -34,12 +38,14 @@ from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, TrainingE
 from lbitcls.utils.failures import explain
 from lbitcls.utils.logging import get_logger, print_table
 from lbitcls.utils.published import is_published
+from lbitcls.workflows.faults import component_faults, error_of, faults, model_faults, quantization_faults
 from lbitcls.workflows.run_export import check_export
 from lbitcls.workflows.training import build_runner
 
 IMAGES = 16
 """Maximum batch size of the check."""
-_OF_SESSION = ("log_level", "device", "cpu_only", "gpu_ids", "num_threads", "dist_params", "custom_imports")
+_OF_SESSION = (("log_level",), ("device", "cpu_only", "gpu_ids"), ("num_threads",), ("dist_params",))
+"""Sections that set up a session, in groups that are checked independently; `custom_imports` beside them."""
 Rows = list[tuple[str, str]]
 
 
@@ -58,15 +64,23 @@ class Findings:
                 self.problems.append(told)
 
     @contextmanager
-    def part(self, place: str = "") -> Iterator[None]:
-        """Note an error of the user's or of the machine, and continue."""
+    def part(self, place: str = "", every: Callable[[], list[str]] = list) -> Iterator[None]:
+        """Note an error of the user's or of the machine, and continue.
+
+        Args:
+            place: Location that goes before a message that does not name it.
+            every: Function that returns the messages of all faults of this part, called after an error.
+        """
         try:
             yield
         except (LbitclsError, OSError, MemoryError, RuntimeError) as error:
             told = explain(error)
             if told is None:
                 raise
-            self.note(str(told), place=place)
+            messages = every()
+            if not any(str(told) in message for message in messages):
+                self.note(str(told), place=place)
+            self.note(*messages)
 
 
 @dataclass(frozen=True)
@@ -147,11 +161,27 @@ def _right_part(name: str, value: Any) -> Any:
 
 
 def _opening(cfg: ConfigLike, found: Findings) -> Settings:
-    """Return settings that open a session; if the config's do not, those without the session's sections."""
-    with found.part(), open_session(read_settings(cfg)):
+    """Return settings that open a session; if the config's do not, those without its wrong sections."""
+    if error_of(_open, cfg) is None:
         return read_settings(cfg).changed(log_level="WARNING")
-    rest = {name: value for name, value in as_config(cfg).to_dict().items() if name not in _OF_SESSION}
-    return read_settings(rest | {"log_level": "WARNING"})
+    sections = as_config(cfg).to_dict()
+    imports = sections.pop("custom_imports", None) or {}
+    names = imports.get("imports") or ()
+    for name in [names] if isinstance(names, str) else names:
+        with found.part(), open_session(read_settings({"custom_imports": {**imports, "imports": [name]}})):
+            pass
+    for group in _OF_SESSION:
+        own = {name: sections.pop(name) for name in group if name in sections}
+        if (error := error_of(_open, own)) is None:
+            sections |= own
+        else:
+            found.note(error)
+    return read_settings(sections | {"log_level": "WARNING"})
+
+
+def _open(cfg: ConfigLike) -> None:
+    with open_session(read_settings(cfg)):
+        pass
 
 
 def _dry(cfg: ConfigLike, found: Findings) -> Config:
@@ -213,7 +243,8 @@ def _load_parts(settings: Settings, session: Session, data_root: str | None, fou
         fetched = bool(section.get("download"))
         if fetched:
             section["download"] = False
-        with found.part(f"data.{split}"):
+        place = f"data.{split}"
+        with found.part(place, partial(component_faults, DATASETS, section, place, check_dataset)):
             try:
                 parts[split] = _load_part(settings, split, section, session, data_root)
             except DataError:
@@ -238,7 +269,7 @@ def _build_model(
     """Build the model, quantized if possible, and its rows of the table; None if it cannot be built."""
     model: Any = None
     in_float = settings.changed(quant_transformer=None)
-    with found.part():
+    with found.part(every=partial(model_faults, settings.model)):
         model = make_model(in_float, session, data_root=data_root) if settings.model else None
     rows = [] if model is None else [("parameters", "; ".join(parameters(model)))]
     names = data["train"].dataset.CLASSES if "train" in data else None
@@ -247,7 +278,7 @@ def _build_model(
             check_labels(model, part.dataset, split)
             check_names(names, "data.train", part.dataset, split, session.logger)
     if settings.quant_transformer:
-        with found.part():
+        with found.part(every=partial(quantization_faults, settings.quant_transformer)):
             model, quantized = _quantize(settings, model, session)
             rows += quantized
     return model, rows
@@ -280,20 +311,46 @@ def _check_pieces(
         _check_folder(settings.run_folder)
     if settings.resume_from:
         with found.part():
-            read_checkpoint(settings.resume_from)
-    standing_in = nn.Linear(1, 1)
-    with found.part():
-        if settings.optimizer:
-            given = dict(settings.optimizer)
-            if model is None:
-                given.pop("paramwise_cfg", None)
-            build_optimizer(model or standing_in, given)
+            read_checkpoint(settings.resume_from, mmap=True)
+    if settings.load_from and not is_published(settings.load_from):
+        with found.part():
+            read_checkpoint(settings.load_from, mmap=True)
+    if settings.optimizer:
+        given = {key: item for key, item in settings.optimizer.items() if key != "paramwise_cfg" or model is not None}
+        found.note(*faults(partial(build_optimizer, model or nn.Linear(1, 1)), given))
     with found.part():
         build_schedule(settings.lr_config, epoch_len=1, max_epochs=settings.epochs)
-    with found.part():
-        build_hooks(settings, model or standing_in, session, _validates(settings, data), data_root)
+    _check_hooks(settings, model, session, _validates(settings, data), data_root, found)
     with found.part():
         check_export(settings)
+
+
+def _check_hooks(
+    settings: Settings,
+    model: nn.Module | None,
+    session: Session,
+    validate: bool,
+    data_root: str | None,
+    found: Findings,
+) -> None:
+    """Build the hooks of calibration, of validation, and each other one, independently."""
+    target = nn.Linear(1, 1) if model is None else model
+    own = settings.changed(custom_hooks=[], log_config={"hooks": []})
+    rest = own.changed(quant_transformer=None, calibration=None)
+    for some, evaluates in ((own, False), (rest, validate)):
+        with found.part():
+            build_hooks(some, target, session, evaluates, data_root)
+
+    def build(key: str, entry: Any) -> None:
+        entries = [entry] if key == "custom_hooks" else {"hooks": [entry]}
+        hooks = build_hooks(rest.changed(**{key: entries}), target, session, False, data_root)
+        if model is not None:
+            unfreeze_rates(model, hooks)
+
+    for key, entries in (("custom_hooks", settings.custom_hooks), ("log_config", settings.log_config.hooks or ())):
+        place = "custom_hooks" if key == "custom_hooks" else "log_config.hooks"
+        for number, entry in enumerate(entries):
+            found.note(*component_faults(HOOKS, entry, f"{place}.{number}", partial(build, key)))
 
 
 def _validates(settings: Settings, data: Mapping[str, Part]) -> bool:
@@ -337,13 +394,15 @@ def _take_step(settings: Settings, session: Session, validate: bool, data_root: 
 
 
 def _calibrate(runner: EpochRunner) -> None:
-    """Switch the quantizers on, as training does at the calibration epoch."""
+    """Switch the quantizers on, as training does at the calibration epoch, and freeze what it freezes."""
     runner.wrap_model()
     for hook in runner.hooks:
         if isinstance(hook, CalibrationHook):
             hook.before_run(runner)
             hook.epoch, hook.num_batches = 0, 1
             hook.before_epoch(runner)
+        elif isinstance(hook, UnfreezeHook):
+            hook.before_run(runner)
 
 
 def _evaluate(runner: EpochRunner, hook: EvaluationHook) -> str:
@@ -353,7 +412,11 @@ def _evaluate(runner: EpochRunner, hook: EvaluationHook) -> str:
     results = evaluate(runner.eval_model, [batch], runner.step.device, metrics=hook.metrics, topk=hook.topk)
     if hook.save_best is not None and hook.save_best not in results:
         raise ConfigError(f"evaluation.save_best='{hook.save_best}': the model has too few classes for it.")
-    return f"loss {results['loss']:.4f} on {len(batch['gt_label'])} images"
+    return f"loss {results['loss']:.4f} on {_counted(len(batch['gt_label']), 'image')}"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def _describe_data(model: Any, data: Mapping[str, Part]) -> Rows:
@@ -369,9 +432,10 @@ def _describe_data(model: Any, data: Mapping[str, Part]) -> Rows:
 def _describe_run(settings: Settings, session: Session, data: Mapping[str, Part]) -> Rows:
     """Return the rows of the table that describe the run, one per section."""
     rate = f", lr {settings.optimizer['lr']}" if "lr" in settings.optimizer else ""
+    steps = _counted(data["train"].batches, "iteration")
     policy = getattr(settings.lr_config, "policy", "fixed")
     rows = [
-        ("training", f"{settings.epochs} epochs of {data['train'].batches} iterations on {session.device}"),
+        ("training", f"{_counted(settings.epochs, 'epoch')} of {steps} on {session.device}"),
         ("optimizer", f"{settings.optimizer['type']}{rate}, policy {policy}"),
     ]
     if settings.quant_transformer:

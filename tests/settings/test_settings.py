@@ -113,7 +113,7 @@ def test_the_fields_of_a_class_are_documented_in_its_schema(kind: type) -> None:
         (dict(evaluation=dict(interval=2.0)), "evaluation.interval must be an integer ≥ 1; got 2.0."),
         (
             dict(evaluation=dict(metric=["accuracy", "f1_scor"])),
-            "got ['accuracy', 'f1_scor']. Did you mean 'f1_score'?",
+            "got 'f1_scor'. Did you mean 'f1_score'?",
         ),
         (dict(evaluation=dict(save_best="top-3")), "evaluation.save_best: there is no result 'top-3'. Did you mean"),
         (dict(optimizer_config=dict(grad_clip=dict(norm_type=2))), "grad_clip needs 'max_norm', which is not given."),
