@@ -100,7 +100,7 @@ class MetricOptions(Section):
     PLACE: ClassVar[str] = "evaluation.metric_options"
 
     topk: Annotated[
-        Count | Annotated[tuple[Count, ...], ITEMS, MinLen(1)],
+        Count | Annotated[tuple[Count, ...], MinLen(1), ITEMS],
         Doc("Values of k for top-k accuracy, such as (1, 5) or 3."),
     ] = (1, 5)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,59 +27,21 @@ from lbitcls.core.schedule import build_schedule
 from lbitcls.datasets.builder import check_dataset
 from lbitcls.quant.kernels.selection import restored_kernels
 from lbitcls.registry import DATASETS, HOOKS
-from lbitcls.settings.parse import problems
-from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, given_sections, lacking, read_settings
+from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, read_settings
 from lbitcls.settings.training_sections import CalibrationConfig, EvaluationConfig
 from lbitcls.tracking.run_description import parameters
 from lbitcls.utils.checkpoint import read_checkpoint
-from lbitcls.utils.config import SECTIONS, Config
-from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, TrainingError
-from lbitcls.utils.failures import explain
+from lbitcls.utils.errors import ConfigError, DataError, TrainingError
 from lbitcls.utils.logging import get_logger, print_table
 from lbitcls.utils.published import is_published
-from lbitcls.workflows.faults import component_faults, error_of, faults, model_faults, quantization_faults
+from lbitcls.workflows.check_sections import Findings, dry, opening, read_sections
+from lbitcls.workflows.faults import component_faults, faults, model_faults, quantization_faults
 from lbitcls.workflows.run_export import check_export
 from lbitcls.workflows.training import build_runner
 
 IMAGES = 16
 """Maximum batch size of the check."""
-_OF_SESSION = (("log_level",), ("device", "cpu_only", "gpu_ids"), ("num_threads",), ("dist_params",))
-"""Sections that set up a session, in groups that are checked independently; `custom_imports` beside them."""
 Rows = list[tuple[str, str]]
-
-
-@dataclass
-class Findings:
-    """Problems of a config, in the order in which they were found, and parts that could not be checked."""
-
-    problems: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-
-    def note(self, *messages: str, place: str = "") -> None:
-        """Add problems, each once; `place` goes before a message that does not name it."""
-        for message in messages:
-            told = message if place in message else f"{place}: {message}"
-            if told not in self.problems:
-                self.problems.append(told)
-
-    @contextmanager
-    def part(self, place: str = "", every: Callable[[], list[str]] = list) -> Iterator[None]:
-        """Note an error of the user's or of the machine, and continue.
-
-        Args:
-            place: Location that goes before a message that does not name it.
-            every: Function that returns the messages of all faults of this part, called after an error.
-        """
-        try:
-            yield
-        except (LbitclsError, OSError, MemoryError, RuntimeError) as error:
-            told = explain(error)
-            if told is None:
-                raise
-            messages = every()
-            if not any(str(told) in message for message in messages):
-                self.note(str(told), place=place)
-            self.note(*messages)
 
 
 @dataclass(frozen=True)
@@ -110,11 +71,11 @@ def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
         ConfigError: the config has problems; the message lists all of them.
     """
     found, given = Findings(), as_config(cfg)
-    right = _read_sections(given, found)
+    right = read_sections(given, found)
     rows: Rows = []
     with found.part(), _as_before():
-        settings = read_settings(_dry(right, found))
-        with open_session(_opening(right, found)) as session:
+        settings = read_settings(dry(right, found))
+        with open_session(opening(right, found)) as session:
             rows = _check(settings, session, data_root, found)
     if found.problems:
         listed = "".join(f"\n  {number}. {message}" for number, message in enumerate(found.problems, start=1))
@@ -135,79 +96,6 @@ def _as_before() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
-    """Return a copy of the config without the values that its sections reject; note these as problems."""
-    given = as_config(cfg)
-    sections = given.to_dict()
-    found.note(*problems(Settings, given_sections(sections)))
-    kept = {name: _right_part(name, value) if name in SECTIONS else value for name, value in sections.items()}
-    right = Config(kept, filename=given.filename)
-    missing = [name for name in ("model", "data", "optimizer", "total_epochs") if sections.get(name) in (None, {})]
-    if missing:
-        found.note(lacking(missing, "training", given))
-    return right
-
-
-def _right_part(name: str, value: Any) -> Any:
-    """Return a section without its wrong keys; None if the rest is not a valid section."""
-    if not problems(Settings, given_sections({name: value})):
-        return value
-    if not isinstance(value, Mapping):
-        return None
-    right = {key: item for key, item in value.items() if not problems(Settings, {name: {key: item}})}
-    return None if problems(Settings, given_sections({name: right})) else right
-
-
-def _opening(cfg: ConfigLike, found: Findings) -> Settings:
-    """Return settings that open a session; if the config's do not, those without its wrong sections."""
-    if error_of(_open, cfg) is None:
-        return read_settings(cfg).changed(log_level="WARNING")
-    sections = as_config(cfg).to_dict()
-    imports = sections.pop("custom_imports", None) or {}
-    names = imports.get("imports") or ()
-    for name in [names] if isinstance(names, str) else names:
-        with found.part(), open_session(read_settings({"custom_imports": {**imports, "imports": [name]}})):
-            pass
-    for group in _OF_SESSION:
-        own = {name: sections.pop(name) for name in group if name in sections}
-        if (error := error_of(_open, own)) is None:
-            sections |= own
-        else:
-            found.note(error)
-    return read_settings(sections | {"log_level": "WARNING"})
-
-
-def _open(cfg: ConfigLike) -> None:
-    with open_session(read_settings(cfg)):
-        pass
-
-
-def _dry(cfg: ConfigLike, found: Findings) -> Config:
-    """Return the config of a run that starts no processes, compiles no kernels and downloads nothing."""
-    dry = copy.deepcopy(as_config(cfg))
-    dry.seed, dry.kernels, dry.total_epochs = dry.get("seed") or 0, "plain", dry.get("total_epochs") or 1
-    if dry.get("data"):
-        dry.data.workers_per_gpu = 0
-    model: Any = dry.get("model")
-    owners: tuple[Any, ...] = (model, model.get("backbone")) if isinstance(model, dict) else ()
-    for owner in owners:
-        for key in _fetched(owner):
-            found.unchecked.append(f"{key}={owner[key]!r}, which training may download")
-            owner[key] = None if owner is model or key == "init_cfg" else False
-    return dry
-
-
-def _fetched(owner: Any) -> list[str]:
-    """Return the keys of a part of the model that name downloadable weights."""
-    given = dict(owner) if isinstance(owner, dict) else {}
-    init = given.get("init_cfg")
-    named = {
-        "pretrained": given.get("pretrained"),
-        "init_cfg": init.get("checkpoint") if isinstance(init, dict) else None,
-    }
-    return [key for key, name in named.items() if name is True or (isinstance(name, str) and is_published(name))]
 
 
 def _check(settings: Settings, session: Session, data_root: str | None, found: Findings) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from lbitcls import registry
@@ -12,6 +13,7 @@ from lbitcls.utils.errors import reject_unknown_keys
 from lbitcls.utils.failures import explain
 
 Build = Callable[[Any], Any]
+_NEEDS = " needs '"
 
 INNER = {"loss": registry.LOSSES, "pipeline": registry.PIPELINES}
 """Arguments that are components, or lists of them."""
@@ -50,7 +52,7 @@ def faults(build: Build, section: Any) -> list[str]:
 
 def _is_another(error: str, after: str | None) -> bool:
     """Return True if leaving out a key removed an error, unless only because the key is needed."""
-    return after != error and (after is None or " needs '" not in after)
+    return after != error and (after is None or _NEEDS not in after)
 
 
 def component_faults(known: Registry, section: Any, place: str, build: Build | None = None) -> list[str]:
@@ -64,6 +66,7 @@ def component_faults(known: Registry, section: Any, place: str, build: Build | N
     """
     told: list[str] = []
     rest = dict(section) if isinstance(section, Mapping) else section
+    unknown = False
     if isinstance(rest, dict):
         for key in [key for key in INNER if key in rest]:
             inner = _inner_faults(INNER[key], rest[key], f"{place}.{key}")
@@ -73,8 +76,10 @@ def component_faults(known: Registry, section: Any, place: str, build: Build | N
         for key, message in [*_unknown(known, rest)]:
             told.append(_placed(place, message))
             del rest[key]
+            unknown = True
     build = build or (lambda own: known.build(_without_around(known, own)))
-    return told + [_placed(place, message) for message in faults(build, rest)]
+    more = [message for message in faults(build, rest) if not (unknown and _NEEDS in message)]  # of its misspelled key
+    return told + [_placed(place, message) for message in more]
 
 
 def _inner_faults(known: Registry, value: Any, place: str) -> list[str]:
@@ -132,14 +137,12 @@ def quantization_faults(section: Mapping[str, Any]) -> list[str]:
     policy = section.get("quan_policy")
     told: list[str] = []
     right: dict[str, Any] = {}
+
+    def build(kind: str, entry: Any) -> None:
+        build_mtransformer({"type": section.get("type"), "quan_policy": {kind: entry}})
+
     for kind, entry in policy.items() if isinstance(policy, Mapping) else ():
-        own = faults(
-            lambda entry, kind=kind: build_mtransformer({**_type(section), "quan_policy": {kind: entry}}), entry
-        )
+        own = faults(partial(build, kind), entry)
         told += own
         right |= {} if own else {kind: entry}
-    return told + faults(build_mtransformer, {**section, "quan_policy": right} if told else dict(section))
-
-
-def _type(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: section[key] for key in ("type",) if key in section}
+    return told + faults(build_mtransformer, {**section, "quan_policy": right} if told else section)
