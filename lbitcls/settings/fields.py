@@ -6,22 +6,17 @@ pydantic how to read and describe a field; pydantic itself is imported only when
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 MOST = 10**9
 """Largest count that a config may set, unless a field has a lower limit: no real run needs more."""
-_STATE = threading.local()
 
 
 @dataclass(frozen=True)
@@ -43,10 +38,17 @@ class Says:
 
 @dataclass(frozen=True)
 class Exact:
-    """Marker of a field that accepts exactly its type, after `prepare` has converted other spellings."""
+    """Marker of a field that accepts exactly its type, after `prepare` has converted other spellings.
+
+    Attributes:
+        prepare: Function that converts other spellings, and returns any other value unchanged.
+        infinite: True: infinity is a number too.
+        other: JSON Schema of the other spellings.
+    """
 
     prepare: Callable[[Any], Any] | None = None
     infinite: bool = False
+    other: tuple[tuple[str, Any], ...] = ()
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         schema = {**handler(source), "strict": True}
@@ -54,10 +56,33 @@ class Exact:
             schema["allow_inf_nan"] = self.infinite
         return schema if self.prepare is None else _before(self.prepare, schema)
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        full = handler(schema)
+        return {"anyOf": [full, dict(self.other)]} if self.other else full
+
+
+@dataclass(frozen=True)
+class Unset:
+    """Another spelling of "not set" in a config: `spelled` (None or False) stands for `value`."""
+
+    spelled: bool | None
+    value: Any
+
+    def expand(self, value: Any) -> Any:
+        """Return `self.value` for the other spelling; any other value unchanged."""
+        return self.value if value is self.spelled else value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return _before(self.expand, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        full = handler(schema)
+        return {"anyOf": [*full.get("anyOf", [full]), {"const": self.spelled}]}
+
 
 @dataclass(frozen=True)
 class Shorthand:
-    """Short forms of a section: `True` for its defaults, or a string for the field that `text` names."""
+    """Short forms of a section: `True` for its defaults, or a value of the field that `text` names."""
 
     true: bool = True
     text: str | None = None
@@ -73,8 +98,15 @@ class Shorthand:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         full = handler(schema)
-        short = ([{"type": "boolean"}] if self.true else []) + ([{"type": "string"}] if self.text else [])
+        short = [{"type": "boolean"}] if self.true else []
+        short += [self._of_text(schema, handler)] if self.text else []
         return {"anyOf": [*full.get("anyOf", [full]), *short]}
+
+    def _of_text(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """Return the JSON schema of the strings that the field `text` accepts."""
+        section = handler.resolve_ref_schema(handler({**schema["schema"]["schema"]}))
+        options = section["properties"][self.text]["anyOf"]
+        return next(option for option in options if option.get("type") == "string")
 
 
 @dataclass(frozen=True)
@@ -102,6 +134,18 @@ def _before(prepare: Callable[[Any], Any], schema: Any) -> dict[str, Any]:
     return {"type": "function-before", "function": {"type": "no-info", "function": prepare}, "schema": schema}
 
 
+def copied(value: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Return a copy of nested dicts, lists and tuples, with `leaf(item)` for anything else in them."""
+    if type(value) in (list, tuple):
+        return type(value)(copied(item, leaf) for item in value)
+    if not isinstance(value, dict):
+        return leaf(value)
+    new = copy.copy(value)  # also of a subclass, such as a config's
+    for key, item in value.items():
+        new[key] = copied(item, leaf)
+    return new
+
+
 def _switch(value: Any) -> Any:
     return bool(value) if type(value) is int and value in (0, 1) else value
 
@@ -124,27 +168,19 @@ def _items(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple, range)) else value
 
 
-INTEGER, NUMBER, SWITCH, TEXT, ITEMS = Exact(), Exact(_number), Exact(_switch), Exact(_text), Exact(_items)
+def _device(value: Any) -> Any:
+    return str(value) if type(value) is int and value >= 0 else _text(value)
+
+
+INTEGER, NUMBER, TEXT, ITEMS = Exact(), Exact(_number), Exact(_text), Exact(_items)
+SWITCH = Exact(_switch, other=(("type", "integer"), ("minimum", 0), ("maximum", 1)))
+DEVICE = Exact(_device, other=(("type", "integer"), ("minimum", 0)))
 Count = Annotated[int, INTEGER, Ge(1), Le(MOST)]
 Index = Annotated[int, INTEGER, Ge(0), Le(MOST)]
 Number = Annotated[float, NUMBER]
 Factor = Annotated[float, Ge(0), NUMBER]
 Switch = Annotated[bool, SWITCH]
+OptIn = Annotated[Switch, Unset(None, False)]
 Text = Annotated[str, TEXT]
 Component = dict[str, Any]
 """Component of a registry: `dict(type='NAME', …)`; its arguments are checked when it is built."""
-
-
-def being_read() -> bool:
-    """Return True while pydantic creates the objects, after it has checked each field."""
-    return getattr(_STATE, "reading", False)
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Mark the time during which pydantic creates the objects."""
-    before, _STATE.reading = being_read(), True
-    try:
-        yield
-    finally:
-        _STATE.reading = before

@@ -10,9 +10,9 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from lbitcls.settings.fields import Doc, Says, Shorthand, Tagged, reading
+from lbitcls.settings.fields import Doc, Says, Shorthand, Tagged, copied
 from lbitcls.utils.errors import ConfigError, shown, suggest
 
 T = TypeVar("T")
@@ -20,11 +20,14 @@ _UNIONS = (typing.Union, types.UnionType)
 _DICT = "a dict(…)"
 _OWNERS = {"": "a config", "--": "an export"}  # owners of keys outside of sections
 _REMOTE = 1000  # upper bounds from here on are named only if a value exceeds them
+TOO_DEEP = "a value of the config contains itself, or is nested too deeply."
 _ABOUT_KEYS = ("missing", "unexpected_keyword_argument", "invalid_key")
 
 
 def parse(kind: Any, value: Any, place: str = "") -> Any:
     """Parse `value` as `kind`, a settings class or the annotation of a field.
+
+    The result shares no dict or list with `value`.
 
     Args:
         kind: Settings class or annotation to parse by.
@@ -37,8 +40,9 @@ def parse(kind: Any, value: Any, place: str = "") -> Any:
     from pydantic import ValidationError
 
     try:
-        with reading():
-            return _adapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(copied(value))
+    except RecursionError:
+        raise ConfigError(TOO_DEEP) from None
     except ValidationError as error:
         details = error.errors(include_url=False)
     raise ConfigError("\n".join(_messages(kind, value, place, details)))
@@ -65,7 +69,8 @@ def _messages(kind: Any, value: Any, place: str, details: Sequence[Mapping[str, 
     for detail in details:
         where, message = _message(kind, value, place, detail)
         found.setdefault(where, message)
-    return list(found.values())
+    inner = [where for where in found if where]
+    return [text for where, text in found.items() if not any(place.startswith(f"{where}.") for place in inner)]
 
 
 def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tuple[str, str]:
@@ -92,11 +97,18 @@ def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tu
 
 
 def _walk(kind: Any, value: Any, place: str, loc: Sequence[Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (place, annotation, value) at each level that exists in both the annotation and `loc`."""
+    """Yield (place, annotation, value) at each level that exists in both the annotation and `loc`.
+
+    Of alternatives, the list is meant by a list.
+    """
     yield place, kind, value
     for step in loc:
         if _marker(kind, Says) is not None:
             return
+        items = _list_option(kind) if isinstance(value, (list, tuple)) else None
+        if items is not None and not isinstance(step, int):
+            kind = items
+            continue
         inner = _inner(kind, step)
         if inner is None:
             return
@@ -122,6 +134,13 @@ def _inner(kind: Any, step: Any) -> tuple[Any, bool] | None:
     if origin is dict:
         return (arguments[1], True) if len(arguments) == 2 and step != "[key]" else None
     return None
+
+
+def _list_option(kind: Any) -> Any:
+    """Return the list among several alternatives; None if there is none, or nothing else."""
+    options = [option for option in _options(_without_none(kind)) if option is not type(None)]
+    lists = [option for option in options if typing.get_origin(_without_none(option)) is tuple]
+    return lists[0] if len(options) > 1 and len(lists) == 1 else None
 
 
 def _joined(place: str, step: Any) -> str:
@@ -184,7 +203,7 @@ def describe(annotation: Any, given: Any = None) -> str:
         return _DICT
     if len(options) > 1:
         words = list(dict.fromkeys(describe(option, given) for option in options))
-        words = ["a list of them" if word == f"a list, each {words[0]}" else word for word in words]
+        words = [word.replace(f"list, each {words[0]}", "list of them") for word in words]
         return _listed(words)
     if short is not None:
         return _listed(
@@ -207,7 +226,8 @@ def _described(base: Any, marks: Sequence[Any], given: Any) -> str:
         values = ", ".join(repr(value) for value in typing.get_args(base))
         return values if len(typing.get_args(base)) == 1 else f"one of {values}"
     if typing.get_origin(base) is tuple:
-        return f"a list, each {describe(typing.get_args(base)[0], given)}"
+        least = "non-empty " if any(isinstance(mark, MinLen) for mark in marks) else ""
+        return f"a {least}list, each {describe(typing.get_args(base)[0], given)}"
     if base is dict or typing.get_origin(base) is dict or section_fields(base):
         return _DICT
     return {bool: "True or False", str: "a string", Any: "a value"}.get(base, getattr(base, "__name__", str(base)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from lbitcls.settings.base import Section
-from lbitcls.settings.fields import ITEMS, Doc, Switch, Text
+from lbitcls.settings.fields import ITEMS, Doc, Switch, Text, Unset
 
 Names = Annotated[tuple[Text, ...], ITEMS]
 Entries = Annotated[tuple[Any, ...], ITEMS]
@@ -18,8 +18,10 @@ class SpecialLayers(Section):
 
     PLACE: ClassVar[str] = "special_layers"
 
-    layers_name: Annotated[Names, Doc("Full names of layers.")] = ()
-    convert_type: Annotated[Entries, Doc("Entry for each of these layers; None: the layer stays float.")] = ()
+    layers_name: Annotated[Names, Unset(None, ()), Doc("Full names of layers.")] = ()
+    convert_type: Annotated[
+        Entries, Unset(None, ()), Doc("Entry for each of these layers; None: the layer stays float.")
+    ] = ()
 
     def check(self) -> None:
         names, entries = len(self.layers_name), len(self.convert_type)

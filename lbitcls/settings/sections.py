@@ -14,19 +14,23 @@ from annotated_types import Ge, Le
 from lbitcls.settings.base import Section
 from lbitcls.settings.export import ExportSection
 from lbitcls.settings.fields import (
+    DEVICE,
     INTEGER,
     ITEMS,
     Component,
     Count,
     Doc,
     Index,
+    OptIn,
     Says,
     Shorthand,
     Switch,
     Text,
+    Unset,
+    copied,
 )
 from lbitcls.settings.learning_rate import LrConfig
-from lbitcls.settings.parse import parse
+from lbitcls.settings.parse import TOO_DEEP, parse
 from lbitcls.settings.training_sections import (
     Autocast,
     CalibrationConfig,
@@ -42,7 +46,6 @@ from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.config_text import format_config
 from lbitcls.utils.errors import ConfigError, shown
 
-_TOO_DEEP = "a value of the config contains itself, or is nested too deeply."
 SPLITS = ("train", "val", "test", "calibration")
 Dataset = Annotated[Component | None, Says("a dict(type='…', pipeline=[…], …)")]
 Items = Annotated[tuple[Component, ...], ITEMS]
@@ -51,7 +54,8 @@ Epochs = Annotated[int, INTEGER, Ge(1), Le(10**6)]
 Seed = Annotated[int, INTEGER, Ge(0), Le(2**63 - 1)]
 Threads = Annotated[int, INTEGER, Ge(1), Le(4096)]
 _DEFAULTS = ("fp16", "feature_cache")  # an empty dict selects the defaults
-_NUMBERS = ("seed", "total_epochs", "num_threads")  # 0 is a value or an error; in other sections it means off
+NUMBERS = ("seed", "total_epochs", "num_threads")
+"""Sections that False or an empty value does not switch off: it is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class DataConfig(Section):
         Le(1024),
         Doc("Data loading processes per training process; 0: it loads the images itself."),
     ] = 0
-    drop_last: Annotated[Switch, Doc("Drop the last training batch of an epoch if it is not full.")] = False
+    drop_last: Annotated[OptIn, Doc("Drop the last training batch of an epoch if it is not full.")] = False
     train: Annotated[Dataset, Doc("Data set to train on.")] = None
     val: Annotated[Dataset, Doc("Data set to validate on.")] = None
     test: Annotated[Dataset, Doc("Data set to test on; None: data.val.")] = None
@@ -90,9 +94,11 @@ class DistParams(Section):
 
     PLACE: ClassVar[str] = "dist_params"
 
-    backend: Annotated[Text | None, Doc("Backend of torch.distributed, nccl or gloo; None: chosen for the device.")] = (
-        None
-    )
+    backend: Annotated[
+        Text | None,
+        Unset(False, None),
+        Doc("Backend of torch.distributed, nccl or gloo; None: chosen for the device."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +107,10 @@ class CustomImports(Section):
 
     PLACE: ClassVar[str] = "custom_imports"
 
-    imports: Annotated[Text | Annotated[tuple[Text, ...], ITEMS] | None, Doc("Names of modules to import.")] = None
-    allow_failed_imports: Annotated[Switch, Doc("Continue if a module cannot be imported.")] = False
+    imports: Annotated[
+        Text | Annotated[tuple[Text, ...], ITEMS] | None, Unset(False, None), Doc("Names of modules to import.")
+    ] = None
+    allow_failed_imports: Annotated[OptIn, Doc("Continue if a module cannot be imported.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +174,14 @@ class Settings(Section):
     sycbn: Annotated[Switch, Doc("Compute BatchNorm statistics over all GPUs.")] = False
     cpu_only: Annotated[Switch, Doc("Train on the CPU, regardless of device.")] = False
     device: Annotated[
-        Text | None, Doc("Device to run on, such as cpu, cuda or cuda:1; None: the first GPU, or else the CPU.")
+        Annotated[str, DEVICE] | None,
+        Says("'cpu', 'cuda', 'cuda:N' or N, the index of a GPU"),
+        Doc("Device to run on, such as cpu, cuda or cuda:1; None: the first GPU, or else the CPU."),
     ] = None
     num_threads: Annotated[Threads | None, Doc("CPU threads per process; None: PyTorch's choice.")] = None
     gpu_ids: Annotated[
         Annotated[tuple[Index, ...], ITEMS] | None,
-        Says("a list of integers ≥ 0"),
+        Says("a list of integers ≥ 0, such as [0]"),
         Doc("Indices of the GPUs to use, one per process of a node."),
     ] = None
     custom_hooks: Annotated[Items, Doc("Hooks of your own, added to those of every run.")] = ()
@@ -280,31 +290,41 @@ def as_config(cfg: ConfigLike) -> Config:
     try:
         return cfg if isinstance(cfg, Config) else Config(dict(cfg))
     except RecursionError:
-        raise ConfigError(_TOO_DEEP) from None
+        raise ConfigError(TOO_DEEP) from None
 
 
 def _given(section: Section, defaults: Section | None = None) -> dict[str, Any]:
     """Return a section as a config writes it: what is set, and with `defaults` only what differs from them."""
-    values = {item.name: getattr(section, item.name) for item in fields(section)}  # type: ignore[arg-type]
+    items = fields(section)  # type: ignore[arg-type]
+    values = {item.name: getattr(section, item.name) for item in items}
+    known = {item.name: item.default for item in items}
     return {
-        name: _given(value) if isinstance(value, Section) else list(value) if isinstance(value, tuple) else value
+        name: _written(list(value) if isinstance(value, tuple) else value)
         for name, value in values.items()
-        if value is not None and (defaults is None or value != getattr(defaults, name))
+        if (value is not None or known[name] is not None) and (defaults is None or value != getattr(defaults, name))
     }
 
 
+def _written(value: Any) -> Any:
+    """Return a copy of a config's value in which settings objects are dicts."""
+    return copied(value, lambda item: _given(item) if isinstance(item, Section) else item)
+
+
 def _of(config: Config) -> Settings:
+    source = copy.copy(config)
     try:
-        format_config(config.to_dict())  # a value that no config can contain has its own message
+        for name, value in config.items():
+            source[name] = _written(value)
+        format_config(source.to_dict())  # a value that no config can contain has its own message
     except RecursionError:
-        raise ConfigError(_TOO_DEEP) from None
-    settings: Settings = parse(Settings, given_sections(dict(config)))
-    object.__setattr__(settings, "_source", config)
+        raise ConfigError(TOO_DEEP) from None
+    settings: Settings = parse(Settings, given_sections(dict(source)))
+    object.__setattr__(settings, "_source", source)
     return settings
 
 
 def given_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sections among a config's names, without those that are switched off (None, False or empty).
+    """Return the sections among a config's names, without those that are switched off (None, False or empty; not 0).
 
     `checkpoint_config = None` means: save only at the end.
     """
@@ -315,9 +335,10 @@ def given_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wanted(name: str, value: Any) -> bool:
-    if value is None or value is False:
-        return value is False and name in _NUMBERS
-    return name in _NUMBERS or bool(value) or (value == {} and name in _DEFAULTS)
+    if value is None:
+        return False
+    number = isinstance(value, (int, float)) and value is not False
+    return name in NUMBERS or number or bool(value) or (value == {} and name in _DEFAULTS)
 
 
 ConfigLike = Config | Settings | Mapping[str, Any] | str | os.PathLike[str]

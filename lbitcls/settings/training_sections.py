@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, MinLen
 
 from lbitcls.settings.base import Section
 from lbitcls.settings.fields import (
@@ -21,6 +21,7 @@ from lbitcls.settings.fields import (
     Says,
     Switch,
     Text,
+    Unset,
 )
 from lbitcls.utils.errors import suggest
 
@@ -99,7 +100,8 @@ class MetricOptions(Section):
     PLACE: ClassVar[str] = "evaluation.metric_options"
 
     topk: Annotated[
-        Count | Annotated[tuple[Count, ...], ITEMS], Doc("Values of k for top-k accuracy, such as (1, 5) or 3.")
+        Count | Annotated[tuple[Count, ...], MinLen(1), ITEMS],
+        Doc("Values of k for top-k accuracy, such as (1, 5) or 3."),
     ] = (1, 5)
 
 
@@ -116,7 +118,9 @@ class EvaluationConfig(Section):
     ] = "accuracy"
     metric_options: Annotated[MetricOptions | None, Doc("Options of the metrics.")] = None
     save_best: Annotated[
-        Text | None, Doc("Result that decides which weights are best (loss: the lowest); None: keep no best weights.")
+        Text | None,
+        Unset(False, None),
+        Doc("Result that decides which weights are best (loss: the lowest); None: keep no best weights."),
     ] = "top-1"
     reload_best: Annotated[Switch, Doc("Load the best weights into the model when the run is complete.")] = True
     train: Annotated[

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +20,28 @@ from lbitcls.assembly.session import Session, load_data, make_model, open_sessio
 from lbitcls.core.evaluation import evaluate
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
+from lbitcls.datasets.builder import check_dataset
 from lbitcls.quant.kernels.selection import restored_kernels
-from lbitcls.settings.parse import problems
-from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, given_sections, lacking, read_settings
+from lbitcls.registry import DATASETS, HOOKS
+from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, read_settings
 from lbitcls.settings.training_sections import CalibrationConfig, EvaluationConfig
 from lbitcls.tracking.run_description import parameters
 from lbitcls.utils.checkpoint import read_checkpoint
-from lbitcls.utils.config import SECTIONS, Config
-from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, TrainingError
-from lbitcls.utils.failures import explain
+from lbitcls.utils.errors import ConfigError, DataError, TrainingError
 from lbitcls.utils.logging import get_logger, print_table
 from lbitcls.utils.published import is_published
+from lbitcls.workflows.check_sections import Findings, dry, opening, read_sections
+from lbitcls.workflows.faults import component_faults, faults, model_faults, quantization_faults
 from lbitcls.workflows.run_export import check_export
 from lbitcls.workflows.training import build_runner
 
 IMAGES = 16
 """Maximum batch size of the check."""
-_OF_SESSION = ("log_level", "device", "cpu_only", "gpu_ids", "num_threads", "dist_params", "custom_imports")
 Rows = list[tuple[str, str]]
-
-
-@dataclass
-class Findings:
-    """Problems of a config, in the order in which they were found, and parts that could not be checked."""
-
-    problems: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-
-    def note(self, *messages: str, place: str = "") -> None:
-        """Add problems, each once; `place` goes before a message that does not name it."""
-        for message in messages:
-            told = message if place in message else f"{place}: {message}"
-            if told not in self.problems:
-                self.problems.append(told)
-
-    @contextmanager
-    def part(self, place: str = "") -> Iterator[None]:
-        """Note an error of the user's or of the machine, and continue."""
-        try:
-            yield
-        except (LbitclsError, OSError, MemoryError, RuntimeError) as error:
-            told = explain(error)
-            if told is None:
-                raise
-            self.note(str(told), place=place)
 
 
 @dataclass(frozen=True)
@@ -96,11 +71,11 @@ def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
         ConfigError: the config has problems; the message lists all of them.
     """
     found, given = Findings(), as_config(cfg)
-    right = _read_sections(given, found)
+    right = read_sections(given, found)
     rows: Rows = []
     with found.part(), _as_before():
-        settings = read_settings(_dry(right, found))
-        with open_session(_opening(right, found)) as session:
+        settings = read_settings(dry(right, found))
+        with open_session(opening(right, found)) as session:
             rows = _check(settings, session, data_root, found)
     if found.problems:
         listed = "".join(f"\n  {number}. {message}" for number, message in enumerate(found.problems, start=1))
@@ -121,63 +96,6 @@ def _as_before() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _read_sections(cfg: ConfigLike, found: Findings) -> Config:
-    """Return a copy of the config without the values that its sections reject; note these as problems."""
-    given = as_config(cfg)
-    sections = given.to_dict()
-    found.note(*problems(Settings, given_sections(sections)))
-    kept = {name: _right_part(name, value) if name in SECTIONS else value for name, value in sections.items()}
-    right = Config(kept, filename=given.filename)
-    missing = [name for name in ("model", "data", "optimizer", "total_epochs") if sections.get(name) in (None, {})]
-    if missing:
-        found.note(lacking(missing, "training", given))
-    return right
-
-
-def _right_part(name: str, value: Any) -> Any:
-    """Return a section without its wrong keys; None if the rest is not a valid section."""
-    if not problems(Settings, given_sections({name: value})):
-        return value
-    if not isinstance(value, Mapping):
-        return None
-    right = {key: item for key, item in value.items() if not problems(Settings, {name: {key: item}})}
-    return None if problems(Settings, given_sections({name: right})) else right
-
-
-def _opening(cfg: ConfigLike, found: Findings) -> Settings:
-    """Return settings that open a session; if the config's do not, those without the session's sections."""
-    with found.part(), open_session(read_settings(cfg)):
-        return read_settings(cfg).changed(log_level="WARNING")
-    rest = {name: value for name, value in as_config(cfg).to_dict().items() if name not in _OF_SESSION}
-    return read_settings(rest | {"log_level": "WARNING"})
-
-
-def _dry(cfg: ConfigLike, found: Findings) -> Config:
-    """Return the config of a run that starts no processes, compiles no kernels and downloads nothing."""
-    dry = copy.deepcopy(as_config(cfg))
-    dry.seed, dry.kernels, dry.total_epochs = dry.get("seed") or 0, "plain", dry.get("total_epochs") or 1
-    if dry.get("data"):
-        dry.data.workers_per_gpu = 0
-    model: Any = dry.get("model")
-    owners: tuple[Any, ...] = (model, model.get("backbone")) if isinstance(model, dict) else ()
-    for owner in owners:
-        for key in _fetched(owner):
-            found.unchecked.append(f"{key}={owner[key]!r}, which training may download")
-            owner[key] = None if owner is model or key == "init_cfg" else False
-    return dry
-
-
-def _fetched(owner: Any) -> list[str]:
-    """Return the keys of a part of the model that name downloadable weights."""
-    given = dict(owner) if isinstance(owner, dict) else {}
-    init = given.get("init_cfg")
-    named = {
-        "pretrained": given.get("pretrained"),
-        "init_cfg": init.get("checkpoint") if isinstance(init, dict) else None,
-    }
-    return [key for key, name in named.items() if name is True or (isinstance(name, str) and is_published(name))]
 
 
 def _check(settings: Settings, session: Session, data_root: str | None, found: Findings) -> Rows:
@@ -213,7 +131,8 @@ def _load_parts(settings: Settings, session: Session, data_root: str | None, fou
         fetched = bool(section.get("download"))
         if fetched:
             section["download"] = False
-        with found.part(f"data.{split}"):
+        place = f"data.{split}"
+        with found.part(place, partial(component_faults, DATASETS, section, place, check_dataset)):
             try:
                 parts[split] = _load_part(settings, split, section, session, data_root)
             except DataError:
@@ -238,7 +157,7 @@ def _build_model(
     """Build the model, quantized if possible, and its rows of the table; None if it cannot be built."""
     model: Any = None
     in_float = settings.changed(quant_transformer=None)
-    with found.part():
+    with found.part(every=partial(model_faults, settings.model)):
         model = make_model(in_float, session, data_root=data_root) if settings.model else None
     rows = [] if model is None else [("parameters", "; ".join(parameters(model)))]
     names = data["train"].dataset.CLASSES if "train" in data else None
@@ -247,7 +166,7 @@ def _build_model(
             check_labels(model, part.dataset, split)
             check_names(names, "data.train", part.dataset, split, session.logger)
     if settings.quant_transformer:
-        with found.part():
+        with found.part(every=partial(quantization_faults, settings.quant_transformer)):
             model, quantized = _quantize(settings, model, session)
             rows += quantized
     return model, rows
@@ -280,20 +199,46 @@ def _check_pieces(
         _check_folder(settings.run_folder)
     if settings.resume_from:
         with found.part():
-            read_checkpoint(settings.resume_from)
-    standing_in = nn.Linear(1, 1)
-    with found.part():
-        if settings.optimizer:
-            given = dict(settings.optimizer)
-            if model is None:
-                given.pop("paramwise_cfg", None)
-            build_optimizer(model or standing_in, given)
+            read_checkpoint(settings.resume_from, mmap=True)
+    if settings.load_from and not is_published(settings.load_from):
+        with found.part():
+            read_checkpoint(settings.load_from, mmap=True)
+    if settings.optimizer:
+        given = {key: item for key, item in settings.optimizer.items() if key != "paramwise_cfg" or model is not None}
+        found.note(*faults(partial(build_optimizer, model or nn.Linear(1, 1)), given))
     with found.part():
         build_schedule(settings.lr_config, epoch_len=1, max_epochs=settings.epochs)
-    with found.part():
-        build_hooks(settings, model or standing_in, session, _validates(settings, data), data_root)
+    _check_hooks(settings, model, session, _validates(settings, data), data_root, found)
     with found.part():
         check_export(settings)
+
+
+def _check_hooks(
+    settings: Settings,
+    model: nn.Module | None,
+    session: Session,
+    validate: bool,
+    data_root: str | None,
+    found: Findings,
+) -> None:
+    """Build the hooks of calibration, of validation, and each other one, independently."""
+    target = nn.Linear(1, 1) if model is None else model
+    own = settings.changed(custom_hooks=[], log_config={"hooks": []})
+    rest = own.changed(quant_transformer=None, calibration=None)
+    for some, evaluates in ((own, False), (rest, validate)):
+        with found.part():
+            build_hooks(some, target, session, evaluates, data_root)
+
+    def build(key: str, entry: Any) -> None:
+        entries = [entry] if key == "custom_hooks" else {"hooks": [entry]}
+        hooks = build_hooks(rest.changed(**{key: entries}), target, session, False, data_root)
+        if model is not None:
+            unfreeze_rates(model, hooks)
+
+    for key, entries in (("custom_hooks", settings.custom_hooks), ("log_config", settings.log_config.hooks or ())):
+        place = "custom_hooks" if key == "custom_hooks" else "log_config.hooks"
+        for number, entry in enumerate(entries):
+            found.note(*component_faults(HOOKS, entry, f"{place}.{number}", partial(build, key)))
 
 
 def _validates(settings: Settings, data: Mapping[str, Part]) -> bool:
@@ -337,13 +282,15 @@ def _take_step(settings: Settings, session: Session, validate: bool, data_root: 
 
 
 def _calibrate(runner: EpochRunner) -> None:
-    """Switch the quantizers on, as training does at the calibration epoch."""
+    """Switch the quantizers on, as training does at the calibration epoch, and freeze what it freezes."""
     runner.wrap_model()
     for hook in runner.hooks:
         if isinstance(hook, CalibrationHook):
             hook.before_run(runner)
             hook.epoch, hook.num_batches = 0, 1
             hook.before_epoch(runner)
+        elif isinstance(hook, UnfreezeHook):
+            hook.before_run(runner)
 
 
 def _evaluate(runner: EpochRunner, hook: EvaluationHook) -> str:
@@ -353,7 +300,11 @@ def _evaluate(runner: EpochRunner, hook: EvaluationHook) -> str:
     results = evaluate(runner.eval_model, [batch], runner.step.device, metrics=hook.metrics, topk=hook.topk)
     if hook.save_best is not None and hook.save_best not in results:
         raise ConfigError(f"evaluation.save_best='{hook.save_best}': the model has too few classes for it.")
-    return f"loss {results['loss']:.4f} on {len(batch['gt_label'])} images"
+    return f"loss {results['loss']:.4f} on {_counted(len(batch['gt_label']), 'image')}"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def _describe_data(model: Any, data: Mapping[str, Part]) -> Rows:
@@ -369,9 +320,10 @@ def _describe_data(model: Any, data: Mapping[str, Part]) -> Rows:
 def _describe_run(settings: Settings, session: Session, data: Mapping[str, Part]) -> Rows:
     """Return the rows of the table that describe the run, one per section."""
     rate = f", lr {settings.optimizer['lr']}" if "lr" in settings.optimizer else ""
+    steps = _counted(data["train"].batches, "iteration")
     policy = getattr(settings.lr_config, "policy", "fixed")
     rows = [
-        ("training", f"{settings.epochs} epochs of {data['train'].batches} iterations on {session.device}"),
+        ("training", f"{_counted(settings.epochs, 'epoch')} of {steps} on {session.device}"),
         ("optimizer", f"{settings.optimizer['type']}{rate}, policy {policy}"),
     ]
     if settings.quant_transformer:

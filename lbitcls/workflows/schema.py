@@ -16,8 +16,9 @@ from lbitcls.core.optim import optimizers
 from lbitcls.quant.aliases import ENTRIES, KEYS, WITHOUT_MEANING
 from lbitcls.quant.methods import LAYER_KEYS, LayerEntry
 from lbitcls.registry import Registry
+from lbitcls.settings.learning_rate import POLICIES
 from lbitcls.settings.parse import doc_of, section_fields
-from lbitcls.settings.sections import Settings
+from lbitcls.settings.sections import NUMBERS, Settings
 from lbitcls.settings.training_sections import ParamwiseConfig
 from lbitcls.utils.arguments import annotations_of
 from lbitcls.utils.files import check_writable, write_whole
@@ -27,6 +28,9 @@ Schema = dict[str, Any]
 
 OFF: Schema = {"enum": [None, False]}
 """Values that switch a section off."""
+EMPTY: Schema = {"type": ["string", "array", "object"], "maxLength": 0, "maxItems": 0, "maxProperties": 0}
+"""Empty values, which switch a section off too, but which an editor should not suggest."""
+NULL: Schema = {"type": "null"}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 BASES: Schema = {"type": ["string", "array"], "description": "Configs to inherit from."}
 DELETE: Schema = {"type": "boolean", "description": "Drop what the base config has in this section."}
@@ -72,8 +76,10 @@ def config_schema() -> Schema:
     definitions |= {**paramwise.pop("$defs"), "paramwise_cfg": paramwise}
     data, log = definitions["DataConfig"]["properties"], definitions["LogConfig"]["properties"]
     for split in ("train", "val", "test", "calibration"):
-        data[split] = {"anyOf": [_ref("dataset"), OFF], "description": data[split]["description"]}
-    log["hooks"] = {"anyOf": [_list_of("hook"), OFF], "description": log["hooks"]["description"]}
+        data[split] = {"anyOf": [_ref("dataset"), NULL], "description": data[split]["description"]}
+    log["hooks"] = {"anyOf": [_list_of("hook"), NULL], "description": log["hooks"]["description"]}
+    for policy, kind in POLICIES.items():
+        definitions[kind.__name__]["properties"]["policy"] = _any_case(policy)
     sections = schema["properties"]
     sections |= {"model": _ref("classifier"), "optimizer": _ref("optimizer"), "custom_hooks": _list_of("hook")}
     sections["quant_transformer"] = _ref("model transformer")
@@ -81,10 +87,17 @@ def config_schema() -> Schema:
         inner = {key: value for key, value in sections[name].items() if key not in ("description", "default", "title")}
         options = inner["anyOf"] if list(inner) == ["anyOf"] else [inner]
         kept = {key: value for key, value in sections[name].items() if key == "default" and value is not None}
-        sections[name] = {"anyOf": [*options, OFF], "description": doc_of(hint), **kept}
+        off = [NULL] if name in NUMBERS else [OFF, EMPTY]
+        sections[name] = {"anyOf": [*options, *off], "description": doc_of(hint), **kept}
     sections["_base_"] = BASES
     whole = {"$schema": DIALECT, "title": "lbitcls config", "type": "object", "properties": sections}
     return _for_editors({**whole, "additionalProperties": True, "$defs": definitions})
+
+
+def _any_case(name: str) -> Schema:
+    """Return the schema of a name whose letter case does not matter."""
+    letters = "".join(f"[{letter.lower()}{letter.upper()}]" for letter in name)
+    return {"anyOf": [{"const": name}, {"type": "string", "pattern": f"^{letters}$"}]}
 
 
 def _for_editors(value: Any) -> Any:
@@ -168,15 +181,16 @@ def _part(name: str, hint: Any) -> Schema:
     known = PARTS[name].name
     if name == "pipeline":
         return _list_of(known)
-    whole: Schema = {"anyOf": [_ref(known), OFF]}
+    whole: Schema = {"anyOf": [_ref(known), NULL]}
     return {"type": "object", "additionalProperties": whole} if name == "quan_policy" else whole
 
 
 def _special_layers() -> Schema:
     """Return the schema of the special layers: their full names, and an entry for each."""
-    names = {"type": "array", "items": {"type": "string"}, "description": "Full names of layers."}
-    entries = {"type": "array", "items": {"anyOf": [_ref("quantized layer"), {"type": "null"}]}}
-    return {"type": ["object", "null"], "properties": {"layers_name": names, "convert_type": entries}}
+    names = {"type": ["array", "null"], "items": {"type": "string"}, "description": "Full names of layers."}
+    entries = {"type": ["array", "null"], "items": {"anyOf": [_ref("quantized layer"), NULL]}}
+    known = {"layers_name": names, "convert_type": entries}
+    return {"type": ["object", "null"], "properties": known, "additionalProperties": False}
 
 
 def _entry(entry: LayerEntry) -> Schema:

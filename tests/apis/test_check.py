@@ -91,9 +91,76 @@ def test_a_wrong_section_does_not_hide_what_the_step_shows() -> None:
     assert len(found) == 2 and found[0].startswith("seed must be") and "num_classes" in found[1] + found[0]
 
 
+def where(found: list[str]) -> list[str]:
+    return sorted(message.partition(":")[0].partition(" ")[0] for message in found)
+
+
+def test_every_wrong_section_of_a_session_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    imports = dict(imports=["no_such_module", "nor_this"])
+    session = dict(seed=-1, device="gpuu", log_level="LOUD", num_threads=0, work_dir="file/run", custom_imports=imports)
+    found = problems(changed(**session, resume_from="gone.pth", load_from="lost.pth", gpu_ids=0))
+    named = ("seed must be", "'gpuu'", "'LOUD'", "num_threads must", "file/run", "gone.pth", "lost.pth", "gpu_ids must")
+    for text in (*named, "no_such_module cannot", "nor_this cannot"):
+        assert [text in message for message in found].count(True) == 1, (text, found)
+    assert len(found) == 10
+
+
+def test_every_wrong_hook_is_named() -> None:
+    hooks = [
+        dict(type="UnfreezHook"),
+        dict(type="PreciseBNHook", num_batches=-1, intervall=2, priority="LOW"),
+        dict(type="UnfreezeHook", epoch=1, layers=["bakbone"]),
+        dict(type="UnfreezeHook", epoch=1, layers=["head"], priority="LOW"),
+        dict(type="UnfreezeHook", epoch=1, layers=["haed"], priority="LOWW"),
+    ]
+    found = problems(changed(custom_hooks=hooks, log_config__hooks=[dict(type="X"), dict(type="TextLoggerHook", a=1)]))
+    places = [
+        "custom_hooks.0",
+        "custom_hooks.1",
+        "custom_hooks.1",
+        "custom_hooks.2",
+        "custom_hooks.4",
+        "custom_hooks.4",
+    ]
+    assert where(found) == [*places, "log_config.hooks.0", "log_config.hooks.1"], found
+
+
+def test_every_wrong_part_of_the_model_is_named() -> None:
+    wrong = dict(backbone__depth="x", backbone__base_chanels=3, neck=dict(type="GlobalPool"), head__in_channels=-3)
+    wrong |= dict(head__num_clases=3, head__loss=dict(type="CrossEntropyLoss", loss_weight="x", weigth=1), foo=3)
+    found = problems(changed(**{f"model__{key}": value for key, value in wrong.items()}))
+    parts = ["model", "model.backbone", "model.backbone", "model.head", "model.head", "model.head.loss"]
+    assert where(found) == [*parts, "model.head.loss", "model.neck"], found
+    alone = problems(changed(model__head__in_channels=63))  # each part is right
+    assert alone == [
+        "model.head.in_channels=63, but the last feature of ResNetCIFAROptionA has 64 channels; write in_channels=64."
+    ]
+
+
+def test_every_wrong_entry_step_and_argument_is_named() -> None:
+    steps = [dict(type="Resise", size=8), dict(type="RandomCrop", sise=3), dict(type="v2.RandomRotation", degree=3)]
+    policy = dict(Conv2d=dict(type="LSQKonv"), Linear=dict(type="LSQLinear", num_bit_w=9, num_bit_a=4, bits=4))
+    options = dict(data__train__pipeline=steps, data__train__splitt=3, optimizer__lrr=1, optimizer__momentm=1)
+    found = problems(changed(**options, quant_transformer__quan_policy=policy, quant_transformer__fold_bn="no"))
+    data = ["data.train", *(f"data.train.pipeline.{number}" for number in range(3))]
+    entries = ["quan_policy.Conv2d", "quan_policy.Linear", "quan_policy.Linear", "quant_transformer.fold_bn"]
+    assert where(found) == sorted(["SGD", "SGD", *data, *entries]), found
+
+
+def test_numbers_of_one_are_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = changed(total_epochs=1, calibration__epoch=0, data__samples_per_gpu=1437, export=None)
+    rows = dict(check_config(cfg))
+    assert rows["training"] == "1 epoch of 1 iteration on cpu" and "1 epoch of 1 iteration" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            dict(custom_hooks=[dict(type="UnfreezeHook", epoch=99, layers=["head"])]),
+            "epoch=99, but the run has only",
+        ),
         (dict(load_from="gone.pth"), "gone.pth"),
         (dict(resume_from="gone.pth"), "gone.pth"),
         (dict(calibration__epoch=30), "calibration.epoch=30: the run has only epochs 0 to 29."),

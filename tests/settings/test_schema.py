@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import random
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from mutations import CONFIGS
+from mutations import CONFIGS, VALUES
 
 from lbitcls import registry
 from lbitcls.commands.main import main
 from lbitcls.core.optim import optimizers
-from lbitcls.settings.parse import doc_of, section_fields
-from lbitcls.settings.sections import Settings
+from lbitcls.settings.learning_rate import POLICIES
+from lbitcls.settings.parse import doc_of, problems, section_fields
+from lbitcls.settings.sections import Settings, given_sections
 from lbitcls.utils.config import Config
 from lbitcls.utils.config_text import with_lists
 from lbitcls.workflows.schema import config_schema
@@ -121,6 +126,67 @@ def test_what_may_be_written_is_valid(more: dict[str, Any]) -> None:
 )
 def test_a_mistake_is_not(wrong: dict[str, Any]) -> None:
     assert errors(wrong), wrong
+
+
+COMPONENTS = ("model", "optimizer", "quant_transformer", "custom_hooks")  # the schema knows their types, a section not
+FIELDS_OF_COMPONENTS = ("train", "val", "test", "calibration", "hooks")
+BEYOND_A_SCHEMA = (" needs '", "needs warmup", "accepts either", "there is no result", "must be a list with 'train'")
+"""In messages about a key that a base config may set, and about values that do not fit together."""
+WORDS: tuple[Any, ...] = ("Step", "BF16", "bf16", "fp16", "auto", "linear", "accuracy", ["accuracy", "recall"], [1, 5])
+
+
+def spots() -> Iterator[tuple[str, ...]]:
+    """The keys of each section and of each field of a section, at every depth."""
+
+    def below(hint: Any, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield place
+        for kind in settings_in(hint):
+            for name, inner in section_fields(kind).items():
+                if not (place == ("data",) and name in FIELDS_OF_COMPONENTS) and name != "hooks":
+                    yield from below(inner, (*place, name))
+
+    for name, hint in section_fields(Settings).items():
+        if name not in COMPONENTS:
+            yield from below(hint, (name,))
+
+
+def settings_in(hint: Any) -> Iterator[Any]:
+    if section_fields(hint):
+        yield hint
+    elif typing.get_origin(hint) is not typing.Literal:
+        for inner in typing.get_args(hint):
+            yield from settings_in(inner)
+
+
+def comparable(value: Any) -> bool:
+    """False for what JSON has no word for, and for the two kinds of numbers that a schema cannot tell apart."""
+    if isinstance(value, (list, tuple)):
+        return all(comparable(item) for item in value)
+    if isinstance(value, float):
+        return math.isfinite(value) and not value.is_integer()
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
+    numeric = isinstance(value, str) and value in ("1e-3", "nan")  # read as a number; the schema wants one
+    return not numeric and not (isinstance(value, dict) and any(not isinstance(key, str) for key in value))
+
+
+def test_the_schema_accepts_what_the_loader_does() -> None:
+    draw, places = random.Random(0), list(dict.fromkeys(spots()))
+    assert len(places) > 80
+    values = [value for value in (*VALUES, *WORDS) if comparable(value)]
+    wrong = []
+    for _ in range(2500):
+        place, value = draw.choice(places), copy.deepcopy(draw.choice(values))
+        config: Any = value
+        for number, key in enumerate(reversed(place)):
+            policies = [name for name, kind in POLICIES.items() if key in section_fields(kind)]
+            tagged = len(place) - number == 2 and place[0] == "lr_config" and key != "policy"
+            config = {key: config, **({"policy": draw.choice(policies)} if tagged else {})}
+        told = "\n".join(problems(Settings, given_sections(config)))
+        beyond = any(text in told for text in BEYOND_A_SCHEMA)
+        if not beyond and bool(errors(plain(config))) != bool(told):
+            wrong.append(f"{config}: the loader says {told or 'nothing'}, the schema {errors(plain(config))}")
+    assert not wrong, "\n".join(dict.fromkeys(wrong))
 
 
 def test_every_section_is_described_and_takes_no_other_key() -> None:

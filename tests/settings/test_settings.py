@@ -20,8 +20,14 @@ from lbitcls.settings.export import ExportOptions, ExportSection
 from lbitcls.settings.learning_rate import POLICIES, FixedPolicy, StepPolicy, read_policy
 from lbitcls.settings.parse import doc_of, problems, section_fields
 from lbitcls.settings.quant import SpecialLayers, TransformerConfig
-from lbitcls.settings.sections import DataConfig, Settings, read_settings
-from lbitcls.settings.training_sections import CheckpointConfig, EvaluationConfig, GradClip, OptimizerConfig
+from lbitcls.settings.sections import CustomImports, DataConfig, Settings, given_sections, read_settings
+from lbitcls.settings.training_sections import (
+    CheckpointConfig,
+    EvaluationConfig,
+    GradClip,
+    MetricOptions,
+    OptimizerConfig,
+)
 from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.errors import ConfigError
 
@@ -113,7 +119,7 @@ def test_the_fields_of_a_class_are_documented_in_its_schema(kind: type) -> None:
         (dict(evaluation=dict(interval=2.0)), "evaluation.interval must be an integer ≥ 1; got 2.0."),
         (
             dict(evaluation=dict(metric=["accuracy", "f1_scor"])),
-            "got ['accuracy', 'f1_scor']. Did you mean 'f1_score'?",
+            "got 'f1_scor'. Did you mean 'f1_score'?",
         ),
         (dict(evaluation=dict(save_best="top-3")), "evaluation.save_best: there is no result 'top-3'. Did you mean"),
         (dict(optimizer_config=dict(grad_clip=dict(norm_type=2))), "grad_clip needs 'max_norm', which is not given."),
@@ -256,6 +262,59 @@ def test_a_config_that_contains_itself() -> None:
         read_settings(cfg)
     with pytest.raises(ConfigError, match=r"work_dir must be a folder; got '~nobody_here/x'"):
         _ = read_settings(dict(work_dir="~nobody_here/x")).run_folder
+
+
+@pytest.mark.parametrize("zero", [0, 0.0])
+@pytest.mark.parametrize("name", SECTIONS)
+def test_zero_is_never_dropped(name: str, zero: float) -> None:
+    told = problems(Settings, given_sections({name: zero}))
+    if told:
+        assert told[0].startswith(f"{name} ") and f"got {zero}" in told[0], told
+    else:
+        assert getattr(read_settings({name: zero}), name) in (0, "0")
+
+
+def test_a_device_may_be_a_number() -> None:
+    assert [read_settings(dict(device=value)).device for value in (0, 1, "1", "cuda:1")] == ["0", "1", "1", "cuda:1"]
+    for wrong in (-1, True, 1.5):
+        with pytest.raises(ConfigError, match=f"device must be 'cpu', .* the index of a GPU; got {wrong}"):
+            read_settings(dict(device=wrong))
+    with pytest.raises(ConfigError, match=r"^gpu_ids must be a list of integers ≥ 0, such as \[0\]; got 0\.$"):
+        read_settings(dict(gpu_ids=0))
+    assert read_settings(dict(gpu_ids=[0])).gpu_ids == (0,)
+
+
+def test_the_other_spellings_of_not_set() -> None:
+    assert read_settings(dict(data=dict(drop_last=None))).data == DataConfig()
+    assert read_settings(dict(evaluation=dict(save_best=False))).evaluation == EvaluationConfig(save_best=None)
+    assert SpecialLayers(layers_name=None, convert_type=None) == SpecialLayers()  # type: ignore[arg-type]
+    imports = read_settings(dict(custom_imports=dict(imports=False, allow_failed_imports=None))).custom_imports
+    assert (
+        imports == CustomImports() and read_settings(dict(dist_params=dict(backend=False))).dist_params.backend is None
+    )
+    with pytest.raises(ConfigError, match="data.drop_last must be True or False; got 'no'"):
+        DataConfig(drop_last="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "messages"),
+    [
+        (EvaluationConfig, dict(metric=["recall", "f1", 3]), ["metric.1 must be one of 'accuracy'", "metric.2 must"]),
+        (EvaluationConfig, dict(metric=3), ["metric must be one of 'accuracy', 'precision', "]),
+        (MetricOptions, dict(topk=[]), ["topk must be an integer ≥ 1 or a non-empty list of them; got []."]),
+        (MetricOptions, dict(topk=[1, 0, "x"]), ["topk.1 must be an integer ≥ 1; got 0.", "topk.2 must be an integer"]),
+        (StepPolicy, dict(step=[3, -1]), ["step.1 must be an integer ≥ 1; got -1."]),
+        (
+            TransformerConfig,
+            dict(quan_policy={}, exclude_layers=["fc", 3]),
+            ["exclude_layers.1 must be a string; got 3."],
+        ),
+        (CustomImports, dict(imports=["a", None]), ["imports.1 must be a string; got None."]),
+    ],
+)
+def test_the_wrong_item_of_a_list_is_named(kind: type, given: dict[str, Any], messages: list[str]) -> None:
+    told = problems(kind, given, "here")
+    assert len(told) == len(messages) and all(f"here.{text}" in line for text, line in zip(messages, told)), told
 
 
 def test_one_image_of_the_training_set_is_a_number() -> None:
