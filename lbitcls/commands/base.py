@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="Section")
 Run = Callable[[argparse.Namespace], object]
 
-PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "look at runs and predictions"
+PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "inspect runs and predictions"
 """Purposes of the verbs, in the order in which the help lists them."""
 
 

@@ -79,7 +79,7 @@ def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
 
 def _find(name: Any) -> type[torch.optim.Optimizer]:
     if name is None:
-        raise ConfigError("optimizer is given as dict(type='SGD', lr=0.1, …); it has no 'type'.")
+        raise ConfigError("optimizer must be dict(type='SGD', lr=0.1, …); got one without 'type'.")
     known = optimizers()
     if not isinstance(name, str) or name not in known:
         raise ConfigError(

@@ -186,7 +186,7 @@ def test_a_failing_look_ends_no_run(make_config: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "take_snapshot", fail)
     cfg = make_config(log_config=board())
     train_classifier(cfg)
-    assert capsys.readouterr().out.count("not looked at any more: RuntimeError: no light") == 1
+    assert capsys.readouterr().out.count("No longer inspecting layers and predictions: RuntimeError: no light") == 1
     assert steps(read(cfg), "val/top-1") == [12, 24]
 
 
@@ -198,9 +198,9 @@ def test_a_failing_look_ends_no_run(make_config: Any, monkeypatch: pytest.Monkey
     [
         (dict(interval=0), "interval must be an integer ≥ 1; got 0"),
         (dict(images=None), "images must be an integer ≥ 0"),
-        (dict(histograms=3), "histograms is True or False; got 3"),
+        (dict(histograms=3), "histograms must be True or False; got 3"),
         (dict(layers=3), r"layers must be a list, \[…\]; got 3"),
-        (dict(log_dir=3), "log_dir is a folder"),
+        (dict(log_dir=3), "log_dir must be a folder"),
         (dict(hparams="optimizer.lr"), "hparams must be a list"),
     ],
 )
