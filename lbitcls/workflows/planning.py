@@ -46,7 +46,7 @@ def show_plan(cfg: ConfigLike, shape: Sequence[int] | None = None) -> list[Layer
         raise ConfigError(
             f"the model does not accept an image of {size} (channels, height, width), which is "
             f"{'the --shape given' if shape else 'the shape from the data and the backbone'}: {error}. Give a shape "
-            "that it accepts as --shape C H W; a backbone of your own sets its number of input channels in the attribute "
+            "that it accepts as --shape C H W; a backbone of your own sets its number of input channels in "
             "in_channels."
         ) from error
     if section:
