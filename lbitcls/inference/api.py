@@ -213,11 +213,11 @@ def show_result_pyplot(model: nn.Module | Classifier, img: Picture, result: Resu
     """Show the image that `show_result` draws, in a notebook or a matplotlib window."""
     from matplotlib import pyplot
 
-    labelled = show_result(model, img, result)
-    height, width = labelled.shape[:2]
+    labeled = show_result(model, img, result)
+    height, width = labeled.shape[:2]
     figure = pyplot.figure(figsize=(width / 100, height / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(labelled)
+    axes.imshow(labeled)
     axes.axis("off")
     pyplot.show()
     pyplot.close(figure)
