@@ -114,4 +114,4 @@ def given_fields(args: argparse.Namespace, kind: type[T]) -> T:
 
 def safe_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--safe`, which every command that reads a config has."""
-    parser.add_argument("--safe", action="store_true", help="refuse a config that runs code (also LBITCLS_SAFE=1)")
+    parser.add_argument("--safe", action="store_true", help="reject a config that runs code (also LBITCLS_SAFE=1)")

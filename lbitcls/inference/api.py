@@ -278,7 +278,7 @@ def _prepared(prepare: Prepare, pictures: Sequence[Any], size: int) -> Iterator[
         if np.isfinite(image).all():
             return image
         return DataError(
-            "the test pipeline makes values of this image NaN or infinite; check its steps, such as a division by a "
+            "the test pipeline returns NaN or infinite values for this image; check its steps, such as a division by a "
             "standard deviation of 0."
         )
 

@@ -142,7 +142,7 @@ def _who(note: dict[str, Any] | None) -> str:
 
 
 def _is_dead(note: dict[str, Any] | None) -> bool:
-    """Whether the noted process was one of this host, and has ended."""
+    """Return True if the noted process ran on this host and has ended."""
     if note is None or note["host"] != socket.gethostname() or note["pid"] <= 0:
         return False
     try:

@@ -54,7 +54,7 @@ def test_a_checkpoint_that_is_quantized_already_says_so(
     printed = capsys.readouterr()
     said = printed.out + printed.err
     assert f"{once} is already quantized: 16 of its 16 quantizers have values and keep them; nothing was" in said
-    assert "calibrate the float checkpoint that it was made from" in said and "took their first" not in said
+    assert "calibrate the float checkpoint that it was made from" in said and "Initialized" not in said
     first, second = read_checkpoint(once), read_checkpoint(twice)
     assert first["meta"]["calibrated_on"] == second["meta"]["calibrated_on"] == 50
     assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())

@@ -202,4 +202,4 @@ def test_a_picture_that_the_pipeline_makes_infinite_is_singled_out(monkeypatch: 
     monkeypatch.setattr(inference, "_predictor", lambda model: Predictor)
     found = list(inference.predict_pictures(SimpleNamespace(CLASSES=None), ["good", "bad", "good"]))
     assert [isinstance(result, DataError) for result in found] == [False, True, False]
-    assert "the test pipeline makes values of this image NaN or infinite" in str(found[1])
+    assert "the test pipeline returns NaN or infinite values for this image" in str(found[1])

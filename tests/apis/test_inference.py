@@ -176,7 +176,7 @@ def test_arguments_that_do_not_suit_the_model(delivered: Delivered, tmp_path: Pa
         init_model(None, delivered.exported, "cuda")
     with pytest.raises(ConfigError, match="engine and threads are for .onnx files"):
         init_model(delivered.config, delivered.checkpoint, engine="openvino")
-    with pytest.raises(ConfigError, match=r"a config says what model .* belongs to"):
+    with pytest.raises(ConfigError, match=r"the checkpoint .* needs the config of its model"):
         init_model(None, delivered.checkpoint)
     with pytest.raises(ConfigError, match="a device must be"):
         init_model(delivered.config, delivered.checkpoint, "tpu")

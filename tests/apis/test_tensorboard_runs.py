@@ -230,7 +230,7 @@ def test_two_hooks_need_two_folders(make_config: Any) -> None:
     cfg = make_config(total_epochs=1)
     usual = str(Path(cfg.work_dir) / "deep" / ".." / "tf_logs")
     cfg.log_config = dict(interval=5, hooks=[EVERY, {**EVERY, "log_dir": usual}], pictures=False)
-    with pytest.raises(ConfigError, match="two of these hooks write to .*tf_logs, .* a log_dir of its own"):
+    with pytest.raises(ConfigError, match="two of these hooks write to .*tf_logs, .* another log_dir"):
         train_classifier(cfg)
 
 
