@@ -237,7 +237,7 @@ def _load_trained(
             f"the checkpoint '{checkpoint}' needs the config of its model; only an .onnx file works without one."
         )
     if engine is not None or threads is not None:
-        raise ConfigError(f"engine and threads are for .onnx files, which an engine runs; got '{checkpoint}'.")
+        raise ConfigError(f"engine and threads need an .onnx file, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
     from lbitcls.settings.sections import read_settings
 

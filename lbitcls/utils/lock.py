@@ -31,7 +31,7 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 class RunLock:
-    """The lock of a work directory, as a context that gives it back.
+    """Lock of a work directory, as a context manager that releases it.
 
     Args:
         folder: the work directory; `take` makes it.

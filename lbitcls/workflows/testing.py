@@ -129,7 +129,7 @@ def open_model(
     """
     exported = path is not None and Path(path).suffix.lower() == ".onnx"
     if not exported and (engine is not None or threads is not None):
-        raise ConfigError(f"--engine and --threads are for .onnx files, which an engine runs; got '{path}'.")
+        raise ConfigError(f"--engine and --threads need an .onnx file, which an engine runs; got '{path}'.")
     if path is None:
         return _untrained(settings, split, dataset, session, data_root)
     if exported:

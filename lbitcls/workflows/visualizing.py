@@ -162,7 +162,7 @@ def _opened(
         model = open_model(settings, shown, split, dataset, session, engine, threads)
         return model, session.device, Path(shown).name
     if engine is not None or threads is not None:
-        raise ConfigError("engine and threads are for .onnx files; this model is already loaded.")
+        raise ConfigError("engine and threads need an .onnx file; this model is already loaded.")
     if not isinstance(shown, nn.Module):
         running = cast("ExportedModel", shown).engine
         exported = OnnxClassifier(running, settings.model.get("head") or {})

@@ -174,7 +174,7 @@ def test_both_engines(delivered: Delivered) -> None:
 def test_arguments_that_do_not_suit_the_model(delivered: Delivered, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"an exported model runs on the CPU; remove device='cuda'"):
         init_model(None, delivered.exported, "cuda")
-    with pytest.raises(ConfigError, match="engine and threads are for .onnx files"):
+    with pytest.raises(ConfigError, match=r"engine and threads need an \.onnx file"):
         init_model(delivered.config, delivered.checkpoint, engine="openvino")
     with pytest.raises(ConfigError, match=r"the checkpoint .* needs the config of its model"):
         init_model(None, delivered.checkpoint)
