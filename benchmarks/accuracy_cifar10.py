@@ -74,7 +74,7 @@ def train(row: str, data_root: Path, threads: int) -> None:
     spent = float(clock.read_text()) if clock.exists() else 0.0
     clock.write_text(str(spent + time.monotonic() - began))
     if done.returncode:
-        raise SystemExit(f"row {row} ended with exit code {done.returncode}; start the command again to go on.")
+        raise SystemExit(f"row {row} ended with exit code {done.returncode}; run the command again to resume it.")
 
 
 def measured(row: str) -> dict[str, Any] | None:
@@ -106,15 +106,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
     base = results["float"]["top-1"]
     lines = [
-        "# ResNet-20 on CIFAR-10, every method",
+        "# ResNet-20 on CIFAR-10 with every method",
         "",
-        "Made by `python benchmarks/accuracy_cifar10.py --data-root FOLDER`; a single row by `--rows ROW`. The images",
-        "are CIFAR-10 as JPEG files (lossy), so figures compare with the float row here, not with a paper's. Seed 0;",
+        "`python benchmarks/accuracy_cifar10.py --data-root FOLDER` writes this page; `--rows ROW` trains one row. The",
+        "images are CIFAR-10 as lossy JPEG files, so compare with the float row here, not with a paper. Seed 0;",
         f"torch {torch.__version__}, {os.cpu_count()} cores ({platform.machine()}), shared with other work, so minutes",
-        "are no measure of a method's speed. Top-1 (percent) of the last epoch. First and last layer have 8 bits,",
-        "weights a scale for each channel. The quantized rows start from the float row and train under bfloat16",
-        "autocast (quantizers in float32), which is faster here; every row is validated in float32. Rows of two epochs",
-        "show that a method learns; they are no ranking of the papers.",
+        "do not measure a method's speed. Top-1 in percent, after the last epoch. The first and last layers have 8",
+        "bits, weights one scale per channel. The quantized rows are initialized from the float row and train under",
+        "bfloat16 autocast (quantizers in float32), which is faster here; every row is validated in float32. Rows of",
+        "two epochs show that a method learns; they do not rank the papers.",
         "",
         "| row | method | bits | epochs | minutes | top-1 | gap to float |",
         "|---|---|---|---|---|---|---|",

@@ -31,7 +31,7 @@ FIRST_PLOT = "return document.querySelector('#costs .main-svg') && performance.n
 
 
 def open_once(page: Path) -> dict[str, float]:
-    """Return the seconds to each of the two in a new browser."""
+    """Return the seconds to `ready` and to `first plot` in a new browser."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         for flag in (*FLAGS, f"--user-data-dir={profile}", "--window-size=1280,800"):
@@ -58,11 +58,13 @@ def main() -> None:
     if not args.page.is_file():
         raise SystemExit(f"there is no page {args.page}; lbitcls compare writes one.")
     if shutil.which("chromedriver") is None:  # without one selenium would fetch it
-        raise SystemExit("chromedriver is not here; on Debian: apt-get install chromium chromium-driver")
+        raise SystemExit("chromedriver is not installed; on Debian: apt-get install chromium chromium-driver")
     starts = [open_once(args.page) for _ in range(args.starts)]
     for name in starts[0]:
         seconds = [start[name] for start in starts]
-        print(f"{name:10} least {min(seconds):.2f} s, median {statistics.median(seconds):.2f}, most {max(seconds):.2f}")
+        print(
+            f"{name:10} min {min(seconds):.2f} s, median {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ PIPELINE = [
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=200, help="files that each round reads")
+    parser.add_argument("--images", type=int, default=200, help="number of files read per round")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the result to this file too")
-    parser.add_argument("--data-root", help="folder that holds imagenet1000_256 or its archive")
+    parser.add_argument("--json", type=Path, help="JSON file to write the result to")
+    parser.add_argument("--data-root", help="folder with imagenet1000_256 or its archive")
     return parser.parse_args()
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     print(f"{result['images']} JPEG files ({result['source']}), one thread, {args.rounds} rounds")
     print(f"plain torchvision  {result['plain_images_per_s']:8} images/s")
     print(f"lbitcls            {result['ours_images_per_s']:8} images/s")
-    print(f"ratio              {result['ratio']:8}   (at least 1.0 is the aim)")
+    print(f"ratio              {result['ratio']:8}   (aim: at least 1.0)")
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

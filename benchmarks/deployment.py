@@ -220,7 +220,7 @@ def show(rows: list[dict[str, Any]], files: dict[str, list[File]]) -> None:
 
 
 def number(value: float | None, width: int) -> str:
-    """Return a number with two digits, or as many spaces."""
+    """Return a number with two decimals, or as many spaces for None."""
     return " " * width if value is None else f"{value:{width}.2f}"
 
 
@@ -230,8 +230,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=list(MODELS))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=30, help="turns of each file at each batch size")
-    parser.add_argument("--json", type=Path, help="write the result there too")
+    parser.add_argument("--repeats", type=int, default=30, help="turns per file and batch size")
+    parser.add_argument("--json", type=Path, help="JSON file to write the result to")
     args = parser.parse_args()
     files: dict[str, list[File]] = {}
     rows: list[dict[str, Any]] = []

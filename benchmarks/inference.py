@@ -162,9 +162,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--threads", type=int, default=1, help="of the engine")
+    parser.add_argument("--threads", type=int, default=1, help="number of engine threads")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the result there too")
+    parser.add_argument("--json", type=Path, help="JSON file to write the result to")
     args = parser.parse_args()
     from lbitcls.deploy.runtime.benchmark import cpu_name
 
@@ -175,17 +175,17 @@ def main() -> None:
         start = first_answer(folder, min(args.rounds, 7))
         rows = [speeds(folder, f, b, args.threads, args.rounds) for f in ("float", "W8A8") for b in args.batch]
         decode = decode_ms(folder)
-    clock = "processor" if args.threads == 1 else "wall clock"
-    print(f"{cpu_name()}, OpenVINO, {args.threads} thread(s), {args.rounds} rounds, speed by the {clock}")
+    clock = "processor" if args.threads == 1 else "wall-clock"
+    print(f"{cpu_name()}, OpenVINO, {args.threads} thread(s), {args.rounds} rounds, speed in {clock} time")
     for name, said in (("first", f"first answer (aim: at most {FIRST_AIM} s)"), ("torch", "import torch alone")):
-        print(f"{said}: {start[name]['clock']:.2f} s, {start[name]['cpu']:.2f} s of the processor")
+        print(f"{said}: {start[name]['clock']:.2f} s, {start[name]['cpu']:.2f} s of processor time")
     print(f"{'file':8}{'batch':>6}{'engine, /s':>12}{'inference, /s':>15}{'ratio':>7}{'aim':>6}{'prepare, ms':>13}")
     for row in rows:
         print(
             f"{row['file']:8}{row['batch']:6}{row['engine_per_s']:12.1f}{row['inference_per_s']:15.1f}"
             f"{row['ratio']:7.3f}{SPEED_AIM:6.2f}{row['prepare_ms']:13.2f}"
         )
-    print(f"decoding such a photo takes {decode:.2f} ms more")
+    print(f"decoding such a photo takes another {decode:.2f} ms")
     if args.json:
         args.json.write_text(json.dumps(dict(first=start, rows=rows, decode_ms=decode), indent=2), encoding="utf-8")
 

@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--json", type=Path, help="write the result to this file too")
+    parser.add_argument("--json", type=Path, help="JSON file to write the result to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = parse_device(args.device)

@@ -51,7 +51,7 @@ def run_tool(name: str, *arguments: Any) -> None:
     """Run one of `tools/` in a new process; exit if it fails."""
     done = subprocess.run([sys.executable, str(ROOT / f"tools/{name}.py"), *map(str, arguments)], check=False)
     if done.returncode:
-        raise SystemExit(f"tools/{name}.py ended with exit code {done.returncode}; start the command again to go on.")
+        raise SystemExit(f"tools/{name}.py ended with exit code {done.returncode}; run the command again to resume it.")
 
 
 def train(config: Path, folder: Path, data_root: Path, *arguments: Any, options: Sequence[str] = ()) -> None:
@@ -180,13 +180,13 @@ def document(results: list[Entry], searches: list[Entry], compared: list[Entry])
     lines = [
         "# Transfer learning to ants and bees",
         "",
-        "Made by `python benchmarks/transfer.py --data-root FOLDER`; a single row by `--rows ROW --seeds SEED`. A row",
-        "is the recipe `configs/transfer/ROW.py`, on ants and bees: 244 images to train, 153 to validate, so one image",
-        "is 0.65 %. Top-1 (percent) on `val` after the last epoch, not of the best one. Settings were compared on part",
-        "of `train` (below); results on `val` were seen meanwhile, and where they were low the search went on.",
+        "`python benchmarks/transfer.py --data-root FOLDER` writes this page; `--rows ROW --seeds SEED` trains one",
+        "row. A row is the recipe `configs/transfer/ROW.py` on ants and bees: 244 training and 153 validation images,",
+        "so one image is 0.65 %. Top-1 in percent, on `val`, after the last epoch rather than the best one. Settings",
+        "were compared on part of `train` (below). Results on `val` were seen too; low ones prolonged the search.",
         f"torch {torch.__version__}, one thread of {os.cpu_count()} cores ({platform.machine()}) that were shared with",
-        "other work: minutes are processor time of a run. The integer file is what `tools/export.py` writes, tested by",
-        "`tools/test.py` in OpenVINO.",
+        "other work; minutes are a run's processor time. `tools/export.py` writes the exported model, and",
+        "`tools/test.py` tests it in OpenVINO.",
         "",
         *_table(results, RECIPES),
         *_tutorials(results),
@@ -201,7 +201,7 @@ def _table(results: list[Entry], recipes: Sequence[str]) -> list[str]:
     """Return the completed rows of these recipes."""
     rows = [row for row, (_, recipe) in ROWS.items() if recipe in recipes]
     return [
-        "| row | backbone | seeds | top-1 | mean | integer file | mean | epochs | minutes |",
+        "| row | backbone | seeds | top-1 | mean | exported model | mean | epochs | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row, found) for row in rows if (found := [e for e in results if e["row"] == row and "seed" in e])),
     ]
@@ -215,9 +215,9 @@ def _tutorials(results: list[Entry]) -> list[str]:
         "",
         "## The tutorials' own recipes",
         "",
-        "`configs/transfer/tutorial/ROW.py`: what PyTorch's tutorials on transfer learning do, with these backbones",
-        "and seed 0, for comparison with the recipes above. `cifar10` trains on 50,000 images for 5 epochs and tests",
-        "on 10,000; it compares with `configs/cifar10/mobilenet_v2_transfer_features.py`.",
+        "`configs/transfer/tutorial/ROW.py`: the recipes of PyTorch's tutorials on transfer learning, with these",
+        "backbones and seed 0, to compare with the recipes above. `cifar10` trains on 50,000 images for 5 epochs and",
+        "tests on 10,000; compare it with `configs/cifar10/mobilenet_v2_transfer_features.py`.",
         "",
         *_table(results, TUTORIAL),
     ]
@@ -254,10 +254,10 @@ def _timing(results: list[Entry]) -> list[str]:
         return []
     return [
         "",
-        "## An epoch without kept features",
+        "## An epoch without cached features",
         "",
-        "Processor seconds for 244 images of 224 pixels on one thread, reading and the head's step included, with",
-        "`feature_cache=False`, by `--times`: what a run of nine epochs takes more than one of one epoch, by eight.",
+        "Processor seconds for 244 images of 224 pixels on one thread, including reading and the head's step, with",
+        "`feature_cache=False`. `--times` measures an eighth of the difference between runs of nine epochs and of one.",
         "",
         "| backbone | float extractor | integer extractor | ratio |",
         "|---|---|---|---|",
@@ -271,10 +271,10 @@ def _searches(searches: list[Entry]) -> list[str]:
     learned = TRAIN_IMAGES - len(HELD_OUT)
     return [
         "",
-        "## How rates were chosen",
+        "## How learning rates were chosen",
         "",
-        f"On a part of `train`: every fifth image ({len(HELD_OUT)}) is tested on, the other {learned} trained on, by",
-        "`python benchmarks/transfer.py --data-root FOLDER --search RECIPE --options OPTIONS`. After the last epoch:",
+        "`python benchmarks/transfer.py --data-root FOLDER --search RECIPE --options OPTIONS` tests on every fifth",
+        f"image of `train` ({len(HELD_OUT)}) and trains on the other {learned}. After the last epoch:",
         "",
         "| recipe | options | top-1 | loss |",
         "|---|---|---|---|",
@@ -286,7 +286,7 @@ def _searches(searches: list[Entry]) -> list[str]:
 
 
 def _options(entry: Entry) -> str:
-    return f"`{' '.join(entry['options'])}`" if entry["options"] else "as it is"
+    return f"`{' '.join(entry['options'])}`" if entry["options"] else "none"
 
 
 def main() -> None:
@@ -294,15 +294,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
-    parser.add_argument("--times", action="store_true", help="only measure the epochs of the extractors")
+    parser.add_argument("--seeds", type=int, nargs="+", help="train only with these seeds")
+    parser.add_argument("--times", action="store_true", help="only time the extractors' epochs")
     parser.add_argument(
         "--compare", metavar="BACKBONE", choices=list(NAMES), help="only compare float features with integer ones"
     )
     parser.add_argument(
-        "--search", metavar="RECIPE", choices=list(ROWS), help="train on a part of `train`, test on the rest"
+        "--search", metavar="RECIPE", choices=list(ROWS), help="train on part of `train`, test on the rest"
     )
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the search")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="config overrides of the search")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/transfer.md")
     args = parser.parse_args()
     results, searches = args.out.with_suffix(".jsonl"), args.out.with_name("transfer_search.jsonl")

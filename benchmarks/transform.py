@@ -44,10 +44,10 @@ def measure(name: str) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50", help="a name of torchvision.models")
+    parser.add_argument("--model", default="resnet50", help="name in torchvision.models")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the result there too")
+    parser.add_argument("--json", type=Path, help="JSON file to write the result to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     first, *others = [measure(args.model) for _ in range(args.rounds)]
@@ -55,7 +55,7 @@ def main() -> None:
     result = {"model": args.model, **median, "first": first["planned"] + first["called"]}
     print(
         f"{args.model}, {result['layers']:.0f} layers: planned in {result['planned']:.3f} s, called (planned and "
-        f"swapped) in {result['called']:.3f} s; the first time, the methods' import included, both in "
+        f"swapped) in {result['called']:.3f} s; the first time, including the import of the methods, both in "
         f"{result['first']:.3f} s"
     )
     if args.json:

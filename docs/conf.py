@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `make docs`. Nothing is fetched, and the pages need no network."""
+"""Sphinx configuration of these pages: `make docs`. Neither the build nor the pages need a network."""
 
 from __future__ import annotations
 

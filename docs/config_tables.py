@@ -2,8 +2,8 @@
 
     python docs/config_tables.py
 
-Each table stands between `<!-- settings: NAME … -->` and `<!-- end of settings -->`; the names are those of the
-sections in it. The text around the tables is written by hand.
+Each table stands between `<!-- settings: NAME … -->` and `<!-- end of settings -->`; the names are those of its
+sections. The text around the tables is written by hand.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Row = tuple[str, str, str, str]
 
 
 def table(names: list[str]) -> str:
-    """The table of some sections, in Markdown."""
+    """Return the table of some sections, in Markdown."""
     rows = [row for name in names for row in section_rows(name)]
     return HEAD + "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 
 def section_rows(name: str) -> Iterator[Row]:
-    """The rows of a section and of all that is in it."""
+    """Yield the rows of a section and of everything in it."""
     if name == "optimizer.paramwise_cfg":
         yield from inner_rows(ParamwiseConfig, name)
         return
@@ -48,7 +48,7 @@ def section_rows(name: str) -> Iterator[Row]:
 
 
 def inner_rows(kind: Any, owner: str, beside: Any = None) -> Iterator[Row]:
-    """The rows of a settings class's fields, without those of the class `beside`."""
+    """Yield the rows of a settings class's fields, without those of the class `beside`."""
     known = section_fields(beside) if beside is not None else {}
     hints = section_fields(kind)
     for field in dataclasses.fields(kind):
@@ -57,20 +57,20 @@ def inner_rows(kind: Any, owner: str, beside: Any = None) -> Iterator[Row]:
 
 
 def field_rows(key: str, hint: Any, field: Any) -> Iterator[Row]:
-    """The row of a field, then those of the class that it holds."""
+    """Yield the row of a field, then those of the settings class in it."""
     yield (f"`{key}`", said(hint), default(field), doc_of(hint))
     for below, kind in held(hint):
         yield from inner_rows(kind, key + below)
 
 
 def said(hint: Any) -> str:
-    """The type and range of a field."""
+    """Return the type and range of a field."""
     words = describe(hint)
     return re.sub(r"\[\(.*?\)\]|'[^' ]+'|\bdict\([^)]*\)|\bTrue\b|\bFalse\b", lambda match: f"`{match[0]}`", words)
 
 
 def held(hint: Any, below: str = "") -> list[tuple[str, Any]]:
-    """The settings classes in a field, each with the key between; none where a tag tells several apart."""
+    """Return the settings classes in a field, each with the key between; none if a tag distinguishes several."""
     if dataclasses.is_dataclass(hint):
         return [(below, hint)]
     inner = typing.get_args(hint)
@@ -82,7 +82,7 @@ def held(hint: Any, below: str = "") -> list[tuple[str, Any]]:
 
 
 def default(field: Any) -> str:
-    """The default of a field, as a config writes it."""
+    """Return the default of a field as written in a config."""
     if field.default_factory not in (dataclasses.MISSING, dict):
         return "its defaults"
     if field.default is dataclasses.MISSING:
@@ -91,7 +91,7 @@ def default(field: Any) -> str:
 
 
 def written(text: str) -> str:
-    """A page with its tables as the classes have them."""
+    """Return a page with its tables updated from the classes."""
     return BLOCK.sub(lambda match: f"{match[1]}\n{table(match[2].split())}\n{match[3]}", text)
 
 

@@ -2,8 +2,8 @@
 
     python docs/layout.py [--write]
 
-A line is the file's name and the first sentence of its docstring; that of a package stands beside its folder. Without
-`--write` the layout is printed.
+A line contains the file's name and the first sentence of its docstring; a package's sentence is on its folder's line.
+Without `--write` the layout is printed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COLUMN, WIDTH = 32, 120
 
 
 def layout(package: Path, depth: int = 0) -> Iterator[str]:
-    """The lines of a package: its own, its modules, its packages."""
+    """Yield the lines of a package: its own, its modules', its subpackages'."""
     yield from entry(f"{package.name}/", package / "__init__.py", depth)
     modules = sorted(path for path in package.glob("*.py") if path.name != "__init__.py")
     for module in modules:
@@ -32,14 +32,14 @@ def layout(package: Path, depth: int = 0) -> Iterator[str]:
 
 
 def entry(name: str, file: Path, depth: int) -> list[str]:
-    """The lines of a file: its name and, in a column, what its docstring says."""
+    """Return the lines of a file: its name and, in a column, the summary of its docstring."""
     start = f"{'  ' * depth}{name} ".ljust(COLUMN)
     about = summary(file.read_text(encoding="utf-8"))
     return textwrap.wrap(about, WIDTH, initial_indent=start, subsequent_indent=" " * COLUMN) or [start.rstrip()]
 
 
 def summary(code: str) -> str:
-    """The first sentence of a module's docstring, as far as its first semicolon.
+    """Return the first sentence of a module's docstring, up to its first semicolon.
 
     Example:
         >>> summary('"Grids of a method; see `spec`."'), summary('"Two. Sentences."'), summary("x = 1")
@@ -50,7 +50,7 @@ def summary(code: str) -> str:
 
 
 def updated(page: str, package: Path) -> str:
-    """The text of the page with the package's layout as it is now."""
+    """Return the page's text with the package's current layout."""
     lines = "".join(f"{line}\n" for line in layout(package))
     changed, count = BLOCK.subn(lambda block: f"{block[1]}{lines}{block[3]}", page)
     if count != 1:

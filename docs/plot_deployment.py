@@ -1,9 +1,9 @@
-"""Draw a small quantized model beside the ONNX file that is exported of it, as the picture of docs/deployment.md.
+"""Draw a small quantized model next to the ONNX file exported from it: the figure of docs/deployment.md.
 
     python docs/plot_deployment.py [--out docs/deployment.svg]
 
-On the left the modules that `torch.fx` finds in the model, on the right the nodes that are read from the file: nothing
-is drawn by hand, so the picture shows what the exporter does now.
+On the left are the modules that `torch.fx` finds in the model, on the right the nodes read from the file: nothing is
+drawn by hand, so the figure shows what the exporter does now.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WIDTH, SIDE, HEIGHT = 2.75, 2.45, 0.66  # of the boxes on the main path and of t
 
 
 class Block(nn.Module):
-    """A convolution, a second one with a skip connection around it, and a classifier."""
+    """Network of a convolution, a second one with a skip connection around it, and a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,17 +62,17 @@ class Block(nn.Module):
 
 @dataclass
 class Box:
-    """A box of the picture.
+    """Box of the figure.
 
     Attributes:
-        name: what others call it in `inputs`.
-        title: its first line.
-        detail: its second line.
-        layer: the quantized layer that it belongs to; empty: none.
-        inputs: names of the boxes whose results it takes.
-        integer: whether its result is held in integers.
-        beside: the box that this one, a weight's, stands beside; None: it is on the main path.
-        row: from the top.
+        name: Name in the `inputs` of other boxes.
+        title: First line.
+        detail: Second line.
+        layer: Quantized layer that it belongs to; empty: none.
+        inputs: Names of the boxes whose results it reads.
+        integer: True if its result is stored in integers.
+        beside: For a weight's box, the box next to it; None: the box is on the main path.
+        row: Row, from the top.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Box:
 
 
 def quantized_block() -> nn.Module:
-    """The block, with 8, 4 and 8 bits, calibrated on the package's digits; not trained."""
+    """Return the block with 8, 4 and 8 bits, calibrated on the package's digits; not trained."""
     torch.manual_seed(0)
     model = Block()
     normalize = dict(type="Normalize", mean=[0.305], std=[0.376])
@@ -109,14 +109,14 @@ def quantized_block() -> nn.Module:
 
 
 class Tracer(fx.Tracer):
-    """Quantized layers are boxes; what is in them is not looked at."""
+    """Tracer that does not trace into quantized layers: each is one box."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, QuantLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trained_boxes(model: nn.Module, file: onnx.ModelProto) -> list[Box]:
-    """The modules and functions of the model, in order."""
+    """Return the modules and functions of the model, in order."""
     absorbed = {t.name.partition(".scale_with_norm")[0] for t in file.graph.initializer if "with_norm" in t.name}
     boxes: list[Box] = []
     for node in Tracer().trace(model).nodes:
@@ -140,7 +140,7 @@ def trained_boxes(model: nn.Module, file: onnx.ModelProto) -> list[Box]:
 
 
 def file_boxes(file: onnx.ModelProto, layers: list[str]) -> list[Box]:
-    """The nodes of the file, with what their constants say; a row for each on the main path."""
+    """Return the nodes of the file with the values of their constants; each on the main path has a row."""
     constants = {t.name: numpy_helper.to_array(t) for t in file.graph.initializer}
     made = {output: node.name for node in file.graph.node for output in node.output}
     image = file.graph.input[0].name
@@ -160,7 +160,7 @@ def file_boxes(file: onnx.ModelProto, layers: list[str]) -> list[Box]:
 
 
 def detail(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> str:
-    """What the constants of a node are."""
+    """Return the constants of a node as text."""
     given = [constants[name] for name in node.input if name in constants]
     if node.op_type == "DequantizeLinear" and node.input[0] in constants:
         codes, scale = given[0], given[1]
@@ -175,12 +175,12 @@ def detail(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> str:
 
 
 def layer_of(name: str, layers: list[str]) -> str:
-    """The quantized layer that a node of the file is named after."""
+    """Return the quantized layer that a node of the file is named after."""
     return next((layer for layer in layers if name.startswith((f"{layer}.", f"{layer}/")) or name == layer), "")
 
 
 def align(trained: list[Box], shipped: list[Box]) -> None:
-    """Set the rows on the left: a layer beside its nodes, its BatchNorm beside the bias, all else evenly between."""
+    """Set the rows on the left: a layer next to its nodes, its BatchNorm next to the bias, the rest evenly between."""
     path = [box for box in shipped if box.beside is None]
     known: dict[int, float] = {0: 0.0, len(trained) - 1: path[-1].row}
     for index, box in enumerate(trained):
@@ -195,7 +195,7 @@ def align(trained: list[Box], shipped: list[Box]) -> None:
 
 
 def draw(trained: list[Box], shipped: list[Box], layers: list[str]) -> Figure:
-    """Both columns."""
+    """Draw both columns."""
     rows = max(box.row for box in shipped)
     fig = plt.figure(figsize=(8.6, 0.43 * (rows + 2.2)), layout="constrained")
     axis = fig.add_subplot()
@@ -211,7 +211,7 @@ def draw(trained: list[Box], shipped: list[Box], layers: list[str]) -> Figure:
 
 
 def column(axis: Axes, x: float, boxes: list[Box], colors: dict[str, str]) -> None:
-    """Boxes of one graph under each other, with the arrows between them."""
+    """Draw the boxes of one graph below each other, with the arrows between them."""
     at = {box.name: box for box in boxes}
     above = dict(zip([box.name for box in boxes if box.beside is None][1:], [b for b in boxes if b.beside is None]))
     for box in boxes:
@@ -230,7 +230,7 @@ def column(axis: Axes, x: float, boxes: list[Box], colors: dict[str, str]) -> No
 
 
 def rectangle(axis: Axes, x: float, box: Box, colors: dict[str, str]) -> None:
-    """One box with its text."""
+    """Draw one box with its text."""
     width, color = WIDTH if box.beside is None else SIDE, colors.get(box.layer, GREY)
     axis.add_patch(
         FancyBboxPatch(
@@ -248,14 +248,14 @@ def rectangle(axis: Axes, x: float, box: Box, colors: dict[str, str]) -> None:
 
 
 def arrow(axis: Axes, start: Any, end: Any, integer: bool, bend: float = 0.0) -> None:
-    """An arrow, thick where integers flow."""
+    """Draw an arrow, thick where integers flow."""
     style = dict(color=INTEGER if integer else GREY, linewidth=2.2 if integer else 0.9, shrinkA=0, shrinkB=0)
     curve = f"arc3,rad={bend}"
     axis.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", mutation_scale=7, connectionstyle=curve, **style))
 
 
 def picture() -> Figure:
-    """The figure, of a file that is exported for it."""
+    """Return the figure, of a file that is exported for it."""
     model = quantized_block()
     with tempfile.TemporaryDirectory() as folder:
         report = export_onnx(model, Path(folder, "model.onnx"), input_shape=(1, 8, 8))
@@ -267,7 +267,7 @@ def picture() -> Figure:
 
 
 def main() -> None:
-    """Write the picture."""
+    """Write the figure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "deployment.svg", metavar="FILE")
     args = parser.parse_args()

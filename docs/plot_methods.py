@@ -1,4 +1,4 @@
-"""Draw each method's staircase and gradients from the package's own code, as the pictures of docs/methods.md.
+"""Draw each method's staircase and gradients from the package's own code, as the figures of docs/methods.md.
 
     python docs/plot_methods.py [--out docs/methods]
 
@@ -50,7 +50,7 @@ STYLE = {
 
 
 def quantizer_of(entry: str, role: str, bits: int, lower: float, upper: float, **options: Any) -> Quantizer:
-    """A quantizer as a config builds it, with the range `lower` to `upper`, in training mode."""
+    """Return a quantizer as a config builds it, with the range `lower` to `upper`, in training mode."""
     cfg = {"type": entry, "num_bit_w": bits, "num_bit_a": bits, **options}
     layer = build_quant_layer(cfg, nn.Conv2d(1, 1, 1))
     quantizer: Quantizer = getattr(layer, f"{role}_quantizer")
@@ -59,12 +59,12 @@ def quantizer_of(entry: str, role: str, bits: int, lower: float, upper: float, *
 
 
 def row(lower: float, upper: float, points: int = 601) -> Tensor:
-    """Values from `lower` to `upper`, at equal distances."""
+    """Return equally spaced values from `lower` to `upper`."""
     return torch.linspace(lower, upper, points, dtype=torch.float64)
 
 
 def curves(quantizer: Quantizer, x: Tensor, upstream: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Value and gradient of `x` under the gradient `upstream` of every value."""
+    """Return value and gradient of `x` under the gradient `upstream` of every value."""
     x = x.clone().requires_grad_()
     value = quantizer(x)
     value.backward(torch.full_like(value, upstream))
@@ -73,7 +73,7 @@ def curves(quantizer: Quantizer, x: Tensor, upstream: float = 1.0) -> tuple[Tens
 
 
 def parts(quantizer: Quantizer, x: Tensor, number: int = 0) -> Tensor:
-    """Each element's part of the gradient of parameter `number` of the formula (0: the scale)."""
+    """Return each element's part of the gradient of parameter `number` of the formula (0: the scale)."""
     grid = [parameter.detach().double() for parameter in quantizer.grid(x)]
     found = []
     for element in quantizer.normalize(x).detach():
@@ -85,7 +85,7 @@ def parts(quantizer: Quantizer, x: Tensor, number: int = 0) -> Tensor:
 
 
 def figure(columns: int, rows: int = 1) -> tuple[Figure, Any]:
-    """A figure with `columns` panels in each of `rows` rows."""
+    """Return a figure with `columns` panels in each of `rows` rows."""
     fig, axes = plt.subplots(rows, columns, figsize=(3.15 * columns, 2.55 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.locator_params(nbins=6)
@@ -93,7 +93,7 @@ def figure(columns: int, rows: int = 1) -> tuple[Figure, Any]:
 
 
 def staircase(axis: Axes, x: Tensor, value: Tensor, title: str, name: str = "x") -> None:
-    """The value over `x`, beside the identity."""
+    """Draw the value over `x`, next to the identity."""
     axis.plot(x, x, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="float")
     axis.plot(x, value, color=BLUE, label="quantized")
     axis.set(title=title, xlabel=name, ylabel=f"{name}̂")
@@ -101,13 +101,13 @@ def staircase(axis: Axes, x: Tensor, value: Tensor, title: str, name: str = "x")
 
 
 def gradient(axis: Axes, x: Tensor, values: Tensor, symbol: str, color: str = ORANGE, label: str = "") -> None:
-    """A gradient over `x`."""
+    """Draw a gradient over `x`."""
     axis.plot(x, values, color=color, label=label or None)
     axis.set(title=f"gradient: {symbol}", xlabel=axis.get_xlabel() or "x")
 
 
 def learned(entry: str, bits: int, factor: str, symbol: str, lower: float, upper: float, x: Tensor) -> Figure:
-    """Weights of a method with one learned scale or clip: staircase, gradient of x, part of the parameter's."""
+    """Draw weights of a method with one learned scale or clip: staircase, gradient of x, part of the parameter's."""
     quantizer = quantizer_of(entry, "weight", bits, lower, upper)
     fig, (left, middle, right) = figure(3)
     value, grad_x = curves(quantizer, x)
@@ -125,7 +125,7 @@ def lsq() -> Figure:
 
 
 def lsq_plus() -> Figure:
-    """LSQ+: inputs whose range is not symmetric, as a Swish gives."""
+    """LSQ+: inputs with an asymmetric range, such as those from a Swish."""
     quantizer = quantizer_of("LSQPlusConv", "input", 3, -1.0, 2.5)
     x = row(-2, 3.5)
     fig, (left, middle, right) = figure(3)
@@ -197,7 +197,7 @@ def dorefa() -> Figure:
 
 
 def apot() -> Figure:
-    """APoT: levels that are close where weights are many."""
+    """APoT: levels that are denser where there are more weights."""
     return clipped("APoTConv")
 
 
@@ -207,7 +207,7 @@ def uq() -> Figure:
 
 
 def clipped(entry: str) -> Figure:
-    """A learned clip α = 2.5 on 4-bit weights whose mean is 0 and whose standard deviation is 1."""
+    """Draw a learned clip α = 2.5 on 4-bit weights whose mean is 0 and whose standard deviation is 1."""
     x = row(-3.2, 3.2)
     zeros = x.new_zeros(round(x.square().sum().item()) - len(x))  # weights that are not drawn make the deviation 1
     weights = torch.cat([x, zeros])
@@ -277,7 +277,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 
 
 def rounded(svg: str) -> str:
-    """The picture with the coordinates of its paths in hundredths of a point, which makes the file smaller."""
+    """Return the figure with its paths' coordinates in hundredths of a point, which makes the file smaller."""
     paths = re.compile(r' d="[^"]*"')
     number = re.compile(r"-?\d+\.\d+")
     text = paths.sub(lambda d: number.sub(lambda n: f"{float(n[0]):.2f}".rstrip("0").rstrip("."), d[0]), svg)

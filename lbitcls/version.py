@@ -1,4 +1,4 @@
-"""The version of the package, from the file `VERSION`, which `pyproject.toml` reads without importing anything."""
+"""Version of the package, from the file `VERSION`, which `pyproject.toml` reads without importing anything."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every recipe of configs/transfer, from the command line to the integer file, on a tiny folder of ants and bees."""
+"""Every recipe of configs/transfer, from the command line to the exported model, on a tiny folder of ants and bees."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_recipe(backbone: str, recipe: str, run: Recipe, data_root: Path, capsys
 
 
 def quantized(name: str, work_dir: Path, data_root: Path) -> None:
-    """The integer file of a run exists after `export`, and `test` reads it."""
+    """The exported model of a run exists after `export`, and `test` reads it."""
     config, model, results = FOLDER / f"{name}.py", work_dir / "model.onnx", work_dir / "results.json"
     common = ["--data-root", str(data_root)]
     options = ["--options", *sizes(config)]

@@ -1,4 +1,4 @@
-"""Draw logged quantities of runs, and say what their iterations took: `lbitcls analyze` from a clone."""
+"""Plot the curves of runs, and report their iteration times; same as `lbitcls analyze`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Time exported files on the CPU: `lbitcls benchmark` from a clone."""
+"""Time exported models side by side; same as `lbitcls benchmark`."""
 
 import sys
 from pathlib import Path

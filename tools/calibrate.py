@@ -1,4 +1,4 @@
-"""Quantize a float checkpoint without training: `lbitcls calibrate` from a clone."""
+"""Quantize a float checkpoint without training; same as `lbitcls calibrate`."""
 
 import sys
 from pathlib import Path

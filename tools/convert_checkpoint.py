@@ -1,4 +1,4 @@
-"""Write published weights as a checkpoint: `lbitcls convert` from a clone."""
+"""Convert published weights to a checkpoint; same as `lbitcls convert`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Write a checkpoint as an ONNX file with integer weights: `lbitcls export` from a clone."""
+"""Export a checkpoint to an ONNX file with integer weights; same as `lbitcls export`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Name what is in images: `lbitcls infer` from a clone."""
+"""Classify images with a checkpoint or an exported model; same as `lbitcls infer`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Write a config for a folder of images: `lbitcls init` from a clone."""
+"""Write a config for a folder of images; same as `lbitcls init`."""
 
 import sys
 from pathlib import Path

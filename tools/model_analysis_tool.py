@@ -1,4 +1,4 @@
-"""Compare a quantized model with its float form, layer by layer: `lbitcls compare` from a clone."""
+"""Compare a quantized model with the float model; same as `lbitcls compare`."""
 
 import sys
 from pathlib import Path

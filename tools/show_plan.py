@@ -1,4 +1,4 @@
-"""Show the plan of a config's transformer: `lbitcls plan` from a clone."""
+"""Show how each layer is quantized, and its cost; same as `lbitcls plan`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Test a checkpoint: `lbitcls test` from a clone."""
+"""Test a checkpoint or an exported model; same as `lbitcls test`."""
 
 import sys
 from pathlib import Path

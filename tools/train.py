@@ -1,4 +1,4 @@
-"""Train the classifier of a config: `lbitcls train` from a clone."""
+"""Train the classifier of a config, or resume a run; same as `lbitcls train`."""
 
 import sys
 from pathlib import Path

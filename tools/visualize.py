@@ -1,4 +1,4 @@
-"""Look at a batch, at predictions, at mistakes, at the confusion matrix: `lbitcls visualize` from a clone."""
+"""Draw a batch, predictions, errors or the confusion matrix; same as `lbitcls visualize`."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""A package's page of the API reference, from its docstrings.
+"""Build a package's page of the API reference from its docstrings.
 
     .. package:: lbitcls.quant
 
-gives the names that the package itself offers, and then each of its modules with every public class and function.
+lists the names that the package exports, then each of its modules with every public class and function.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sphinx.util.docutils import SphinxDirective
 
 
 def modules_of(package: str) -> list[str]:
-    """The package and all modules in it."""
+    """Return the package and all modules in it."""
     found = importlib.import_module(package)
     inside = pkgutil.walk_packages(getattr(found, "__path__", []), f"{package}.")
     return [package, *sorted(info.name for info in inside)]
 
 
 def offered(package: str) -> Iterator[tuple[str, str, str]]:
-    """(name, where it is defined, first line of its docstring) for `__all__` of a package."""
+    """Return (name, module that defines it, first line of its docstring) for each name in a package's `__all__`."""
     module = importlib.import_module(package)
     for name in sorted(getattr(module, "__all__", ()), key=str.lower):
         value = getattr(module, name)
@@ -35,7 +35,7 @@ def offered(package: str) -> Iterator[tuple[str, str, str]]:
 
 
 def is_public(module: str) -> bool:
-    """Whether a module has a class or a function of its own that is not private."""
+    """Return True if a module defines a public class or function."""
     members = vars(importlib.import_module(module)).items()
     return any(
         getattr(value, "__module__", None) == module and not name.startswith("_")
@@ -45,7 +45,7 @@ def is_public(module: str) -> bool:
 
 
 def page(package: str) -> Iterator[str]:
-    """The page's reStructuredText."""
+    """Return the page's reStructuredText."""
     if not hasattr(importlib.import_module(package), "__path__"):  # a module
         yield from (f".. automodule:: {package}", "   :members:", "")
         return
@@ -61,12 +61,12 @@ def page(package: str) -> Iterator[str]:
 
 
 class Package(SphinxDirective):
-    """`.. package:: NAME`."""
+    """Directive `.. package:: NAME`."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """The nodes of the page."""
+        """Return the nodes of the page."""
         for module in modules_of(self.arguments[0]):
             file = importlib.import_module(module).__file__
             self.env.note_dependency(str(file))

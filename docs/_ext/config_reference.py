@@ -1,4 +1,4 @@
-"""The reference of configs, from the code: `.. config-sections::`, and `.. config-types::` of every registry."""
+"""Build the config reference from the code: `.. config-sections::`, and `.. config-types::` for every registry."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ BUILT = {"model": ("CLASSIFIERS", "ImageClassifier"), "quant_transformer": ("TRA
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    """(dotted name, syntax tree) of every module."""
+    """Yield (dotted name, syntax tree) of every module."""
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
 
 
 def section_keys() -> dict[str, tuple[str, ...]]:
-    """The keys of each section that takes a fixed set of them, from the settings classes."""
+    """Return the keys of each section with a fixed set of keys, from the settings classes."""
     found = dict(classes_below({**section_fields(Settings), "optimizer.paramwise_cfg": ParamwiseConfig}))
     found |= {name: ("type", *parameters(getattr(registry, known).find(kind))) for name, (known, kind) in BUILT.items()}
     return found | {
@@ -46,7 +46,7 @@ def section_keys() -> dict[str, tuple[str, ...]]:
 
 
 def classes_below(fields: dict[str, Any], place: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(place, keys) of every settings class among the annotations of fields, and in it."""
+    """Yield (place, keys) of every settings class in the annotations of fields, recursively."""
     for name, hint in fields.items():
         inner = section_fields(hint)
         if inner:
@@ -55,12 +55,12 @@ def classes_below(fields: dict[str, Any], place: str = "") -> Iterator[tuple[str
 
 
 def parameters(target: Any) -> tuple[str, ...]:
-    """The arguments of a class."""
+    """Return the arguments of a class."""
     return tuple(inspect.signature(target).parameters)
 
 
 def readers() -> dict[str, list[str]]:
-    """The modules that read each section: `settings.NAME`, `cfg['NAME']`, `cfg.get('NAME')`."""
+    """Return the modules that read each section: `settings.NAME`, `cfg['NAME']`, `cfg.get('NAME')`."""
     found: dict[str, list[str]] = {section: [] for section in SECTIONS}
     for name, tree in modules():
         owners = ("cfg", "settings", "self") if name == Settings.__module__ else ("cfg", "settings")
@@ -70,7 +70,7 @@ def readers() -> dict[str, list[str]]:
 
 
 def sections_read(node: ast.AST, owners: tuple[str, ...]) -> Iterator[str]:
-    """The sections that an expression reads from one of the names `owners`."""
+    """Yield the sections that an expression reads from one of the names in `owners`."""
     value, key = None, None
     if isinstance(node, ast.Attribute):
         value, key = node.value, node.attr
@@ -83,7 +83,7 @@ def sections_read(node: ast.AST, owners: tuple[str, ...]) -> Iterator[str]:
 
 
 def registries() -> dict[str, registry.Registry]:
-    """Every registry, by its name in `lbitcls.registry`; a second name of one is left out."""
+    """Return every registry by its name in `lbitcls.registry`, without second names of the same one."""
     found: dict[int, str] = {}
     for name, value in vars(registry).items():
         if isinstance(value, registry.Registry):
@@ -92,7 +92,7 @@ def registries() -> dict[str, registry.Registry]:
 
 
 def types(known: registry.Registry) -> list[tuple[Any, list[str]]]:
-    """(what is built, its names) of a registry; its own name comes first."""
+    """Return each type of a registry with its names, its own name first."""
     names: dict[int, list[str]] = {}
     known.names()  # all modules are imported
     for name, target in known.module_dict.items():
@@ -103,12 +103,12 @@ def types(known: registry.Registry) -> list[tuple[Any, list[str]]]:
 
 
 def codes(names: Any) -> str:
-    """`a`, `b`."""
+    """Return names as inline code: `a`, `b`."""
     return ", ".join(f"``{name}``" for name in names)
 
 
 def sections_text() -> Iterator[str]:
-    """The table of sections, and the arguments of the classes behind some."""
+    """Return the table of sections, and the arguments of the classes that some of them build."""
     keys, places = section_keys(), readers()
     yield from (".. list-table::", "   :header-rows: 1", "   :widths: 20 30 30 20", "")
     yield from ("   * - section", "     - what it is", "     - keys", "     - read in")
@@ -129,12 +129,12 @@ def sections_text() -> Iterator[str]:
 
 
 def described(target: Any) -> Iterator[str]:
-    """A class with its signature and docstring, as autodoc shows it."""
+    """Return a class with its signature and docstring, as autodoc shows it."""
     yield from (f".. autoclass:: {target.__module__}.{target.__qualname__}", "   :no-index:", "")
 
 
 def types_text() -> Iterator[str]:
-    """Every registry with its types."""
+    """Return every registry with its types."""
     for name, known in registries().items():
         title = name.replace("_", " ").capitalize()
         yield from ("", title, "-" * len(title), "", f"``lbitcls.registry.{name}``: each is a {known.name}.", "")
@@ -142,7 +142,7 @@ def types_text() -> Iterator[str]:
 
 
 def classes_text(known: registry.Registry) -> Iterator[str]:
-    """The classes of a registry."""
+    """Return the classes of a registry."""
     for target, (name, *others) in types(known):
         yield from ("", name, "^" * len(name), "")
         if others:
@@ -151,7 +151,7 @@ def classes_text(known: registry.Registry) -> Iterator[str]:
 
 
 def methods_text() -> Iterator[str]:
-    """The entries of each method, the options that they take, and its quantizers."""
+    """Return each method's entries, with the options that they accept, and its quantizers."""
     registry.QUANT_LAYERS.names()
     for name, method in sorted(methods.METHODS.items(), key=lambda pair: pair[0].lower()):
         entries = [f"{name}{suffix}" for suffix in ENTRY_SUFFIXES.values()]
@@ -166,10 +166,10 @@ def methods_text() -> Iterator[str]:
 
 
 class Generated(SphinxDirective):
-    """A directive whose text is made by a function."""
+    """Directive whose text a function returns."""
 
     def run(self) -> list[nodes.Node]:
-        """The nodes of the text."""
+        """Return the nodes of the text."""
         self.env.note_reread()  # it depends on the whole package
         text = sections_text() if self.name == "config-sections" else types_text()
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)

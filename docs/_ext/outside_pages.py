@@ -1,7 +1,7 @@
-"""Pages that live outside `docs/`, and links to them that work in the repository and in the built site.
+"""Include files from outside `docs/` as pages, with links that work in the repository and in the built site.
 
-A page of `docs/` whose text has `{include} ../FILE` shows that file. Links in both are written as the repository has
-them; a link to a file that a page shows becomes a link to that page.
+A page of `docs/` that contains `{include} ../FILE` shows that file. Links in both are written for the repository; a
+link to a file that a page shows becomes a link to that page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)]*)?\))")
 
 
 def shown_files(docs: Path) -> dict[Path, Path]:
-    """The files outside that pages show, to those pages; the README is what `index.md` stands for."""
+    """Map each outside file to the page that shows it; `index.md` replaces the README."""
     found = {docs.parent / "README.md": docs / "index.md"}
     for page in docs.glob("*.md"):
         for name in INCLUDE.findall(page.read_text(encoding="utf-8")):
@@ -25,7 +25,7 @@ def shown_files(docs: Path) -> dict[Path, Path]:
 
 
 def relink(text: str, source: Path, page: Path, shown: dict[Path, Path]) -> str:
-    """`text` of the file `source` as it stands on `page`: its relative links from there."""
+    """Return `text` of the file `source` with its relative links adapted to `page`."""
 
     def target(link: re.Match[str]) -> str:
         file = (source.parent / link[2]).resolve()
@@ -35,7 +35,7 @@ def relink(text: str, source: Path, page: Path, shown: dict[Path, Path]) -> str:
 
 
 def read(app: Any, docname: str, source: list[str]) -> None:
-    """The text of a page, with the file that it shows and with links that lead to pages."""
+    """Return the text of a page, with the file that it shows and with links to pages."""
     docs = Path(app.srcdir).resolve()
     page, shown = Path(app.env.doc2path(docname)).resolve(), shown_files(docs)
     if page.suffix != ".md":

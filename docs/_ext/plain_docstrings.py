@@ -1,6 +1,6 @@
-"""Docstrings are plain text with Markdown's code, `name` and indented blocks. This makes them reStructuredText.
+"""Convert docstrings, plain text with Markdown's `code` and indented blocks, to reStructuredText.
 
-Sections of Google's style are left to napoleon, examples (`>>>`) to docutils.
+Napoleon handles Google-style sections, docutils examples (`>>>`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LIST_ITEM = re.compile(r"^\s*([-*]|\d+\.) ")
 
 
 def to_rst(lines: list[str]) -> list[str]:
-    """The lines of a docstring as reStructuredText.
+    """Return the lines of a docstring as reStructuredText.
 
     Example:
         >>> to_rst(["Of `x`, |x| and *x*:", "", "    a = `b`"])
@@ -40,7 +40,7 @@ def to_rst(lines: list[str]) -> list[str]:
 
 
 def inline(line: str) -> str:
-    """One line of text: its code as code, everything else as it is written."""
+    """Convert one line of text: code stays code, everything else is literal text."""
     parts = re.split(r"(`[^`]+`)", line)
     for i, part in enumerate(parts):
         if i % 2:
@@ -52,7 +52,7 @@ def inline(line: str) -> str:
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Before napoleon sees them."""
+    """Convert docstrings before napoleon reads them."""
     lines[:] = to_rst(lines)
     if what in ("attribute", "data", "property"):
         lines.insert(0, "")  # napoleon would take what stands before a colon of the first line for a type

@@ -106,7 +106,7 @@ def _custom_hooks(entries: tuple[dict[str, Any], ...]) -> list[Hook]:
         priority = entry.get("priority")
         hook = HOOKS.build({key: value for key, value in entry.items() if key != "priority"})
         if not isinstance(hook, Hook):
-            raise ConfigError(f"custom_hooks: {type(hook).__name__} is no Hook (lbitcls.core.hooks.Hook).")
+            raise ConfigError(f"custom_hooks: {type(hook).__name__} is not a Hook (lbitcls.core.hooks.Hook).")
         hook.priority = hook.priority if priority is None else read_priority(priority)
         hooks.append(hook)
     return hooks

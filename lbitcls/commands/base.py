@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="Section")
 Run = Callable[[argparse.Namespace], object]
 
-PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "look at runs and predictions"
+PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and use", "inspect runs and predictions"
 """Purposes of the verbs, in the order in which the help lists them."""
 
 
@@ -114,4 +114,4 @@ def given_fields(args: argparse.Namespace, kind: type[T]) -> T:
 
 def safe_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--safe`, which every command that reads a config has."""
-    parser.add_argument("--safe", action="store_true", help="refuse a config that runs code (also LBITCLS_SAFE=1)")
+    parser.add_argument("--safe", action="store_true", help="reject a config that runs code (also LBITCLS_SAFE=1)")

@@ -65,7 +65,7 @@ def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
     if argv and argv[0] in VERBS:
         parser = argparse.ArgumentParser(f"lbitcls {argv[0]}", description=VERBS[argv[0]].help)
         return _with_verb(parser, argv[0]).parse_intermixed_args(argv[1:])
-    about = "Image classifiers of 2 to 8 bits, from one config file."
+    about = "Train and export image classifiers of 2 to 8 bits, from one config file."
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("lbitcls", description=about, epilog=_listed_verbs(), formatter_class=plain)
     parser.add_argument("--version", action="version", version=f"lbitcls {__version__}")

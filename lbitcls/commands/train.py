@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> object:
             f"--gpus {args.gpus}: one process trains on one GPU; start ./tools/dist_train.sh {args.config} {args.gpus}."
         )
     if args.gpus is not None and args.gpus < 1:
-        raise ConfigError(f"--gpus is a number from 1; got {args.gpus}. To train on the CPU use --cpu-only.")
+        raise ConfigError(f"--gpus must be an integer ≥ 1; got {args.gpus}. To train on the CPU use --cpu-only.")
     cfg = read_config(args)
     given = {
         "work_dir": args.work_dir,

@@ -84,7 +84,7 @@ class FeatureCache:
     _stores: dict[int, _Store] = field(default_factory=dict)  # by the loader's id
 
     def batches(self, runner: Run, loader: BatchLoader, training: bool, start: int = 0) -> Iterator[Batch]:
-        """The batches of `loader` from number `start` on: `img`, or else `features`, and `gt_label`.
+        """Yield the batches of `loader` from number `start` on: `img`, or else `features`, and `gt_label`.
 
         Args:
             runner: Runner whose position gives the epoch and whose model computes the features.
@@ -197,14 +197,14 @@ def build_feature_cache(
     compiled: bool = False,
     later: Sequence[str] = (),
 ) -> FeatureCache:
-    """The cache of a run.
+    """Build the feature cache of a run.
 
     Args:
-        settings: how much it may take; None: it is off.
-        model: the classifier.
-        datasets: whose images are read, by the name that messages use.
-        compiled: the model is compiled as a whole.
-        later: parts that a hook keeps frozen until some epoch.
+        settings: Settings of the cache; None: it is off.
+        model: Classifier.
+        datasets: Data sets whose features are cached, by their names in messages.
+        compiled: True if the whole model is compiled.
+        later: Names of parts that a hook keeps frozen until some epoch.
 
     Raises:
         ConfigError: The features would change, because the backbone trains, a pipeline step is random, or batches are

@@ -69,7 +69,7 @@ def build_optimizer(
 
 
 def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
-    """The classes of `torch.optim`, by name."""
+    """Return the optimizer classes of `torch.optim`, by name."""
     return {
         key: value
         for key, value in vars(torch.optim).items()
@@ -79,7 +79,7 @@ def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
 
 def _find(name: Any) -> type[torch.optim.Optimizer]:
     if name is None:
-        raise ConfigError("optimizer is given as dict(type='SGD', lr=0.1, …); it has no 'type'.")
+        raise ConfigError("optimizer must be dict(type='SGD', lr=0.1, …); got one without 'type'.")
     known = optimizers()
     if not isinstance(name, str) or name not in known:
         raise ConfigError(
@@ -142,7 +142,7 @@ def _named_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter, nn.
 
 
 def _custom_key(custom: Mapping[str, ParamMults], name: str) -> str | None:
-    """The longest key that is part of `name` (of equally long ones the first in the alphabet)."""
+    """Return the longest key that occurs in `name` (the alphabetically first of equally long ones)."""
     matching = [key for key in custom if key in name]
     return min(matching, key=lambda key: (-len(key), key)) if matching else None
 

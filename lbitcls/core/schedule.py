@@ -57,17 +57,17 @@ _FORMULAS: dict[type[Warmup], Callable[..., float]] = {
     ExpPolicy: _exponential,
     FixedPolicy: _fixed,
 }
-"""The learning rate of each policy, from the base rate and the progress: epochs or iterations done, of so many."""
+"""Formula of each policy: the learning rate from the base rate, the completed epochs or iterations, and their total."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A policy with its warm-up, for a run of known length.
+    """Policy with its warmup, for a run of known length.
 
     Args:
-        settings: the policy.
-        epoch_len: iterations in an epoch.
-        max_epochs: epochs of the run.
+        settings: Policy.
+        epoch_len: Number of iterations per epoch.
+        max_epochs: Number of epochs of the run.
 
     Example:
         >>> Schedule(StepPolicy(step=[2]), epoch_len=10, max_epochs=3)(1.0, iteration=25, epoch=2)
@@ -79,7 +79,7 @@ class Schedule:
     max_epochs: int
 
     def __call__(self, base_lr: float, iteration: int, epoch: int) -> float:
-        """The learning rate of iteration `iteration` (of the run, from 0), which belongs to `epoch` (from 0)."""
+        """Return the learning rate of `iteration` (of the run, from 0), which belongs to `epoch` (from 0)."""
         own, formula = self.settings, _FORMULAS[type(self.settings)]
         if own.by_epoch:
             lr = formula(own, base_lr, epoch, self.max_epochs)
@@ -100,12 +100,12 @@ def _warmup_factor(policy: Warmup, done: float) -> float:
 
 
 def build_schedule(cfg: Warmup | Mapping[str, Any] | None, *, epoch_len: int, max_epochs: int) -> Schedule:
-    """The schedule of a run.
+    """Build the learning rate schedule of a run.
 
     Args:
-        cfg: a policy, or a config's section `lr_config`; None: a fixed rate.
-        epoch_len: iterations in an epoch.
-        max_epochs: epochs of the run.
+        cfg: Policy, or a config's section `lr_config`; None: a fixed learning rate.
+        epoch_len: Number of iterations per epoch.
+        max_epochs: Number of epochs of the run.
 
     Raises:
         ConfigError: A policy or key is unknown, or a value is out of range.
@@ -115,7 +115,7 @@ def build_schedule(cfg: Warmup | Mapping[str, Any] | None, *, epoch_len: int, ma
     try:
         schedule(1.0, max_epochs * epoch_len - 1, max_epochs - 1)
     except OverflowError:
-        raise ConfigError("lr_config: by the end of the run the learning rate is too large.") from None
+        raise ConfigError("lr_config: the learning rate becomes too large by the end of the run.") from None
     return schedule
 
 

@@ -36,13 +36,13 @@ class Precision:
 
 
 def read_precision(amp: Autocast | None, fp16: Autocast | None = None) -> Precision:
-    """The precision that the sections `amp` and `fp16`, the older of the two, ask for; None: float32.
+    """Return the precision that the sections `amp` and `fp16` (the older one) set; float32 if both are None.
 
     Raises:
         ConfigError: both sections are given.
     """
     if amp is not None and fp16 is not None:
-        raise ConfigError("amp and fp16 are two ways to say one thing; give one of them.")
+        raise ConfigError("amp and fp16 are the same setting; give only one of them.")
     asked = fp16 if amp is None else amp
     if asked is None:
         return Precision()

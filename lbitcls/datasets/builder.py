@@ -78,5 +78,5 @@ def _keys(cfg: dict[str, Any]) -> Mapping[str, Any]:
 def _as_list(roots: Roots) -> list[Any]:
     given = [roots] if isinstance(roots, (str, os.PathLike)) or roots is None else roots
     if not isinstance(given, (list, tuple)) or not all(isinstance(r, (str, os.PathLike, type(None))) for r in given):
-        raise ConfigError(f"data_root is a folder, '…', or a list of them; got {shown(roots)}.")
+        raise ConfigError(f"data_root must be a folder, '…', or a list of them; got {shown(roots)}.")
     return list(given)

@@ -37,7 +37,7 @@ _IMAGENET = 1000
 _MOST_READERS = 8
 _LINES = 5
 _NO_SCORES = (
-    "the model's scores for this picture are NaN or infinite: its weights come from a run that diverged, or a layer "
+    "the model's scores for this image are NaN or infinite: its weights come from a run that diverged, or a layer "
     "overflows. Give another checkpoint."
 )
 
@@ -92,7 +92,7 @@ def init_model(
         from lbitcls.inference.onnx_model import open_exported
 
         if device not in (None, "cpu"):
-            raise ConfigError(f"an .onnx file runs on the CPU; leave the device {device!r} out.")
+            raise ConfigError(f"an exported model runs on the CPU; remove device={device!r}.")
         model: Classifier = open_exported(checkpoint, cfg, engine, threads)
     else:
         model = _load_trained(cfg, checkpoint, device, engine, threads)
@@ -147,7 +147,7 @@ def inference_model(
     results = []
     for position, found in enumerate(predict_pictures(model, pictures, topk, batch_size)):
         if isinstance(found, DataError):
-            raise type(found)(f"picture {position} of {len(pictures)}: {found}" if several else str(found)) from found
+            raise type(found)(f"image {position} of {len(pictures)}: {found}" if several else str(found)) from found
         results.append(found)
     return results if several else results[0]
 
@@ -174,7 +174,7 @@ def check_numbers(topk: int | None, batch_size: int) -> None:
     """Raise `ConfigError` unless both are integers ≥ 1 (`topk` may be None)."""
     for name, number in (("topk", 1 if topk is None else topk), ("batch_size", batch_size)):
         if not isinstance(number, int) or number < 1:
-            raise ConfigError(f"{name} is a number from 1; got {number!r}.")
+            raise ConfigError(f"{name} must be an integer ≥ 1; got {number!r}.")
 
 
 def show_result(
@@ -213,11 +213,11 @@ def show_result_pyplot(model: nn.Module | Classifier, img: Picture, result: Resu
     """Show the image that `show_result` draws, in a notebook or a matplotlib window."""
     from matplotlib import pyplot
 
-    labelled = show_result(model, img, result)
-    height, width = labelled.shape[:2]
+    labeled = show_result(model, img, result)
+    height, width = labeled.shape[:2]
     figure = pyplot.figure(figsize=(width / 100, height / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(labelled)
+    axes.imshow(labeled)
     axes.axis("off")
     pyplot.show()
     pyplot.close(figure)
@@ -233,9 +233,11 @@ def _load_trained(
     cfg: ConfigLike | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
 ) -> Classifier:
     if cfg is None:
-        raise ConfigError(f"a config says what model '{checkpoint}' belongs to; only an .onnx file does without.")
+        raise ConfigError(
+            f"the checkpoint '{checkpoint}' needs the config of its model; only an .onnx file works without one."
+        )
     if engine is not None or threads is not None:
-        raise ConfigError(f"engine and threads are for .onnx files, which an engine runs; got '{checkpoint}'.")
+        raise ConfigError(f"engine and threads need an .onnx file, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
     from lbitcls.settings.sections import read_settings
 
@@ -261,7 +263,7 @@ def _name_classes(model: Classifier, number: int | None) -> None:
         return
     from lbitcls.datasets.names import imagenet_classes
 
-    get_logger().warning("The model does not name its 1,000 classes; they are taken for ImageNet's.")
+    get_logger().warning("The model does not name its 1,000 classes; using ImageNet's names.")
     model.CLASSES = imagenet_classes()
 
 
@@ -276,8 +278,8 @@ def _prepared(prepare: Prepare, pictures: Sequence[Any], size: int) -> Iterator[
         if np.isfinite(image).all():
             return image
         return DataError(
-            "the test pipeline makes values of this picture that are NaN or infinite; look at its steps (a standard "
-            "deviation of 0 divides by it)."
+            "the test pipeline returns NaN or infinite values for this image; check its steps, such as a division by a "
+            "standard deviation of 0."
         )
 
     if len(pictures) < 2:

@@ -44,7 +44,7 @@ class OnnxClassifier(nn.Module):
         """Return the losses by name, computed by the head."""
         if logits.shape[1] <= int(gt_label.max()):
             raise DataError(
-                f"{self.engine.path} has {logits.shape[1]} classes, but the data set a label {int(gt_label.max())}."
+                f"{self.engine.path} has {logits.shape[1]} classes, but the data set has label {int(gt_label.max())}."
             )
         return self.head.loss(logits, gt_label)
 
@@ -59,11 +59,13 @@ def open_classifier(
         ConfigError: The engine is unknown.
     """
     opened = load(path, engine or "openvino", threads)
-    logger.info("%s runs in %s, %s, %s threads.", path, opened.name, opened.precision, threads or "its own choice of")
+    logger.info(
+        "Running %s in %s, %s, %s threads.", path, opened.name, opened.precision, threads or "its own choice of"
+    )
     if opened.info is None:
-        logger.info("%s was not written by lbitcls: its classes and its preprocessing are not known.", path)
+        logger.info("%s was not written by lbitcls: its classes and preprocessing are unknown.", path)
     elif opened.info.pipeline and not _same(opened.info.pipeline, (settings.data.dataset(split) or {}).get("pipeline")):
-        logger.warning("%s was exported with another test pipeline than data.%s has.", path, split)
+        logger.warning("%s was exported with a test pipeline other than that of data.%s.", path, split)
     return OnnxClassifier(opened, settings.model.get("head") or {})
 
 

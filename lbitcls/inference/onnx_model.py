@@ -78,8 +78,8 @@ class ExportedModel:
         recorded = info.pipeline if info is not None else []
         if given is None and not recorded:
             raise ConfigError(
-                f"{self.engine.path} does not say how pictures are prepared; give a config with data.test or data.val, "
-                "whose pipeline does."
+                f"{self.engine.path} does not record how to prepare images; give a config with a pipeline in data.test "
+                "or data.val."
             )
         if given is None:
             return recorded
@@ -88,7 +88,7 @@ class ExportedModel:
         if same_steps(given, test_steps(self._recorded_cfg)):
             return recorded  # the same pipeline, written out step by step
         get_logger().warning(
-            "%s was exported with another test pipeline than the config has; the config's is used.", self.engine.path
+            "%s was exported with a test pipeline other than the config's; using the config's.", self.engine.path
         )
         return given
 
@@ -118,7 +118,7 @@ def check_part(engine: Engine) -> None:
     """Raise `CheckpointError` if an exported model outputs features."""
     if engine.info is not None and engine.info.part != "model":
         raise CheckpointError(
-            f"{engine.path} is a backbone: it gives features, and has no classes; export with --part model."
+            f"{engine.path} is a backbone: it returns features and has no classes; export with --part model."
         )
 
 
@@ -131,5 +131,5 @@ def logits_of(engine: Engine, images: np.ndarray) -> np.ndarray:
     logits = engine.predict(images)
     if isinstance(logits, tuple) or logits.ndim != 2:
         shapes = [array.shape for array in (logits if isinstance(logits, tuple) else (logits,))]
-        raise CheckpointError(f"{engine.path} gives {shapes}, not logits (N, K): it is no classifier.")
+        raise CheckpointError(f"{engine.path} returns {shapes}, not logits (N, K): it is not a classifier.")
     return logits

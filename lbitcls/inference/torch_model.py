@@ -43,7 +43,7 @@ def load_trained(settings: Settings, checkpoint: str | Path | None, device: str 
     import_custom(vars(settings.custom_imports))
     model = make_model(settings, session, pretrained=checkpoint is None, checkpoint=checkpoint)
     if checkpoint is None:
-        logger.warning("No checkpoint: the weights are those that the config's model begins with.")
+        logger.warning("No checkpoint: Using the initial weights of the config's model.")
     else:
         model.CLASSES = load_checkpoint(model, checkpoint, strict=True, logger=logger)["meta"].get("CLASSES")
     return model.to(session.device).eval()
@@ -90,7 +90,7 @@ def _prepare(model: nn.Module) -> Prepare:
     steps = test_steps(cfg)
     if steps is None:
         raise ConfigError(
-            "inference needs model.cfg, a config with data.test or data.val whose pipeline prepares pictures; "
+            "inference needs model.cfg, a config with data.test or data.val whose pipeline prepares images; "
             "init_model(config, checkpoint) sets it."
         )
     known, prepare = _PREPARED.get(model, (None, None))

@@ -15,7 +15,7 @@ FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class QParams:
-    """A quantization grid: `value = (integer - zero_point) * scale`, `quant_min <= integer <= quant_max`.
+    """Quantization grid: `value = (integer - zero_point) * scale`, `quant_min <= integer <= quant_max`.
 
     Attributes:
         scale: One step of the grid, > 0; float32 of shape () or (C,).

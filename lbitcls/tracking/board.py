@@ -180,5 +180,5 @@ def require_tensorboard() -> None:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise DependencyError(
-            f"TensorBoard's files need the package tensorboard: pip install tensorboard ({error})."
+            f"writing TensorBoard files needs the package tensorboard: pip install tensorboard ({error})."
         ) from error

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Show = Callable[[EpochRunner, str, np.ndarray], None]
 SHOWN = 24  # images in a grid
-MOST = 10_000  # at most this many images in a run's confusion matrix
+MOST = 10_000  # maximum number of images in a run's confusion matrix
 
 
 def mixed(dataset: BaseDataset, number: int) -> list[int]:
@@ -135,10 +135,10 @@ def draw_run(settings: Settings, runner: EpochRunner, show: Iterable[Show] = ())
             for function in show:
                 function(runner, path.stem, pixels(path))
         except Exception as error:  # whatever it is, the run is complete: a figure must not fail it
-            runner.logger.warning("%s is not drawn: %s: %s", name, type(error).__name__, error)
+            runner.logger.warning("Could not draw %s: %s: %s", name, type(error).__name__, error)
         else:
             drawn.append(name)
-    runner.logger.info("Pictures (%.1f s): %s", time.monotonic() - began, ", ".join(drawn) or "none")
+    runner.logger.info("Figures (%.1f s): %s", time.monotonic() - began, ", ".join(drawn) or "none")
 
 
 def _drawers(workers: int, runner: EpochRunner) -> dict[str, Callable[[], Figure]]:

@@ -46,7 +46,7 @@ def say_backbone(runner: EpochRunner) -> None:
         backbone = cast("SizedInBits", runner.module.backbone)
         as_float, as_it_is = (bits / 8192 for bits in backbone.size_bits())
         runner.logger.info(
-            "The backbone is integer (%s), %.1f KiB instead of %.1f KiB in float, and stays as it is; the head trains.",
+            "The backbone is integer (%s), %.1f KiB instead of %.1f KiB in float, and stays fixed; the head trains.",
             *(integer, as_it_is, as_float),
         )
 
@@ -91,7 +91,7 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     size = summary["model_size"]
     rows.append(("size, float", f"{size['float_kib']:.1f} KiB"))
     if "quantized" in summary or size["quantized_kib"] < size["float_kib"]:
-        rows.append(("size, at its bits", f"{size['quantized_kib']:.1f} KiB"))
+        rows.append(("size, quantized", f"{size['quantized_kib']:.1f} KiB"))
     rows += _integer_rows(summary.get("integer"))
     return [*rows, ("checkpoint", summary["checkpoint"]), ("log", summary["log"])]
 
@@ -101,7 +101,7 @@ def _integer_rows(integer: dict[str, Any] | None) -> list[tuple[str, str]]:
     if integer is None:
         return []
     sizes = f"{integer['size_kib']:.1f} KiB, {integer['size_kib'] / integer['float_size_kib']:.2f} of the float file"
-    rows = [("integer top-1", f"{integer['top1']:.2f} %"), ("size, integer file", sizes)]
+    rows = [("integer top-1", f"{integer['top1']:.2f} %"), ("size, integer model", sizes)]
     for entry in integer["latency"]:
         images = "1 image" if entry["batch"] == 1 else f"{entry['batch']} images"
         rows.append((f"time of {images}", f"{entry['ms']:.2f} ms, {entry['ratio']:.2f} of the float file's"))

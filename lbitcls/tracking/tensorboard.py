@@ -90,9 +90,9 @@ class TensorboardLoggerHook(Writer):
         _check_count("images", images, 0)
         for name, flag in (("histograms", histograms), ("predictions", predictions)):
             if not isinstance(flag, bool):
-                raise ConfigError(f"TensorboardLoggerHook: {name} is True or False; got {flag!r}.")
+                raise ConfigError(f"TensorboardLoggerHook: {name} must be True or False; got {flag!r}.")
         if log_dir is not None and not isinstance(log_dir, (str, Path)):
-            raise ConfigError(f"TensorboardLoggerHook: log_dir is a folder, or None; got {log_dir!r}.")
+            raise ConfigError(f"TensorboardLoggerHook: log_dir must be a folder or None; got {log_dir!r}.")
         self.log_dir = log_dir
         self.interval = interval
         self.layers = [layers] if isinstance(layers, str) else require_list("TensorboardLoggerHook: layers", layers)
@@ -102,7 +102,7 @@ class TensorboardLoggerHook(Writer):
         self.hparams = require_list("TensorboardLoggerHook: hparams", hparams)
         for option, names in (("layers", self.layers), ("hparams", self.hparams)):
             if not all(isinstance(name, str) for name in names):
-                raise ConfigError(f"TensorboardLoggerHook: {option} are names; got {list(names)!r}.")
+                raise ConfigError(f"TensorboardLoggerHook: {option} must be names; got {list(names)!r}.")
         self._board: Board | None = None
         self._names: list[str] = []
         self._extra: dict[str, float | str] = {}
@@ -123,7 +123,7 @@ class TensorboardLoggerHook(Writer):
         if any(hook.folder(runner) == folder for hook in boards_of(runner) if hook is not self):
             raise ConfigError(
                 f"TensorboardLoggerHook: two of these hooks write to {folder}, where each would hide the other's data; "
-                "give one of them a log_dir of its own, or leave it out."
+                "give one of them another log_dir, or remove it."
             )
         if is_main():
             check_folder(folder, "TensorboardLoggerHook: log_dir")
@@ -196,7 +196,7 @@ class TensorboardLoggerHook(Writer):
         except Exception as error:  # whatever it is, it must not end the run
             self._names, self.images = [], 0
             runner.logger.warning(
-                "TensorBoard: layers and predictions are not looked at any more: %s: %s", type(error).__name__, error
+                "TensorBoard: No longer inspecting layers and predictions: %s: %s", type(error).__name__, error
             )
 
     def _look(self, runner: EpochRunner) -> None:
@@ -217,7 +217,7 @@ class TensorboardLoggerHook(Writer):
         if not self._looked:
             self._looked = True
             runner.logger.info(
-                "TensorBoard: %d layers and %d images looked at in %.1f s.",
+                "TensorBoard: Inspected %d layers and %d images in %.1f s.",
                 *(len(found), 0 if batch is None else len(batch["img"]), time.monotonic() - began),
             )
 

@@ -82,7 +82,7 @@ _FOREIGN: dict[str, str] = {
 
 
 class Config(_MMEngineConfig):
-    """A config: sections as attributes and keys (`cfg.model.backbone.depth`, `cfg['model']`).
+    """Config with its sections as attributes and keys (`cfg.model.backbone.depth`, `cfg['model']`).
 
     Example:
         >>> cfg = Config.fromfile("configs/quickstart/digits_lsq_4w4f.py")

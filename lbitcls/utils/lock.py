@@ -31,7 +31,7 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 class RunLock:
-    """The lock of a work directory, as a context that gives it back.
+    """Lock of a work directory, as a context manager that releases it.
 
     Args:
         folder: the work directory; `take` makes it.
@@ -142,7 +142,7 @@ def _who(note: dict[str, Any] | None) -> str:
 
 
 def _is_dead(note: dict[str, Any] | None) -> bool:
-    """Whether the noted process was one of this host, and has ended."""
+    """Return True if the noted process ran on this host and has ended."""
     if note is None or note["host"] != socket.gethostname() or note["pid"] <= 0:
         return False
     try:

@@ -44,13 +44,13 @@ def benchmark_models(
     seen = time_models(
         models, engine=engine, threads=threads, batches=batches, precision=precision, bf16=bf16, repeats=repeats
     )
-    threads_said = "threads of its own choice" if seen.threads is None else f"{seen.threads} threads"
+    threads_said = "default number of threads" if seen.threads is None else f"{seen.threads} threads"
     print(f"{seen.engine}, {threads_said}, {seen.cores} cores of {seen.cpu}")
     print("\n".join(aligned([HEADER, *(_row(timing) for timing in seen.timings)])))
     if seen.baseline is not None:
         print(f"Ratios are to {seen.baseline} in {precision}: below 1 is faster.")
     if bf16 and not any(timing.precision == "bf16" for timing in seen.timings):
-        print("bf16 was not timed: there is no float file, or the engine or the CPU does not have it.")
+        print("bf16 was not timed: there is no float file, or the engine or the CPU does not support it.")
     if target is not None:
         text = json_text(asdict(seen), indent=2) + "\n"
         write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))

@@ -54,7 +54,7 @@ def calibrate_checkpoint(
     settings = read_settings(cfg)
     settings.require(("model", "data", "quant_transformer"), "calibration")
     if num_images < 1:
-        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+        raise ConfigError(f"--num-images must be an integer ≥ 1; got {num_images}.")
     out = check_writable(out, "--out", checkpoint)
     from lbitcls.quant import calibrate, named_quantizers, set_quantization
 
@@ -93,10 +93,10 @@ def calibrate_checkpoint(
 def _say(number: int, total: int, images: int, checkpoint: str | Path, session: Session) -> None:
     """Log how many quantizers were calibrated, and how many kept the values in the checkpoint."""
     if number:
-        session.logger.info("%d quantizers took their first values from %d images.", number, images)
+        session.logger.info("Initialized %d quantizers from %d images.", number, images)
     if number < total:
         session.logger.warning(
-            "%s is quantized already: %d of its %d quantizers have values, and keep them%s. To take values anew, "
+            "%s is already quantized: %d of its %d quantizers have values and keep them%s. To compute new values, "
             "calibrate the float checkpoint that it was made from.",
             *(checkpoint, total - number, total, "" if number else "; nothing was calibrated, and --out is a copy"),
         )

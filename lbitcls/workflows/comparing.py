@@ -67,15 +67,15 @@ def compare_checkpoints(
 
     Raises:
         ConfigError: other files than those above, two architectures, or a file that cannot be written.
-        CheckpointError: a checkpoint cannot be read, is another model's, has other quantizers, or stands in the
-            other's place.
+        CheckpointError: a checkpoint cannot be read, is another model's, has other quantizers, or is in the other's
+            place.
         DataError: there are no images.
         DependencyError: a package of the extra `analysis` is missing.
     """
     files, device, out = _trailing(files, device, out)
     configs, checkpoints = _in_places(files, float_only)
     if num_images < 1:
-        raise ConfigError(f"--num-images is a number from 1; got {num_images}.")
+        raise ConfigError(f"--num-images must be an integer ≥ 1; got {num_images}.")
     paths = find_images(images, num_images)
     page, figures = check_target(out, "--save-path", *configs, *checkpoints, *paths)
     sides = [
@@ -116,16 +116,19 @@ def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str]
     """Return the configs and the checkpoints, equally many of each."""
     given = [str(file) for file in files]
     if float_only and len(given) != 2:
-        raise ConfigError(f"with --float-only one model is given: IMAGES CONFIG CHECKPOINT; got {len(given)} files.")
+        raise ConfigError(
+            f"--float-only needs one model: IMAGES CONFIG CHECKPOINT; got {len(given)} files after the images."
+        )
     if len(given) not in (2, 4):
         raise ConfigError(
-            f"expected are {ORDER}, or for one model IMAGES CONFIG CHECKPOINT; got {len(given)} files after the images."
+            f"the arguments must be {ORDER}, or for one model IMAGES CONFIG CHECKPOINT; got {len(given)} files after "
+            "the images."
         )
     half = len(given) // 2
     configs, checkpoints = given[:half], given[half:]
     for path in configs:
         if Path(path).suffix.lower() in (".pth", ".pt", ".onnx"):
-            raise ConfigError(f"{path} stands where a config is expected; the order is {ORDER}.")
+            raise ConfigError(f"{path} is in the place of a config; the order is {ORDER}.")
     return configs, checkpoints
 
 
@@ -136,7 +139,7 @@ def _read(path: str, device: str | None, quantized: bool) -> Settings:
     if quantized and not settings.quant_transformer:
         raise ConfigError(
             f"{path} has no quant_transformer, so its model is not quantized; give the quantized model's config, or "
-            "--float-only to look at one float model."
+            "--float-only to analyze one float model."
         )
     changes = ({} if quantized else {"quant_transformer": None}) | ({} if device is None else {"device": device})
     return settings.changed(**changes)
@@ -160,13 +163,13 @@ def _check_place(checkpoint: str, quantized: bool) -> list[bool]:
     if quantized and not any(switches):
         why = "its quantizers are off: it is from a run's float phase" if switches else "it has float weights"
         raise CheckpointError(
-            f"{checkpoint} stands where a quantized checkpoint is expected, but {why}. The order is {ORDER}; lbitcls "
-            "calibrate makes a quantized checkpoint of a float one."
+            f"{checkpoint} is in the place of a quantized checkpoint, but {why}. The order is {ORDER}; lbitcls "
+            "calibrate quantizes a float checkpoint."
         )
     if not quantized and any(switches):
         raise CheckpointError(
-            f"{checkpoint} stands where a float checkpoint is expected, but it is of a quantized model. The order is "
-            f"{ORDER}; a quantized model alone is given as IMAGES CONFIG CHECKPOINT."
+            f"{checkpoint} is in the place of a float checkpoint, but is a quantized model's. The order is {ORDER}; to "
+            "analyze one quantized model, give IMAGES CONFIG CHECKPOINT."
         )
     return switches
 
@@ -183,7 +186,8 @@ def _check_pipelines(sides: Sequence[_Side]) -> None:
     first, last = (_test_steps(side.settings) for side in (sides[0], sides[-1]))
     if not same_steps(first, last):
         get_logger().warning(
-            "the two configs prepare test images differently; both models get them as %s says.", sides[-1].config
+            "The two configs prepare test images differently; both models use the test pipeline of %s.",
+            sides[-1].config,
         )
 
 
@@ -191,7 +195,7 @@ def _test_steps(settings: Settings) -> Steps:
     """Return the steps of the config's test pipeline."""
     steps = test_steps(settings.source)
     if steps is None:
-        raise ConfigError("an analysis prepares images as data.test (or data.val) does; the config has neither.")
+        raise ConfigError("an analysis needs the pipeline of data.test or data.val; the config has neither.")
     return steps
 
 

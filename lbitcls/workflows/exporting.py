@@ -102,7 +102,9 @@ def export_checkpoint(
         write_whole(_report_path(report.path), lambda path: path.write_text(_text(record), "utf-8"))
         if result is not None and rejected:
             reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
-            raise RejectedError(f"the file does not compute what was trained, and is named {report.path}:{reasons}")
+            raise RejectedError(
+                f"the exported model does not compute what was trained; it is named {report.path}:{reasons}"
+            )
     return report
 
 
@@ -127,7 +129,7 @@ def _check_target(out: str | Path) -> Path:
     """Return the file to write; for a link its target, so that draft and report are written beside that."""
     out = Path(out).expanduser()
     if out.suffix != ".onnx" or out.is_dir():
-        raise ConfigError(f"--out names the file to write, such as model.onnx; got '{out}'.")
+        raise ConfigError(f"--out must be an .onnx file, such as model.onnx; got '{out}'.")
     if out.is_symlink():
         out = Path(os.path.realpath(out))
     for path in (out, _report_path(out)):
@@ -197,7 +199,7 @@ def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor]) -> di
     verdict = "REJECTED" if not found.passed else "passed" if found.judged else "not judged"
     print_table(f"Verification on {found.images} images: {verdict}", COLUMNS, found.table())
     for engine, reason in found.cannot_run.items():
-        print(f"{engine} does not judge the file, since it cannot run it: {reason}")
+        print(f"{engine} does not judge the file, because it cannot run it: {reason}")
     if found.warning is not None:
         print(found.warning)
     return found.to_json()
@@ -209,7 +211,7 @@ def _print(report: ExportReport, layers: dict[str, Any] | None) -> None:
     rows = [
         ("file", report.path),
         ("method", f"{info.quantization}, {len(info.layers) or 'no'} quantized layers"),
-        ("inputs held in", ", ".join(containers) or "float32"),
+        ("input type", ", ".join(containers) or "float32"),
         ("size", f"{report.size / 1024:.0f} KiB, {report.size / report.float_size:.3f} of float"),
     ]
     if any(layer["packed"] for layer in info.layers):

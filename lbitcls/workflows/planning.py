@@ -44,9 +44,10 @@ def show_plan(cfg: ConfigLike, shape: Sequence[int] | None = None) -> list[Layer
         rows = plan_cost(plan, model, torch.zeros(1, *size))
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"the model does not take an image of {size} (channels, height, width), as "
-            f"{'--shape' if shape else 'the data and the backbone say'}: {error}. Give what it takes as --shape C H W; "
-            "a backbone of your own says the channels of its images in the attribute in_channels."
+            f"the model does not accept an image of {size} (channels, height, width), which is "
+            f"{'the --shape given' if shape else 'the shape from the data and the backbone'}: {error}. Give a shape "
+            "that it accepts as --shape C H W; a backbone of your own sets its number of input channels in "
+            "in_channels."
         ) from error
     if section:
         _print(rows)
@@ -62,7 +63,7 @@ def image_shape(settings: Settings, model: torch.nn.Module) -> tuple[int, int, i
     section = data.test or data.val or data.train or {}
     size = section_size(section)
     if size is None:
-        raise ConfigError("the pipeline does not say how large images are; give --shape C H W.")
+        raise ConfigError("the pipeline does not set the image size; give --shape C H W.")
     return getattr(model.backbone, "in_channels", None) or section_channels(section) or _first_channels(model), *size
 
 

@@ -33,8 +33,8 @@ EMPTY: Schema = {"type": ["string", "array", "object"], "maxLength": 0, "maxItem
 NULL: Schema = {"type": "null"}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 BASES: Schema = {"type": ["string", "array"], "description": "Configs to inherit from."}
-DELETE: Schema = {"type": "boolean", "description": "Drop what the base config has in this section."}
-BITS: Schema = {"enum": [*range(1, 9), 32], "description": "Bits, 2 to 8 (of weights from 1 in some); 32: float."}
+DELETE: Schema = {"type": "boolean", "description": "Drop the base config's content of this section."}
+BITS: Schema = {"enum": [*range(1, 9), 32], "description": "Bits, 2 to 8 (weights of some methods: from 1); 32: float."}
 PARTS = {
     **{"backbone": registry.BACKBONES, "neck": registry.NECKS, "head": registry.HEADS, "loss": registry.LOSSES},
     **{"pipeline": registry.PIPELINES, "quan_policy": registry.QUANT_LAYERS},
@@ -42,13 +42,13 @@ PARTS = {
 """Arguments that are components, or lists or dicts of components."""
 TAKEN_AROUND: dict[str, Schema] = {
     "backbone": {
-        "frozen": {"type": "boolean", "description": "Whether the backbone stays as it is."},
-        "pretrained": {"description": "Weights to start from: a local file or a published name."},
+        "frozen": {"type": "boolean", "description": "Freeze the backbone."},
+        "pretrained": {"description": "Weights to initialize from: a local file or a published name."},
         "init_cfg": {"type": "object", "description": "dict(type='Pretrained', checkpoint=FILE)."},
     },
     "dataset": {
-        "data_root": {"description": "Folders below which relative paths are looked for first."},
-        "indices": {"type": "array", "description": "Positions from 0; other samples are left out."},
+        "data_root": {"description": "Folders to search first for relative paths."},
+        "indices": {"type": "array", "description": "Positions of the samples to use, from 0."},
     },
     "hook": {"priority": {"type": ["string", "integer"], "description": "Order among hooks: NORMAL, LOW, …"}},
 }
@@ -207,7 +207,7 @@ def _entry(entry: LayerEntry) -> Schema:
             if name in hints and name not in LAYER_KEYS:
                 properties[name] = {**_of_hint(hints[name]), **({"description": texts[name]} if name in texts else {})}
     older: Schema = {name: {} for name in (*entry.method.options(), "auto_signed", "power", *WITHOUT_MEANING)}
-    about = f"{entry.method.name} in the place of a {entry.kind}."
+    about = f"{entry.method.name} layer that replaces a {entry.kind}."
     return {"type": "object", "description": about, "properties": older | properties, "additionalProperties": False}
 
 

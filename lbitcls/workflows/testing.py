@@ -129,7 +129,7 @@ def open_model(
     """
     exported = path is not None and Path(path).suffix.lower() == ".onnx"
     if not exported and (engine is not None or threads is not None):
-        raise ConfigError(f"--engine and --threads are for .onnx files, which an engine runs; got '{path}'.")
+        raise ConfigError(f"--engine and --threads need an .onnx file, which an engine runs; got '{path}'.")
     if path is None:
         return _untrained(settings, split, dataset, session, data_root)
     if exported:
@@ -159,12 +159,12 @@ def _untrained(settings: Settings, split: str, dataset: Dataset, session: Sessio
     waiting = [name for name, quantizer in named_quantizers(model) if not quantizer.is_initialized]
     if waiting:
         raise ConfigError(
-            f"no checkpoint is given, and {len(waiting)} quantizers, {waiting[0]} first, have seen no data yet. Give a "
-            "quantized checkpoint (lbitcls calibrate makes one), or test the float model: "
+            f"no checkpoint is given, and {len(waiting)} quantizers, {waiting[0]} first, have not seen data yet. Give "
+            "a quantized checkpoint (lbitcls calibrate writes one), or test the float model: "
             "--options quant_transformer=none"
         )
     said = f"weights of {', '.join(map(str, sources))}" if sources else "random weights"
-    session.logger.info("No checkpoint: the model as the config builds it is tested, with %s.", said)
+    session.logger.info("No checkpoint: Testing the model at the start of training, with %s.", said)
     return model.to(session.device)
 
 
@@ -232,7 +232,9 @@ def _as_batch(batch: object) -> dict[str, torch.Tensor]:
         return batch
     if isinstance(batch, (list, tuple)) and len(batch) == 2:
         return {"img": batch[0], "gt_label": batch[1]}
-    raise DataError(f"a batch is a dict with img and gt_label, or a pair (images, labels); got {type(batch).__name__}.")
+    raise DataError(
+        f"a batch must be a dict with img and gt_label, or a pair (images, labels); got {type(batch).__name__}."
+    )
 
 
 def _counts(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -246,7 +248,7 @@ def _row_writer(path: str | Path | None) -> Callable[[Path, Dataset, list[Row]],
         return None
     writers = {".csv": _write_csv, ".jsonl": _write_jsonl}
     if Path(path).suffix not in writers:
-        raise ConfigError(f"--predictions writes .csv or .jsonl; got '{path}'.")
+        raise ConfigError(f"--predictions must be a .csv or .jsonl file; got '{path}'.")
     return writers[Path(path).suffix]
 
 

@@ -115,7 +115,7 @@ def _say_where(runner: EpochRunner, path: Path) -> None:
         runner.logger.info("Resuming from %s: epoch %d, iteration %d", path, runner.epoch + 1, runner.inner_iter)
     else:
         runner.logger.info(
-            "The run of %s is complete, with %d of %d epochs: nothing is trained. To go on raise total_epochs.",
+            "The run of %s is complete, with %d of %d epochs: nothing is trained. To continue, raise total_epochs.",
             *(path, runner.epoch, runner.max_epochs),
         )
 
@@ -129,7 +129,7 @@ def _find_start(settings: Settings, work_dir: Path, resume: bool, session: Sessi
     found = newest_checkpoint(work_dir, session.logger) if is_main() else None
     path = broadcast_object(found[0] if found else None)
     if path is None:
-        session.logger.info("--resume: no checkpoint of the run in %s yet, starting afresh.", work_dir)
+        session.logger.info("--resume: No checkpoint of the run in %s yet; starting from scratch.", work_dir)
         return None
     return found or (path, read_checkpoint(path))
 
@@ -139,7 +139,7 @@ def _choose_seed(given: int | None, start: Start, session: Session) -> int:
     if given is None:
         given = saved if saved is not None else broadcast_object(draw_seed())
     elif saved is not None and saved != given:
-        session.logger.warning("seed=%s, but the run was started with %s: it goes on otherwise.", given, saved)
+        session.logger.warning("seed=%s, but the run was started with %s: it continues differently.", given, saved)
     session.logger.info("Seed: %d", given)
     return given
 

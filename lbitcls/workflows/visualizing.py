@@ -70,7 +70,7 @@ def visualize(
         CheckpointError: the checkpoint is missing, or another model's.
     """
     if kind not in KINDS:
-        raise ConfigError(f"there is no picture '{kind}'{suggest(kind, KINDS)} Known: {', '.join(KINDS)}.")
+        raise ConfigError(f"there is no figure '{kind}'{suggest(kind, KINDS)} Known: {', '.join(KINDS)}.")
     grid = _grid(num_images, rows, cols)
     if out is not None:
         check_path(out)
@@ -94,12 +94,12 @@ def _grid(number: int | None, rows: int | None, cols: int | None) -> tuple[int, 
     """Return the maximum number of images, and the images per row (None: chosen from their number)."""
     for name, value in (("--num-images", number), ("rows", rows), ("cols", cols)):
         if value is not None and (not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name} is a number from 1; got {value!r}.")
+            raise ConfigError(f"{name} must be an integer ≥ 1; got {value!r}.")
     if rows is not None and cols is None:
         cols = -(-(number or SHOWN) // rows)
     room = None if rows is None or cols is None else rows * cols
     if number is not None and room is not None and number > room:
-        raise ConfigError(f"{rows} rows of {cols} hold {room} images; num_images={number} are more.")
+        raise ConfigError(f"--num-images must be at most {room} for {rows} rows of {cols} images; got {number}.")
     return number or room or SHOWN, cols
 
 
@@ -111,7 +111,7 @@ def default_target(kind: str, cfg: ConfigLike) -> Path:
 def _best_checkpoint(folder: Path) -> Path:
     found = next((path for name in ("best_top-1.pth", "latest.pth") if (path := folder / name).exists()), None)
     if found is None:
-        raise CheckpointError(f"there is no best_top-1.pth or latest.pth in {folder}; name the checkpoint to look at.")
+        raise CheckpointError(f"there is no best_top-1.pth or latest.pth in {folder}; name the checkpoint to use.")
     return found
 
 
@@ -162,7 +162,7 @@ def _opened(
         model = open_model(settings, shown, split, dataset, session, engine, threads)
         return model, session.device, Path(shown).name
     if engine is not None or threads is not None:
-        raise ConfigError("engine and threads are for .onnx files; the model given is loaded already.")
+        raise ConfigError("engine and threads need an .onnx file; this model is already loaded.")
     if not isinstance(shown, nn.Module):
         running = cast("ExportedModel", shown).engine
         exported = OnnxClassifier(running, settings.model.get("head") or {})

@@ -48,13 +48,13 @@ def test_a_checkpoint_that_is_quantized_already_says_so(
     arguments = ["calibrate", str(repo_root / CONFIG)]
     assert main([*arguments, str(float_checkpoint), "--out", str(once), "--num-images", "50"]) == 0
     printed = capsys.readouterr()
-    assert "took their first values from 50 images" in printed.out + printed.err
-    assert "quantized already" not in printed.out + printed.err
+    assert "quantizers from 50 images" in printed.out + printed.err
+    assert "already quantized" not in printed.out + printed.err
     assert main([*arguments, str(once), "--out", str(twice), "--num-images", "60"]) == 0
     printed = capsys.readouterr()
     said = printed.out + printed.err
-    assert f"{once} is quantized already: 16 of its 16 quantizers have values, and keep them; nothing was" in said
-    assert "calibrate the float checkpoint that it was made from" in said and "took their first" not in said
+    assert f"{once} is already quantized: 16 of its 16 quantizers have values and keep them; nothing was" in said
+    assert "calibrate the float checkpoint that it was made from" in said and "Initialized" not in said
     first, second = read_checkpoint(once), read_checkpoint(twice)
     assert first["meta"]["calibrated_on"] == second["meta"]["calibrated_on"] == 50
     assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())

@@ -87,7 +87,7 @@ def test_export_and_verify(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_pipeline_without_a_size(make_config: MakeConfig, tmp_path: Path) -> None:
-    """The first validation image says how large images are."""
+    """The first validation image sets the image size."""
     model = dict(MODEL, backbone=dict(MODEL["backbone"], in_channels=3), head=dict(MODEL["head"], num_classes=2))
     for number, name in enumerate(("ant", "bee")):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_what_cannot_be_expressed_exits_with_2(
     [
         (dict(out="gone/model.onnx/x.onnx"), r"--out .*x\.onnx cannot be written: Not a directory"),
         (dict(out="reported.onnx"), r"--out must name a file to write; .*reported\.report\.json is a folder"),
-        (dict(out="model.txt"), r"--out names the file to write, such as model\.onnx; got '.*model\.txt'"),
+        (dict(out="model.txt"), r"--out must be an \.onnx file, such as model\.onnx; got '.*model\.txt'"),
         (dict(num_images=0), "--num-images must be an integer ≥ 1"),
         (dict(residual_bits=4), "--residual-bits must be 8"),
     ],

@@ -126,10 +126,10 @@ def test_large_photos_are_predicted_silently(
         (["CONFIG", "no.pth", "a.png"], 1, "there is no checkpoint no.pth"),
         (["no.py", "MODEL", "a.png"], 2, "there is no config file"),
         (["CONFIG", "MODEL", "EMPTY"], 1, "contains no images (.bmp, "),
-        (["CONFIG", "MODEL", "a.png", "--topk", "0"], 2, "topk is a number from 1; got 0"),
-        (["CONFIG", "MODEL", "a.png", "--batch-size", "0"], 2, "batch_size is a number from 1; got 0"),
+        (["CONFIG", "MODEL", "a.png", "--topk", "0"], 2, "topk must be an integer ≥ 1; got 0"),
+        (["CONFIG", "MODEL", "a.png", "--batch-size", "0"], 2, "batch_size must be an integer ≥ 1; got 0"),
         (["CONFIG", "MODEL", "a.png", "--engine", "tensorflow"], 2, "there is no engine 'tensorflow'"),
-        (["CONFIG", "MODEL", "a.png", "--device", "cuda"], 2, "runs on the CPU; leave the device 'cuda' out"),
+        (["CONFIG", "MODEL", "a.png", "--device", "cuda"], 2, "runs on the CPU; remove device='cuda'"),
         (["CONFIG", "MODEL", "a.png", "--json", "a.png"], 2, "--json a.png would replace a file"),
         (["CONFIG", "MODEL", "a.png", "--options", "data.tset=1"], 2, "'data.tset'. Did you mean 'test'"),
     ],
@@ -179,7 +179,7 @@ def test_a_model_that_diverged(delivered: Delivered, photos: Path, tmp_path: Pat
     torch.save(content, bad)
     assert main(["infer", str(delivered.config), str(bad), str(photos / "a.png"), "--json", str(out)]) == 1
     [record] = json.loads(out.read_text())
-    assert "the model's scores for this picture are NaN or infinite" in record["error"]
+    assert "the model's scores for this image are NaN or infinite" in record["error"]
     assert "nan %" not in capsys.readouterr().out
     metrics = tmp_path / "metrics.json"
     assert main(["test", str(delivered.config), str(bad), "--out", str(metrics)]) == 1
@@ -202,4 +202,4 @@ def test_a_picture_that_the_pipeline_makes_infinite_is_singled_out(monkeypatch: 
     monkeypatch.setattr(inference, "_predictor", lambda model: Predictor)
     found = list(inference.predict_pictures(SimpleNamespace(CLASSES=None), ["good", "bad", "good"]))
     assert [isinstance(result, DataError) for result in found] == [False, True, False]
-    assert "the test pipeline makes values of this picture that are NaN or infinite" in str(found[1])
+    assert "the test pipeline returns NaN or infinite values for this image" in str(found[1])

@@ -69,9 +69,9 @@ def test_topk(model: Any) -> None:
     scores = [entry["pred_score"] for entry in inference_model(model, PHOTO, topk=99)["topk"]]
     assert len(scores) == 10 and scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
     for wrong in (0, -1, 1.5):
-        with pytest.raises(ConfigError, match="topk is a number from 1"):
+        with pytest.raises(ConfigError, match="topk must be an integer ≥ 1"):
             inference_model(model, PHOTO, topk=wrong)
-    with pytest.raises(ConfigError, match="batch_size is a number from 1; got 0"):
+    with pytest.raises(ConfigError, match="batch_size must be an integer ≥ 1; got 0"):
         inference_model(model, [PHOTO], batch_size=0)
 
 
@@ -140,7 +140,7 @@ def test_pictures_that_cannot_be_used(model: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             inference_model(model, picture)
-        with pytest.raises(DataError, match=f"picture 1 of 2: .*{message}"):
+        with pytest.raises(DataError, match=f"image 1 of 2: .*{message}"):
             inference_model(model, [PHOTO, picture])
 
 
@@ -172,11 +172,11 @@ def test_both_engines(delivered: Delivered) -> None:
 
 
 def test_arguments_that_do_not_suit_the_model(delivered: Delivered, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"an \.onnx file runs on the CPU; leave the device 'cuda' out"):
+    with pytest.raises(ConfigError, match=r"an exported model runs on the CPU; remove device='cuda'"):
         init_model(None, delivered.exported, "cuda")
-    with pytest.raises(ConfigError, match="engine and threads are for .onnx files"):
+    with pytest.raises(ConfigError, match=r"engine and threads need an \.onnx file"):
         init_model(delivered.config, delivered.checkpoint, engine="openvino")
-    with pytest.raises(ConfigError, match=r"a config says what model .* belongs to"):
+    with pytest.raises(ConfigError, match=r"the checkpoint .* needs the config of its model"):
         init_model(None, delivered.checkpoint)
     with pytest.raises(ConfigError, match="a device must be"):
         init_model(delivered.config, delivered.checkpoint, "tpu")
@@ -207,14 +207,14 @@ def test_names_that_nobody_gave(form: str, tmp_path: Path, caplog: pytest.LogCap
         found = inference_model(model, [PHOTO, PHOTO])
         assert model.CLASSES[:3] == expected and len(model.CLASSES) == classes
         assert found[0]["pred_class"] == model.CLASSES[found[0]["pred_label"]]
-        said = ["The model does not name its 1,000 classes; they are taken for ImageNet's."]
+        said = ["The model does not name its 1,000 classes; using ImageNet's names."]
         assert warnings(caplog) == said * warned
 
 
 def test_without_a_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
     cfg = dict(model=one_conv(4), data=dict(val=dict(type="CIFAR10", pipeline=RGB)))
     model = init_model(cfg)
-    assert warnings(caplog) == ["No checkpoint: the weights are those that the config's model begins with."]
+    assert warnings(caplog) == ["No checkpoint: Using the initial weights of the config's model."]
     assert not model.training and model.CLASSES == ("0", "1", "2", "3")
     assert inference_model(model, PHOTO)["pred_label"] in range(4)
 
@@ -247,7 +247,7 @@ def test_the_pipelines_of_config_and_file(delivered: Delivered, caplog: pytest.L
     assert not warnings(caplog)
     other = init_model(cfg, delivered.exported)
     (said,) = warnings(caplog)
-    assert said.endswith("was exported with another test pipeline than the config has; the config's is used.")
+    assert said.endswith("was exported with a test pipeline other than the config's; using the config's.")
     assert inference_model(other, PHOTO) != inference_model(init_model(None, delivered.exported), PHOTO)
 
 
@@ -280,7 +280,7 @@ def test_files_that_lbitcls_did_not_write(tmp_path: Path) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(proto, tmp_path / "foreign.onnx")
-    with pytest.raises(ConfigError, match=r"foreign\.onnx does not say how pictures are prepared; give a config"):
+    with pytest.raises(ConfigError, match=r"foreign\.onnx does not record how to prepare images; give a config"):
         init_model(None, tmp_path / "foreign.onnx")
     cfg = dict(data=dict(val=dict(type="CIFAR10", pipeline=RGB)))
     model = init_model(cfg, tmp_path / "foreign.onnx")
@@ -295,7 +295,7 @@ def test_files_that_lbitcls_did_not_write(tmp_path: Path) -> None:
 
 def test_a_backbone_has_no_classes(tmp_path: Path) -> None:
     export_onnx(build_classifier(one_conv(5)).eval(), tmp_path / "b.onnx", input_shape=(3, 16, 16), part="backbone")
-    with pytest.raises(CheckpointError, match=r"b\.onnx is a backbone: it gives features"):
+    with pytest.raises(CheckpointError, match=r"b\.onnx is a backbone: it returns features"):
         init_model(None, tmp_path / "b.onnx")
 
 

@@ -71,6 +71,6 @@ def test_data_sets_of_gray_images() -> None:
 
 def test_an_image_that_the_model_does_not_take(tmp_path: Path) -> None:
     cfg = config(1, [dict(type="Resize", size=8), dict(type="Normalize", mean=MEANS[3], std=MEANS[3])])
-    with pytest.raises(ConfigError, match=r"does not take an image of \(3, 8, 8\).*--shape C H W.*in_channels"):
+    with pytest.raises(ConfigError, match=r"does not accept an image of \(3, 8, 8\).*--shape C H W.*in_channels"):
         show_plan(cfg)
     assert show_plan(cfg, (1, 8, 8))

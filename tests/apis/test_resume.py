@@ -199,10 +199,10 @@ def test_unreadable_latest_falls_back(make_config: Any, capsys: Any) -> None:
     same_run(whole, cut)
 
 
-def test_resume_of_nothing_starts_afresh(make_config: Any, capsys: Any) -> None:
+def test_resume_of_nothing_starts_from_scratch(make_config: Any, capsys: Any) -> None:
     cfg = make_config(total_epochs=1)
     train_classifier(cfg, resume=True)
-    assert "starting afresh" in capsys.readouterr().out
+    assert "starting from scratch" in capsys.readouterr().out
 
 
 def test_no_checkpoint_readable(make_config: Any) -> None:
@@ -273,7 +273,7 @@ def test_old_checkpoints_are_deleted(make_config: Any) -> None:
 
 
 def test_run_killed_before_its_first_checkpoint(make_config: Any, capsys: Any) -> None:
-    """It starts afresh on --resume, whatever another one left in its folder; that one can still go on."""
+    """It starts from scratch on --resume, whatever another one left in its folder; that one can still go on."""
     cfg = make_config(total_epochs=1)
     train_classifier(cfg)
     folder = Path(cfg.work_dir)
@@ -284,7 +284,7 @@ def test_run_killed_before_its_first_checkpoint(make_config: Any, capsys: Any) -
     aside = folder / "earlier_1"
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     train_classifier(cfg, resume=True)
-    assert "starting afresh" in capsys.readouterr().out
+    assert "starting from scratch" in capsys.readouterr().out
     assert content(folder)["meta"]["seed"] == 4
     assert not (folder / "earlier_2").exists()
     cfg.seed, cfg.work_dir, cfg.total_epochs = 3, str(aside), 2
@@ -301,7 +301,7 @@ def test_checkpoints_of_another_run_are_passed_over_and_kept(make_config: Any, c
     (folder / "run.txt").write_text("20260101_120000_0123abcd\n")
     train_classifier(cfg, resume=True)
     output = capsys.readouterr().out
-    assert "to an earlier run" in output and "starting afresh" in output and "contained another run" in output
+    assert "to an earlier run" in output and "starting from scratch" in output and "contained another run" in output
     assert (folder / "earlier_1" / "epoch_1.pth").read_bytes() == other
 
 

@@ -186,7 +186,7 @@ def test_a_failing_look_ends_no_run(make_config: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "take_snapshot", fail)
     cfg = make_config(log_config=board())
     train_classifier(cfg)
-    assert capsys.readouterr().out.count("not looked at any more: RuntimeError: no light") == 1
+    assert capsys.readouterr().out.count("No longer inspecting layers and predictions: RuntimeError: no light") == 1
     assert steps(read(cfg), "val/top-1") == [12, 24]
 
 
@@ -198,9 +198,9 @@ def test_a_failing_look_ends_no_run(make_config: Any, monkeypatch: pytest.Monkey
     [
         (dict(interval=0), "interval must be an integer ≥ 1; got 0"),
         (dict(images=None), "images must be an integer ≥ 0"),
-        (dict(histograms=3), "histograms is True or False; got 3"),
+        (dict(histograms=3), "histograms must be True or False; got 3"),
         (dict(layers=3), r"layers must be a list, \[…\]; got 3"),
-        (dict(log_dir=3), "log_dir is a folder"),
+        (dict(log_dir=3), "log_dir must be a folder"),
         (dict(hparams="optimizer.lr"), "hparams must be a list"),
     ],
 )
@@ -230,7 +230,7 @@ def test_two_hooks_need_two_folders(make_config: Any) -> None:
     cfg = make_config(total_epochs=1)
     usual = str(Path(cfg.work_dir) / "deep" / ".." / "tf_logs")
     cfg.log_config = dict(interval=5, hooks=[EVERY, {**EVERY, "log_dir": usual}], pictures=False)
-    with pytest.raises(ConfigError, match="two of these hooks write to .*tf_logs, .* a log_dir of its own"):
+    with pytest.raises(ConfigError, match="two of these hooks write to .*tf_logs, .* another log_dir"):
         train_classifier(cfg)
 
 

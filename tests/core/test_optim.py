@@ -83,7 +83,7 @@ def test_frozen_parameters_are_in_and_stay() -> None:
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        (dict(lr=0.1), "no 'type'"),
+        (dict(lr=0.1), "got one without 'type'"),
         (dict(type="SDG", lr=0.1), "Did you mean 'SGD'"),
         (dict(type="SGD", lr=0.1, momentun=0.9), "Did you mean 'momentum'"),
         (dict(type="SGD", lr="fast"), "optimizer.lr must be a number"),

@@ -95,9 +95,9 @@ def test_bf16_beside(files: list[str]) -> None:
 
 
 def test_mistakes(files: list[str], write_onnx: Any) -> None:
-    with pytest.raises(ConfigError, match="--batch accepts integers ≥ 1; got 0"):
+    with pytest.raises(ConfigError, match="--batch must be integers ≥ 1; got 0"):
         time_models(files, batches=(0,))
-    with pytest.raises(ConfigError, match="--repeats accepts integers ≥ 1"):
+    with pytest.raises(ConfigError, match="--repeats must be integers ≥ 1"):
         time_models(files, repeats=0)
     with pytest.raises(ConfigError, match=r"--batch 1,000,000,000: .*allows at most [\d,]+ images \(3, 6, 5\)"):
         time_models(files, batches=(1, 10**9), threads=1)

@@ -95,8 +95,8 @@ def test_the_configs_themselves_train(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "place", "value", "message"),
     [
-        ("float", "data.train.data_root", 1, "data_root is a folder, '…', or a list of them; got 1."),
-        ("float", "data.train.data_root", ["a", 2], "data_root is a folder"),
+        ("float", "data.train.data_root", 1, "data_root must be a folder, '…', or a list of them; got 1."),
+        ("float", "data.train.data_root", ["a", 2], "data_root must be a folder"),
         (
             "DoReFa",
             "data.train.pipeline.3.num_ops",

@@ -1,9 +1,9 @@
 """MobileNetV2 from ImageNet weights that lie below a data root, for two classes (`torchvision://mobilenet_v2` fetches
 others).
 
-They were made from an integer file, in which BatchNorm was folded into the convolutions. Its statistics were measured
-anew, and where a channel is nearly constant the gradient of BatchNorm's weight is huge: so BatchNorm stays as it is,
-statistics (`norm_eval`) and weights (`requires_grad=False`).
+They were converted from an integer model, in which BatchNorm was folded into the convolutions. Its statistics were
+measured again, and where a channel is nearly constant the gradient of BatchNorm's weight is huge: so BatchNorm stays
+fixed, statistics (`norm_eval`) and weights (`requires_grad=False`).
 """
 
 model = dict(

@@ -160,7 +160,7 @@ def _better(key: str, value: float, best: float) -> bool:
 
 
 def validated_epochs(workflow: Sequence[tuple[str, int]], max_epochs: int) -> set[int]:
-    """The epochs after which `workflow` validates: none for `[('train', 1)]`, all for `[('train', 1), ('val', 1)]`."""
+    """Return the epochs after which `workflow` validates: none for `[('train', 1)]`, all with `('val', 1)` added."""
     chosen: set[int] = set()
     epoch = 0
     while epoch < max_epochs:

@@ -102,7 +102,7 @@ def time_models(
     """
     for name, values in (("batch", batches), ("repeats", [repeats])):
         if not values or any(not isinstance(value, int) or value < 1 for value in values):
-            raise ConfigError(f"--{name} accepts integers ≥ 1; got {' '.join(map(str, values)) or 'none'}.")
+            raise ConfigError(f"--{name} must be integers ≥ 1; got {' '.join(map(str, values)) or 'none'}.")
     if repeats > MOST_REPEATS:
         raise ConfigError(f"--repeats must be at most {MOST_REPEATS:,}, of a tenth of a second each; got {repeats:,}.")
     timings: list[Timing] = []

@@ -1,4 +1,4 @@
-"""A quantized network of PyTorch as plain float operations on its integers and the grid of every tensor.
+"""Quantized network of PyTorch as plain float operations on its integers and the grid of every tensor.
 
     quint8 tensor, scale s, zero point z     OnGrid: clip(round(x / s) + z, 0, 255), then (q - z) · s
     qint8 weight, a scale for each channel   FromIntegers: the same integers times their scales, the bias added after

@@ -19,7 +19,7 @@ def run_and_photos(folder: Path) -> None:
 
 def predicted(names: dict[str, Any], said: str) -> None:
     assert names["result"]["pred_class"] in set("0123456789")
-    assert Path("labelled.png").is_file() and len(names["results"]) == 2
+    assert Path("labeled.png").is_file() and len(names["results"]) == 2
     assert re.search(r"^photo\.jpg: \d \d+\.\d %$", said, re.MULTILINE)
     records = json.loads(Path("found.json").read_text(encoding="utf-8"))
     assert [record["path"] for record in records] == ["photos/a.jpg", "photos/b.png"]
