@@ -18,7 +18,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("check", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Check a config without training, and list all problems."""
+    """Check a config without training, and list all problems.
+
+    Examples:
+        lbitcls check configs/quickstart/digits_lsq_4w4f.py
+        lbitcls check flowers.py --data-root photos --options optimizer.lr=0.01
+    """
     cfg = read_config(args)
     from lbitcls.workflows.checking import check_config
 

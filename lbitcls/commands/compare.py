@@ -26,7 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("compare", add_options, LOOK)
 def run(args: argparse.Namespace) -> object:
-    """Compare a quantized model with the float model."""
+    """Compare a quantized model with the float model.
+
+    Examples:
+        lbitcls compare photos float.py quantized.py float.pth quantized.pth
+        lbitcls compare photos quantized.py quantized.pth --save-path report.html
+    """
     from lbitcls.workflows.comparing import compare_checkpoints
 
     return compare_checkpoints(

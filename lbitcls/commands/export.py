@@ -23,7 +23,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("export", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
-    """Export a checkpoint to an ONNX file with integer weights."""
+    """Export a checkpoint to an ONNX file with integer weights.
+
+    Examples:
+        lbitcls export flowers.py work_dirs/flowers/best_top-1.pth --out flowers.onnx --verify
+        lbitcls export flowers.py work_dirs/flowers/best_top-1.pth --out flowers.onnx --target tensorrt
+    """
     cfg = read_config(args)
     from lbitcls.settings.export import ExportOptions
     from lbitcls.workflows.exporting import export_checkpoint

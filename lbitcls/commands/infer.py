@@ -23,7 +23,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("infer", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
-    """Classify images with a checkpoint or an exported model."""
+    """Classify images with a checkpoint or an exported model.
+
+    Examples:
+        lbitcls infer flowers.py model.onnx photo.jpg --topk 3
+        lbitcls infer flowers.py work_dirs/flowers/best_top-1.pth photos --json found.json
+    """
     cfg = read_config(args)
     from lbitcls.inference.image_files import infer_files
 

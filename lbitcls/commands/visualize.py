@@ -28,7 +28,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("visualize", add_options, LOOK)
 def run(args: argparse.Namespace) -> object:
-    """Draw a batch, predictions, errors or the confusion matrix."""
+    """Draw a batch, predictions, errors or the confusion matrix.
+
+    Examples:
+        lbitcls visualize batch flowers.py
+        lbitcls visualize errors flowers.py work_dirs/flowers/best_top-1.pth --out errors.png
+    """
     cfg = read_config(args)
     if args.work_dir is not None:
         cfg.merge_from_dict({"work_dir": args.work_dir})

@@ -166,7 +166,7 @@ class Settings(Section):
     sycbn: Annotated[Switch, Doc("Compute BatchNorm statistics over all GPUs.")] = False
     cpu_only: Annotated[Switch, Doc("Train on the CPU, regardless of device.")] = False
     device: Annotated[
-        Text | None, Doc("Device to run on, such as cpu, cuda or cuda:1; None: the first GPU, or else the CPU.")
+        Text | None, Doc("Device to run on, such as cpu, cuda or cuda:1; None or auto: the first GPU, or else the CPU.")
     ] = None
     num_threads: Annotated[Threads | None, Doc("CPU threads per process; None: PyTorch's choice.")] = None
     gpu_ids: Annotated[
