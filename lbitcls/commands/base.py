@@ -89,7 +89,7 @@ def read_config(args: argparse.Namespace) -> Config:
 
 def _merge_short_form(cfg: Config, flag: str, key: str, value: float, options: Mapping[str, object]) -> None:
     """Set the key of a short form in the config."""
-    if options.get(key, value) != value:
+    if key in options and options[key] != value:
         raise ConfigError(f"--{flag} {value} and --options {key}={options[key]} contradict each other; give one.")
     section, _, name = key.rpartition(".")
     if flag == "lr" and name not in (cfg.get(section) or {}):
@@ -117,7 +117,7 @@ def short_forms(parser: argparse.ArgumentParser, *flags: str) -> None:
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share."""
     add = parser.add_argument
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
     add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="launcher that started the processes")

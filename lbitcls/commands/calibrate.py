@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--split", metavar="NAME", help="part of data to calibrate on (default: calibration, else train)")
     add("--no-test", action="store_true", help="write the checkpoint without measuring accuracy")
     short_forms(parser, "batch-size", "workers")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 

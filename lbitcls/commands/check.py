@@ -11,7 +11,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls check`."""
     add = parser.add_argument
     add("config", help="config file: .py, .yaml or .json")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 

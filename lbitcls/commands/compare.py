@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--num-images", type=int, default=64, metavar="N", help="maximum number of images from a folder (default: 64)")
     add("--float-only", action="store_true", help="analyze one float model")
     safe_argument(parser)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
 
 
 @verb("compare", add_options, LOOK)

@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", help="checkpoint of the config's model")
     add("--out", required=True, metavar="FILE", help="ONNX file to write")
     field_arguments(parser, ExportOptions)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 

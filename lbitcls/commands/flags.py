@@ -50,17 +50,23 @@ def check_flags(parser: argparse.ArgumentParser, argv: Sequence[str], verb: str)
 def _hint(parser: argparse.ArgumentParser, name: str, value: str, argv: Sequence[str]) -> str:
     """Return the question that suggests an option for an unknown flag, after a space; empty if none is similar."""
     known = [option for option in parser._option_string_actions if option.startswith("--")]
-    as_flag = f"--{name.lower().replace('_', '-')}"
-    if as_flag not in known:
-        key = _key(name, argv) if "--options" in known else None
-        short = next((f"--{flag}" for flag, form in SHORT_FORMS.items() if form.key == (key or "").lstrip("+")), "")
-        if key is not None and short not in known:
-            return f" Did you mean --options {key}={value or '…'}?"
-        as_flag = short if short in known else nearest(as_flag, known, cutoff=0.7) or ""
-    return f" Did you mean {' '.join(filter(None, (as_flag, value)))}?" if as_flag else ""
+    flag = f"--{name.lower().replace('_', '-')}"
+    if flag in known:
+        return f" Did you mean {_written(flag, value)}?"
+    near = nearest(flag, known, cutoff=0.7)
+    key = _key(name, argv, exactly=near is not None) if "--options" in known else None
+    short = next((f"--{flag}" for flag, form in SHORT_FORMS.items() if form.key == key), None)
+    if key is not None and short not in known:
+        return f" Did you mean --options {key}={value or '…'}?"
+    best = short if short in known else near
+    return f" Did you mean {_written(best, value)}?" if best else ""
 
 
-def _key(name: str, argv: Sequence[str]) -> str | None:
+def _written(flag: str, value: str) -> str:
+    return f"{flag} {value}".rstrip()
+
+
+def _key(name: str, argv: Sequence[str], exactly: bool) -> str | None:
     """Return the config's key, in the form that `--options` accepts, that a flag of this name would set."""
     from lbitcls.utils.config import SECTIONS
     from lbitcls.utils.config_override import check_override, keys_named
@@ -69,7 +75,9 @@ def _key(name: str, argv: Sequence[str]) -> str | None:
     name = name.lower().replace("-", "_")
     if name in SECTIONS:
         return name
-    found = keys_named(config, name, SECTIONS) or [key for key in _settable() if key.rpartition(".")[2] == name]
+    found = keys_named(config, name, SECTIONS, exactly=True)
+    found = found or [key for key in _settable() if key.rpartition(".")[2] == name]
+    found = found or ([] if exactly else keys_named(config, name, SECTIONS))
     if not found:
         return None
     try:
@@ -81,11 +89,12 @@ def _key(name: str, argv: Sequence[str]) -> str | None:
 
 def _settable() -> Iterator[str]:
     """Yield the keys of the sections that a config need not set, and the most common ones of optimizers."""
+    from lbitcls.settings.learning_rate import Warmup
     from lbitcls.settings.parse import section_fields
     from lbitcls.settings.sections import Settings
 
     yield from ("optimizer.momentum", "optimizer.weight_decay", "optimizer.nesterov")
-    for section, hint in section_fields(Settings).items():
+    for section, hint in [("lr_config", Warmup), *section_fields(Settings).items()]:
         yield from (f"{section}.{name}" for name in section_fields(hint))
 
 

@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--topk", type=int, default=1, metavar="K", help="number of classes to list per image (default: 1)")
     add("--json", metavar="FILE", help="write the results to this JSON file; -: to standard output")
     add("--batch-size", type=int, default=16, metavar="N", help="images per batch (default: 16)")
-    add("--device", metavar="NAME", help="device for a checkpoint: cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="device for a checkpoint: auto, cpu, cuda, cuda:N or gpu:N")
     engine_arguments(parser)
     option_arguments(parser)
 

@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tensorboard", action="store_true", help="write the figure for TensorBoard too")
     add("--work-dir", metavar="DIR", help="work directory of the run")
     engine_arguments(parser)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 

@@ -24,7 +24,8 @@ from lbitcls.inference.preparation import Steps, fitting_steps, same_steps, test
 from lbitcls.settings.sections import Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
 from lbitcls.utils.device import device_or_cpu
-from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
+from lbitcls.utils.files import suggest_path
 from lbitcls.utils.logging import get_logger, interactive
 
 ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]"
@@ -202,8 +203,7 @@ def find_images(path: str | Path, number: int) -> list[str]:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no image or folder {path}{suggest(path.name, near)}")
+        raise DataError(f"there is no image or folder {path}{suggest_path(path)}")
     found = images_of(path)
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))[:number]]
 
