@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -78,26 +78,21 @@ def read_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     options = dict(parse_option(option) for option in args.options)
     cfg.merge_from_dict(options)
-    for flag, short in SHORT_FORMS.items():
-        value = getattr(args, flag.replace("-", "_"), None)
-        if value is not None and flag in getattr(args, "short_forms", ()):
-            _merge_short_form(cfg, flag, short.key, value, options)
+    for flag in getattr(args, "short_forms", ()):
+        value, key = getattr(args, flag.replace("-", "_")), SHORT_FORMS[flag].key
+        if value is None:
+            continue
+        if key in options and options[key] != value:
+            raise ConfigError(f"--{flag} {value} and --options {key}={options[key]} contradict each other; give one.")
+        if flag == "lr" and "lr" not in (cfg.get("optimizer") or {}):
+            raise ConfigError(
+                f"--lr {value} changes {key}, but the optimizer of {cfg.filename} sets no lr. "
+                f"To add it, write --options +{key}={value}"
+            )
+        cfg.merge_from_dict({f"+{key}": value})
     if getattr(args, "device", None) is not None:
         cfg.merge_from_dict({"device": args.device})
     return cfg
-
-
-def _merge_short_form(cfg: Config, flag: str, key: str, value: float, options: Mapping[str, object]) -> None:
-    """Set the key of a short form in the config."""
-    if key in options and options[key] != value:
-        raise ConfigError(f"--{flag} {value} and --options {key}={options[key]} contradict each other; give one.")
-    section, _, name = key.rpartition(".")
-    if flag == "lr" and name not in (cfg.get(section) or {}):
-        raise ConfigError(
-            f"--{flag} {value} changes {key}, but the {section} of {cfg.filename} sets no {name}. "
-            f"To add it, write --options +{key}={value}"
-        )
-    cfg.merge_from_dict({f"+{key}": value})
 
 
 def short_forms(parser: argparse.ArgumentParser, *flags: str) -> None:

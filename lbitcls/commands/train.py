@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lbitcls.commands.base import TRAIN, common_arguments, read_config, short_forms, verb
 from lbitcls.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lbitcls.utils.config import Config
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +56,9 @@ def run(args: argparse.Namespace) -> object:
     }
     cfg.merge_from_dict({name: value for name, value in given.items() if value is not None})
     if args.name is not None:
-        _name_run(cfg, args.name, args.work_dir)
+        from lbitcls.settings.sections import read_settings
+
+        cfg.merge_from_dict({"work_dir": _named(read_settings(cfg).run_folder, args.name, args.work_dir)})
     from lbitcls.workflows.training import train_classifier
 
     return train_classifier(
@@ -72,12 +70,10 @@ def run(args: argparse.Namespace) -> object:
     )
 
 
-def _name_run(cfg: Config, name: str, work_dir: str | None) -> None:
-    """Set the work directory to the folder `name` beside the config's."""
-    from lbitcls.settings.sections import read_settings
-
+def _named(run_folder: Path, name: str, work_dir: str | None) -> str:
+    """Return the work directory `name` beside the config's."""
     if work_dir is not None:
         raise ConfigError(f"--name {name} and --work-dir {work_dir} both set the work directory; give one of them.")
     if name != Path(name).name or name in ("", ".."):
         raise ConfigError(f"--name must be the name of a folder; got '{name}'. For a path use --work-dir.")
-    cfg.merge_from_dict({"work_dir": str(read_settings(cfg).run_folder.with_name(name))})
+    return str(run_folder.with_name(name))
