@@ -25,7 +25,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("analyze", add_options, LOOK)
 def run(args: argparse.Namespace) -> object:
-    """Plot the curves of runs, and report their iteration times."""
+    """Plot the curves of runs, and report their iteration times.
+
+    Examples:
+        lbitcls analyze work_dirs/digits_lsq_4w4f
+        lbitcls analyze work_dirs/lsq work_dirs/dsq --keys val/top-1 lr --out runs.png
+    """
     from lbitcls.workflows.analyzing import analyze_logs
 
     return analyze_logs(args.runs, args.keys, axis=args.x, names=args.names, out=args.out)

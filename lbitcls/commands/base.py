@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from lbitcls.utils.errors import ConfigError
+
 if TYPE_CHECKING:
     from lbitcls.settings.base import Section
     from lbitcls.utils.config import Config
@@ -19,10 +21,29 @@ PURPOSES = START, TRAIN, SHIP, LOOK = "prepare", "train and test", "export and u
 
 
 @dataclass(frozen=True)
+class ShortForm:
+    """Flag that overrides one key of the config."""
+
+    key: str
+    type: type[int] | type[float]
+    help: str
+
+
+SHORT_FORMS = {
+    "epochs": ShortForm("total_epochs", int, "length of the run in epochs"),
+    "batch-size": ShortForm("data.samples_per_gpu", int, "batch size of each process"),
+    "lr": ShortForm("optimizer.lr", float, "learning rate"),
+    "workers": ShortForm("data.workers_per_gpu", int, "data loading processes per training process"),
+}
+"""Short forms of often changed keys, by flag."""
+
+
+@dataclass(frozen=True)
 class Verb:
-    """Command: its one-line help, its purpose, its options, and the function that runs it."""
+    """Command: its one-line help, two examples, its purpose, its options, and the function that runs it."""
 
     help: str
+    examples: list[str]
     purpose: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Run
@@ -32,30 +53,66 @@ VERBS: dict[str, Verb] = {}
 
 
 def verb(name: str, add_arguments: Callable[[argparse.ArgumentParser], None], purpose: str) -> Callable[[Run], Run]:
-    """Register the decorated function as `lbitcls name`; the first line of its docstring is its help."""
+    """Register the decorated function as `lbitcls name`.
+
+    The first line of the function's docstring is the help, and the lines that begin with `lbitcls` are its examples.
+    """
 
     def register(run: Run) -> Run:
-        VERBS[name] = Verb((run.__doc__ or "").strip().splitlines()[0], purpose, add_arguments, run)
+        lines = [line.strip() for line in (run.__doc__ or "").strip().splitlines()]
+        examples = [line for line in lines if line.startswith("lbitcls ")]
+        VERBS[name] = Verb(lines[0], examples, purpose, add_arguments, run)
         return run
 
     return register
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """Return the config, with `--options` and `--device` merged in."""
+    """Return the config, with `--options`, the short forms of its keys, and `--device` merged in.
+
+    Raises:
+        ConfigError: An option names no key of the config, or contradicts a short form.
+    """
     from lbitcls.utils.config import Config, parse_option
 
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(dict(parse_option(option) for option in args.options))
+    options = dict(parse_option(option) for option in args.options)
+    cfg.merge_from_dict(options)
+    for flag in getattr(args, "short_forms", ()):
+        value, key = getattr(args, flag.replace("-", "_")), SHORT_FORMS[flag].key
+        if value is None:
+            continue
+        if key in options and options[key] != value:
+            raise ConfigError(f"--{flag} {value} and --options {key}={options[key]} contradict each other; give one.")
+        if flag == "lr" and "lr" not in (cfg.get("optimizer") or {}):
+            raise ConfigError(
+                f"--lr {value} changes {key}, but the optimizer of {cfg.filename} sets no lr. "
+                f"To add it, write --options +{key}={value}"
+            )
+        cfg.merge_from_dict({f"+{key}": value})
     if getattr(args, "device", None) is not None:
         cfg.merge_from_dict({"device": args.device})
     return cfg
 
 
+def short_forms(parser: argparse.ArgumentParser, *flags: str) -> None:
+    """Add short forms of the config's keys, such as `--epochs`, which `read_config` merges in.
+
+    Args:
+        parser: Parser of a verb with a config.
+        flags: Names in `SHORT_FORMS`.
+    """
+    for flag in flags:
+        short = SHORT_FORMS[flag]
+        metavar = "N" if short.type is int else "X"
+        parser.add_argument(f"--{flag}", type=short.type, metavar=metavar, help=f"{short.help} ({short.key})")
+    parser.set_defaults(short_forms=flags)
+
+
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share."""
     add = parser.add_argument
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
     add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="launcher that started the processes")

@@ -21,7 +21,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("benchmark", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
-    """Time exported models side by side."""
+    """Time exported models side by side.
+
+    Examples:
+        lbitcls benchmark model.onnx float.onnx
+        lbitcls benchmark model.onnx --batch 1 64 --threads 4 --json times.json
+    """
     from lbitcls.workflows.benchmarking import benchmark_models
 
     return benchmark_models(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lbitcls.commands.base import TRAIN, option_arguments, read_config, verb
+from lbitcls.commands.base import TRAIN, option_arguments, read_config, short_forms, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +22,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--split", metavar="NAME", help="part of data to calibrate on (default: calibration, else train)")
     add("--no-test", action="store_true", help="write the checkpoint without measuring accuracy")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    short_forms(parser, "batch-size", "workers")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 
 
 @verb("calibrate", add_options, TRAIN)
 def run(args: argparse.Namespace) -> object:
-    """Quantize a float checkpoint without training."""
+    """Quantize a float checkpoint without training.
+
+    Examples:
+        lbitcls calibrate flowers.py work_dirs/flowers/best_top-1.pth --out quantized.pth
+        lbitcls calibrate flowers.py float.pth --out quantized.pth --method percentile --num-images 500
+    """
     cfg = read_config(args)
     from lbitcls.workflows.calibrating import calibrate_checkpoint
 

@@ -21,12 +21,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--num-images", type=int, default=64, metavar="N", help="maximum number of images from a folder (default: 64)")
     add("--float-only", action="store_true", help="analyze one float model")
     safe_argument(parser)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
 
 
 @verb("compare", add_options, LOOK)
 def run(args: argparse.Namespace) -> object:
-    """Compare a quantized model with the float model."""
+    """Compare a quantized model with the float model.
+
+    Examples:
+        lbitcls compare photos float.py quantized.py float.pth quantized.pth
+        lbitcls compare photos quantized.py quantized.pth --save-path report.html
+    """
     from lbitcls.workflows.comparing import compare_checkpoints
 
     return compare_checkpoints(

@@ -17,7 +17,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("convert", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Convert published weights to a checkpoint."""
+    """Convert published weights to a checkpoint.
+
+    Examples:
+        lbitcls convert resnet20-12fca82f.th resnet20.pth
+        lbitcls convert resnet56-4bfd9763.th resnet56.pth --format cifar-resnet
+    """
     from lbitcls.workflows.converting import convert_checkpoint
 
     model = convert_checkpoint(args.source, args.target, args.format)

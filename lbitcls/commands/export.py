@@ -16,14 +16,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", help="checkpoint of the config's model")
     add("--out", required=True, metavar="FILE", help="ONNX file to write")
     field_arguments(parser, ExportOptions)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 
 
 @verb("export", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
-    """Export a checkpoint to an ONNX file with integer weights."""
+    """Export a checkpoint to an ONNX file with integer weights.
+
+    Examples:
+        lbitcls export flowers.py work_dirs/flowers/best_top-1.pth --out flowers.onnx --verify
+        lbitcls export flowers.py work_dirs/flowers/best_top-1.pth --out flowers.onnx --target tensorrt
+    """
     cfg = read_config(args)
     from lbitcls.settings.export import ExportOptions
     from lbitcls.workflows.exporting import export_checkpoint

@@ -16,14 +16,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--topk", type=int, default=1, metavar="K", help="number of classes to list per image (default: 1)")
     add("--json", metavar="FILE", help="write the results to this JSON file; -: to standard output")
     add("--batch-size", type=int, default=16, metavar="N", help="images per batch (default: 16)")
-    add("--device", metavar="NAME", help="device for a checkpoint: cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="device for a checkpoint: auto, cpu, cuda, cuda:N or gpu:N")
     engine_arguments(parser)
     option_arguments(parser)
 
 
 @verb("infer", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
-    """Classify images with a checkpoint or an exported model."""
+    """Classify images with a checkpoint or an exported model.
+
+    Examples:
+        lbitcls infer flowers.py model.onnx photo.jpg --topk 3
+        lbitcls infer flowers.py work_dirs/flowers/best_top-1.pth photos --json found.json
+    """
     cfg = read_config(args)
     from lbitcls.inference.image_files import infer_files
 

@@ -34,7 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("init", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Write a config for a folder of images."""
+    """Write a config for a folder of images.
+
+    Examples:
+        lbitcls init flowers
+        lbitcls init flowers --backbone resnet18 --quantize lsq-4w4f --out flowers_4bit.py
+    """
     from lbitcls.starter import init_config
 
     return init_config(

@@ -15,10 +15,28 @@ from importlib import import_module
 
 import lbitcls.commands
 from lbitcls.commands.base import PURPOSES, VERBS
-from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError
+from lbitcls.commands.flags import CONFIG_SUFFIXES, check_flags, files_first
+from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError, suggest
 from lbitcls.utils.failures import explain
 from lbitcls.utils.safe import safe_mode
 from lbitcls.version import __version__
+
+PLAIN = argparse.RawDescriptionHelpFormatter
+FIRST_STEPS = """\
+lbitcls trains image classifiers of 2 to 8 bits, from one config file.
+
+Try it, without data of your own:
+  lbitcls train configs/quickstart/digits_lsq_4w4f.py
+
+Then write a config for a folder of photos, or choose one of the package's:
+  lbitcls init PHOTOS
+  lbitcls list configs
+
+and train and export it:
+  lbitcls train CONFIG
+  lbitcls export CONFIG work_dirs/NAME/best_top-1.pth --out model.onnx
+
+lbitcls --help lists all verbs, lbitcls VERB --help the options of one."""
 
 for _module in pkgutil.iter_modules(lbitcls.commands.__path__):
     if _module.name != "main":
@@ -34,8 +52,8 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
         argv: Arguments; None: `sys.argv[1:]`.
         only: Verb of a program that has only one (`tools/train.py`).
     """
-    args = _parse(sys.argv[1:] if argv is None else argv, only)
     try:
+        args = _parse(sys.argv[1:] if argv is None else argv, only)
         with safe_mode(getattr(args, "safe", False)):
             args.run(args)
     except LbitclsError as error:
@@ -59,24 +77,43 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
 
 
 def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
-    """Parse the arguments; a verb's positional arguments may stand before, between and after its options."""
-    if only is not None:
-        return _with_verb(argparse.ArgumentParser(description=VERBS[only].help), only).parse_intermixed_args(argv)
-    if argv and argv[0] in VERBS:
-        parser = argparse.ArgumentParser(f"lbitcls {argv[0]}", description=VERBS[argv[0]].help)
-        return _with_verb(parser, argv[0]).parse_intermixed_args(argv[1:])
+    """Parse the arguments; a verb's positional arguments may stand before, between and after its options.
+
+    Raises:
+        ConfigError: There is no such verb, or the verb has no such option.
+    """
+    name = only or (argv[0] if argv else "")
+    if name not in VERBS:
+        return _parse_without_verb(argv)
+    given, program = (argv, None) if only else (argv[1:], f"lbitcls {name}")
+    about, examples = VERBS[name].help, _examples(name)
+    parser = argparse.ArgumentParser(program, description=about, epilog=examples, formatter_class=PLAIN)
+    VERBS[name].add_arguments(parser)
+    parser.set_defaults(run=VERBS[name].run)
+    with safe_mode("--safe" in given):
+        check_flags(parser, given, name)
+    return parser.parse_intermixed_args(files_first(parser, given))
+
+
+def _parse_without_verb(argv: Sequence[str]) -> argparse.Namespace:
+    """Answer `--help` and `--version`, explain the first steps, or raise `ConfigError` for an unknown verb."""
+    if not argv:
+        return argparse.Namespace(run=lambda _: print(FIRST_STEPS))
+    if not argv[0].startswith("-"):
+        if argv[0].endswith(CONFIG_SUFFIXES):
+            raise ConfigError(f"the verb is missing before {argv[0]}. To train it: lbitcls train {' '.join(argv)}")
+        raise ConfigError(f"there is no verb '{argv[0]}'{suggest(argv[0], VERBS)} lbitcls --help lists the verbs.")
     about = "Train and export image classifiers of 2 to 8 bits, from one config file."
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("lbitcls", description=about, epilog=_listed_verbs(), formatter_class=plain)
+    parser = argparse.ArgumentParser("lbitcls", description=about, epilog=_listed_verbs(), formatter_class=PLAIN)
     parser.add_argument("--version", action="version", version=f"lbitcls {__version__}")
-    verbs = parser.add_subparsers(
-        metavar="VERB", required=True, help="one of the verbs below; lbitcls VERB --help shows its options"
-    )
-    for name, entry in VERBS.items():
-        of_verb = verbs.add_parser(name, description=entry.help)
-        if name in argv:  # of the other verbs only the name is needed
-            _with_verb(of_verb, name)
-    return parser.parse_args(argv)
+    parser.add_argument("verb", metavar="VERB", help="one of the verbs below; lbitcls VERB --help shows its options")
+    parser.parse_args(argv)
+    parser.error("the verb comes first, its options after it.")
+
+
+def _examples(name: str) -> str:
+    """Return the examples at the end of a verb's help."""
+    return "\n".join(["examples:", *(f"  {example}" for example in VERBS[name].examples)])
 
 
 def _listed_verbs() -> str:
@@ -86,12 +123,6 @@ def _listed_verbs() -> str:
         lines += ["", f"{purpose}:"]
         lines += [f"  {name:<11} {entry.help}" for name, entry in VERBS.items() if entry.purpose == purpose]
     return "\n".join(lines[1:])
-
-
-def _with_verb(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
-    VERBS[name].add_arguments(parser)
-    parser.set_defaults(run=VERBS[name].run)
-    return parser
 
 
 def _print_error(error: LbitclsError) -> None:

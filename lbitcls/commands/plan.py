@@ -17,7 +17,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("plan", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Show how each layer is quantized, and its cost."""
+    """Show how each layer is quantized, and its cost.
+
+    Examples:
+        lbitcls plan configs/quickstart/digits_lsq_4w4f.py
+        lbitcls plan flowers.py --shape 3 192 192
+    """
     cfg = read_config(args)
     from lbitcls.workflows.planning import show_plan
 

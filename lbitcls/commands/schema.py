@@ -16,7 +16,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("schema", add_options, START)
 def run(args: argparse.Namespace) -> object:
-    """Write the JSON Schema of configs, with which an editor completes and checks them."""
+    """Write the JSON Schema of configs, with which an editor completes and checks them.
+
+    Examples:
+        lbitcls schema --out config.schema.json
+        lbitcls schema --import my_layers --out config.schema.json
+    """
     from lbitcls.utils.custom import import_custom
     from lbitcls.workflows.schema import write_schema
 

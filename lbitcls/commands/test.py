@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lbitcls.commands.base import TRAIN, common_arguments, engine_arguments, read_config, verb
+from lbitcls.commands.base import TRAIN, common_arguments, engine_arguments, read_config, short_forms, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +27,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", metavar="FILE", help="write the results to this JSON file")
     add("--predictions", metavar="FILE", help="write one row per image to this .csv or .jsonl file")
+    short_forms(parser, "batch-size", "workers")
     common_arguments(parser)
 
 
 @verb("test", add_options, TRAIN)
 def run(args: argparse.Namespace) -> object:
-    """Test a checkpoint or an exported model."""
+    """Test a checkpoint or an exported model.
+
+    Examples:
+        lbitcls test flowers.py work_dirs/flowers/best_top-1.pth
+        lbitcls test flowers.py model.onnx --metrics accuracy f1_score --predictions rows.csv
+    """
     cfg = read_config(args)
     from lbitcls.workflows.testing import test_classifier
 

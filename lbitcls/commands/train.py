@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from lbitcls.commands.base import TRAIN, common_arguments, read_config, verb
+from lbitcls.commands.base import TRAIN, common_arguments, read_config, short_forms, verb
 from lbitcls.utils.errors import ConfigError
 
 
@@ -13,6 +14,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", help="config file: .py, .yaml or .json")
     add("--work-dir", metavar="DIR", help="work directory (default: work_dirs/ and the config's name)")
+    add("--name", metavar="NAME", help="name of the run: its folder, beside the default work directory")
+    short_forms(parser, "epochs", "batch-size", "lr", "workers")
     add("--resume", action="store_true", help="resume from the newest checkpoint in the work directory, if any")
     add("--resume-from", metavar="FILE", help="resume from this checkpoint")
     add("--load-from", metavar="FILE", help="initialize from the weights in this file")
@@ -28,7 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("train", add_options, TRAIN)
 def run(args: argparse.Namespace) -> object:
-    """Train the classifier of a config, or resume a run."""
+    """Train the classifier of a config, or resume a run.
+
+    Examples:
+        lbitcls train configs/quickstart/digits_lsq_4w4f.py
+        lbitcls train flowers.py --epochs 20 --lr 0.01 --name lower_rate
+    """
     if args.gpus is not None and args.gpus > 1 and args.launcher == "none":
         raise ConfigError(
             f"--gpus {args.gpus}: one process trains on one GPU; start ./tools/dist_train.sh {args.config} {args.gpus}."
@@ -47,6 +55,10 @@ def run(args: argparse.Namespace) -> object:
         "cpu_only": args.cpu_only or None,
     }
     cfg.merge_from_dict({name: value for name, value in given.items() if value is not None})
+    if args.name is not None:
+        from lbitcls.settings.sections import read_settings
+
+        cfg.merge_from_dict({"work_dir": _named(read_settings(cfg).run_folder, args.name, args.work_dir)})
     from lbitcls.workflows.training import train_classifier
 
     return train_classifier(
@@ -56,3 +68,12 @@ def run(args: argparse.Namespace) -> object:
         data_root=args.data_root,
         launcher=args.launcher,
     )
+
+
+def _named(run_folder: Path, name: str, work_dir: str | None) -> str:
+    """Return the work directory `name` beside the config's."""
+    if work_dir is not None:
+        raise ConfigError(f"--name {name} and --work-dir {work_dir} both set the work directory; give one of them.")
+    if name != Path(name).name or name in ("", ".."):
+        raise ConfigError(f"--name must be the name of a folder; got '{name}'. For a path use --work-dir.")
+    return str(run_folder.with_name(name))

@@ -21,14 +21,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tensorboard", action="store_true", help="write the figure for TensorBoard too")
     add("--work-dir", metavar="DIR", help="work directory of the run")
     engine_arguments(parser)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or gpu:N")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
 
 
 @verb("visualize", add_options, LOOK)
 def run(args: argparse.Namespace) -> object:
-    """Draw a batch, predictions, errors or the confusion matrix."""
+    """Draw a batch, predictions, errors or the confusion matrix.
+
+    Examples:
+        lbitcls visualize batch flowers.py
+        lbitcls visualize errors flowers.py work_dirs/flowers/best_top-1.pth --out errors.png
+    """
     cfg = read_config(args)
     if args.work_dir is not None:
         cfg.merge_from_dict({"work_dir": args.work_dir})

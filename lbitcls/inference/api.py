@@ -71,7 +71,7 @@ def init_model(
         checkpoint: Checkpoint or published weights of the config's model, or an `.onnx` file exported from it; None:
             the initial weights of the config's model.
         device: Device for a checkpoint's model: `'cpu'`, `'cuda'`, `'cuda:1'`; None: the config's, or else the first
-            GPU, or the CPU. An exported model runs on the CPU.
+            GPU, or the CPU. Without a GPU, `'cuda'` runs on the CPU, with a warning. An exported model runs on the CPU.
         engine: Engine for an exported model: `'openvino'` (the default) or `'onnxruntime'`.
         threads: Number of threads of the engine; None: its own choice.
 

@@ -15,7 +15,7 @@ from lbitcls.protocols import Classifier
 from lbitcls.utils.errors import DataError
 from lbitcls.utils.files import check_writable, is_standard_output, write_out
 from lbitcls.utils.jsontext import json_text
-from lbitcls.utils.logging import track
+from lbitcls.utils.logging import get_logger, track
 
 if TYPE_CHECKING:
     from lbitcls.settings.sections import ConfigLike
@@ -50,13 +50,17 @@ def infer_files(
         For each image its `path` and the result of `inference_model`, or `path` and `error`.
 
     Raises:
-        ConfigError: An argument is wrong, or `out` cannot be written.
+        ConfigError: An argument is wrong, the device does not exist, or `out` cannot be written.
         CheckpointError: The weights cannot be read, or are another model's.
         DataError: A folder contains no images; or, after all results are written, some images could not be read.
     """
     check_numbers(topk, batch_size)
     paths = [path for given in images for path in images_of(Path(given).expanduser())]
     piped = out is not None and is_standard_output(out)
+    if device not in (None, "auto") and Path(checkpoint).suffix.lower() != ".onnx":
+        from lbitcls.utils.device import choose_device
+
+        choose_device(get_logger(), device)  # strict, unlike `init_model`
     target = None if out is None or piped else check_writable(out, "--json", checkpoint, *paths, streams=True)
     with contextlib.redirect_stdout(sys.stderr) if piped else contextlib.nullcontext():
         model = init_model(cfg, checkpoint, device, engine=engine, threads=threads)

@@ -17,7 +17,7 @@ from lbitcls.quant.bypass import noticing_once
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.custom import import_custom
-from lbitcls.utils.device import choose_device
+from lbitcls.utils.device import choose_device, device_or_cpu
 from lbitcls.utils.dist import Place
 from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.logging import get_logger
@@ -29,15 +29,17 @@ def load_trained(settings: Settings, checkpoint: str | Path | None, device: str 
     Args:
         settings: Settings of a config.
         checkpoint: Checkpoint of this model; None: the initial weights of the config's `model`.
-        device: Device name; None: the config's, or else the first GPU, or the CPU.
+        device: Device name; None: the config's, or else the first GPU, or the CPU. A GPU that this machine lacks is
+            replaced by the CPU, with a warning.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, is another model's, or was made with other quantizers.
-        ConfigError: A part of the config is wrong, or the device does not exist.
+        ConfigError: A part of the config is wrong, or the config's device does not exist.
     """
     settings.require(("model",), "inference")
     logger = get_logger()
-    wanted, cpu_only = device or settings.device, not device and settings.cpu_only
+    wanted = device_or_cpu(logger, device) if device else settings.device
+    cpu_only = not device and settings.cpu_only
     place = choose_device(logger, wanted, cpu_only=cpu_only, gpu_ids=settings.gpu_ids)
     session = Session(Place(), place, logger)
     import_custom(vars(settings.custom_imports))

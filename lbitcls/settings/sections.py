@@ -175,8 +175,8 @@ class Settings(Section):
     cpu_only: Annotated[Switch, Doc("Train on the CPU, regardless of device.")] = False
     device: Annotated[
         Annotated[str, DEVICE] | None,
-        Says("'cpu', 'cuda', 'cuda:N' or N, the index of a GPU"),
-        Doc("Device to run on, such as cpu, cuda or cuda:1; None: the first GPU, or else the CPU."),
+        Says("'auto', 'cpu', 'cuda', 'cuda:N' or N, the index of a GPU"),
+        Doc("Device to run on, such as cpu, cuda or cuda:1; None or auto: the first GPU, or else the CPU."),
     ] = None
     num_threads: Annotated[Threads | None, Doc("CPU threads per process; None: PyTorch's choice.")] = None
     gpu_ids: Annotated[

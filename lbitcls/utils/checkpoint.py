@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from lbitcls.utils.checkpoint_content import check_sums, checked, listed, shown_name
-from lbitcls.utils.errors import CheckpointError, suggest
-from lbitcls.utils.files import write_whole
+from lbitcls.utils.errors import CheckpointError
+from lbitcls.utils.files import suggest_path, write_whole
 from lbitcls.utils.logging import get_logger
 from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.version import __version__
@@ -108,8 +108,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     if os.path.lexists(path) and not path.is_file():
         raise CheckpointError(f"{path} is not a regular file, nor a link to one; name a checkpoint.")
     if not path.is_file():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(f"there is no checkpoint {path}{suggest(path.name, names)}")
+        raise CheckpointError(f"there is no checkpoint {path}{suggest_path(path)}")
     if path.suffix.lower() == ".onnx":
         raise CheckpointError(
             f"{path} is an exported model, whose weights cannot be loaded into a model; give the checkpoint (.pth) "

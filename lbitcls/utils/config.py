@@ -138,15 +138,15 @@ class Config(_MMEngineConfig):
     def merge_from_dict(self, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
         """Override values by dotted keys: `{'optimizer.lr': 0.01, 'data.train.pipeline.0.type': 'X'}`.
 
-        A key must exist, so that a typo cannot pass; a leading `+` adds one (`+optimizer.nesterov`). The framework's
-        sections may be set even if the config lacks them.
+        A key must exist, so that a typo cannot pass; a leading `+` adds one to a section (`+optimizer.nesterov`). The
+        framework's sections may be set even if the config lacks them. A helper variable cannot be overridden: the
+        config's file has used its value already.
 
         Raises:
-            ConfigError: A key does not exist (with the nearest one), or a value cannot be set there.
+            ConfigError: A key does not exist (with the nearest one), nothing reads it, or a value cannot be set there.
         """
         for key in options:
-            if not key.startswith("+"):
-                check_override(self._cfg_dict, key, SECTIONS)
+            check_override(self._cfg_dict, key, SECTIONS)
         try:
             for key, value in options.items():
                 super().merge_from_dict(dict([mergeable(self._cfg_dict, key.lstrip("+"), value)]), allow_list_keys)

@@ -18,8 +18,9 @@ from mmengine.config import Config as _MMEngineConfig
 from mmengine.fileio import JsonHandler, YamlHandler
 from mmengine.fileio.handlers.registry_utils import file_handlers
 
-from lbitcls.utils.errors import ConfigError, nearest, shown, suggest
+from lbitcls.utils.errors import ConfigError, shown
 from lbitcls.utils.failures import explain
+from lbitcls.utils.files import suggest_path
 from lbitcls.utils.library import find_shipped, nearest_config
 from lbitcls.utils.safe import read_yaml, refuse_code
 
@@ -64,9 +65,9 @@ def existing(path: Path) -> Path:
         shipped = find_shipped(path)
         if shipped is not None:
             return shipped
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        ours = None if nearest(path.name, siblings) else nearest_config(path)
-        hint = suggest(path.name, siblings) if ours is None else f". Did you mean {ours}, which comes with the package?"
+        hint, ours = suggest_path(path), nearest_config(path)
+        if hint == "." and ours is not None:
+            hint = f". Did you mean {ours}, which comes with the package?"
         raise ConfigError(f"there is no config file {path}{hint}")
     if path.suffix not in (".py", ".yaml", ".yml", ".json"):
         raise ConfigError(f"a config must be a .py, .yaml, .yml or .json file; got {path}.")

@@ -1,4 +1,4 @@
-"""Device names: `cpu`, `cuda`, `cuda:1`, and the older spellings `gpu:1` and `1`."""
+"""Device names: `auto`, `cpu`, `cuda`, `cuda:1`, and the older spellings `gpu:1` and `1`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 from lbitcls.utils.errors import ConfigError
 
+AUTO = "auto"
+"""Name for the first GPU, or the CPU if there is none."""
 _NAME = re.compile(r"(?:cpu|(?:cuda|gpu)(?::(\d+))?|(\d+))")
 
 
@@ -25,7 +27,7 @@ def parse_device(name: str) -> torch.device:
     """
     found = _NAME.fullmatch(name.strip().lower())
     if found is None:
-        raise ConfigError(f"a device must be cpu, cuda, cuda:N, gpu:N or N (its index from 0); got '{name}'.")
+        raise ConfigError(f"a device must be auto, cpu, cuda, cuda:N, gpu:N or N (its index from 0); got '{name}'.")
     if name.strip().lower() == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", int(found[1] or found[2] or 0))
@@ -39,31 +41,53 @@ def choose_device(
     gpu_ids: Sequence[int] | None = None,
     local_rank: int | None = None,
 ) -> torch.device:
-    """Return the device to run on: the requested one, or the CPU (logged) if there is no GPU.
+    """Return the device to run on: the requested one, or else a GPU, or the CPU (logged) if there is none.
 
     Args:
-        logger: Logger for a choice that differs from the request.
-        name: Device name; None: the first GPU, or the CPU.
+        logger: Logger for the choice of the CPU.
+        name: Device name; None or `auto`: the first GPU, or the CPU.
         cpu_only: Use the CPU, whatever else is requested.
         gpu_ids: Indices of the GPUs to use; one without a launcher, one per process of a node with one.
         local_rank: This process's index on its node, under a launcher.
 
     Raises:
-        ConfigError: The name is not a device, or the machine has fewer GPUs than its index requires.
+        ConfigError: The name is not a device, or the machine has no GPU, or fewer than the index requires.
     """
-    wanted = parse_device(name) if name else torch.device("cuda", _index(gpu_ids, local_rank))
+    explicit = name is not None and name.strip().lower() not in ("", AUTO)
+    wanted = parse_device(name) if name and explicit else torch.device("cuda", _index(gpu_ids, local_rank))
     if cpu_only or wanted.type == "cpu":
         return torch.device("cpu")
     if local_rank is not None:
         wanted = torch.device("cuda", _index(gpu_ids, local_rank))
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = _gpus()
     if count == 0:
-        logger.info("Running on the CPU: this machine has no GPU.")
+        if explicit:
+            why = "" if torch.backends.cuda.is_built() else " (this PyTorch is built without CUDA)"
+            raise ConfigError(f"{name} is requested, but this machine has no GPU{why}. Use the device cpu, or auto.")
+        logger.log(logging.WARNING if gpu_ids else logging.INFO, "Running on the CPU: this machine has no GPU.")
         return torch.device("cpu")
     if wanted.index >= count:
         raise ConfigError(f"{wanted} is requested, but this machine has {count} GPU(s), numbered from 0.")
     torch.cuda.set_device(wanted)
     return wanted
+
+
+def device_or_cpu(logger: logging.Logger, name: str) -> str:
+    """Return the device name, or `cpu` with a warning if it is a GPU's and this machine has none.
+
+    For the older interfaces, whose documented calls name a GPU; elsewhere such a request is an error.
+
+    Raises:
+        ConfigError: The name is not a device.
+    """
+    if name.strip().lower() == AUTO or parse_device(name).type == "cpu" or _gpus():
+        return name
+    logger.warning("Running on the CPU instead of %s: this machine has no GPU.", name)
+    return "cpu"
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _index(gpu_ids: Sequence[int] | None, local_rank: int | None) -> int:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import ConfigError, nearest, suggest
 from lbitcls.utils.temporary import hold, new_temporary, remove_leftovers, temporary_name
 
 
@@ -191,3 +191,35 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def suggest_path(path: Path, pattern: str = "*") -> str:
+    """Return the end of a sentence about a missing file or folder.
+
+    Args:
+        path: Path that does not exist.
+        pattern: Pattern of the names that may be suggested.
+
+    Returns:
+        `". Did you mean 'model.onnx'?"` with the nearest name in its folder; with the nearest path if that folder does
+        not exist either; `"."` if nothing is similar.
+    """
+    if path.parent.is_dir():
+        return suggest(path.name, [found.name for found in path.parent.glob(pattern)])
+    found = nearest_path(path)
+    return "." if found is None or not found.match(pattern) else f". Did you mean '{found}'?"
+
+
+def nearest_path(path: Path) -> Path | None:
+    """Return the existing path whose folders and name are the nearest to those of `path`, or None."""
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        try:
+            same, names = (found / part).exists(), os.listdir(found)
+        except OSError:
+            return None
+        name = part if same else nearest(part, names)
+        if name is None:
+            return None
+        found /= name
+    return found

@@ -23,8 +23,9 @@ from lbitcls.datasets.listing import images_of
 from lbitcls.inference.preparation import Steps, fitting_steps, same_steps, test_steps
 from lbitcls.settings.sections import Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
-from lbitcls.utils.device import parse_device
-from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
+from lbitcls.utils.device import device_or_cpu
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
+from lbitcls.utils.files import suggest_path
 from lbitcls.utils.logging import get_logger, interactive
 
 ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]"
@@ -59,7 +60,7 @@ def compare_checkpoints(
             measured too. The test pipeline of the (quantized) config prepares the images.
         files: FLOAT_CONFIG, INT_CONFIG, FLOAT_CHECKPOINT, INT_CHECKPOINT; or for one model CONFIG, CHECKPOINT: a
             quantized model is compared with itself without its quantizers. `device` and `out` may follow the four
-            files, as in the original tool.
+            files, as in the original tool, where a GPU that this machine lacks is replaced by the CPU, with a warning.
         out: HTML page to write, `.html` (None: `model_analysis.html`); the numbers go beside it, `.json`.
         num_images: Maximum number of images from a folder, in a shuffled order that is always the same.
         float_only: True: analyze one float model.
@@ -107,8 +108,7 @@ def _trailing(
         for name, other in (("device", device), ("page", out)):
             if name in given and other is not None:
                 raise ConfigError(f"the {name} is given twice, as {given[name]} and as {other}; the order is {ORDER}.")
-        parse_device(given["device"])
-        files, device, out = files[:4], given["device"], given.get("page", out)
+        files, device, out = files[:4], device_or_cpu(get_logger(), given["device"]), given.get("page", out)
     return files, device, out or PAGE
 
 
@@ -207,8 +207,7 @@ def find_images(path: str | Path, number: int) -> list[str]:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no image or folder {path}{suggest(path.name, near)}")
+        raise DataError(f"there is no image or folder {path}{suggest_path(path)}")
     found = images_of(path)
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))[:number]]
 

@@ -42,6 +42,8 @@ def test_train_and_test(write_config: Any, tmp_path: Path, capsys: Any) -> None:
         (["train", "CONFIG", "--gpus", "0"], 2, "--cpu-only"),
         (["train", "CONFIG", "--gpu-ids", "0", "1"], 2, "dist_train.sh"),
         (["train", "CONFIG", "--device", "tpu"], 2, "a device must be"),
+        (["trian", "CONFIG"], 2, "there is no verb 'trian'. Did you mean 'train'?"),
+        (["CONFIG", "--seed", "1"], 2, "To train it: lbitcls train "),
         (["train", "CONFIG", "--options", "optimizer.lrr=1"], 2, "Did you mean 'lr'"),
         (["train", "CONFIG", "--options", "lr"], 2, "key=value"),
         (["train", "CONFIG", "--resume-from", "no.pth"], 1, "there is no checkpoint"),
@@ -135,7 +137,7 @@ def test_no_memory(write_config: Any, monkeypatch: pytest.MonkeyPatch, capsys: A
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["train", "x.py", "--launcher", "mpi"]])
+@pytest.mark.parametrize("arguments", [["train"], ["train", "x.py", "--launcher", "mpi"], ["--safe", "train", "x.py"]])
 def test_wrong_usage(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -182,7 +182,7 @@ def test_device_and_page_follow_the_files_as_in_the_original(
     done = run_tool("model_analysis_tool", *given, "gpu:0", tmp_path / "page.html", "--num-images", 3)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "page.html").exists() and (tmp_path / "page.json").exists()
-    assert torch.cuda.is_available() or "Running on the CPU: this machine has no GPU." in done.stdout
+    assert torch.cuda.is_available() or "Running on the CPU instead of gpu:0: this machine has no GPU." in done.stderr
     for extra, message in (
         (["here.html"], "(its index from 0); got 'here.html'"),
         (["cpu", "a.html", "b.html"], "got 7 files"),

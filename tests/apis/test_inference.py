@@ -24,6 +24,7 @@ from lbitcls.inference.onnx_model import ExportedModel
 from lbitcls.models import build_classifier
 from lbitcls.utils import Config, save_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
+from lbitcls.utils.logging import get_logger
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 RGB = [dict(type="Normalize", mean=[0.5] * 3, std=[0.5] * 3)]
@@ -169,6 +170,21 @@ def test_both_engines(delivered: Delivered) -> None:
     assert repr(model) == f"ExportedModel({delivered.exported}, LSQ W4A4, 10 classes, onnxruntime)"
     expected = inference_model(init_model(None, delivered.exported), PHOTO)
     assert inference_model(model, PHOTO)["pred_score"] == pytest.approx(expected["pred_score"], abs=1e-4)
+
+
+def test_a_gpu_in_a_notebook_means_the_cpu_where_there_is_none(
+    delivered: Delivered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    warned: list[str] = []
+    monkeypatch.setattr(get_logger(), "warning", lambda message, *values: warned.append(message % values))
+    model = init_model(delivered.config, delivered.checkpoint, device="cuda:0")
+    assert next(model.parameters()).device.type == "cpu"
+    assert warned == ["Running on the CPU instead of cuda:0: this machine has no GPU."]
+    cfg = Config.fromfile(delivered.config)
+    cfg.device = "cuda:0"
+    with pytest.raises(ConfigError, match="cuda:0 is requested, but this machine has no GPU"):
+        init_model(cfg, delivered.checkpoint, device=None)
 
 
 def test_arguments_that_do_not_suit_the_model(delivered: Delivered, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from blocks import ROOT, Block
 
 from lbitcls.commands.main import VERBS, _parse
+from lbitcls.utils.errors import ConfigError
 
 OTHERS = (".", "apt-get", "cd", "export", "git", "jupyter", "ssh", "tensorboard", "uv")
 """Programs of others, whose arguments are not looked at."""
@@ -93,7 +94,7 @@ def parses(verb: str, arguments: list[str]) -> None:
     assert verb in VERBS, f"there is no verb {verb}"
     try:
         _parse(arguments, only=verb)
-    except SystemExit as error:
+    except (ConfigError, SystemExit) as error:
         raise AssertionError(f"lbitcls {verb} does not take {shlex.join(arguments)}") from error
 
 

@@ -104,7 +104,7 @@ def test_blocks_share_names_and_a_folder(tmp_path: Path) -> None:
     [
         ("```python\n\n1 / 0\n```", r"sample\.md\", line 3(.|\n)*ZeroDivisionError"),
         ("\n```bash\nfalse | true\n```", r"sample\.md, line 3: exit code 1"),
-        ("```bash\nlbitcls trian x\n```", r"invalid choice: 'trian'(.|\n)*exit code 2"),
+        ("```bash\nlbitcls trian x\n```", r"there is no verb 'trian'(.|\n)*exit code 2"),
     ],
 )
 def test_a_block_that_fails_says_where(text: str, message: str, tmp_path: Path) -> None:

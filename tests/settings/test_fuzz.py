@@ -117,3 +117,23 @@ def test_what_ended_in_a_traceback_once_is_named(name: str, place: str, value: A
     cfg.merge_from_dict({f"+{place}": value})
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_config(cfg)
+
+
+def dicts_in(value: Any, place: str = "") -> Iterator[str]:
+    """The dotted keys of the dicts in a config."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    if isinstance(value, dict) and place:
+        yield place
+    for key, part in items:
+        yield from dicts_in(part, f"{place}.{key}" if place else str(key))
+
+
+@pytest.mark.parametrize("name", ["features", "hooks"])
+def test_no_dict_of_a_config_accepts_a_key_that_nothing_reads(name: str) -> None:
+    places = list(dicts_in(CONFIGS[name]))
+    assert len(places) > 20
+    for place in places:
+        cfg = Config(copy.deepcopy(CONFIGS[name]))
+        cfg.merge_from_dict({f"+{place}.unread": 1})
+        with pytest.raises(LbitclsError, match="unread"):
+            check_config(cfg)

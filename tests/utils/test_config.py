@@ -173,6 +173,44 @@ def test_an_option_for_a_key_that_is_not_there_is_an_error_unless_added(tmp_path
     assert cfg.optimizer.nesterov is True
 
 
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ("lr", "Did you mean 'optimizer.lr'?"),
+        ("LR", "Did you mean 'optimizer.lr'?"),
+        ("momentun", "Did you mean 'optimizer.momentum'?"),
+        ("batch_size", "Did you mean 'data.samples_per_gpu'?"),
+        ("epochs", "Did you mean 'total_epochs'?"),
+        ("max_epochs", "Did you mean 'total_epochs'?"),
+        ("runner.max_epochs", "Did you mean 'total_epochs'?"),
+        ("optimzer.lr", "Did you mean 'optimizer'?"),
+        ("interval", "Did you mean 'evaluation.interval' or 'log_config.interval'?"),
+        ("mine", "A config has the sections amp, "),
+        ("helper", "'helper', a helper variable of the config's file, which has been read already"),
+        ("helper.x", "'helper', a helper variable of the config's file, which has been read already"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_an_error_that_names_the_key(option: str, advice: str) -> None:
+    sections = dict(
+        optimizer=dict(type="SGD", lr=0.1, momentum=0.9),
+        evaluation=dict(interval=1),
+        log_config=dict(interval=10),
+        helper=dict(x=1),
+    )
+    for sign in ("", "+"):
+        cfg = Config(sections)
+        with pytest.raises(ConfigError) as caught:
+            cfg.merge_from_dict({sign + option: 0.5})
+        assert advice in str(caught.value) and "write +" not in str(caught.value)
+        assert cfg.to_dict() == sections
+
+
+def test_keys_of_other_sections_are_suggested_too() -> None:
+    cfg = Config(dict(optimizer=dict(type="SGD", lr=0.1), lr_config=dict(warmup="linear")))
+    with pytest.raises(ConfigError, match=r"'optimizer\.warmup'. Did you mean 'lr_config\.warmup'\?"):
+        cfg.merge_from_dict({"optimizer.warmup": None})
+
+
 def test_an_option_for_an_item_that_a_list_has_not(tmp_path: Path) -> None:
     cfg = Config.fromfile(write(tmp_path, "a.py", BASE + "data = dict(train=dict(pipeline=[dict(type='A')]))\n"))
     for key in ("data.train.pipeline.9.type", "data.train.pipeline.first.type"):

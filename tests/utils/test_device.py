@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lbitcls.utils.device import choose_device, parse_device
+from lbitcls.utils.device import choose_device, device_or_cpu, parse_device
 from lbitcls.utils.errors import ConfigError
 
 LOGGER = logging.getLogger("test")
@@ -34,16 +34,45 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 
 
-def test_no_gpu_means_the_cpu(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "gpu_ids", "level"), [(None, None, "INFO"), ("auto", None, "INFO"), (None, [0], "WARNING")]
+)
+def test_without_a_request_no_gpu_means_the_cpu(
+    name: str | None, gpu_ids: list[int] | None, level: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
     gpus(monkeypatch, 0)
     with caplog.at_level(logging.INFO):
-        assert choose_device(LOGGER, "cuda:1").type == "cpu"
-    assert "this machine has no GPU" in caplog.text
+        assert choose_device(LOGGER, name, gpu_ids=gpu_ids).type == "cpu"
+    assert [(record.levelname, "this machine has no GPU" in record.message) for record in caplog.records] == [
+        (level, True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "gpu:0", "GPU", "1"])
+def test_a_requested_gpu_must_exist(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
+    for local_rank in (None, 0):
+        with pytest.raises(ConfigError, match=f"{name} is requested, but this machine has no GPU"):
+            choose_device(LOGGER, name, local_rank=local_rank)
+    assert choose_device(LOGGER, name, cpu_only=True).type == "cpu"
+
+
+def test_older_interfaces_fall_back_loudly(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    gpus(monkeypatch, 0)
+    assert device_or_cpu(LOGGER, "gpu:0") == "cpu"
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "Running on the CPU instead of gpu:0: this machine has no GPU.")
+    ]
+    assert [device_or_cpu(LOGGER, name) for name in ("cpu", "auto")] == ["cpu", "auto"]
+    with pytest.raises(ConfigError, match="a device must be"):
+        device_or_cpu(LOGGER, "here.html")
+    gpus(monkeypatch, 1)
+    assert device_or_cpu(LOGGER, "gpu:0") == "gpu:0" and len(caplog.records) == 1
 
 
 def test_choice_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
-    assert choose_device(LOGGER) == torch.device("cuda:0")
+    assert choose_device(LOGGER) == choose_device(LOGGER, "auto") == torch.device("cuda:0")
     assert choose_device(LOGGER, "gpu:1") == torch.device("cuda:1")
     assert choose_device(LOGGER, "cuda:1", cpu_only=True) == torch.device("cpu")
     assert choose_device(LOGGER, gpu_ids=[1]) == torch.device("cuda:1")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import string
 from pathlib import Path
 
 import pytest
 
 from lbitcls.utils.errors import ConfigError
-from lbitcls.utils.files import check_writable, link_whole, write_whole
+from lbitcls.utils.files import check_writable, link_whole, nearest_path, suggest_path, write_whole
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -85,3 +87,31 @@ def test_link_follows_the_newest(tmp_path: Path) -> None:
         link_whole(tmp_path / name, tmp_path / "latest")
         assert (tmp_path / "latest").read_text() == name
     assert (tmp_path / "a").read_text() == "a"
+
+
+def test_the_nearest_path_of_a_misspelled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = [
+        Path("experiments", "resnet18", "lsq_4w4f.py"),
+        Path("experiments", "mobilenet", "dsq_2w2f.py"),
+        Path("work_dirs", "baseline", "latest.pth"),
+    ]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.touch()
+    draw = random.Random(0)
+    for case in range(200):
+        place = draw.choice(places)
+        parts = list(place.parts)
+        at = draw.randrange(len(parts))
+        position = draw.randrange(len(parts[at]))
+        new = draw.choice(("", draw.choice(string.ascii_letters)))  # a letter is lost, or another one
+        parts[at] = parts[at][:position] + new + parts[at][position + 1 :]
+        typed = Path(*parts)
+        assert nearest_path(typed) == place, case
+        assert nearest_path(tmp_path / typed) == tmp_path / place
+        if not typed.exists():
+            assert suggest_path(typed) == f". Did you mean '{place.name if at == 2 else place}'?"
+    assert suggest_path(Path("work_dir", "base_line", "latest.pth"), "*.onnx") == "."
+    assert nearest_path(Path("elsewhere", "latest.pth")) is None
+    assert suggest_path(Path("work_dirs", "baseline", "latest.pth", "x")) == "."

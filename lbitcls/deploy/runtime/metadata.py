@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from lbitcls.utils.errors import CheckpointError, DependencyError, suggest
+from lbitcls.utils.errors import CheckpointError, DependencyError
+from lbitcls.utils.files import suggest_path
 from lbitcls.utils.jsontext import json_text
 
 if TYPE_CHECKING:
@@ -296,6 +297,5 @@ def existing_file(path: str | Path) -> Path:
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a regular file; name an ONNX file.")
     if not path.is_file():
-        names = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
-        raise CheckpointError(f"there is no ONNX file {path}{suggest(path.name, names)}")
+        raise CheckpointError(f"there is no ONNX file {path}{suggest_path(path, '*.onnx')}")
     return path

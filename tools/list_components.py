@@ -1,0 +1,11 @@
+"""List the package's configs, methods, backbones, datasets or targets: `lbitcls list` from a clone."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lbitcls.commands.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(only="list"))
