@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 
 from lbitcls.commands.base import SHIP, engine_arguments, option_arguments, read_config, verb
+from lbitcls.utils.errors import ConfigError
+
+ORDER = "[CONFIG] MODEL IMAGE…"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls infer`."""
     add = parser.add_argument
-    add("config", help="config file: .py, .yaml or .json")
-    add("checkpoint", help="checkpoint of the config's model, or an .onnx file exported from it")
+    add("model", metavar="MODEL", help="exported model (.onnx) or checkpoint (.pth), or its config and then the model")
     add("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
     add("--topk", type=int, default=1, metavar="K", help="number of classes to list per image (default: 1)")
     add("--json", metavar="FILE", help="write the results to this JSON file; -: to standard output")
@@ -24,13 +26,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 @verb("infer", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
     """Classify images with a checkpoint or an exported model."""
-    cfg = read_config(args)
     from lbitcls.inference.image_files import infer_files
+    from lbitcls.inference.self_described import recorded_with, sort_arguments
 
+    given = sort_arguments([args.model, *args.images], ORDER)
+    if given.model is None or not given.rest:
+        raise ConfigError(f"no image is given, only {' and '.join([args.model, *args.images])}; the order is: {ORDER}.")
+    args.config = given.config
+    cfg = read_config(args) if given.config else recorded_with(given.model, args.options)
     return infer_files(
         cfg,
-        args.checkpoint,
-        args.images,
+        given.model,
+        given.rest,
         topk=args.topk,
         out=args.json,
         device=args.device,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 
 from lbitcls.commands.base import TRAIN, common_arguments, engine_arguments, read_config, verb
+from lbitcls.utils.errors import ConfigError
+
+ORDER = "[CONFIG] [MODEL] [FOLDER]"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls test`."""
     add = parser.add_argument
-    add("config", help="config file: .py, .yaml or .json")
+    add("model", metavar="MODEL", help="exported model (.onnx) or checkpoint (.pth), or its config and then the model")
     add(
-        "checkpoint",
-        nargs="?",
-        help="checkpoint of the config's model, or an .onnx file exported from it "
-        "(default: none; test the model with its initial weights)",
+        "folder",
+        nargs="*",
+        metavar="FOLDER",
+        help="image folder with one folder per class to test on (default: the config's data.test); a config without a "
+        "model tests the initial weights",
     )
     engine_arguments(parser)
     add(
@@ -33,12 +37,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 @verb("test", add_options, TRAIN)
 def run(args: argparse.Namespace) -> object:
     """Test a checkpoint or an exported model."""
-    cfg = read_config(args)
+    from lbitcls.inference.self_described import recorded_with, sort_arguments
     from lbitcls.workflows.testing import test_classifier
 
+    given = sort_arguments([args.model, *args.folder], ORDER)
+    if len(given.rest) > 1:
+        raise ConfigError(f"test needs one folder at most; got {' '.join(given.rest)}. The order is: {ORDER}.")
+    args.config = given.config
+    if given.model is None or given.config is not None:
+        cfg = read_config(args)
+    else:
+        cfg = recorded_with(given.model, args.options, args.device)
     return test_classifier(
         cfg,
-        args.checkpoint,
+        given.model,
+        folder=given.rest[0] if given.rest else None,
         metrics=args.metrics,
         out=args.out,
         predictions=args.predictions,

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from lbitcls.tracking.run_reading import RunRow
@@ -41,7 +42,7 @@ class SeedGroup:
     """Complete runs of one config that differ in the seed alone.
 
     Attributes:
-        name: Beginning that the runs' names have in common, or the first run's name.
+        name: Beginning that the runs' names have in common, or the name of their folder.
         method: Quantization method.
         bits: Bits of most quantized layers.
         n: Number of seeds.
@@ -150,29 +151,27 @@ def _group(members: list[RunRow]) -> SeedGroup:
     known = {name: None if None in found else found for name, found in values.items()}
     several = len(members) > 1
     first = members[0]
-    names = tuple(row.name for row in members)
     return SeedGroup(
-        name=_common_name(names),
+        name=_common_name(members),
         method=first.method,
         bits=first.bits,
         n=len(members),
         mean={name: None if found is None else statistics.fmean(found) for name, found in known.items()},
         deviation={name: statistics.stdev(found) if found and several else None for name, found in known.items()},
-        runs=names,
+        runs=tuple(row.name for row in members),
     )
 
 
-def _common_name(names: Sequence[str]) -> str:
-    """Return the beginning that names have in common, without the word "seed" at its end, or the first name.
+def _common_name(rows: Sequence[RunRow]) -> str:
+    """Return the beginning that the runs' names have in common, without "seed" at its end.
 
-    Example:
-        >>> _common_name(["lsq_4w4f_seed1", "lsq_4w4f_seed22"]), _common_name(["a", "b"])
-        ('lsq_4w4f', 'a')
+    If there is none, as for `lsq/seed1` and `lsq/seed2`, return the name of the folder that contains the runs.
     """
-    if len(names) == 1:
-        return names[0]
-    common = os.path.commonprefix(names)  # noqa: RUF071 - of the characters, as intended
-    return re.sub(r"[\W_]*(?:(?<![a-z])s(?:eed)?)?[\W_]*$", "", common) or names[0]
+    if len(rows) == 1:
+        return rows[0].name
+    common = os.path.commonprefix([row.name for row in rows])  # noqa: RUF071 - of the characters, as intended
+    kept = re.sub(r"[\W_]*(?:(?<![a-z])s(?:eed)?)?[\W_]*$", "", re.sub(r"\d+$", "", common))
+    return kept or Path(rows[0].path).resolve().parent.name
 
 
 def _values(row: RunRow) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def compare_runs(paths: str | Path | Sequence[str | Path], names: Sequence[str] 
         names: Names of the runs; None: their folders' names.
 
     Returns:
-        Table with `rows`, `groups`, `records()`, `to_csv()`, `to_markdown()`, `to_json()`, `to_text()`; a notebook shows
-        it as HTML.
+        Table with `rows`, `groups`, `records()`, `to_csv()`, `to_markdown()`, `to_json()`, `to_text()`; a notebook
+        shows it as HTML.
 
     Raises:
         DataError: a path is no run, and no folder that contains runs.
