@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import base_config
 
 from lbitcls.apis import compare_runs, train_classifier
 from lbitcls.commands.main import main
@@ -38,12 +38,14 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, tiny_sections: dict[str, Any]
+) -> tuple[Path, dict[str, dict[str, Any]]]:
     """A folder of four short runs, and the summary of each."""
     folder = tmp_path_factory.mktemp("runs")
     summaries = {}
     for name, sections in RUNS.items():
-        cfg = Config({**base_config(), "log_level": "ERROR", "work_dir": str(folder / name), **sections})
+        cfg = Config({**copy.deepcopy(tiny_sections), "log_level": "ERROR", "work_dir": str(folder / name), **sections})
         summaries[name] = train_classifier(cfg)
     return folder, summaries
 
