@@ -1,4 +1,4 @@
-"""Draw logged quantities of runs, and say what their iterations took: `lbitcls analyze` from a clone."""
+"""Compare runs in a table, plot their curves, and report their iteration times: `lbitcls analyze` from a clone."""
 
 import sys
 from pathlib import Path
