@@ -44,10 +44,8 @@ def run(args: argparse.Namespace) -> object:
     if len(given.rest) > 1:
         raise ConfigError(f"test needs one folder at most; got {' '.join(given.rest)}. The order is: {ORDER}.")
     args.config = given.config
-    if given.model is None or given.config is not None:
-        cfg = read_config(args)
-    else:
-        cfg = recorded_with(given.model, args.options, args.device)
+    recorded = given.config is None and given.model is not None
+    cfg = recorded_with(str(given.model), args.options, args.device) if recorded else read_config(args)
     return test_classifier(
         cfg,
         given.model,
