@@ -1,4 +1,4 @@
-"""Plot the curves of runs, and report their iteration times; same as `lbitcls analyze`."""
+"""Compare runs in a table, plot their curves, and report their iteration times; same as `lbitcls analyze`."""
 
 import sys
 from pathlib import Path

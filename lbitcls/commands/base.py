@@ -67,15 +67,20 @@ def verb(name: str, add_arguments: Callable[[argparse.ArgumentParser], None], pu
     return register
 
 
-def read_config(args: argparse.Namespace) -> Config:
+def read_config(args: argparse.Namespace, recorded: str | None = None) -> Config:
     """Return the config, with `--options`, the short forms of its keys, and `--device` merged in.
+
+    Args:
+        args: Parsed arguments.
+        recorded: Model whose file records the config; None: read `args.config`.
 
     Raises:
         ConfigError: An option names no key of the config, or contradicts a short form.
     """
+    from lbitcls.inference.self_described import recorded_config
     from lbitcls.utils.config import Config, parse_option
 
-    cfg = Config.fromfile(args.config)
+    cfg = recorded_config(recorded) if recorded else Config.fromfile(args.config)
     options = dict(parse_option(option) for option in args.options)
     cfg.merge_from_dict(options)
     for flag in getattr(args, "short_forms", ()):
@@ -93,6 +98,31 @@ def read_config(args: argparse.Namespace) -> Config:
     if getattr(args, "device", None) is not None:
         cfg.merge_from_dict({"device": args.device})
     return cfg
+
+
+def model_config(args: argparse.Namespace, config: str | None, model: str | None) -> Config | None:
+    """Return the config of a model, with the options merged in.
+
+    Args:
+        args: Parsed arguments.
+        config: Config file; None: the one that the model's file records.
+        model: Exported model or checkpoint; None: the config alone is used.
+
+    Returns:
+        Config; None if none is given and no option changes the recorded one.
+
+    Raises:
+        ConfigError: As for `read_config`.
+        CheckpointError: An option changes the recorded config, and the file is missing or records none.
+    """
+    if config is not None or model is None:
+        args.config = config
+        return read_config(args)
+    given = [getattr(args, flag.replace("-", "_")) for flag in getattr(args, "short_forms", ())]
+    device = None if model.lower().endswith(".onnx") else args.device  # an engine runs on the CPU
+    if args.options or device is not None or any(value is not None for value in given):
+        return read_config(args, model)
+    return None
 
 
 def short_forms(parser: argparse.ArgumentParser, *flags: str) -> None:

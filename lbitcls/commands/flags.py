@@ -113,7 +113,7 @@ def _config_in(argv: Sequence[str]) -> Any:
 
 
 def _has_config(parser: argparse.ArgumentParser) -> bool:
-    return any(action.dest == "config" for action in parser._actions)
+    return any(action.dest in ("config", "model") for action in parser._actions)
 
 
 def _until_flag(words: Sequence[str]) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from lbitcls.commands.base import SHIP, engine_arguments, option_arguments, read_config, verb
+from lbitcls.commands.base import SHIP, engine_arguments, model_config, option_arguments, verb
+from lbitcls.utils.errors import ConfigError
+
+ORDER = "[CONFIG] MODEL IMAGE…"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls infer`."""
     add = parser.add_argument
-    add("config", help="config file: .py, .yaml or .json")
-    add("checkpoint", help="checkpoint of the config's model, or an .onnx file exported from it")
+    add("model", metavar="MODEL", help="exported model (.onnx) or checkpoint (.pth), or its config and then the model")
     add("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
     add("--topk", type=int, default=1, metavar="K", help="number of classes to list per image (default: 1)")
     add("--json", metavar="FILE", help="write the results to this JSON file; -: to standard output")
@@ -26,16 +28,19 @@ def run(args: argparse.Namespace) -> object:
     """Classify images with a checkpoint or an exported model.
 
     Examples:
-        lbitcls infer flowers.py model.onnx photo.jpg --topk 3
-        lbitcls infer flowers.py work_dirs/flowers/best_top-1.pth photos --json found.json
+        lbitcls infer model.onnx photo.jpg --topk 3
+        lbitcls infer work_dirs/flowers/best_top-1.pth photos --json found.json
     """
-    cfg = read_config(args)
     from lbitcls.inference.image_files import infer_files
+    from lbitcls.inference.self_described import sort_arguments
 
+    given = sort_arguments([args.model, *args.images], ORDER)
+    if given.model is None or not given.rest:
+        raise ConfigError(f"no image is given, only {' and '.join([args.model, *args.images])}; the order is: {ORDER}.")
     return infer_files(
-        cfg,
-        args.checkpoint,
-        args.images,
+        model_config(args, given.config, given.model),
+        given.model,
+        given.rest,
         topk=args.topk,
         out=args.json,
         device=args.device,

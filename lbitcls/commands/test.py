@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from lbitcls.commands.base import TRAIN, common_arguments, engine_arguments, read_config, short_forms, verb
+from lbitcls.commands.base import TRAIN, common_arguments, engine_arguments, model_config, short_forms, verb
+from lbitcls.utils.errors import ConfigError
+
+ORDER = "[CONFIG] [MODEL] [FOLDER]"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls test`."""
     add = parser.add_argument
-    add("config", help="config file: .py, .yaml or .json")
+    add("model", metavar="MODEL", help="exported model (.onnx) or checkpoint (.pth), or its config and then the model")
     add(
-        "checkpoint",
-        nargs="?",
-        help="checkpoint of the config's model, or an .onnx file exported from it "
-        "(default: none; test the model with its initial weights)",
+        "folder",
+        nargs="*",
+        metavar="FOLDER",
+        help="image folder with one folder per class to test on (default: the config's data.test); a config without a "
+        "model tests the initial weights",
     )
     engine_arguments(parser)
     add(
@@ -36,15 +40,19 @@ def run(args: argparse.Namespace) -> object:
     """Test a checkpoint or an exported model.
 
     Examples:
-        lbitcls test flowers.py work_dirs/flowers/best_top-1.pth
-        lbitcls test flowers.py model.onnx --metrics accuracy f1_score --predictions rows.csv
+        lbitcls test model.onnx photos
+        lbitcls test flowers.py work_dirs/flowers/best_top-1.pth --metrics accuracy f1_score --predictions rows.csv
     """
-    cfg = read_config(args)
+    from lbitcls.inference.self_described import sort_arguments
     from lbitcls.workflows.testing import test_classifier
 
+    given = sort_arguments([args.model, *args.folder], ORDER)
+    if len(given.rest) > 1:
+        raise ConfigError(f"test needs one folder at most; got {' '.join(given.rest)}. The order is: {ORDER}.")
     return test_classifier(
-        cfg,
-        args.checkpoint,
+        model_config(args, given.config, given.model),
+        given.model,
+        folder=given.rest[0] if given.rest else None,
         metrics=args.metrics,
         out=args.out,
         predictions=args.predictions,

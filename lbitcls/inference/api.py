@@ -67,7 +67,8 @@ def init_model(
     have none, they are ImageNet's for a model with 1,000 classes, with a warning, or else the numbers of the classes.
 
     Args:
-        config: Config, or its path. None for an exported model that lbitcls wrote, which needs no config.
+        config: Config, or its path. None: the one that the exported model or the checkpoint records; it is parsed,
+            not executed.
         checkpoint: Checkpoint or published weights of the config's model, or an `.onnx` file exported from it; None:
             the initial weights of the config's model.
         device: Device for a checkpoint's model: `'cpu'`, `'cuda'`, `'cuda:1'`; None: the config's, or else the first
@@ -232,15 +233,17 @@ def _config(given: ConfigLike) -> Config:
 def _load_trained(
     cfg: ConfigLike | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
 ) -> Classifier:
-    if cfg is None:
-        raise ConfigError(
-            f"the checkpoint '{checkpoint}' needs the config of its model; only an .onnx file works without one."
-        )
     if engine is not None or threads is not None:
         raise ConfigError(f"engine and threads need an .onnx file, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
     from lbitcls.settings.sections import read_settings
 
+    if cfg is None:
+        if checkpoint is None:
+            raise ConfigError("no model is given: name a config, or a file that records its own (.onnx, .pth).")
+        from lbitcls.inference.self_described import recorded_config
+
+        cfg = recorded_config(checkpoint)
     return cast("Classifier", load_trained(read_settings(cfg), checkpoint, device))
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def infer_files(
-    cfg: ConfigLike,
+    cfg: ConfigLike | None,
     checkpoint: str | Path,
     images: Sequence[str | Path],
     *,
@@ -36,7 +36,7 @@ def infer_files(
     """Print a model's predictions for each image, in order; images that cannot be read are reported and skipped.
 
     Args:
-        cfg: Config that the checkpoint was trained with.
+        cfg: Config that the checkpoint was trained with; None: the one that the file records.
         checkpoint: Checkpoint of this model, or an `.onnx` file exported from it.
         images: Image files, and folders that are searched for images, including their subfolders.
         topk: Number of classes to list for each image, at least 1.

@@ -11,7 +11,7 @@ from torch import nn
 
 from lbitcls.deploy.runtime.engine import Engine, load
 from lbitcls.inference.onnx_model import check_part, logits_of
-from lbitcls.inference.preparation import same_steps
+from lbitcls.inference.preparation import READING, same_steps
 from lbitcls.registry import HEADS
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.errors import DataError
@@ -70,6 +70,12 @@ def open_classifier(
 
 
 def _same(left: Any, right: Any) -> bool:
+    """Return True if two pipelines are equal except for steps that read an image and fit it to the model's input."""
     from lbitcls.datasets.pipelines.pretrained import written_out
 
-    return same_steps(written_out(left or []), written_out(right or []))
+    both = (written_out(steps or []) for steps in (left, right))
+    return same_steps(*([step for step in steps if not _reads(step)] for steps in both))
+
+
+def _reads(step: Any) -> bool:
+    return isinstance(step, dict) and step.get("type") in READING

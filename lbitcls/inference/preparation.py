@@ -25,6 +25,8 @@ Shape = tuple[int | None, int | None, int | None]
 Steps = Sequence[Any]
 
 _LOAD = "LoadImageFromFile"
+READING = (_LOAD, "Fit")
+"""Steps that `fitting_steps` adds or changes."""
 _COLORS = {1: "grayscale", 3: "color"}
 _PROBE = (37, 53)  # an (H, W) that no data set has
 

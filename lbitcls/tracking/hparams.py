@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
-
 from lbitcls.core.runner import EpochRunner
-from lbitcls.quant.layers import QuantLayer
-from lbitcls.quant.spec import FLOAT_BITS
 from lbitcls.settings.sections import Settings
 from lbitcls.settings.training_sections import CalibrationConfig
-from lbitcls.tracking.run_summary import integer_backbone
+from lbitcls.tracking.model_bits import quantization
 from lbitcls.utils.dist import world_size
 from lbitcls.utils.errors import ConfigError, suggest
 
@@ -48,36 +43,6 @@ def hyperparameters(settings: Settings, runner: EpochRunner) -> dict[str, Value]
         "seed": runner.seed,
     }
     return {name: as_value(value, COLUMNS[name]) for name, value in values.items() if value is not None}
-
-
-def quantization(model: nn.Module) -> dict[str, Value]:
-    """Return method and bits of a model's quantized layers: the most frequent bits as numbers, all bits as text.
-
-    If layers differ in their bits, the text counts them: `W4A4 (6), W8A8 (2)`.
-
-    Example:
-        >>> quantization(nn.Linear(2, 2))
-        {'method': 'float', 'bits': 'float', 'weight_bits': 32, 'input_bits': 32}
-    """
-    layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
-    pairs = Counter((_bits(layer.weight_quantizer), _bits(layer.input_quantizer)) for layer in layers)
-    (weight, inputs), _ = (pairs.most_common(1) or [((FLOAT_BITS, FLOAT_BITS), 0)])[0]
-    named = [f"W{w}A{a}" + (f" ({count})" if len(pairs) > 1 else "") for (w, a), count in pairs.most_common()]
-    methods = sorted({layer.method for layer in layers if layer.method})
-    integer = integer_backbone(model)
-    if integer is not None and not layers:
-        method, _, bits = integer.partition(" ")
-        return {"method": method, "bits": f"{bits} (backbone)", "weight_bits": weight, "input_bits": inputs}
-    return {
-        "method": ", ".join(methods) or "float",
-        "bits": ", ".join(named) or "float",
-        "weight_bits": weight,
-        "input_bits": inputs,
-    }
-
-
-def _bits(quantizer: Any) -> int:
-    return FLOAT_BITS if quantizer is None else quantizer.num_bits
 
 
 def _backbone(section: Mapping[str, Any]) -> str:

@@ -6,19 +6,25 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
-
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.runner import EpochRunner
 from lbitcls.protocols import SizedInBits
+from lbitcls.tracking.model_bits import integer_backbone, quantization
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table
 
 
-def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any]:
-    """Write the last lines of the log and `summary.json`; return the content of the summary."""
+def finish(runner: EpochRunner, seconds: float, log_file: Path, resumed: bool = False) -> dict[str, Any]:
+    """Write the last lines of the log and `summary.json`; return the content of the summary.
+
+    Args:
+        runner: Runner whose run is over.
+        seconds: Duration of the run in this process.
+        log_file: Text log of the run.
+        resumed: True: earlier processes trained a part, so that `seconds` is not the run's duration.
+    """
     best = validation.best if (validation := runner.find(EvaluationHook)) else {}
     runner.logger.info("Training time: %s", timedelta(seconds=int(seconds)))
     integer = integer_backbone(runner.module)
@@ -28,15 +34,11 @@ def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any
             "Best validation %s (%s): %.4f in epoch %d", entry["key"], kind, entry["value"], entry["epoch"]
         )
     summary = _summary(runner, best, log_file)
+    if not resumed:
+        summary["seconds"] = seconds
     if is_main():
         write_summary(summary, runner.work_dir)
     return summary
-
-
-def integer_backbone(model: nn.Module) -> str | None:
-    """Return the method and bits of an integer backbone, such as `'LSQ W8A8'`; None for any other backbone."""
-    found = getattr(getattr(model, "backbone", None), "quantization", None)
-    return None if found == "float" else found
 
 
 def say_backbone(runner: EpochRunner) -> None:
@@ -77,6 +79,9 @@ def _summary(runner: EpochRunner, best: dict[str, Any], log_file: Path) -> dict[
     last = best.get(runner.phase)
     summary["checkpoint"] = str(runner.work_dir / (last["file"] if last else "latest.pth"))
     summary["log"] = str(log_file)
+    summary["quantization"] = quantization(runner.module)
+    summary["seed"] = runner.seed
+    summary["epochs"] = runner.epoch
     return summary
 
 

@@ -137,6 +137,12 @@ def check_refusal(refusal: str | None) -> None:
         raise TrainingError(refusal)
 
 
+def is_running(folder: Path) -> bool:
+    """Return True if a run is at work in `folder`: one of this host that lives, or one of another host."""
+    note = RunLock(folder)._note()
+    return note is not None and not _is_dead(note)
+
+
 def _who(note: dict[str, Any] | None) -> str:
     return f"process {note['pid']} on {note['host']}, started {note['started']}" if note else "its process is not noted"
 

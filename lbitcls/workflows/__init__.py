@@ -6,6 +6,7 @@ from lbitcls.utils.lazy import exports
 
 if TYPE_CHECKING:
     from lbitcls.workflows.analyzing import analyze_logs as analyze_logs
+    from lbitcls.workflows.analyzing import compare_runs as compare_runs
     from lbitcls.workflows.benchmarking import benchmark_models as benchmark_models
     from lbitcls.workflows.calibrating import calibrate_checkpoint as calibrate_checkpoint
     from lbitcls.workflows.comparing import compare_checkpoints as compare_checkpoints

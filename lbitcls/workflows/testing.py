@@ -13,6 +13,7 @@ from torch import nn
 from lbitcls.assembly.classes import check_labels, check_names
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import check_metrics, evaluate
+from lbitcls.inference.self_described import folder_config, recorded_config
 from lbitcls.protocols import Dataset
 from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.settings.training_sections import EvaluationConfig
@@ -27,9 +28,10 @@ Row = tuple[int, int, list[float]]  # an image's position, its label, its scores
 
 
 def test_classifier(
-    cfg: ConfigLike,
+    cfg: ConfigLike | None,
     checkpoint: str | Path | None = None,
     *,
+    folder: str | Path | None = None,
     metrics: Sequence[str] = ("accuracy",),
     out: str | Path | None = None,
     predictions: str | Path | None = None,
@@ -41,10 +43,12 @@ def test_classifier(
     """Test a checkpoint or an exported model on `data.test`, or on `data.val` if the config has no `data.test`.
 
     Args:
-        cfg: Config that the checkpoint was trained with; `evaluation.metric_options` sets the k of top-k.
+        cfg: Config that the checkpoint was trained with; `evaluation.metric_options` sets the k of top-k. None: the
+            config that the file records; it is parsed, not executed.
         checkpoint: Checkpoint of the config's model, a published state dict that fits it, or an exported `.onnx` file,
             which an engine runs on the CPU. None: the model at the start of training, with the weights of `pretrained`
             and `load_from`, or random ones; the log reports which.
+        folder: Image folder to test on, with one folder for each of the model's classes; None: the config's data.
         metrics: Names from `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
         out: JSON file for the results.
         predictions: `.csv` or `.jsonl` file for one row per image: path, label, prediction, scores.
@@ -60,9 +64,10 @@ def test_classifier(
     Raises:
         CheckpointError: the checkpoint cannot be read, is another model's or a backbone's, or has other quantizers.
         ConfigError: an unknown metric or engine, an engine for a checkpoint, or a file that cannot be written.
-        DataError: the class order of the test set differs from the checkpoint's; or images or logits are not finite.
+        DataError: the class order of the test set differs from the checkpoint's; `folder` has other classes; or images
+            or logits are not finite.
     """
-    settings = read_settings(cfg)
+    settings = read_settings(_config_for(cfg, checkpoint, folder))
     settings.require(("model", "data"), "testing")
     chosen = tuple(dict.fromkeys(("accuracy", *check_metrics(metrics))))
     topk = (settings.evaluation or EvaluationConfig()).topk
@@ -106,6 +111,17 @@ def test_classifier(
                 rows = sorted(row for part in gathered for row in part)
                 write_whole(rows_file, lambda path: writer(path, dataset, rows))
     return results
+
+
+def _config_for(cfg: ConfigLike | None, checkpoint: str | Path | None, folder: str | Path | None) -> ConfigLike:
+    """Return the config given, or the one that the model's file records; with a folder as its test set."""
+    if cfg is not None and folder is None:
+        return cfg
+    if checkpoint is None:
+        raise ConfigError("no model is given: name a config, or a file that records its own (.onnx, .pth).")
+    if folder is None:
+        return recorded_config(checkpoint)
+    return folder_config(checkpoint, folder, cfg)
 
 
 def open_model(

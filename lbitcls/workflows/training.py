@@ -93,7 +93,7 @@ def _train(
         say_backbone(runner)
         began = time.monotonic()
         runner.run()
-        summary = finish(runner, time.monotonic() - began, log_file)
+        summary = finish(runner, time.monotonic() - began, log_file, resumed=start is not None)
         draw_run(settings, runner, [board.add_picture for board in boards_of(runner)])
         if session.place.rank != 0:
             return summary

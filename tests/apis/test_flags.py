@@ -112,7 +112,7 @@ def test_files_keep_their_order_and_values_theirs() -> None:
         ["--metrics", "a", "b", "--out", "x.json", "c.py", "d.pth"],
     ):
         args = parser.parse_intermixed_args(files_first(parser, words))
-        assert (args.config, args.checkpoint, args.metrics) == ("c.py", "d.pth", ["a", "b"])
+        assert (args.model, args.folder, args.metrics) == ("c.py", ["d.pth"], ["a", "b"])
     wrong = ["--options", "load_from=a.pth", "b", "c.py"]
     assert files_first(parser, wrong) == ["c.py", "--options", "load_from=a.pth", "b"]
 

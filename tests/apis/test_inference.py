@@ -192,8 +192,8 @@ def test_arguments_that_do_not_suit_the_model(delivered: Delivered, tmp_path: Pa
         init_model(None, delivered.exported, "cuda")
     with pytest.raises(ConfigError, match=r"engine and threads need an \.onnx file"):
         init_model(delivered.config, delivered.checkpoint, engine="openvino")
-    with pytest.raises(ConfigError, match=r"the checkpoint .* needs the config of its model"):
-        init_model(None, delivered.checkpoint)
+    with pytest.raises(ConfigError, match="engine and threads are for .onnx files"):
+        init_model(None, delivered.checkpoint, threads=2)
     with pytest.raises(ConfigError, match="a device must be"):
         init_model(delivered.config, delivered.checkpoint, "tpu")
     with pytest.raises(CheckpointError, match=r"there is no ONNX file .*. Did you mean 'model\.onnx'"):

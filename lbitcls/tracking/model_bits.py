@@ -1,0 +1,47 @@
+"""Method and bits of a model's quantized layers, for tables and summaries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.spec import FLOAT_BITS
+
+
+def integer_backbone(model: nn.Module) -> str | None:
+    """Return the method and bits of an integer backbone, such as `'LSQ W8A8'`; None for any other backbone."""
+    found = getattr(getattr(model, "backbone", None), "quantization", None)
+    return None if found == "float" else found
+
+
+def quantization(model: nn.Module) -> dict[str, float | str]:
+    """Return method and bits of a model's quantized layers: the most frequent bits as numbers, all bits as text.
+
+    If layers differ in their bits, the text counts them: `W4A4 (6), W8A8 (2)`.
+
+    Example:
+        >>> quantization(nn.Linear(2, 2))
+        {'method': 'float', 'bits': 'float', 'weight_bits': 32, 'input_bits': 32}
+    """
+    layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
+    pairs = Counter((_bits(layer.weight_quantizer), _bits(layer.input_quantizer)) for layer in layers)
+    (weight, inputs), _ = (pairs.most_common(1) or [((FLOAT_BITS, FLOAT_BITS), 0)])[0]
+    named = [f"W{w}A{a}" + (f" ({count})" if len(pairs) > 1 else "") for (w, a), count in pairs.most_common()]
+    methods = sorted({layer.method for layer in layers if layer.method})
+    integer = integer_backbone(model)
+    if integer is not None and not layers:
+        method, _, bits = integer.partition(" ")
+        return {"method": method, "bits": f"{bits} (backbone)", "weight_bits": weight, "input_bits": inputs}
+    return {
+        "method": ", ".join(methods) or "float",
+        "bits": ", ".join(named) or "float",
+        "weight_bits": weight,
+        "input_bits": inputs,
+    }
+
+
+def _bits(quantizer: Any) -> int:
+    return FLOAT_BITS if quantizer is None else quantizer.num_bits
