@@ -14,7 +14,7 @@ from lbitcls.protocols import SizedInBits
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.jsontext import json_text
-from lbitcls.utils.logging import print_table
+from lbitcls.utils.logging import DETAIL, print_table
 
 
 def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any]:
@@ -25,7 +25,9 @@ def finish(runner: EpochRunner, seconds: float, log_file: Path) -> dict[str, Any
     for phase, entry in best.items():
         kind = phase if integer is None else f"integer backbone, {phase} head"
         runner.logger.info(
-            "Best validation %s (%s): %.4f in epoch %d", entry["key"], kind, entry["value"], entry["epoch"]
+            "Best validation %s (%s): %.4f in epoch %d",
+            *(entry["key"], kind, entry["value"], entry["epoch"]),
+            extra=DETAIL,
         )
     summary = _summary(runner, best, log_file)
     if is_main():
@@ -48,6 +50,7 @@ def say_backbone(runner: EpochRunner) -> None:
         runner.logger.info(
             "The backbone is integer (%s), %.1f KiB instead of %.1f KiB in float, and stays as it is; the head trains.",
             *(integer, as_it_is, as_float),
+            extra=DETAIL,
         )
 
 
