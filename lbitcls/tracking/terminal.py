@@ -50,7 +50,9 @@ class TerminalHook(Hook):
             def render(self, task: Task) -> Text:
                 return Text(_left(task.fields["end"]))
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+        others = len(f"epoch {runner.max_epochs}/{runner.max_epochs} {len(runner.loader)}/{len(runner.loader)}")
+        width = max(4, min(20, terminal_width() - others - len(" 0:00:00 left loss 0.1234 ") - 2))
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=width), MofNCompleteColumn())
         self._progress = Progress(*columns, Left(), TextColumn("{task.fields[loss]}"), transient=True)
         self._task = self._progress.add_task("", total=len(runner.loader), end=None, loss="")
         self._progress.start()
