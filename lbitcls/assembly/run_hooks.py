@@ -14,7 +14,6 @@ from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
-from lbitcls.core.hooks.progress import ProgressHook
 from lbitcls.protocols import BatchLoader
 from lbitcls.registry import HOOKS
 from lbitcls.settings.sections import Settings
@@ -42,7 +41,7 @@ def build_hooks(
     if evaluation is not None:
         hooks.append(evaluation)
     hooks.append(CheckpointHook(**vars(settings.checkpoint_config)))
-    return [*hooks, *_loggers(settings.log_config), ProgressHook(), *_custom_hooks(settings.custom_hooks)]
+    return [*hooks, *_loggers(settings.log_config), *_custom_hooks(settings.custom_hooks)]
 
 
 def _calibration(settings: Settings) -> CalibrationHook | None:

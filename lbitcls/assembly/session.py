@@ -46,16 +46,18 @@ def open_session(
     log_file: Path | None = None,
     head: Callable[[logging.Logger], None] = lambda logger: None,
     lock: RunLock | None = None,
+    verbose: bool = False,
 ) -> Iterator[Session]:
     """Set up logger, device and process group according to the settings, and import `custom_imports`.
 
     `head` writes the first lines of the log. An error that ends the command is also written to `log_file`, without a
     traceback; a failure of the machine (a full disk, a killed process) becomes a `ResourceError`. If `lock` is given,
     rank 0 acquires it before anything is written, and all ranks end with the same error if another run holds it.
+    `verbose` shows the log file's lines on standard output too.
     """
     place = find_place(launcher)
     refusal = _take(lock) if lock is not None and place.rank == 0 else None
-    logger = _open_log(settings.log_level, None if refusal else log_file, place.rank)
+    logger = _open_log(settings.log_level, None if refusal else log_file, place.rank, verbose)
     try:
         if refusal is None:
             head(logger)
@@ -86,11 +88,11 @@ def _unwritable(folder: Path | None, error: OSError) -> ConfigError:
     )
 
 
-def _open_log(level: str | int, log_file: Path | None, rank: int) -> logging.Logger:
+def _open_log(level: str | int, log_file: Path | None, rank: int, verbose: bool) -> logging.Logger:
     try:
         if log_file is not None and rank == 0:
             log_file.parent.mkdir(parents=True, exist_ok=True)
-        return setup_logger(level, log_file, rank)
+        return setup_logger(level, log_file, rank, verbose)
     except OSError as error:
         raise _unwritable(log_file and log_file.parent, error) from error
 

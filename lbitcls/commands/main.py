@@ -18,6 +18,7 @@ from lbitcls.commands.base import PURPOSES, VERBS
 from lbitcls.commands.flags import CONFIG_SUFFIXES, check_flags, files_first
 from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError, suggest
 from lbitcls.utils.failures import explain
+from lbitcls.utils.logging import discard_output
 from lbitcls.utils.safe import safe_mode
 from lbitcls.version import __version__
 
@@ -46,7 +47,8 @@ for _module in pkgutil.iter_modules(lbitcls.commands.__path__):
 def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: success; 2: a mistake in config or arguments; 1: other errors; 128 + the signal's number: stopped by a signal.
+    0: success; 2: a mistake in config or arguments; 1: other errors; 128 + the signal's number: stopped by a signal,
+    or by a closed pipe (`| head`: SIGPIPE, without a message).
 
     Args:
         argv: Arguments; None: `sys.argv[1:]`.
@@ -56,6 +58,10 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
         args = _parse(sys.argv[1:] if argv is None else argv, only)
         with safe_mode(getattr(args, "safe", False)):
             args.run(args)
+        sys.stdout.flush()  # else a closed pipe would be reported at exit, with a traceback
+    except BrokenPipeError:
+        discard_output()
+        return 141
     except LbitclsError as error:
         _print_error(error)
         return error.exit_code

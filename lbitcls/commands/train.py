@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--gpu-ids", type=int, nargs="+", metavar="N", help="indices of the GPUs to use")
     add("--sycbn", action="store_true", help="compute BatchNorm statistics over all GPUs")
     add("--cpu-only", action="store_true", help="train on the CPU")
+    add("--verbose", action="store_true", help="show every line of the log file")
     common_arguments(parser)
 
 
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> object:
         validate=not args.no_validate,
         data_root=args.data_root,
         launcher=args.launcher,
+        verbose=args.verbose,
     )
 
 

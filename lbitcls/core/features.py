@@ -76,11 +76,13 @@ class FeatureCache:
         max_mib: what the features of all data sets may take, in MiB; where it is more, they are computed each time.
         unused_for: where it is not enabled though no part before the head changes: the random steps that forbid it,
             `''` for none; None: it could not save anything. What it would save is logged once.
+        computed: Number of batches whose features were computed while the cache was on, in training and validation.
     """
 
     enabled: bool = False
     max_mib: float = FeatureCacheConfig.max_mib
     unused_for: str | None = None
+    computed: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0}, init=False)
     _stores: dict[int, _Store] = field(default_factory=dict)  # by the loader's id
 
     def batches(self, runner: Run, loader: BatchLoader, training: bool, start: int = 0) -> Iterator[Batch]:
@@ -147,6 +149,7 @@ class FeatureCache:
         """Return a batch with its images replaced by their features, which are stored."""
         if not self.enabled:
             return batch
+        self.computed["train" if training else "val"] += 1
         img = runner.to_device(batch)["img"]
         features = _features(runner, img, training)
         if store.values is None:

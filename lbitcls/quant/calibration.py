@@ -18,6 +18,7 @@ from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.ranges import find_rule
 from lbitcls.utils.errors import DataError
+from lbitcls.utils.logging import DETAIL
 
 Batch = Tensor | Mapping[str, Any] | Sequence[Any]  # what `images_of` accepts
 
@@ -96,7 +97,8 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], method: str | None = N
         quantizer.initialize(torch.cat(samples[name]), rule)
     if inputs:
         signed = [name for name, quantizer in inputs.items() if quantizer.signed]
-        logger.info("%d of %d inputs are signed: %s", len(signed), len(inputs), ", ".join(signed) or "none")
+        said = ", ".join(signed) or "none"
+        logger.info("%d of %d inputs are signed: %s", len(signed), len(inputs), said, extra=DETAIL)
     return len(pending)
 
 

@@ -21,6 +21,7 @@ from lbitcls.quant.plan import Plan, PlanRow, own_parameters
 from lbitcls.registry import TRANSFORMERS
 from lbitcls.settings.quant import SpecialLayers, TransformerConfig
 from lbitcls.utils.errors import ConfigError, suggest
+from lbitcls.utils.logging import DETAIL
 
 Rules = dict[str, tuple[str, Any]]  # full layer name -> (the rule's location in the config, the entry)
 
@@ -70,7 +71,7 @@ class ModelTransformer:
         """Plan, log the plan, replace the layers of `model` in place, and return `model`."""
         plan = self.plan(model)
         new_layers = self._build(model, plan)
-        (logger or logging.getLogger("lbitcls")).info("Quantization plan\n%s", plan.table())
+        (logger or logging.getLogger("lbitcls")).info("Quantization plan\n%s", plan.table(), extra=DETAIL)
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if id(module) in new_layers:
                 parent, _, child = name.rpartition(".")
@@ -84,7 +85,9 @@ class ModelTransformer:
         if self.fold_bn:
             pairs = fold_norms(model)
             text = "\n".join(f"  {norm} into {conv}" for conv, norm in pairs)
-            (logger or logging.getLogger("lbitcls")).info("BatchNorm folded before quantization\n%s", text)
+            (logger or logging.getLogger("lbitcls")).info(
+                "BatchNorm folded before quantization\n%s", text, extra=DETAIL
+            )
         return model
 
     def plan(self, model: nn.Module) -> Plan:

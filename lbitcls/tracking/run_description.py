@@ -1,17 +1,23 @@
-"""First lines of a run's log: images, classes, batch shape, model parameters."""
+"""First lines of a run: what the log file contains of data and model, and the plan in one line."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import cast
 
 from torch import nn
 
+from lbitcls.core.hooks.calibration_hook import CalibrationHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.runner import EpochRunner
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.protocols import BatchLoader, Classifier
+from lbitcls.settings.sections import Settings
+from lbitcls.utils.dist import world_size
+from lbitcls.utils.logging import DETAIL, DISPLAY
 
 _CLASSES = 10  # class names that fit in the line
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def describe_run(runner: EpochRunner) -> None:
@@ -22,9 +28,50 @@ def describe_run(runner: EpochRunner) -> None:
     if validation is not None:
         counts["val"] = len(validation.loader.dataset)
     images = ", ".join(f"{name} {count:,} images" for name, count in counts.items())
-    runner.logger.info("Data: %s; %s", images, _classes(cast("Classifier", runner.module)))
-    runner.logger.info("A batch: img %s, gt_label (%d,)", _batch_shape(loader, runner.seed), loader.batch_size)
-    runner.logger.info("Parameters: %s", "; ".join(parameters(runner.module)))
+    runner.logger.info("Data: %s; %s", images, _classes(cast("Classifier", runner.module)), extra=DETAIL)
+    shape = _batch_shape(loader, runner.seed)
+    runner.logger.info("A batch: img %s, gt_label (%d,)", shape, loader.batch_size, extra=DETAIL)
+    runner.logger.info("Parameters: %s", "; ".join(parameters(runner.module)), extra=DETAIL)
+
+
+def show_plan_line(settings: Settings, runner: EpochRunner) -> None:
+    """Show model, method, bits, quantized layers, parameters and device in one line of the terminal."""
+    backbone = settings.model.get("backbone") or {}
+    name = "-".join(str(backbone[key]) for key in ("type", "depth") if key in backbone) or type(runner.module).__name__
+    trained, frozen = _count(runner.module)
+    parts = [quantization(runner.module), f"{trained + frozen:,} parameters"]
+    if frozen:
+        parts[-1] += f", {trained:,} trained"
+    calibration = runner.find(CalibrationHook)
+    if calibration is not None and not calibration.done and calibration.epoch > runner.epoch:
+        parts[0] += f" from epoch {calibration.epoch + 1}"
+    device = str(runner.step.device) + (f", {world_size()} processes" if world_size() > 1 else "")
+    runner.logger.info("%s: %s", name, "; ".join([*parts, device]), extra=DISPLAY)
+
+
+def quantization(model: nn.Module) -> str:
+    """Describe the method and bits of a model's quantized layers: most layers' first.
+
+    Example:
+        >>> quantization(nn.Sequential(nn.Linear(2, 1)))
+        'float'
+    """
+    from lbitcls.quant.layers import QuantLayer
+
+    integer = getattr(getattr(model, "backbone", None), "quantization", "float")
+    kinds: Counter[str] = Counter()
+    layers = 0
+    for module in model.modules():
+        layers += isinstance(module, _LAYERS)
+        if isinstance(module, QuantLayer):
+            bits = [getattr(q, "num_bits", 32) for q in (module.weight_quantizer, module.input_quantizer)]
+            kinds[f"{module.method} W{bits[0]}A{bits[1]}"] += 1
+    parts = [] if integer == "float" else [f"integer backbone, {integer}"]
+    if kinds:
+        (main, _), *others = kinds.most_common()
+        rest = f" ({', '.join(f'{number} layers {kind}' for kind, number in others)})" if others else ""
+        parts.append(f"{main}{rest}, {kinds.total()} of {layers} layers quantized")
+    return "; ".join(parts) or "float"
 
 
 def parameters(model: nn.Module) -> list[str]:

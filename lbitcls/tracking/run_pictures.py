@@ -27,7 +27,7 @@ from lbitcls.datasets.subset import Subset
 from lbitcls.protocols import BatchLoader, predictor
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.dist import is_main
-from lbitcls.utils.logging import track
+from lbitcls.utils.logging import DETAIL, track
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,7 +138,8 @@ def draw_run(settings: Settings, runner: EpochRunner, show: Iterable[Show] = ())
             runner.logger.warning("Could not draw %s: %s: %s", name, type(error).__name__, error)
         else:
             drawn.append(name)
-    runner.logger.info("Figures (%.1f s): %s", time.monotonic() - began, ", ".join(drawn) or "none")
+    said = ", ".join(drawn) or "none"
+    runner.logger.info("Figures (%.1f s): %s", time.monotonic() - began, said, extra=DETAIL)
 
 
 def _drawers(workers: int, runner: EpochRunner) -> dict[str, Callable[[], Figure]]:

@@ -13,7 +13,7 @@ from lbitcls.tracking.model_bits import integer_backbone, quantization
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.files import write_whole
 from lbitcls.utils.jsontext import json_text
-from lbitcls.utils.logging import print_table
+from lbitcls.utils.logging import DETAIL, print_table
 
 
 def finish(runner: EpochRunner, seconds: float, log_file: Path, resumed: bool = False) -> dict[str, Any]:
@@ -31,7 +31,9 @@ def finish(runner: EpochRunner, seconds: float, log_file: Path, resumed: bool = 
     for phase, entry in best.items():
         kind = phase if integer is None else f"integer backbone, {phase} head"
         runner.logger.info(
-            "Best validation %s (%s): %.4f in epoch %d", entry["key"], kind, entry["value"], entry["epoch"]
+            "Best validation %s (%s): %.4f in epoch %d",
+            *(entry["key"], kind, entry["value"], entry["epoch"]),
+            extra=DETAIL,
         )
     summary = _summary(runner, best, log_file)
     if not resumed:
@@ -50,6 +52,7 @@ def say_backbone(runner: EpochRunner) -> None:
         runner.logger.info(
             "The backbone is integer (%s), %.1f KiB instead of %.1f KiB in float, and stays fixed; the head trains.",
             *(integer, as_it_is, as_float),
+            extra=DETAIL,
         )
 
 

@@ -42,6 +42,7 @@ from lbitcls.tracking.run_pictures import mixed, predictions_figure, read_predic
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
 from lbitcls.utils.files import check_folder
+from lbitcls.utils.logging import DETAIL
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -219,6 +220,7 @@ class TensorboardLoggerHook(Writer):
             runner.logger.info(
                 "TensorBoard: Inspected %d layers and %d images in %.1f s.",
                 *(len(found), 0 if batch is None else len(batch["img"]), time.monotonic() - began),
+                extra=DETAIL,
             )
 
     def _read(self, dataset: BaseDataset) -> dict[str, torch.Tensor]:

@@ -1,14 +1,20 @@
-"""Logger of the package, to standard output and a file in the work directory; only rank 0 reports."""
+"""Logger of the package, to standard output and a file in the work directory; only rank 0 reports.
+
+The file gets every line; standard output gets plain messages without the lines marked `DETAIL`, and in addition those
+marked `DISPLAY`: `logger.info("…", extra=DETAIL)`. A verbose logger shows all of them, in the file's format.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 from lbitcls.utils.errors import ConfigError, suggest
 
@@ -16,6 +22,10 @@ NAME = "lbitcls"
 _FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 T = TypeVar("T")
+DETAIL: Final = {"audience": "file"}
+"""`extra` of a line for the log file: a dump, or what the terminal shows in another form."""
+DISPLAY: Final = {"audience": "terminal"}
+"""`extra` of a line for the terminal: what the log file contains in another form."""
 
 
 class _Failing(logging.Handler):
@@ -37,6 +47,22 @@ class _Failing(logging.Handler):
         raise NotImplementedError
 
 
+class _Plain(logging.Formatter):
+    """Format of the terminal: the message, after its level from WARNING on; long lines are wrapped at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno > logging.INFO:
+            text = f"{record.levelname}: {text}"
+        return "\n".join(_wrapped(line) for line in text.splitlines()) if interactive() else text
+
+
+def _wrapped(line: str) -> str:
+    if len(line) < terminal_width():
+        return line
+    return textwrap.fill(line, terminal_width() - 1, break_long_words=False, break_on_hyphens=False)
+
+
 class LogFileHandler(_Failing, logging.FileHandler):
     """Handler for the log file."""
 
@@ -45,10 +71,17 @@ class LogFileHandler(_Failing, logging.FileHandler):
 
 
 class StdoutHandler(_Failing, logging.StreamHandler):
-    """Handler for the current `sys.stdout`, so that a progress bar can put lines above itself."""
+    """Handler for the current `sys.stdout`, so that a progress bar can put lines above itself.
 
-    def __init__(self) -> None:
+    Args:
+        verbose: True: all lines, in the format of the log file.
+    """
+
+    def __init__(self, verbose: bool = False) -> None:
         logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter(_FORMAT) if verbose else _Plain())
+        if not verbose:
+            self.addFilter(lambda record: _audience(record) != "file")
 
     def target(self) -> str:
         return "standard output"
@@ -56,12 +89,17 @@ class StdoutHandler(_Failing, logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         super().handleError(record)
         if self._said:  # other output still in the buffer would fail too, at the latest at exit
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
 
     @property
     def stream(self) -> TextIO:
         return sys.stdout
+
+
+def _audience(record: logging.LogRecord) -> str | None:
+    """Return `'file'` or `'terminal'` if a line is for one of them only."""
+    found: str | None = getattr(record, "audience", None)
+    return found
 
 
 def get_logger() -> logging.Logger:
@@ -69,8 +107,12 @@ def get_logger() -> logging.Logger:
     return logging.getLogger(NAME)
 
 
-def setup_logger(level: str | int = "INFO", log_file: Path | None = None, rank: int = 0) -> logging.Logger:
+def setup_logger(
+    level: str | int = "INFO", log_file: Path | None = None, rank: int = 0, verbose: bool = False
+) -> logging.Logger:
     """Send the package's log to standard output and to `log_file`; ranks other than 0 report only errors.
+
+    `verbose`, or the level DEBUG, sends the lines for the file to standard output too.
 
     Raises:
         ConfigError: `level` is not a level of `logging`.
@@ -83,12 +125,12 @@ def setup_logger(level: str | int = "INFO", log_file: Path | None = None, rank: 
         logger.removeHandler(handler)
         with contextlib.suppress(OSError):  # a full disk's error, already reported
             handler.close()
-    handlers: list[logging.Handler] = [StdoutHandler()]
+    logger.addHandler(StdoutHandler(verbose or name == "DEBUG"))
     if log_file is not None and rank == 0:
-        handlers.append(LogFileHandler(log_file, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter(_FORMAT))
-        logger.addHandler(handler)
+        file = LogFileHandler(log_file, encoding="utf-8")
+        file.setFormatter(logging.Formatter(_FORMAT))
+        file.addFilter(lambda record: _audience(record) != "terminal")
+        logger.addHandler(file)
     logger.setLevel(name if rank == 0 else "ERROR")
     logger.propagate = False
     return logger
@@ -103,9 +145,20 @@ def log_to_file(level: str, message: str) -> None:
             handler.handle(record)
 
 
+def discard_output() -> None:
+    """Discard what is written to standard output from now on, and what its buffer holds."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def interactive() -> bool:
     """Return True if standard output is a terminal."""
     return sys.stdout.isatty()
+
+
+def terminal_width() -> int:
+    """Return the number of columns of the terminal (or the variable `COLUMNS`); at least 40."""
+    return max(40, shutil.get_terminal_size().columns)
 
 
 def track(items: Iterable[T], total: int, description: str, shown: bool = True) -> Iterator[T]:

@@ -103,7 +103,7 @@ def test_classifier(
         results["correct"], results["total"] = sum_over_ranks(counts.to(session.device)).tolist()
         gathered = gather_objects(rows) if writer else []
         if is_main():
-            _print(results)
+            _print(results, getattr(model, "num_classes", None))
             if results_file is not None:
                 text = json_text(results, indent=2) + "\n"
                 write_whole(results_file, lambda path: path.write_text(text, encoding="utf-8"))
@@ -287,9 +287,11 @@ def _best(scores: list[float]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-def _print(results: dict[str, Any]) -> None:
+def _print(results: dict[str, Any], classes: int | None) -> None:
+    """Print the results, except accuracies that cannot be below 100 %: top-5 of five classes."""
     print(f"correct: {results['correct']:,} / {results['total']:,}")
-    numbers = {name: value for name, value in results.items() if isinstance(value, float)}
+    certain = {f"top-{k}" for k in range(2, 1000) if classes is not None and k >= classes}
+    numbers = {name: value for name, value in results.items() if isinstance(value, float) and name not in certain}
     print_table("Test", ("metric", "value"), [(name, f"{value:.4f}") for name, value in numbers.items()])
     if "confusion" in results:
         width = len(results["confusion"])

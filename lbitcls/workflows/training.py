@@ -28,15 +28,18 @@ from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, Precision, read_precision
 from lbitcls.protocols import Dataset
 from lbitcls.settings.sections import ConfigLike, Settings, read_settings
-from lbitcls.tracking.run_description import describe_run
+from lbitcls.tracking.notebook import NotebookHook, in_notebook
+from lbitcls.tracking.run_description import describe_run, show_plan_line
 from lbitcls.tracking.run_pictures import draw_run
 from lbitcls.tracking.run_summary import finish, say_backbone, show_summary, write_summary
 from lbitcls.tracking.tensorboard import boards_of
+from lbitcls.tracking.terminal import TerminalHook
 from lbitcls.utils.checkpoint import load_weights, read_checkpoint
 from lbitcls.utils.dist import broadcast_module, broadcast_object, check_equal, is_main
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
 from lbitcls.utils.errors import DependencyError
 from lbitcls.utils.lock import RunLock
+from lbitcls.utils.logging import DETAIL
 from lbitcls.utils.temporary import remove_leftovers
 from lbitcls.workflows.run_export import check_export, export_run
 
@@ -50,6 +53,7 @@ def train_classifier(
     validate: bool = True,
     data_root: str | None = None,
     launcher: str = "none",
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Train the classifier of `cfg`, or resume a run.
 
@@ -59,6 +63,7 @@ def train_classifier(
         validate: False: no validation, so no best weights either.
         data_root: Folder to search for relative data paths (`--data-root`).
         launcher: Launcher that started this process: `none`, `pytorch` or `slurm`.
+        verbose: True: show every line of the log file on standard output too.
 
     Returns:
         Summary of the run, as in `summary.json` of the work directory.
@@ -69,16 +74,31 @@ def train_classifier(
     settings = read_settings(cfg)
     settings.require(("model", "data", "optimizer", "total_epochs"), "training")
     with RunLock(settings.run_folder) as lock:
-        return _train(settings, lock, resume=resume, validate=validate, data_root=data_root, launcher=launcher)
+        return _train(
+            *(settings, lock),
+            resume=resume,
+            validate=validate,
+            data_root=data_root,
+            launcher=launcher,
+            verbose=verbose,
+        )
 
 
 def _train(
-    settings: Settings, lock: RunLock, *, resume: bool, validate: bool, data_root: str | None, launcher: str
+    settings: Settings,
+    lock: RunLock,
+    *,
+    resume: bool,
+    validate: bool,
+    data_root: str | None,
+    launcher: str,
+    verbose: bool,
 ) -> dict[str, Any]:
     work_dir = lock.folder
     check_export(settings)
     log_file = work_dir / f"{time.strftime('%Y%m%d_%H%M%S')}.log"
-    with open_session(settings, launcher, log_file, partial(_write_head, settings, work_dir), lock) as session:
+    head = partial(_write_head, settings, work_dir)
+    with open_session(settings, launcher, log_file, head, lock, verbose) as session:
         if is_main():
             remove_leftovers(work_dir)
         start = _find_start(settings, work_dir, resume, session)
@@ -91,6 +111,7 @@ def _train(
             _say_where(runner, start[0])
         describe_run(runner)
         say_backbone(runner)
+        show_plan_line(settings, runner)
         began = time.monotonic()
         runner.run()
         summary = finish(runner, time.monotonic() - began, log_file, resumed=start is not None)
@@ -140,7 +161,7 @@ def _choose_seed(given: int | None, start: Start, session: Session) -> int:
         given = saved if saved is not None else broadcast_object(draw_seed())
     elif saved is not None and saved != given:
         session.logger.warning("seed=%s, but the run was started with %s: it continues differently.", given, saved)
-    session.logger.info("Seed: %d", given)
+    session.logger.info("Seed: %d", given, extra=DETAIL)
     return given
 
 
@@ -150,14 +171,15 @@ def _prepare(settings: Settings, session: Session) -> None:
     torch.backends.cudnn.benchmark = settings.cudnn_benchmark
     if settings.deterministic:
         use_deterministic_kernels()
-    session.logger.info("Device: %s, processes: %d", session.device, session.place.world_size)
-    session.logger.info("Config:\n%s", settings.text)
+    session.logger.info("Device: %s, processes: %d", session.device, session.place.world_size, extra=DETAIL)
+    session.logger.info("Config:\n%s", settings.text, extra=DETAIL)
 
 
 def _write_head(settings: Settings, work_dir: Path, logger: logging.Logger) -> None:
-    logger.info("Start running, host: %s, work_dir: %s", host(), work_dir.resolve())
-    logger.info("workflow: %s, max: %s epochs", list(settings.workflow), settings.epochs)
-    logger.info("Environment:\n%s", "\n".join(f"  {name}: {value}" for name, value in environment().items()))
+    found = "\n".join(f"  {name}: {value}" for name, value in environment().items())
+    logger.info("Start running, host: %s, work_dir: %s", host(), work_dir.resolve(), extra=DETAIL)
+    logger.info("workflow: %s, max: %s epochs", list(settings.workflow), settings.epochs, extra=DETAIL)
+    logger.info("Environment:\n%s", found, extra=DETAIL)
 
 
 def build_runner(
@@ -197,7 +219,7 @@ def build_runner(
         build_schedule(settings.lr_config, epoch_len=len(loader), max_epochs=epochs),
         max_epochs=epochs,
         work_dir=work_dir,
-        hooks=[WorkDirHook(run, settings), *hooks],
+        hooks=[WorkDirHook(run, settings), *hooks, NotebookHook() if in_notebook() else TerminalHook()],
         seed=seed,
         ema=ema,
         wrap=lambda module: _parallel(module, settings, session),

@@ -34,10 +34,10 @@ def command(*arguments: Any, **environment: str) -> dict[str, Any]:
     )
 
 
-def on_terminal(*arguments: Any) -> tuple[int, str, str]:
-    """Exit code, what is shown, and standard error of Python with `arguments`, its output a terminal of 200 columns."""
+def on_terminal(*arguments: Any, columns: int = 200) -> tuple[int, str, str]:
+    """Exit code, what is shown, and standard error of Python with `arguments`, its output a terminal so wide."""
     leader, follower = pty.openpty()
-    call = command(*arguments, TERM="xterm", COLUMNS="200")
+    call = command(*arguments, TERM="xterm", COLUMNS=str(columns))
     process = subprocess.Popen(**call, stdout=follower, stderr=subprocess.PIPE)
     os.close(follower)
     shown = b""

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from calls import on_terminal
 
 from lbitcls.commands.main import PURPOSES, VERBS, main
 
@@ -173,16 +172,3 @@ def test_shims_run_from_anywhere_and_without_torch(verb: str, tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--options" in done.stdout
-
-
-def test_output_in_a_pipe_has_no_progress_bar(write_config: Any, run_tool: Any) -> None:
-    done = run_tool("train", write_config(total_epochs=1))
-    assert done.returncode == 0, done.stderr
-    assert "Epoch [1][12/12]" in done.stdout and "\x1b[" not in done.stdout
-    assert done.stderr == ""
-
-
-def test_progress_bar_on_a_terminal(write_config: Any) -> None:
-    code, shown, _ = on_terminal(ROOT / "tools" / "train.py", write_config(total_epochs=1))
-    assert code == 0
-    assert "epoch 1/1" in shown and "Epoch [1][12/12]" in shown and "val top-1" in shown

@@ -31,8 +31,8 @@ def test_no_test_hears_what_another_set_up(left_over: Path, order: str, caplog: 
 def test_to_output_and_file(tmp_path: Path, capsys: Any) -> None:
     setup_logger("INFO", tmp_path / "x.log").info("hello")
     setup_logger("WARNING", tmp_path / "y.log").info("not shown")
-    assert "lbitcls - INFO - hello" in capsys.readouterr().out
-    assert "hello" in (tmp_path / "x.log").read_text()
+    assert capsys.readouterr().out == "hello\n"
+    assert "lbitcls - INFO - hello" in (tmp_path / "x.log").read_text()
     assert (tmp_path / "y.log").read_text() == ""
 
 

@@ -16,6 +16,7 @@ from lbitcls.settings.training_sections import EvaluationConfig
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main, world_size
 from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.logging import DETAIL
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -74,9 +75,7 @@ class EvaluationHook(Hook):
         self.best = kept
 
     def after_epoch(self, runner: EpochRunner) -> None:
-        epoch = runner.epoch
-        regular = epoch % self.settings.interval == 0 and epoch >= self.settings.start
-        if not (regular or epoch in self.also_after or epoch == runner.max_epochs):
+        if not self.validates(runner.epoch, runner.max_epochs):
             return
         broadcast_module(runner.eval_model, parameters=False)
         if self.train is not None:
@@ -87,6 +86,11 @@ class EvaluationHook(Hook):
             runner.logger.debug("Left out %s: the model has fewer classes.", ", ".join(dropped))
         if self.save_best is not None:
             self._keep_best(runner, results)
+
+    def validates(self, epoch: int, max_epochs: int) -> bool:
+        """Return True if a run of `max_epochs` epochs validates after `epoch` of them."""
+        regular = epoch % self.settings.interval == 0 and epoch >= self.settings.start
+        return regular or epoch in self.also_after or epoch == max_epochs
 
     def _measure(self, runner: EpochRunner, mode: str, loader: BatchLoader, metrics: Sequence[str]) -> dict[str, Any]:
         """Evaluate on the batches of `loader`, and publish the results as a record of `mode`."""
@@ -129,7 +133,7 @@ class EvaluationHook(Hook):
                 runner.logger.warning("%s", error)
                 said = "Kept the last epoch's weights instead of the best: %s %.4f, epoch %d, %s"
         self._share(runner.eval_model)
-        runner.logger.info(said, best["key"], best["value"], best["epoch"], path)
+        runner.logger.info(said, best["key"], best["value"], best["epoch"], path, extra=DETAIL)
 
     def _share(self, model: nn.Module) -> None:
         """Send the weights that rank 0 read to every rank."""

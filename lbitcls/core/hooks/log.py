@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lbitcls.core.hooks.clock import Clock
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.registry import HOOKS
 from lbitcls.settings.training_sections import LogConfig
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
 from lbitcls.utils.files import open_regular, write_whole
 from lbitcls.utils.jsontext import json_text, with_nulls
+from lbitcls.utils.logging import DETAIL
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -41,6 +43,9 @@ class LogHook(Hook):
 
     Args:
         interval: Iterations between two records; None: 100, or fewer in a short epoch, for at least ten records.
+
+    Attributes:
+        clock: Estimate of the time left, which records, the progress bar and notebooks show.
     """
 
     def __init__(self, interval: int | None = None) -> None:
@@ -50,13 +55,15 @@ class LogHook(Hook):
         self._data_time = 0.0
         self._iterations = 0
         self._since = 0.0
-        self._trained = [0, 0.0]  # iterations and seconds of this process, for the ETA
+        self.clock = Clock()
 
     def before_epoch(self, runner: EpochRunner) -> None:
         self._every = self.interval or max(1, min(_MOST, len(runner.loader) // _LEAST))
+        self.clock.start()
         self._restart()
 
     def after_iter(self, runner: EpochRunner) -> None:
+        self.clock.tick(runner)
         for name, value in runner.outputs.items():
             self._pending.setdefault(name, []).append(value)
         self._data_time += runner.data_time
@@ -73,15 +80,12 @@ class LogHook(Hook):
     def _record(self, runner: EpochRunner) -> dict[str, Any]:
         means = self._means()  # waits for the device, so the time below is complete
         seconds = time.perf_counter() - self._since
-        self._trained[0] += self._iterations
-        self._trained[1] += seconds
-        left = runner.max_epochs * len(runner.loader) - runner.iter
         return {
             "mode": "train",
             "epoch": runner.epoch + 1,
             "iter": runner.inner_iter,
             **_rates(runner.step.optimizer),
-            "eta": self._trained[1] / self._trained[0] * left,
+            "eta": self.clock.remaining(runner),
             "time": seconds / self._iterations,
             "data_time": self._data_time / self._iterations,
             "memory": used_memory(runner.step.device),
@@ -141,7 +145,7 @@ class TextLoggerHook(Writer):
     """
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
-        runner.logger.info(text_line(record, len(runner.loader)))
+        runner.logger.info(text_line(record, len(runner.loader)), extra=DETAIL)
 
 
 def text_line(record: dict[str, Any], epoch_len: int) -> str:

@@ -55,7 +55,7 @@ class Normalize(FixedTransform):
         if min(self.std) <= 0:
             raise ConfigError(f"Normalize: every std must be above 0; got {self.std}.")
         unit = unit_of(self.mean, self.std)
-        log_once(f"Normalize: reading mean {self.mean} and std {self.std} in units of 0-{unit}")
+        log_once(f"Normalize: reading mean {self.mean} and std {self.std} in units of 0-{unit}", detail=True)
         shape = (len(self.mean), 1, 1)
         self._mean = torch.tensor(self.mean, dtype=torch.float32).reshape(shape) * (255 / unit)
         self._std = torch.tensor(self.std, dtype=torch.float32).reshape(shape) * (255 / unit)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lbitcls.datasets.rng import global_draw
+from lbitcls.utils.logging import DETAIL
 
 Draw = Callable[[], float]
 BatchDraw = Callable[[], np.ndarray]
@@ -79,9 +80,9 @@ def chosen(draw: BatchDraw, probability: float) -> Tensor:
 
 
 @cache
-def log_once(message: str) -> None:
-    """Log a message at level INFO once per process."""
-    _logger.info(message)
+def log_once(message: str, detail: bool = False) -> None:
+    """Log a message at level INFO once per process; a detail is for the log file only."""
+    _logger.info(message, extra=DETAIL if detail else None)
 
 
 def one_of(step: str, key: str, value: Any, choices: tuple[Any, ...]) -> Any:
