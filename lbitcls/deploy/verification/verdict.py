@@ -61,7 +61,7 @@ TIED_DEVIATIONS = 0.1
 MOST_FLIPPED = 0.005
 """Fraction of the clear images that may change class, also for the yardstick; one image always may."""
 LEGEND = (
-    "agree: images with the same best class. mean, largest: absolute difference. equal: images with equal outputs. "
+    "agree: images with the same best class. mean, largest: absolute difference. identical: images with equal outputs. "
     "changed: images whose best class differs and was no tie. float64: the model itself in float64, the effect of "
     "rounding alone."
 )
@@ -193,7 +193,8 @@ class Verification:
     def columns(self) -> tuple[str, ...]:
         """Column titles of `table` with units; the words are not broken on a terminal of 80 columns."""
         unit = "logits" if self.untied is not None else "outputs"
-        return ("compared", "with", "agree %", f"mean {unit}", f"largest {unit}", "equal %", "changed images")
+        differences = (f"mean\n{unit}", f"largest\n{unit}")
+        return ("compared", "with", "agree\n%", *differences, "identical\n%", "changed\nimages")
 
     def table(self) -> list[tuple[str, ...]]:
         """Return rows for `print_table`, with the columns `columns`."""
