@@ -81,6 +81,7 @@ def draw_predictions(
     names: Sequence[str] | None = None,
     title: str = "",
     columns: int | None = None,
+    files: Sequence[str] | None = None,
 ) -> Figure:
     """Draw a grid of images with predicted class and confidence; errors get a red frame and the true class.
 
@@ -90,12 +91,14 @@ def draw_predictions(
         names: Class names in label order; None: labels are shown.
         title: Title above the grid.
         columns: Images per row; None: chosen by their number.
+        files: File name of each image, for the last line below it; None: no such line.
     """
     with style():
-        figure, cells = _grid(len(images), 2, title, columns)
-        for cell, image, prediction in zip(cells, images, predictions, strict=True):
+        figure, cells = _grid(len(images), 2 if files is None else 3, title, columns)
+        for place, (cell, image, prediction) in enumerate(zip(cells, images, predictions, strict=True)):
             _show(cell, image, RED if prediction.wrong else None)
-            _caption(cell, _said(prediction, names))
+            file = [] if files is None else [(_shorten_file(files[place]), GREY)]
+            _caption(cell, [*_said(prediction, names), *file])
     return figure
 
 
@@ -145,6 +148,11 @@ def _said(prediction: Prediction, names: Sequence[str] | None) -> list[tuple[str
         return [(f"✓ {said}", GREEN)]
     true = f"{shorten(class_name(names, prediction.label), _CAPTION - 10)}, {_percent(prediction.probability)}"
     return [(f"✗ {said}", RED), (f"true: {true}", INK)]
+
+
+def _shorten_file(name: str) -> str:
+    """Return a file name that fits below an image: its end, which numbers the files of a folder."""
+    return name if len(name) <= _CAPTION else f"…{name[1 - _CAPTION :]}"
 
 
 def _percent(probability: float) -> str:

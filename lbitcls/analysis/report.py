@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lbitcls.analysis.advice import advise
 from lbitcls.analysis.findings import Analysis
 from lbitcls.analysis.summary import describe
 from lbitcls.utils.errors import ConfigError, DependencyError
@@ -43,7 +44,7 @@ def check_target(path: str | Path, option: str, *inputs: str | Path) -> tuple[Pa
     return page, check_writable(page.with_suffix(".json"), f"{option} (the figures next to the page)", *inputs)
 
 
-def write_report(analysis: Analysis, page: Path, figures: Path, about: Mapping[str, Any]) -> None:
+def write_report(analysis: Analysis, page: Path, figures: Path, about: Mapping[str, Any], snippet: str = "") -> None:
     """Write the page and the figures, each atomically.
 
     Args:
@@ -51,21 +52,23 @@ def write_report(analysis: Analysis, page: Path, figures: Path, about: Mapping[s
         page: HTML file to write.
         figures: JSON file to write.
         about: Description of the compared models: `title`, and texts by topic (`images`, `float config`, …).
+        snippet: `special_layers` to paste into the config (`lbitcls.analysis.advice`).
     """
-    data = report_data(analysis, about)
+    data = report_data(analysis, about, snippet)
     html = render(data)
     text = _lines(data)
     write_whole(page, lambda path: path.write_text(html, encoding="utf-8"))
     write_whole(figures, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def report_data(analysis: Analysis, about: Mapping[str, Any]) -> dict[str, Any]:
+def report_data(analysis: Analysis, about: Mapping[str, Any], snippet: str = "") -> dict[str, Any]:
     """Return all results as plain data, numbers to 6 digits, a dict per layer. The keys are those of `findings`."""
     return _rounded(
         {
             "lbitcls_version": __version__,
             "about": dict(about),
             "summary": describe(analysis),
+            "advice": {"layers": [asdict(advice) for advice in advise(analysis)], "special_layers": snippet},
             **asdict(analysis),
         }
     )

@@ -15,9 +15,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]; for one model CONFIG CHECKPOINT",
+        help="WORK_DIR of a run; or FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]; or for "
+        "one model CONFIG CHECKPOINT",
     )
-    add("--save-path", metavar="FILE", help="HTML page to write (default: model_analysis.html)")
+    add("--save-path", metavar="FILE", help="HTML page to write (default: model_analysis.html, in WORK_DIR if given)")
     add("--num-images", type=int, default=64, metavar="N", help="maximum number of images from a folder (default: 64)")
     add("--float-only", action="store_true", help="analyze one float model")
     safe_argument(parser)

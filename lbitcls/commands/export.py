@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", help="checkpoint of the config's model")
     add("--out", required=True, metavar="FILE", help="ONNX file to write")
     field_arguments(parser, ExportOptions)
+    add("--details", action="store_true", help="print the whole table of the verification, not only its result")
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
     add("--data-root", metavar="DIR", help="folder to search for relative data paths")
     option_arguments(parser)
@@ -39,4 +40,5 @@ def run(args: argparse.Namespace) -> object:
         args.out,
         given_fields(args, ExportOptions),
         data_root=args.data_root,
+        details=args.details,
     )

@@ -17,6 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
     add("--topk", type=int, default=1, metavar="K", help="number of classes to list per image (default: 1)")
     add("--json", metavar="FILE", help="write the results to this JSON file; -: to standard output")
+    add("--out", metavar="DIR", help="new folder for labeled images and a CSV file of the predictions")
     add("--batch-size", type=int, default=16, metavar="N", help="images per batch (default: 16)")
     add("--device", metavar="NAME", help="device for a checkpoint: auto, cpu, cuda, cuda:N or gpu:N")
     engine_arguments(parser)
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> object:
         given.rest,
         topk=args.topk,
         out=args.json,
+        folder=args.out,
         device=args.device,
         engine=args.engine,
         threads=args.threads,

@@ -109,8 +109,9 @@ class FeatureCache:
         found = next(read, None)
         for number in range(start, len(indices)):
             if number not in new:
-                labels = torch.from_numpy(loader.dataset.labels[indices[number]])
-                yield {"features": store.take(indices[number]), "gt_label": labels}
+                chosen = indices[number]
+                labels = torch.from_numpy(loader.dataset.labels[chosen])
+                yield {"features": store.take(chosen), "gt_label": labels, "index": torch.from_numpy(chosen)}
             elif found is not None and found[0] == number:  # otherwise none of its images can be read
                 yield self._computed(runner, store, found[1], training)
                 found = next(read, None)
@@ -157,7 +158,7 @@ class FeatureCache:
                 return batch
             _try_alone(runner, img, features, training)
         store.put(batch["index"], features)
-        return {"features": features, "gt_label": batch["gt_label"]}
+        return {"features": features, "gt_label": batch["gt_label"], "index": batch["index"]}
 
     def _fits(self, runner: Run, features: Tensor, number: int) -> bool:
         taken = sum(s.values.numel() * s.values.element_size() for s in self._stores.values() if s.values is not None)

@@ -18,6 +18,7 @@ from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import get_logger, track
 
 if TYPE_CHECKING:
+    from lbitcls.inference.labelled import LabelledFolder
     from lbitcls.settings.sections import ConfigLike
 
 
@@ -28,6 +29,7 @@ def infer_files(
     *,
     topk: int = 1,
     out: str | Path | None = None,
+    folder: str | Path | None = None,
     device: str | None = None,
     engine: str | None = None,
     threads: int | None = None,
@@ -41,6 +43,7 @@ def infer_files(
         images: Image files, and folders that are searched for images, including their subfolders.
         topk: Number of classes to list for each image, at least 1.
         out: JSON file for the results; `-`: standard output, while all other output goes to standard error.
+        folder: New or empty folder for the labeled images and `predictions.csv`.
         device: Device for a checkpoint's model; None: the config's, or else the first GPU, or the CPU.
         engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
         threads: Number of threads of the engine; None: its own choice.
@@ -62,9 +65,12 @@ def infer_files(
 
         choose_device(get_logger(), device)  # strict, unlike `init_model`
     target = None if out is None or piped else check_writable(out, "--json", checkpoint, *paths, streams=True)
+    labelled = None if folder is None else _labelled_folder(folder)
     with contextlib.redirect_stdout(sys.stderr) if piped else contextlib.nullcontext():
         model = init_model(cfg, checkpoint, device, engine=engine, threads=threads)
-        records = _predicted(model, paths, topk, batch_size)
+        records = _predicted(model, paths, topk, batch_size, labelled)
+        if labelled is not None:
+            print(f"Wrote labeled images and {labelled.finish()}")
     content = _encoded(json_text(records, indent=2, ensure_ascii=False) + "\n")
     if piped:
         print(content.decode(), end="", flush=True)
@@ -76,7 +82,15 @@ def infer_files(
     return records
 
 
-def _predicted(model: Classifier, paths: Sequence[str], topk: int, batch_size: int) -> list[dict[str, Any]]:
+def _labelled_folder(path: str | Path) -> LabelledFolder:
+    from lbitcls.inference.labelled import LabelledFolder
+
+    return LabelledFolder(path)
+
+
+def _predicted(
+    model: Classifier, paths: Sequence[str], topk: int, batch_size: int, labelled: LabelledFolder | None
+) -> list[dict[str, Any]]:
     records = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # starts at half the rejected size
@@ -84,6 +98,8 @@ def _predicted(model: Classifier, paths: Sequence[str], topk: int, batch_size: i
         for path, result in zip(paths, track(found, len(paths), "images"), strict=True):
             records.append(_record(path, result))
             _say(records[-1])
+            if labelled is not None:
+                labelled.add(model, records[-1])
     return records
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from lbitcls.analysis.confusion import draw_confusion
 from lbitcls.analysis.curves import draw_results, read_run
 from lbitcls.analysis.figures import pixels, save
 from lbitcls.analysis.pictures import Prediction, draw_batch, draw_predictions
+from lbitcls.core.answers import Answers, answers_of
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.work_dir import PICTURES
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 Show = Callable[[EpochRunner, str, np.ndarray], None]
 SHOWN = 24  # images in a grid
-MOST = 10_000  # maximum number of images in a run's confusion matrix
+MOST = 10_000  # maximum number of images predicted anew for a run's confusion matrix
 
 
 def mixed(dataset: BaseDataset, number: int) -> list[int]:
@@ -107,10 +109,13 @@ def predict(
 
 def read_predictions(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> list[Prediction]:
     """Convert logits (N, K) to predictions for the images `indices` (N,) of a data set with true `labels` (N,)."""
-    scores = logits.softmax(dim=1)
-    best = scores.max(dim=1)
-    columns = (indices, labels, best.indices, best.values, scores.gather(1, labels[:, None])[:, 0])
-    return [Prediction(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return predictions_of(answers_of(logits, labels, indices))
+
+
+def predictions_of(answers: Answers) -> list[Prediction]:
+    """Return the predictions in `answers`, in their order."""
+    rows = zip(answers.samples.tolist(), answers.probabilities.tolist(), strict=True)
+    return [Prediction(*sample, *probabilities) for sample, probabilities in rows]
 
 
 def confusion_of(predictions: Sequence[Prediction], classes: int) -> np.ndarray:
@@ -154,17 +159,36 @@ def _drawers(workers: int, runner: EpochRunner) -> dict[str, Callable[[], Figure
         return drawers
     loader = validation.loader
     dataset = cast(BaseDataset, loader.dataset)
-    said = cache(
-        lambda: predict(
-            *(runner.eval_model, dataset, mixed(dataset, MOST), runner.step.device, loader.batch_size, workers)
-        )
-    )
-    title = "Validation" if len(dataset) <= MOST else f"Validation: {MOST:,} of {len(dataset):,} images"
+    said = cache(lambda: _validated(runner, validation, dataset, workers))
+
+    def shown() -> list[Prediction]:
+        known = {p.index: p for p in said()[0]}
+        return [known[index] for index in mixed(dataset, len(dataset)) if index in known][:SHOWN]
+
+    def counted() -> Figure:
+        found, classes = said()
+        title = "Validation" if len(dataset) <= MOST else f"Validation: {len(found):,} of {len(dataset):,} images"
+        return draw_confusion(confusion_of(found, classes), dataset.CLASSES, title)
+
     return {
         **drawers,
-        val_predictions: lambda: predictions_figure(dataset, said()[0][:SHOWN], "Validation images"),
-        confusion: lambda: draw_confusion(confusion_of(*said()), dataset.CLASSES, title),
+        val_predictions: lambda: predictions_figure(dataset, shown(), "Validation images"),
+        confusion: counted,
     }
+
+
+def _validated(
+    runner: EpochRunner, validation: EvaluationHook, dataset: BaseDataset, workers: int
+) -> tuple[list[Prediction], int]:
+    """Return the predictions of the run's last validation of these weights, or else new ones, and the classes' number.
+
+    New ones are of at most `MOST` images.
+    """
+    answers = validation.answers
+    if answers is not None:
+        return predictions_of(answers), answers.classes
+    chosen = mixed(dataset, MOST)
+    return predict(runner.eval_model, dataset, chosen, runner.step.device, validation.loader.batch_size, workers)
 
 
 def _results(runner: EpochRunner, validation: EvaluationHook | None) -> Figure:
@@ -184,8 +208,14 @@ def batch_figure(
 
 
 def predictions_figure(
-    dataset: BaseDataset, predictions: Sequence[Prediction], title: str, columns: int | None = None
+    dataset: BaseDataset,
+    predictions: Sequence[Prediction],
+    title: str,
+    columns: int | None = None,
+    with_files: bool = False,
 ) -> Figure:
-    """Draw a grid of `predictions` with their images."""
+    """Draw a grid of `predictions` with their images, and with the images' file names below if `with_files`."""
     images = read_images(dataset, [p.index for p in predictions])
-    return draw_predictions([images[p.index] for p in predictions], predictions, dataset.CLASSES, title, columns)
+    files = [PurePath(dataset.describe(p.index)).name for p in predictions] if with_files else None
+    shown = [images[p.index] for p in predictions]
+    return draw_predictions(shown, predictions, dataset.CLASSES, title, columns, files)

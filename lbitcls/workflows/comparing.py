@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lbitcls.analysis.advice import advise, special_layers
 from lbitcls.analysis.compare import compare_models
 from lbitcls.analysis.findings import Analysis
 from lbitcls.analysis.report import check_target, write_report
@@ -30,6 +31,7 @@ from lbitcls.utils.logging import get_logger, interactive
 
 ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]"
 PAGE = "model_analysis.html"
+_FORMS = f"Give IMAGES WORK_DIR, or all files: {ORDER}, or for one model IMAGES CONFIG CHECKPOINT."
 _BATCH = 32  # maximum batch size
 
 
@@ -58,10 +60,12 @@ def compare_checkpoints(
     Args:
         images: Image, or folder of images, subfolders included; if these are named after the classes, accuracy is
             measured too. The test pipeline of the (quantized) config prepares the images.
-        files: FLOAT_CONFIG, INT_CONFIG, FLOAT_CHECKPOINT, INT_CHECKPOINT; or for one model CONFIG, CHECKPOINT: a
+        files: WORK_DIR, a run's work directory, whose config and checkpoints are used; or FLOAT_CONFIG, INT_CONFIG,
+            FLOAT_CHECKPOINT, INT_CHECKPOINT; or for one model CONFIG, CHECKPOINT: a
             quantized model is compared with itself without its quantizers. `device` and `out` may follow the four
             files, as in the original tool, where a GPU that this machine lacks is replaced by the CPU, with a warning.
-        out: HTML page to write, `.html` (None: `model_analysis.html`); the numbers go beside it, `.json`.
+        out: HTML page to write, `.html`; None: `model_analysis.html`, in WORK_DIR if that is given. The numbers go
+            beside it, `.json`.
         num_images: Maximum number of images from a folder, in a shuffled order that is always the same.
         float_only: True: analyze one float model.
         device: Device of the models; None: the first GPU, or the CPU.
@@ -73,6 +77,9 @@ def compare_checkpoints(
         DataError: there are no images.
         DependencyError: a package of the extra `analysis` is missing.
     """
+    run = Path(files[0]).expanduser() if len(files) == 1 else None
+    if run is not None:
+        files, out = _files_of_run(run, float_only), out or run / PAGE
     files, device, out = _trailing(files, device, out)
     configs, checkpoints = _in_places(files, float_only)
     if num_images < 1:
@@ -93,10 +100,40 @@ def compare_checkpoints(
         labels,
         shown=interactive(),
     )
-    write_report(analysis, page, figures, _about(images, sides, float_only))
+    about = _about(images, sides, float_only)
+    if run is not None:
+        about["title"] = run.resolve().name
+    snippet = special_layers(advise(analysis), main.settings.quant_transformer or {})
+    write_report(analysis, page, figures, about, snippet)
     print("\n".join(sentence.replace("`", "") for sentence in describe(analysis)))
+    if snippet:
+        print(f"More bits gain most for their size in these layers; paste into quant_transformer to try:\n{snippet}")
     get_logger().info("Wrote %s and %s", page, figures)
     return analysis
+
+
+def _files_of_run(folder: Path, float_only: bool) -> list[str]:
+    """Return the files to compare of a run: its config and its best checkpoints, of the float phase too if it has one.
+
+    Raises:
+        ConfigError: The folder is missing, or its config is missing or not the only one.
+        CheckpointError: It has no checkpoint.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"a single path after the images is a run's work directory; {folder} is no folder. {_FORMS}")
+    configs = sorted(folder.glob("*.py"))
+    if len(configs) != 1:
+        found = ", ".join(path.name for path in configs) or "none"
+        raise ConfigError(f"{folder} must contain the run's config as its only .py file; found {found}. {_FORMS}")
+    float_phase = sorted(folder.glob("best_float_*.pth"))
+    best = [path for path in sorted(folder.glob("best_*.pth")) if path not in float_phase]
+    found_best = (float_phase if float_only and float_phase else best) or [folder / "latest.pth"]
+    if not found_best[0].exists():
+        raise CheckpointError(f"{folder} has no best_*.pth and no latest.pth. {_FORMS}")
+    config, checkpoint = str(configs[0]), str(found_best[0])
+    if float_only or not float_phase:
+        return [config, checkpoint]
+    return [config, config, str(float_phase[0]), checkpoint]
 
 
 def _trailing(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lbitcls.deploy.runtime.engine import first_reason
 from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.targets.base import find_target
 from lbitcls.deploy.verification.placement import integer_layers
+from lbitcls.deploy.verification.verdict import FEWEST_IMAGES, LEGEND
 from lbitcls.settings.export import ExportOptions
 from lbitcls.settings.parse import parse
 from lbitcls.settings.sections import ConfigLike, DataConfig, Settings, read_settings
@@ -49,6 +51,7 @@ def export_checkpoint(
     options: ExportOptions | None = None,
     *,
     data_root: str | None = None,
+    details: bool = False,
     **given: Any,
 ) -> ExportReport:
     """Write the model of `cfg` with the weights in `checkpoint` to an ONNX file, and print a summary of it.
@@ -61,6 +64,7 @@ def export_checkpoint(
         out: File to write, `.onnx`; for a symbolic link, the file that it points to.
         options: Options of the export; None: those in `given`.
         data_root: Folder to search for relative data paths.
+        details: True: print the whole table of a verification that passed, too.
         given: Fields of `ExportOptions` by name, which override those of `options`: `verify=True, pack=True`.
 
     Raises:
@@ -94,7 +98,7 @@ def export_checkpoint(
         )
         report, layers = _in_integers(report)
         _print(replace(report, path=out), layers)
-        result = _verify(model, draft, batches) if options.verify else None
+        result = _verify(model, draft, batches, details) if options.verify else None
         rejected = result is not None and not result["passed"]
         report = replace(report, path=out.with_name(f"{out.stem}.rejected.onnx") if rejected else out)
         record = {"export": report.to_json(), "residuals": residuals, "layers": layers, "verification": result}
@@ -175,8 +179,26 @@ def _tested(data: DataConfig) -> str:
 def _verification_images(
     settings: Settings, session: Session, number: int, data_root: str | None
 ) -> Iterable[torch.Tensor]:
-    _, loader = load_data(settings, _tested(settings.data), "verification", session, data_root=data_root)
-    return first_images(loader, number)
+    """Return batches of `number` images of the validation set; if it has too few to judge, of the training set too."""
+    data, split = settings.data, _tested(settings.data)
+    dataset, loader = load_data(settings, split, "verification", session, data_root=data_root)
+    batches = first_images(loader, number)
+    missing = min(number, FEWEST_IMAGES) - len(dataset)
+    if missing <= 0 or data.train is None:
+        return batches
+    tested: dict[str, Any] = data.val or data.test or {}
+    section = {**data.train, "pipeline": tested.get("pipeline", ())}
+    whole = settings.changed(data={"drop_last": False})
+    try:
+        images, more = load_data(whole, "train", "verification", session, data_root=data_root, section=section)
+    except LbitclsError as error:  # the training set may be elsewhere; the file can be exported all the same
+        session.logger.warning("data.%s has only %d images, and data.train adds none: %s", split, len(dataset), error)
+        return batches
+    session.logger.info(
+        "Verification needs %d images and data.%s has %d: adding %d from data.train, with the pipeline of data.%s.",
+        *(FEWEST_IMAGES, split, len(dataset), min(missing, len(images)), split),
+    )
+    return chain(batches, first_images(more, missing))
 
 
 def _with_residuals(
@@ -191,13 +213,15 @@ def _with_residuals(
     return carry_residuals(model, images, bits, signed=find_target(options.target).signed_residuals)
 
 
-def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor]) -> dict[str, Any]:
-    from lbitcls.deploy.verification.verdict import COLUMNS
+def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor], details: bool) -> dict[str, Any]:
     from lbitcls.deploy.verification.verify import verify
 
     found = verify(model, path, batches)
     verdict = "REJECTED" if not found.passed else "passed" if found.judged else "not judged"
-    print_table(f"Verification on {found.images} images: {verdict}", COLUMNS, found.table())
+    print(f"Verification on {found.images} images: {verdict}\n{found.sentence}")
+    if details or not found.passed:
+        print_table("Differences", found.columns, found.table())
+        print(LEGEND)
     for engine, reason in found.cannot_run.items():
         print(f"{engine} does not judge the file, because it cannot run it: {reason}")
     if found.warning is not None:

@@ -18,11 +18,12 @@ from lbitcls.protocols import Dataset
 from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.settings.training_sections import EvaluationConfig
 from lbitcls.utils.checkpoint import load_checkpoint
-from lbitcls.utils.dist import gather_objects, is_main, sum_over_ranks
+from lbitcls.utils.dist import gather_objects, is_main
 from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table, track
+from lbitcls.workflows.class_results import ClassCounts, name_of, print_classes, print_confusion
 
 Row = tuple[int, int, list[float]]  # an image's position, its label, its scores
 
@@ -51,15 +52,17 @@ def test_classifier(
         folder: Image folder to test on, with one folder for each of the model's classes; None: the config's data.
         metrics: Names from `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
         out: JSON file for the results.
-        predictions: `.csv` or `.jsonl` file for one row per image: path, label, prediction, scores.
+        predictions: `.csv` or `.jsonl` file for one row per image: path, label, prediction, their classes' names,
+            scores.
         data_root: Folder to search for relative data paths (`--data-root`).
         launcher: `none`, `pytorch` or `slurm`.
         engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
         threads: Number of threads of the engine; None: its own choice.
 
     Returns:
-        `{'loss': …, 'top-1': …, 'top-5': …, …, 'correct': …, 'total': …}`, in percent except the loss and the last
-        two, which count images.
+        `{'loss': …, 'top-1': …, 'top-5': …, …, 'correct': …, 'total': …, 'classes': […]}`, in percent except the loss
+        and the two that count images; `classes` has a dict per class in label order: its `class` name, its number of
+        `images`, its `precision`, `recall` and `f1_score`.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, is another model's or a backbone's, or has other quantizers.
@@ -81,10 +84,10 @@ def test_classifier(
         dataset, loader = load_data(settings, split, "testing", session, data_root=data_root)
         model = open_model(settings, checkpoint, split, dataset, session, engine, threads, data_root)
         rows: list[Row] = []
-        counts = torch.zeros(2, dtype=torch.int64)  # correct, total
+        counts = ClassCounts()
 
         def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
-            counts.add_(_counts(batch["gt_label"], logits))
+            counts.add(batch["gt_label"], logits)
             if writer is None:
                 return
             scores = logits.float().softmax(dim=1).cpu()
@@ -100,16 +103,17 @@ def test_classifier(
             watch=watch,
             describe=getattr(dataset, "describe", str),
         )
-        results["correct"], results["total"] = sum_over_ranks(counts.to(session.device)).tolist()
+        names = dataset.CLASSES or getattr(model, "CLASSES", None)
+        results |= counts.results(names)
         gathered = gather_objects(rows) if writer else []
         if is_main():
-            _print(results, getattr(model, "num_classes", None))
+            _print(results, names, getattr(model, "num_classes", None))
             if results_file is not None:
                 text = json_text(results, indent=2) + "\n"
                 write_whole(results_file, lambda path: path.write_text(text, encoding="utf-8"))
             if writer is not None and rows_file is not None:
                 rows = sorted(row for part in gathered for row in part)
-                write_whole(rows_file, lambda path: writer(path, dataset, rows))
+                write_whole(rows_file, lambda path: writer(path, (_named_row(row, dataset, names) for row in rows)))
     return results
 
 
@@ -227,10 +231,10 @@ def test_model(
         >>> test_model(model, loader)["total"]  # doctest: +SKIP
         360
     """
-    counts = torch.zeros(2, dtype=torch.int64)
+    counts = ClassCounts()
 
     def watch(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
-        counts.add_(_counts(batch["gt_label"], logits))
+        counts.add(batch["gt_label"], logits)
 
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     results = evaluate(
@@ -239,8 +243,8 @@ def test_model(
         topk=topk,
         watch=watch,
     )
-    results["correct"], results["total"] = counts.tolist()
-    return results
+    names: Any = getattr(model, "CLASSES", None)
+    return results | counts.results(names)
 
 
 def _as_batch(batch: object) -> dict[str, torch.Tensor]:
@@ -253,12 +257,7 @@ def _as_batch(batch: object) -> dict[str, torch.Tensor]:
     )
 
 
-def _counts(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return the number of correctly classified images of a batch, and its number of images."""
-    return torch.tensor([int((logits.argmax(1).cpu() == labels.cpu()).sum()), len(labels)])
-
-
-def _row_writer(path: str | Path | None) -> Callable[[Path, Dataset, list[Row]], None] | None:
+def _row_writer(path: str | Path | None) -> Callable[[Path, Iterable[dict[str, Any]]], None] | None:
     """Return the function that writes the rows, by the file's suffix; raise `ConfigError` for another suffix."""
     if path is None:
         return None
@@ -268,33 +267,38 @@ def _row_writer(path: str | Path | None) -> Callable[[Path, Dataset, list[Row]],
     return writers[Path(path).suffix]
 
 
-def _write_csv(path: Path, dataset: Dataset, rows: list[Row]) -> None:
+def _named_row(row: Row, dataset: Dataset, names: Sequence[str] | None) -> dict[str, Any]:
+    """Return what the file of predictions says of an image, by column."""
+    index, label, scores = row
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return {
+        "path": dataset.describe(index),
+        "label": label,
+        "prediction": best,
+        "true_class": name_of(names, label),
+        "predicted_class": name_of(names, best),
+        "scores": scores,
+    }
+
+
+def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "prediction", "scores"])
-        for index, label, scores in rows:
-            writer.writerow([dataset.describe(index), label, _best(scores), json_text(scores)])
+        writer.writerow(["path", "label", "prediction", "true_class", "predicted_class", "scores"])
+        writer.writerows([*list(row.values())[:-1], json_text(row["scores"])] for row in rows)
 
 
-def _write_jsonl(path: Path, dataset: Dataset, rows: list[Row]) -> None:
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for index, label, scores in rows:
-            row = {"path": dataset.describe(index), "label": label, "prediction": _best(scores), "scores": scores}
-            file.write(json_text(row) + "\n")
+        file.writelines(json_text(row) + "\n" for row in rows)
 
 
-def _best(scores: list[float]) -> int:
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
-def _print(results: dict[str, Any], classes: int | None) -> None:
+def _print(results: dict[str, Any], names: Sequence[str] | None, classes: int | None) -> None:
     """Print the results, except accuracies that cannot be below 100 %: top-5 of five classes."""
     print(f"correct: {results['correct']:,} / {results['total']:,}")
     certain = {f"top-{k}" for k in range(2, 1000) if classes is not None and k >= classes}
     numbers = {name: value for name, value in results.items() if isinstance(value, float) and name not in certain}
     print_table("Test", ("metric", "value"), [(name, f"{value:.4f}") for name, value in numbers.items()])
+    print_classes(results["classes"])
     if "confusion" in results:
-        width = len(results["confusion"])
-        if width <= 20:
-            header = ("true \\ predicted", *map(str, range(width)))
-            print_table("Confusion", header, [(i, *row) for i, row in enumerate(results["confusion"])])
+        print_confusion(results["confusion"], names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,8 @@ from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.tracking.board import write_pictures
 from lbitcls.tracking.run_pictures import SHOWN, batch_figure, confusion_of, mixed, predict, predictions_figure
 from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
+from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.workflows.class_results import name_of
 from lbitcls.workflows.testing import open_model
 
 if TYPE_CHECKING:
@@ -49,12 +52,13 @@ def visualize(
 
     Args:
         kind: `'batch'`: images of the first training batch, augmented, with their labels; `'predictions'`: images
-            with the predicted class, its confidence, and the true class if they differ; `'errors'`: the errors
-            in which the true class has the lowest probability; `'confusion'`: the confusion matrix.
+            with the predicted class, its confidence, and the true class if they differ; `'errors'`: the errors,
+            most confident first, with their file names; `'confusion'`: the confusion matrix.
         cfg: Config.
         model: Model in memory, used unchanged (such as one from `init_model`); a checkpoint of the config's model; or
             an `.onnx` file exported from it. None: the best checkpoint in the work directory. A batch needs no model.
-        out: File for the figure (`.png`, `.svg`, `.pdf`, `.jpg`); None: the figure is not written.
+        out: File for the figure (`.png`, `.svg`, `.pdf`, `.jpg`); None: the figure is not written. For `'errors'`, a
+            `.csv` file next to it lists all errors, most confident first.
         num_images: Maximum number of images in the figure; None: 24, or as many as `rows` × `cols`. The confusion
             matrix always covers the whole set.
         rows: Maximum number of rows of the image grid; None: as `num_images` needs.
@@ -72,8 +76,10 @@ def visualize(
     if kind not in KINDS:
         raise ConfigError(f"there is no figure '{kind}'{suggest(kind, KINDS)} Known: {', '.join(KINDS)}.")
     grid = _grid(num_images, rows, cols)
+    table = None
     if out is not None:
-        check_path(out)
+        path = check_path(out)
+        table = check_writable(path.with_suffix(".csv"), "--out (the list of errors)") if kind == "errors" else None
     settings = read_settings(cfg)
     settings.require(("data",) if kind == "batch" else ("model", "data"), "visualize")
     with open_session(settings) as session:
@@ -82,7 +88,7 @@ def visualize(
         else:
             split = split or ("val" if settings.data.val is not None else "test")
             shown = _best_checkpoint(settings.run_folder) if model is None else model
-            figure = _said(kind, settings, session, shown, split, grid, data_root, engine, threads)
+            figure = _said(kind, settings, session, shown, split, grid, data_root, engine, threads, table)
         if out is not None:
             session.logger.info("Wrote %s", save(figure, out))
         if tensorboard:
@@ -132,8 +138,9 @@ def _said(
     data_root: str | None,
     engine: str | None,
     threads: int | None,
+    table: Path | None,
 ) -> Figure:
-    """Draw the predictions on `data.<split>` of `shown`, a model or a model's file."""
+    """Draw the predictions on `data.<split>` of `shown`, a model or a model's file; list errors in `table`."""
     dataset, loader = load_data(settings, split, "visualize", session, data_root=data_root)
     model, device, name = _opened(settings, shown, split, dataset, session, engine, threads)
     number, columns = grid
@@ -144,7 +151,13 @@ def _said(
     if kind == "predictions":
         return predictions_figure(dataset, found, title, columns)
     if kind == "errors":
-        return predictions_figure(dataset, *_worst(found, number, title), columns)
+        wrong = sorted((p for p in found if p.wrong), key=lambda p: (-p.confidence, p.index))
+        if table is not None:
+            write_whole(table, lambda path: _write_errors(path, dataset, wrong))
+            session.logger.info("Wrote %s", table)
+        said = f"{title}: {len(wrong):,} of {len(found):,} wrong"
+        said += f", the {number} most confident" if len(wrong) > number else ""
+        return predictions_figure(dataset, wrong[:number], said, columns, with_files=True)
     return draw_confusion(confusion_of(found, classes), dataset.CLASSES, title)
 
 
@@ -171,11 +184,14 @@ def _opened(
     return shown, device, "the model"
 
 
-def _worst(found: Sequence[Prediction], number: int, title: str) -> tuple[list[Prediction], str]:
-    """Return the errors in which the true class has the lowest probability, and the figure's title."""
-    wrong = sorted((p for p in found if p.wrong), key=lambda p: (p.probability, p.index))
-    said = f"{len(wrong):,} of {len(found):,} wrong" + (f", the worst {number}" if len(wrong) > number else "")
-    return wrong[:number], f"{title}: {said}"
+def _write_errors(path: Path, dataset: BaseDataset, wrong: Sequence[Prediction]) -> None:
+    """Write a row per error, in the given order; confidence and probability are 0 to 1."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "true_class", "predicted_class", "confidence", "true_class_probability"])
+        for p in wrong:
+            names = [name_of(dataset.CLASSES, label) for label in (p.label, p.predicted)]
+            writer.writerow([dataset.describe(p.index), *names, f"{p.confidence:.6f}", f"{p.probability:.6f}"])
 
 
 def _to_tensorboard(figure: Any, kind: str, folder: Path) -> None:

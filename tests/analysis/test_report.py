@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from lbitcls.analysis.advice import advise
 from lbitcls.analysis.compare import compare_models
 from lbitcls.analysis.findings import Analysis
 from lbitcls.analysis.measures import OutputError
@@ -194,3 +195,32 @@ def test_a_network_of_one_layer_without_error() -> None:
 def _with_unused(model: nn.Module) -> nn.Module:
     model.unused = nn.Linear(1, 1)
     return model
+
+
+def test_the_advice_ranks_gain_per_size(analysis: Analysis) -> None:
+    """Only layers below 8 bits whose bits matter; top-1 counts where labels are known, else the divergence."""
+
+    def measured(kl: float, top1: float | None) -> OutputError:
+        return OutputError(kl, None, 0.1, top1)
+
+    def layer(name: str, shape: tuple[int, ...], bits: int, kl: float, top1: float | None) -> Any:
+        scan = replace(analysis.ranked[0].scan, without=measured(kl, top1))
+        return replace(analysis.ranked[0], name=name, shape=shape, num_bit_w=bits, scan=scan)
+
+    def ranked(known: bool) -> list[Any]:
+        layers = (
+            layer("large", (64, 64, 3, 3), 4, 0.2, 0.9 if known else None),
+            layer("small", (16, 16, 3, 3), 4, 0.9, 0.8 if known else None),
+            layer("eight", (16, 16, 3, 3), 8, 0.1, 0.9 if known else None),
+            layer("harmful", (16, 16, 3, 3), 2, 1.1, 0.6 if known else None),
+            layer("idle", (16, 16, 3, 3), 2, 0.5, 0.7 if known else None),
+        )
+        return advise(replace(analysis, everything=measured(1.0, 0.7 if known else None), layers=layers))
+
+    with_labels, without = ranked(True), ranked(False)
+    assert [advice.name for advice in with_labels] == ["small", "large", "idle"]
+    assert [advice.name for advice in without] == ["idle", "small", "large"] and without[0].top1 is None
+    small = with_labels[0]
+    assert small.kib == 16 * 16 * 9 * 4 / 8 / 1024 and small.top1 == pytest.approx(10)
+    assert small.per_kib == pytest.approx(10 / small.kib)
+    assert advise(replace(analysis, everything=None)) == []

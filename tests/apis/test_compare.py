@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lbitcls.analysis.advice import Advice, special_layers
 from lbitcls.commands.main import main
 from lbitcls.datasets import build_dataset
 from lbitcls.models import build_classifier
+from lbitcls.quant import build_mtransformer
 from lbitcls.settings.sections import read_settings
 from lbitcls.utils import Config
 from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
@@ -260,3 +263,52 @@ def test_configs_that_prepare_images_differently_are_noticed(files: Any, tmp_pat
     given = in_order(files, str(tmp_path / "other.py"), "int.py", "float.pth", "int.pth")
     compare_checkpoints(files["images"], given, out=tmp_path / "x.html", num_images=3)
     assert "prepare test images differently" in capsys.readouterr().out
+
+
+def test_a_work_directory_says_it_all(files: Any, tmp_path: Path, capsys: Any) -> None:
+    """The page of the run's folder is that of its config and checkpoints by name, titled after the run."""
+    work = tmp_path / "my_run"
+    shutil.copytree(Path(files["int.pth"]).parent, work)
+    assert main(["compare", files["images"], str(work), "--device", "cpu", "--num-images", "20"]) == 0
+    said = capsys.readouterr().out
+    figures = json.loads((work / "model_analysis.json").read_text(encoding="utf-8"))
+    assert figures["about"]["title"] == "my_run" and (work / "model_analysis.html").exists()
+    assert figures["about"]["float checkpoint"] == str(work / "best_float_top-1.pth")
+    assert figures["about"]["quantized checkpoint"] == str(work / "best_top-1.pth")
+    given = [str(work / name) for name in ("int.py", "int.py", "best_float_top-1.pth", "best_top-1.pth")]
+    compare_checkpoints(files["images"], given, out=tmp_path / "x.html", num_images=20, device="cpu")
+    again = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert again["layers"] == figures["layers"] and again["advice"] == figures["advice"]
+    snippet = figures["advice"]["special_layers"]
+    assert not snippet or snippet in said
+
+
+def test_the_advice_can_be_pasted(files: Any, tmp_path: Path) -> None:
+    """A config with the text in it gives the layers 8 bits, and keeps what it had."""
+    cfg = Config.fromfile(files["int.py"])
+    own = dict(type="LSQConv", nbits_w=2, num_bit_a=3, quant_activation=True)
+    transformer = {**cfg.quant_transformer, "special_layers": dict(layers_name=["backbone.conv2"], convert_type=[own])}
+    for names in (["head.fc"], ["backbone.conv2", "backbone.conv1"]):
+        kinds = {"head.fc": "Linear"}
+        advices = [Advice(name, kinds.get(name, "Conv2d"), 1.0, None, 0.1, 0.1) for name in names]
+        pasted = eval(f"dict({special_layers(advices, transformer)})")
+        model = build_classifier(cfg.model)
+        rows = {row.name: row for row in build_mtransformer({**transformer, **pasted}).plan(model) if row.quantized}
+        assert {name: (rows[name].num_bit_w, rows[name].num_bit_a) for name in names} == dict.fromkeys(names, (8, 8))
+        others = {"backbone.conv2": (2, 3), "backbone.conv1": (4, 4), "head.fc": (4, 4)}
+        for name in others.keys() - set(names):
+            assert (rows[name].num_bit_w, rows[name].num_bit_a) == others[name]
+    assert special_layers([], transformer) == "" and special_layers(advices, {}) == ""
+
+
+def test_a_folder_that_is_no_run(files: Any, tmp_path: Path) -> None:
+    for name, message in (("none", "is no folder"), ("empty", "found none")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(ConfigError, match=f"{message}.*IMAGES WORK_DIR"):
+            compare_checkpoints(files["images"], [tmp_path / name])
+    shutil.copy(files["int.py"], tmp_path / "empty")
+    with pytest.raises(CheckpointError, match=r"no latest\.pth"):
+        compare_checkpoints(files["images"], [tmp_path / "empty"])
+    (tmp_path / "empty" / "other.py").touch()
+    with pytest.raises(ConfigError, match=r"found int\.py, other\.py"):
+        compare_checkpoints(files["images"], [tmp_path / "empty"])

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lbitcls.assembly.session import open_session
 from lbitcls.commands.main import main
+from lbitcls.datasets import build_dataset
 from lbitcls.deploy.export import onnx as exporter
 from lbitcls.deploy.runtime.engine import load
 from lbitcls.models import build_classifier
@@ -26,7 +28,7 @@ from lbitcls.utils.checkpoint import save_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError
 from lbitcls.workflows.calibrating import calibrate_checkpoint
-from lbitcls.workflows.exporting import RejectedError, export_checkpoint
+from lbitcls.workflows.exporting import RejectedError, _verification_images, export_checkpoint
 from lbitcls.workflows.run_export import check_export
 from lbitcls.workflows.testing import test_classifier as measure
 
@@ -73,6 +75,8 @@ def test_export_and_verify(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFi
     report = export_checkpoint(cfg, checkpoint, out, verify=True, num_images=128)
     shown = capsys.readouterr().out
     assert "LSQ W4A4, 8 quantized layers" in shown and "7 of 7" in shown and "128 images: passed" in shown
+    assert re.search(r"Of 128 images, \d+ changed their class.*; logits differ by at most", shown)
+    assert "changed images" not in shown
     assert sorted(p.name for p in out.parent.iterdir()) == ["model.onnx", "model.report.json"]
     record = json.loads((out.parent / "model.report.json").read_text())
     assert record["verification"]["passed"] and record["verification"]["images"] == 128
@@ -105,6 +109,34 @@ def test_a_pipeline_without_a_size(make_config: MakeConfig, tmp_path: Path) -> N
     report = export_checkpoint(cfg, tmp_path / "quantized.pth", tmp_path / "model.onnx", verify=True, num_images=16)
     assert report.info.input_shape == (3, 12, 20)
     assert measure(cfg, tmp_path / "model.onnx")["top-1"] == measure(cfg, tmp_path / "quantized.pth")["top-1"]
+
+
+@pytest.mark.parametrize(
+    ("here", "asked", "expected"), [(70, 200, 100), (70, 90, 90), (70, 60, 60), (130, 200, 130), (99, 100, 100)]
+)
+def test_a_small_validation_set_is_completed_from_the_training_set(
+    here: int, asked: int, expected: int, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Up to 100 images, prepared as in a test; the log says so. A training set that is missing stops nothing."""
+    step = dict(type="v2.RandomRotation", degrees=(90, 90))
+    cfg = make_config()
+    cfg.data.val.indices = list(range(here))
+    cfg.data.train.pipeline = [step, *cfg.data.train.pipeline]
+    cfg.data.drop_last, cfg.data.samples_per_gpu = True, 2000
+    settings = read_settings(cfg)
+    caplog.set_level("INFO", "lbitcls")
+    with open_session(settings) as session:
+        session.logger.propagate = True
+        found = torch.cat(list(_verification_images(settings, session, asked, None)))
+        assert len(found) == expected
+        said = [record.getMessage() for record in caplog.records if "from data.train" in record.getMessage()]
+        assert len(said) == (expected > here) and all(f"adding {expected - here} from" in text for text in said)
+        train = build_dataset({**cfg.data.train, "pipeline": cfg.data.val.pipeline})
+        known = {train[index]["img"].numpy().tobytes() for index in range(len(train))}
+        assert all(image.numpy().tobytes() in known for image in found[here:])
+        settings = settings.changed(data={"train": {"type": "MNIST", "data_prefix": "nowhere"}})
+        alone = torch.cat(list(_verification_images(settings, session, asked, None)))
+        assert len(alone) == min(asked, here)
 
 
 @pytest.mark.parametrize("images", [100, 12])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -48,6 +49,35 @@ def test_a_folder(form: str, delivered: Delivered, photos: Path, tmp_path: Path,
     first, second = records[0]["topk"]
     said = ", ".join(f"{e['pred_class']} {100 * e['pred_score']:.1f} %" for e in (first, second))
     assert f"{records[0]['path']}: {said}" in lines
+
+
+@pytest.mark.parametrize("topk", [1, 2])
+def test_a_folder_of_labelled_pictures(
+    topk: int, delivered: Delivered, photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """One picture an image, none of which replaces another, and a table that says the same as the JSON file."""
+    Image.new("RGB", (30, 20)).save(photos / "A.jpg")  # beside a.png and deep/c.png
+    Image.new("RGB", (30, 20)).save(photos / "c.tif")
+    out, found = tmp_path / "new" / "out", tmp_path / "found.json"
+    given = ["infer", str(delivered.config), str(delivered.exported), str(photos), str(tmp_path / "none.jpg")]
+    arguments = [*given, "--topk", str(topk), "--out", str(out), "--json", str(found)]
+    assert main(arguments) == 1
+    assert str(out / "predictions.csv") in capsys.readouterr().out
+    records = json.loads(found.read_text())
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(records) == 7 and rows[-1]["error"] and not rows[-1]["labeled"]
+    for row, record in zip(rows[:-1], records[:-1], strict=True):
+        assert (row["path"], row["class"]) == (record["path"], record["pred_class"])
+        assert float(row["score"]) == pytest.approx(record["pred_score"], abs=1e-6) and not row["error"]
+        assert topk == 1 or row["class_2"] == record["topk"][1]["pred_class"]
+        with Image.open(out / row["labeled"]) as image:
+            assert min(image.size) > 100
+    names = [row["labeled"] for row in rows[:-1]]
+    assert len({name.lower() for name in names}) == 6 and sorted(os.listdir(out)) == sorted([*names, "predictions.csv"])
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert main(arguments) == 2
+    assert "is not empty" in capsys.readouterr().err and before == {path: path.read_bytes() for path in out.iterdir()}
 
 
 def test_images_that_cannot_be_read(delivered: Delivered, photos: Path, tmp_path: Path, capsys: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from lbitcls.analysis.curves import read_run
+from lbitcls.analysis.figures import new_figure
 from lbitcls.apis import init_model, train_classifier
 from lbitcls.commands.main import main
 from lbitcls.core.hooks.work_dir import PICTURES
@@ -109,6 +111,27 @@ def test_pictures_are_of_the_weights_that_the_log_names(
     assert ("Reloaded the best weights" in log.partition("Figures (")[0]) == reload_best
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_pictures_need_no_prediction_after_the_last_validation(
+    frozen: bool, make_config: Any, monkeypatch: Any
+) -> None:
+    """The figures show what the validation found, also from cached features; a run that resumes predicts anew."""
+    for name in ("draw_results", "draw_batch", "draw_predictions", "draw_confusion"):
+        monkeypatch.setattr(module, name, lambda *given: new_figure(1, 1, arranged=False))
+    calls: list[int] = []
+    predict_now, counted = module.predict, module.confusion_of
+    monkeypatch.setattr(module, "predict", lambda *given: calls.append(1) or predict_now(*given))
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(module, "confusion_of", lambda *given: seen.append(counted(*given)) or seen[-1])
+    more = {"feature_cache": True, "options": {"model.backbone.frozen": True}} if frozen else {"options": {}}
+    more["options"]["log_config.pictures"] = True
+    cfg = make_config(total_epochs=2, **more)
+    summary = train_classifier(cfg)
+    assert not calls and 100 * np.trace(seen[0]) / 360 == pytest.approx(summary["float"]["top1"])
+    train_classifier(cfg, resume=True)
+    assert calls == [1] and (seen[1] == seen[0]).all()
+
+
 @pytest.mark.parametrize("to_rgb", [True, False])
 def test_images_are_shown_as_they_were(to_rgb: bool, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -157,7 +180,7 @@ def test_a_failure_to_draw_loses_no_run(make_config: Any, monkeypatch: Any, caps
         raise ValueError("no ink")
 
     monkeypatch.setattr(module, "draw_batch", fail)
-    monkeypatch.setattr(module, "predict", fail)
+    monkeypatch.setattr(module, "predictions_of", fail)
     cfg = make_config(total_epochs=1, options={"log_config.pictures": True})
     assert "float" in train_classifier(cfg)
     said = capsys.readouterr().out
@@ -181,11 +204,40 @@ def test_visualize_in_a_notebook(trained: Any) -> None:
     before = sorted(Path(cfg.work_dir).iterdir())
     figure = visualize("errors", cfg, num_images=3)
     assert sorted(Path(cfg.work_dir).iterdir()) == before
-    assert len(figure.axes) == 3 and "the worst 3" in figure.texts[0].get_text()
+    assert len(figure.axes) == 3 and "the 3 most confident" in figure.texts[0].get_text()
     said = [axes.texts[1].get_text() for axes in figure.axes]
     assert all(text.startswith("true: ") for text in said) and figure._repr_png_()[:4] == b"\x89PNG"
+    assert all(axes.texts[2].get_text() for axes in figure.axes)
     visualize("batch", cfg, num_images=3, tensorboard=True)
     assert (Path(cfg.work_dir) / "batch.png").exists()
+
+
+def test_errors_are_listed_with_their_files(make_config: Any, tmp_path: Path) -> None:
+    """The list has every error, most confident first, by path and class names; the figure has the first of them."""
+    generator = np.random.default_rng(0)
+    for kind in ("ant", "bee"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for number in range(6):
+            pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"a_photo_with_a_long_name_{kind}_{number}.png")
+    cfg = make_config()
+    cfg.data.val = dict(type="ImageFolder", data_prefix=str(tmp_path / "photos"), pipeline=[])
+    model = nn.Module()
+    model.predict = lambda img: torch.stack([img.mean((1, 2, 3)), img.std((1, 2, 3)) * 2], 1)
+    figure = visualize("errors", cfg, model, num_images=3, out=tmp_path / "out" / "worst.png")
+    with (tmp_path / "out" / "worst.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "true_class", "predicted_class", "confidence", "true_class_probability"]
+    found, _ = predict(model, build_dataset(cfg.data.val), range(12), torch.device("cpu"), 5)
+    assert len(rows) == sum(p.wrong for p in found) > 3
+    assert all(Path(row["path"]).parent.name == row["true_class"] != row["predicted_class"] for row in rows)
+    confidences = [float(row["confidence"]) for row in rows]
+    assert confidences == sorted(confidences, reverse=True)
+    shown = [axes.texts[2].get_text() for axes in figure.axes]
+    assert len(shown) == 3
+    assert all(Path(row["path"]).name.endswith(text.lstrip("…")) for row, text in zip(rows, shown))
+    visualize("confusion", cfg, model, out=tmp_path / "out" / "confusion.png")
+    assert not (tmp_path / "out" / "confusion.csv").exists()
 
 
 def test_visualize_an_exported_file(trained: Any, monkeypatch: Any, tmp_path: Path) -> None:

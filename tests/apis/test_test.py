@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -20,6 +21,7 @@ from lbitcls.deploy.runtime.metadata import ModelInfo, write_info
 from lbitcls.models import build_classifier
 from lbitcls.utils import Config, load_checkpoint
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
+from lbitcls.workflows.class_results import print_classes, print_confusion
 
 PIPELINE = [dict(type="Normalize", mean=[0.305], std=[0.376]), dict(type="Collect", keys=["img", "gt_label"])]
 
@@ -33,12 +35,13 @@ def test_metrics_and_rows(make_config: Any, tmp_path: Path, capsys: Any) -> None
     results = classify(cfg, best, metrics=metrics, out=out, predictions=tmp_path / "rows.csv")
     assert results["top-1"] == summary["float"]["top1"]
     assert json.loads(out.read_text()) == results
-    assert set(results) == {"loss", "top-1", "top-5", "correct", "total", *metrics}
+    assert set(results) == {"loss", "top-1", "top-5", "correct", "total", "classes", *metrics}
     assert results["total"] == 360 and 100 * results["correct"] / 360 == pytest.approx(results["top-1"])
     assert sum(map(sum, results["confusion"])) == 360
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "label", "prediction", "scores"] and len(rows) == 360
+    named = ["true_class", "predicted_class"]
+    assert list(rows[0]) == ["path", "label", "prediction", *named, "scores"] and len(rows) == 360
     hits = sum(row["label"] == row["prediction"] for row in rows)
     assert 100 * hits / 360 == pytest.approx(results["top-1"])
     assert sum(json.loads(rows[0]["scores"])) == pytest.approx(1, abs=1e-4)
@@ -50,11 +53,53 @@ def test_metrics_and_rows(make_config: Any, tmp_path: Path, capsys: Any) -> None
     assert "top-1" in said and f"correct: {results['correct']} / 360" in said
 
 
+@pytest.mark.parametrize("classes", [2, 7, 60])
+def test_results_by_class(classes: int, capsys: Any) -> None:
+    """They count each image once, by name, and their means over the classes that occur are the whole test's."""
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.randint(0, max(classes - 2, 1), (200,), generator=generator)
+    batches = [(torch.randn(len(part), classes, generator=generator), part) for part in labels.split(33)]
+    model = torch.nn.Flatten()
+    model.CLASSES = [f"name {number}" for number in range(classes)]
+    metrics = ("precision", "recall", "f1_score", "confusion")
+    results = check_model(model, batches, metrics=metrics)
+    rows, confusion = results["classes"], np.array(results["confusion"])
+    assert [row["class"] for row in rows] == model.CLASSES
+    assert [row["images"] for row in rows] == confusion.sum(1).tolist() and sum(confusion.sum(1)) == results["total"]
+    for row, true, said, hits in zip(rows, confusion.sum(1), confusion.sum(0), confusion.diagonal(), strict=True):
+        if true + said == 0:
+            assert row["precision"] is row["recall"] is row["f1_score"] is None
+            continue
+        assert row["recall"] == pytest.approx(100 * hits / true if true else 0)
+        assert row["precision"] == pytest.approx(100 * hits / said if said else 0)
+    for name in metrics[:3]:
+        assert np.mean([row[name] for row in rows if row[name] is not None]) == pytest.approx(results[name])
+    print_classes(rows)
+    shown = capsys.readouterr().out
+    assert sum(f"name {number} " in shown for number in range(classes)) == (classes if classes <= 40 else 20)
+
+
+@pytest.mark.parametrize(("columns", "header"), [("200", "goldfinch"), ("60", " 2 ")])
+def test_the_confusion_table_has_names(columns: str, header: str, monkeypatch: Any, capsys: Any) -> None:
+    """Rows always have them, columns where they fit; otherwise both have the numbers too."""
+    monkeypatch.setenv("COLUMNS", columns)
+    names = ["house finch", "indigo bunting", "goldfinch", "junco", "brambling"]
+    print_confusion(np.eye(5, dtype=int).tolist(), names)
+    lines = capsys.readouterr().out.splitlines()
+    assert header in next(line for line in lines if "true" in line)
+    for number, name in enumerate(names):
+        assert any((name if columns == "200" else f"{number} {name}") in line for line in lines[3:])
+    assert max(map(len, lines)) <= int(columns)
+
+
 def test_the_top_k_are_those_of_the_validation(make_config: Any, capsys: Any) -> None:
     cfg = make_config(total_epochs=1, options={"evaluation.metric_options": dict(topk=(1, 3, 20))})
     train_classifier(cfg)
     results = classify(cfg, f"{cfg.work_dir}/best_top-1.pth")
-    assert set(results) == {"loss", "top-1", "top-3", "correct", "total"} and results["top-1"] < results["top-3"]
+    assert (
+        set(results) == {"loss", "top-1", "top-3", "correct", "total", "classes"}
+        and results["top-1"] < results["top-3"]
+    )
     capsys.readouterr()
     for wrong, message in (
         (dict(top=1), "Did you mean 'topk'"),
@@ -89,7 +134,8 @@ def test_a_model_at_hand(make_config: Any) -> None:
     model = init_model(cfg, best)
     loader = build_dataloader(build_dataset(cfg.data.test), 50)
     expected = classify(cfg, best)
-    assert check_model(model, loader, topk=(1, 5)) == pytest.approx(expected)
+    measured = check_model(model, loader, topk=(1, 5))
+    assert measured.pop("classes") == expected.pop("classes") and measured == pytest.approx(expected)
     assert evaluate(model, loader, torch.device("cpu"))["top-1"] == pytest.approx(expected["top-1"])
     pairs = [(batch["img"], batch["gt_label"]) for batch in loader]
     assert check_model(Predict(model), pairs)["correct"] == expected["correct"]
@@ -129,10 +175,10 @@ def test_an_interrupted_write_leaves_the_older_files(make_config: Any, tmp_path:
         file.write_text("of before")
     before = sorted(tmp_path.rglob("*"))
 
-    def stopped(scores: list[float]) -> int:
+    def stopped(*row: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lbitcls.workflows.testing._best", stopped)
+    monkeypatch.setattr("lbitcls.workflows.testing._named_row", stopped)
     for name in ("rows.csv", "rows.jsonl"):
         with pytest.raises(KeyboardInterrupt):
             classify(cfg, f"{cfg.work_dir}/latest.pth", predictions=files[name])
@@ -194,7 +240,8 @@ def test_a_shipped_file_is_tested_as_its_checkpoint(engine: str, shipped: Any, t
     rows = {name: tmp_path / f"{name}.jsonl" for name in ("checkpoint", "file")}
     expected = classify(cfg, summary["checkpoint"], metrics=metrics, predictions=rows["checkpoint"])
     got = classify(cfg, path, metrics=metrics, predictions=rows["file"], engine=engine, threads=1)
-    assert got.pop("confusion") == expected.pop("confusion")
+    for name in ("confusion", "classes"):
+        assert got.pop(name) == expected.pop(name)
     assert got == pytest.approx(expected, abs=1e-4)
     read = {name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in rows.items()}
     assert len(read["file"]) == 360

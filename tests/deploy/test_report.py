@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lbitcls.deploy.verification.verdict import COLUMNS, Comparison, Verification
+from lbitcls.deploy.verification.verdict import Comparison, Verification
 from lbitcls.utils.logging import print_table
 
 
@@ -130,8 +130,8 @@ def test_the_report_is_plain_data_and_the_table_has_its_columns(capsys: pytest.C
     report = json.loads(json.dumps(verification.to_json()))
     assert report["passed"] is False and report["images"] == 100 and len(report["reasons"]) == 1
     assert report["rows"][0]["name"] == "engine" and report["yardstick"][0]["mean"] == 0.1
-    assert all(len(row) == len(COLUMNS) for row in verification.table())
-    print_table("Verification", COLUMNS, verification.table())
+    assert all(len(row) == len(verification.columns) for row in verification.table())
+    print_table("Verification", verification.columns, verification.table())
     assert "engine" in capsys.readouterr().out
 
 
@@ -142,6 +142,31 @@ def test_the_table_breaks_no_word_on_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     ranked = (100.0, 1234) if output == "logits" else (None, None)
     rows = [Comparison("onnxruntime", "float32", output, 1.23e-08, 1.23e-08, 100.0, *ranked).cells()]
-    print_table("Verification", COLUMNS, rows)
+    columns = found(100, ranked[1], 0.1, 0.1).columns
+    print_table("Verification", columns, rows)
     printed = capsys.readouterr().out
-    assert all(word in printed for cell in (*COLUMNS, *rows[0]) for word in cell.split())
+    assert all(word in printed for cell in (*columns, *rows[0]) for word in cell.split())
+
+
+@pytest.mark.parametrize(
+    "agreement, changed, said",
+    [
+        (100.0, 0, "Of 200 images, 0 changed their class; logits differ by at most 0.5, 5 % of their standard"),
+        (99.0, 2, "Of 200 images, 2 changed their class; logits differ"),
+        (98.5, 1, "Of 200 images, 3 changed their class, 2 of them with their two best logits almost equal; logits"),
+        (None, None, "On 200 images, logits differ by at most 0.5, 5 % of their standard deviation (b)."),
+    ],
+)
+def test_one_sentence_says_the_worst_of_the_engines(agreement: float | None, changed: int | None, said: str) -> None:
+    """The integer reference, which is no engine, has no part in it."""
+    rows = (
+        Comparison("integer", "float32", "logits", 9.0, 9.0, 0.0, 0.0, 200),
+        Comparison("a", "float32", "logits", 0.0, 0.1, 0.0, agreement, changed),
+        Comparison("b", "float32", "logits", 0.0, 0.5, 0.0, None if agreement is None else 100.0, 0),
+    )
+    base = (Comparison("float64", "float32", "logits", 0.0, 0.0, 100.0),)
+    verification = Verification(200, 199, {"logits": 10.0}, base, rows, (), None, {})
+    assert verification.sentence.startswith(said)
+    assert verification.to_json()["sentence"] == verification.sentence
+    broken = Comparison("c", "float32", "logits", float("nan"), float("nan"), 0.0, agreement, changed)
+    assert "at most nan" in Verification(200, 199, {"logits": 10.0}, base, (*rows, broken), (), None, {}).sentence

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lbitcls.core.answers import AnswerLog, Answers
 from lbitcls.core.evaluation import evaluate
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.step import Batch
@@ -62,6 +63,16 @@ class EvaluationHook(Hook):
         self.also_after = frozenset(also_after)
         self.final_phase = final_phase
         self.best: dict[str, dict[str, Any]] = {}
+        self._answers: dict[int, Answers | None] = {}  # by epoch: of the last validation and of the best one
+        self._weights_of: int | None = None  # epoch of the weights that the model has after the run
+
+    @property
+    def answers(self) -> Answers | None:
+        """Validation answers of the weights that the model has after a complete run, on rank 0.
+
+        None if this process did not validate these weights, as when the best ones are from before a resume.
+        """
+        return None if self._weights_of is None else self._answers.get(self._weights_of)
 
     def before_run(self, runner: EpochRunner) -> None:
         """When resuming, drop best weights whose file is missing, so that no result is reported without them."""
@@ -80,24 +91,41 @@ class EvaluationHook(Hook):
         broadcast_module(runner.eval_model, parameters=False)
         if self.train is not None:
             self._measure(runner, "train_eval", self.train, ("accuracy",))
-        results = self._measure(runner, "val", self.loader, self.metrics)
+        log = AnswerLog()
+        results = self._measure(runner, "val", self.loader, self.metrics, log)
         dropped = [f"top-{k}" for k in self.topk if "accuracy" in self.metrics and f"top-{k}" not in results]
         if dropped:
             runner.logger.debug("Left out %s: the model has fewer classes.", ", ".join(dropped))
         if self.save_best is not None:
             self._keep_best(runner, results)
+        best = self.best.get(runner.phase, {}).get("epoch")
+        self._answers = {epoch: found for epoch, found in self._answers.items() if epoch == best}
+        self._answers[runner.epoch] = log.result()
 
     def validates(self, epoch: int, max_epochs: int) -> bool:
         """Return True if a run of `max_epochs` epochs validates after `epoch` of them."""
         regular = epoch % self.settings.interval == 0 and epoch >= self.settings.start
         return regular or epoch in self.also_after or epoch == max_epochs
 
-    def _measure(self, runner: EpochRunner, mode: str, loader: BatchLoader, metrics: Sequence[str]) -> dict[str, Any]:
+    def _measure(
+        self,
+        runner: EpochRunner,
+        mode: str,
+        loader: BatchLoader,
+        metrics: Sequence[str],
+        log: AnswerLog | None = None,
+    ) -> dict[str, Any]:
         """Evaluate on the batches of `loader`, and publish the results as a record of `mode`."""
         batches = self._batches(runner, loader)
         describe = getattr(getattr(loader, "dataset", None), "describe", str)
         results = evaluate(
-            runner.eval_model, batches, runner.step.device, metrics=metrics, topk=self.topk, describe=describe
+            runner.eval_model,
+            batches,
+            runner.step.device,
+            metrics=metrics,
+            topk=self.topk,
+            watch=None if log is None else log.add,
+            describe=describe,
         )
         runner.publish({"mode": mode, "epoch": runner.epoch, "iter": len(runner.loader), **results})
         return results
@@ -105,7 +133,8 @@ class EvaluationHook(Hook):
     def _batches(self, runner: EpochRunner, loader: BatchLoader) -> Iterator[Batch]:
         for batch in runner.features.batches(runner, loader, training=False):
             runner.guard.raise_if_signalled()
-            yield runner.to_device(batch)
+            index = {"index": batch["index"]} if "index" in batch else {}
+            yield {**runner.to_device(batch), **index}
 
     def _keep_best(self, runner: EpochRunner, results: dict[str, Any]) -> None:
         key = str(self.save_best)
@@ -122,8 +151,10 @@ class EvaluationHook(Hook):
 
     def after_run(self, runner: EpochRunner) -> None:
         best = self.best.get(runner.phase)
+        self._weights_of = runner.epoch if runner.completed else None
         if best is None or not self.settings.reload_best or not runner.completed:
             return
+        self._weights_of = best["epoch"]
         path = runner.work_dir / best["file"]
         said = "Reloaded the best weights: %s %.4f, epoch %d, %s"
         if is_main():
@@ -131,6 +162,7 @@ class EvaluationHook(Hook):
                 runner.eval_model.load_state_dict(read_checkpoint(path)["state_dict"])
             except CheckpointError as error:
                 runner.logger.warning("%s", error)
+                self._weights_of = runner.epoch
                 said = "Kept the last epoch's weights instead of the best: %s %.4f, epoch %d, %s"
         self._share(runner.eval_model)
         runner.logger.info(said, best["key"], best["value"], best["epoch"], path, extra=DETAIL)

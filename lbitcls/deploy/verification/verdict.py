@@ -60,8 +60,12 @@ TIED_DEVIATIONS = 0.1
 """An image is clear, whatever the yardstick, if its top two logits are this fraction of the deviation apart."""
 MOST_FLIPPED = 0.005
 """Fraction of the clear images that may change class, also for the yardstick; one image always may."""
-COLUMNS = ("compared", "with", "agree", "mean", "largest", "identical", "changed")
-"""Column titles of `Verification.table`; the words are not broken on a terminal of 80 columns."""
+LEGEND = (
+    "agree: images with the same best class. mean, largest: absolute difference. identical: images with equal outputs. "
+    "changed: images whose best class differs and was no tie. float64: the model itself in float64, the effect of "
+    "rounding alone."
+)
+"""Meaning of the rows and columns of `Verification.table`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Comparison:
     def cells(self) -> tuple[str, ...]:
         """Return the row of `Verification.table`."""
         name = self.name if self.output == "logits" else f"{self.name} {self.output}"
-        agreement = "" if self.agreement is None else f"{self.agreement:.2f} %"
+        agreement = "" if self.agreement is None else f"{self.agreement:.2f}"
         changed = "" if self.changed is None else str(self.changed)
         return (
             name,
@@ -101,7 +105,7 @@ class Comparison:
             agreement,
             f"{self.mean:.3g}",
             f"{self.largest:.3g}",
-            f"{self.identical:.1f} %",
+            f"{self.identical:.1f}",
             changed,
         )
 
@@ -170,14 +174,37 @@ class Verification:
             "gross difference would have rejected it, and none was found."
         )
 
+    @property
+    def sentence(self) -> str:
+        """Result of the engines in one sentence: changed classes, and the largest difference."""
+        engines = [row for row in self.rows if row.name != "integer"] or list(self.rows)
+        worst = max(engines, key=lambda row: (row.largest != row.largest, row.largest))  # NaN is the worst
+        of = f"{_of(worst.largest, self.deviation[worst.output])} of their standard deviation"
+        difference = f"{worst.output} differ by at most {worst.largest:.3g}, {of} ({worst.name})"
+        ranked = [(round(self.images * (1 - row.agreement / 100)), row) for row in engines if row.agreement is not None]
+        if not ranked:
+            return f"On {self.images:,} images, {difference}."
+        changed, row = max(ranked, key=lambda pair: pair[0])
+        tied = changed - (row.changed or 0)
+        ties = f", {tied} of them with their two best logits almost equal" if tied > 0 else ""
+        return f"Of {self.images:,} images, {changed:,} changed their class{ties}; {difference}."
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Column titles of `table` with units; the words are not broken on a terminal of 80 columns."""
+        unit = "logits" if self.untied is not None else "outputs"
+        differences = (f"mean\n{unit}", f"largest\n{unit}")
+        return ("compared", "with", "agree\n%", *differences, "identical\n%", "changed\nimages")
+
     def table(self) -> list[tuple[str, ...]]:
-        """Return rows for `print_table`, with the columns `COLUMNS`."""
+        """Return rows for `print_table`, with the columns `columns`."""
         return [row.cells() for row in (*self.yardstick, *self.exactness, *self.rows)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the verification as plain data, for the report."""
         return {
             **asdict(self),
+            "sentence": self.sentence,
             "judged": self.judged,
             "passed": self.passed,
             "reasons": list(self.reasons),
