@@ -15,6 +15,7 @@ from importlib import import_module
 
 import lbitcls.commands
 from lbitcls.commands.base import PURPOSES, VERBS
+from lbitcls.commands.next_steps import say_config, say_next
 from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError
 from lbitcls.utils.failures import explain
 from lbitcls.utils.safe import safe_mode
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     args = _parse(sys.argv[1:] if argv is None else argv, only)
     try:
         with safe_mode(getattr(args, "safe", False)):
-            args.run(args)
+            say_config(args)
+            say_next(args.verb, args, args.run(args))
     except LbitclsError as error:
         _print_error(error)
         return error.exit_code
@@ -90,7 +92,7 @@ def _listed_verbs() -> str:
 
 def _with_verb(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
     VERBS[name].add_arguments(parser)
-    parser.set_defaults(run=VERBS[name].run)
+    parser.set_defaults(run=VERBS[name].run, verb=name)
     return parser
 
 

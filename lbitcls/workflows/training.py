@@ -156,6 +156,8 @@ def _prepare(settings: Settings, session: Session) -> None:
 
 def _write_head(settings: Settings, work_dir: Path, logger: logging.Logger) -> None:
     logger.info("Start running, host: %s, work_dir: %s", host(), work_dir.resolve())
+    if settings.source.filename:
+        logger.info("Config file: %s", settings.source.filename)
     logger.info("workflow: %s, max: %s epochs", list(settings.workflow), settings.epochs)
     logger.info("Environment:\n%s", "\n".join(f"  {name}: {value}" for name, value in environment().items()))
 
