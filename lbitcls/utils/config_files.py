@@ -168,8 +168,9 @@ def _guarded() -> Iterator[None]:
     with _READING:
         handlers = {suffix: file_handlers[suffix] for suffix in ("yaml", "yml", "json")}
         file_handlers.update(yaml=_PlainYaml(), yml=_PlainYaml(), json=_PlainJson())
-        for name, ours in zip(names, (read, _copy, base_of), strict=True):
-            setattr(_MMEngineConfig, name, staticmethod(ours))
+        _MMEngineConfig._file2dict = staticmethod(read)
+        _MMEngineConfig._substitute_predefined_vars = staticmethod(_copy)
+        _MMEngineConfig._get_cfg_path = staticmethod(base_of)
         try:
             yield
         finally:
