@@ -204,6 +204,7 @@ def read_model(folder: str) -> Any:
     return read("scratch.py").model
 
 
+@pytest.mark.slow
 def test_a_folder_of_photos_is_trained_on_as_it_is(photos: Photos, capsys: Any, monkeypatch: Any) -> None:
     """`init`, `train`: two commands to an integer model; what is overridden only shortens the test.
 
