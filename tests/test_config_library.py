@@ -310,7 +310,6 @@ def test_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert Config.fromfile(name_of(path)).to_dict() == {"total_epochs": 3}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # mmengine leaves its copy open
 @pytest.mark.parametrize("suffix", ["py", "yaml", "json"])
 def test_a_base_is_found_beside_the_config_then_in_the_library(suffix: str, tmp_path: Path) -> None:
     """An error names both places, and the nearest config."""

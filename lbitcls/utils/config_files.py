@@ -75,19 +75,28 @@ def existing(path: Path) -> Path:
 
 
 def check_syntax(path: Path, children: tuple[Path, ...]) -> None:
-    """Check the syntax of a Python config and its bases, since mmengine's message does not name the file."""
+    """Check the syntax of a Python config, and the bases of any config, since mmengine's message names no file."""
     if path in children:
         raise ConfigError(f"config {path} is its own base: {' -> '.join(map(str, (*children, path)))}.")
-    if path.suffix != ".py":
-        return
+    for base in _bases(_parse(path), path) if path.suffix == ".py" else _plain_bases(path):
+        if not base.startswith(("http:", "https:")) and "::" not in base:
+            check_syntax(find_base(base, path).resolve(), (*children, path.resolve()))
+
+
+def _parse(path: Path) -> ast.Module:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8-sig"), filename=str(path))
+        return ast.parse(path.read_text(encoding="utf-8-sig"), filename=str(path))
     except (SyntaxError, UnicodeDecodeError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise ConfigError(f"config {path} is not Python: {error}" + (f" (line {line})." if line else ".")) from error
-    for base in _bases(tree, path):
-        if not base.startswith(("http:", "https:")) and "::" not in base:
-            check_syntax(find_base(base, path).resolve(), (*children, path.resolve()))
+
+
+def _plain_bases(path: Path) -> list[str]:
+    """Return the bases of a YAML or JSON file; none if it cannot be read, which its reader reports."""
+    with contextlib.suppress(Exception):
+        bases = read_yaml(path.read_text(encoding="utf-8-sig"))["_base_"]
+        return [base for base in ([bases] if isinstance(bases, str) else bases) if isinstance(base, str)]
+    return []
 
 
 def find_base(base: str, path: Path) -> Path:

@@ -133,9 +133,7 @@ def test_without_a_network_a_notebook_says_what_to_put_where(
         raise OSError("no network")
 
     at_home(tmp_path, monkeypatch, offline)
-    with pytest.raises(
-        DataError, match=r"_data\.zip into data failed: no network\. .* put a copy of the archive"
-    ):
+    with pytest.raises(DataError, match=r"_data\.zip into data failed: no network\. .* put a copy of the archive"):
         exec(cell, names)
     photos_archive(Path("data", "hymenoptera_data.zip"))
     with pytest.raises(CheckpointError, match=rf"put a copy of squeezenet1_1-\w+\.pth from https.* into {tmp_path}"):
