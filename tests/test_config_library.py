@@ -308,3 +308,31 @@ def test_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     own.parent.mkdir(parents=True)
     own.write_text("total_epochs = 3\n")
     assert Config.fromfile(name_of(path)).to_dict() == {"total_epochs": 3}
+
+
+@pytest.mark.parametrize("suffix", ["py", "yaml", "json"])
+def test_a_base_is_found_beside_the_config_then_in_the_library(suffix: str, tmp_path: Path) -> None:
+    """An error names both places, and the nearest config."""
+    base = "configs/quickstart/digits_lsq_4w4f.py"
+    own = tmp_path / "a'b\"c {{ _base_.x }} é\\" / f"own.{suffix}"
+    own.parent.mkdir()
+
+    def write(named: str) -> Path:
+        text = {"py": f"_base_ = [{named!r}]\nseed = 3\n", "json": f'{{"_base_": "{named}", "seed": 3}}'}
+        own.write_text(text.get(suffix, f"_base_: {named}\nseed: 3\n"))
+        return own
+
+    cfg = Config.fromfile(write(base))
+    assert (cfg.seed, cfg.total_epochs) == (3, Config.fromfile(ROOT / base).total_epochs)
+    near = own.parent / base
+    near.parent.mkdir(parents=True)
+    near.write_text("total_epochs = 99\ndata_root = '{{ fileDirname }}'\n")
+    cfg = Config.fromfile(own)
+    assert (cfg.seed, cfg.total_epochs, cfg.data_root) == (3, 99, str(near.parent))
+    with pytest.raises(ConfigError) as caught:
+        Config.fromfile(write("configs/quickstart/digits_lsq_4w4.py"))
+    message = str(caught.value)
+    assert str(near.with_name("digits_lsq_4w4.py")) in message and f"Did you mean '{base}'?" in message
+    assert str(LIBRARY / "quickstart" / "digits_lsq_4w4.py") in message
+    with pytest.raises(ConfigError, match="but there is no file"):
+        Config.fromfile(write("nowhere.py"))

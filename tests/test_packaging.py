@@ -23,7 +23,7 @@ from lbitcls.version import __version__
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 REQUIREMENTS = sorted(FOLDER.glob("*.txt"))
-UNTESTED = {"benchmarks"}  # what is compared with, in environments of its own
+UNTESTED = {"benchmarks", "notebook"}  # what is compared with, in environments of its own; an editor
 IMPORT_NAMES = {
     "cv2": "opencv-python",
     "mmcv": "mmcv-lite",
@@ -87,7 +87,7 @@ def test_every_requirements_file_is_an_extra_and_optional_names_those_to_use() -
     stems = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs", "optional"}
     optional = extras.pop("optional")["file"]
     assert extras == {stem: {"file": f"requirements/{stem}.txt"} for stem in stems}
-    to_use = stems - {"benchmarks", "docs", "tests"}
+    to_use = stems - {"benchmarks", "docs", "notebook", "tests"}
     assert optional == [f"requirements/{stem}.txt" for stem in sorted(to_use)]
     lines = (FOLDER / "optional.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("-r")] == [f"-r {stem}.txt" for stem in sorted(to_use)]

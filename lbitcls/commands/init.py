@@ -12,7 +12,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", help="folder with a subfolder per class, or with train/ and val/ that have such subfolders")
     add("--backbone", default="mobilenet_v2", metavar="NAME", help="mobilenet_v2 (default), resnet18, squeezenet1_1, …")
-    add("--quantize", metavar="NAME", help="lsq-4w4f or qat-8w8f: quantize after training in float")
+    add(
+        "--quantize",
+        metavar="METHOD-NwMf",
+        help="quantize after training in float; lsq-4w4f: LSQ with 4 bits for weights and 4 for inputs; other methods: "
+        "lsqplus, dsq, dorefa, pact, apot, uq, ewgs, qat; int8: qat-8w8f; int4: lsq-4w4f",
+    )
     add(
         "--pretrained",
         metavar="FILE",

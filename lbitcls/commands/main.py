@@ -16,6 +16,7 @@ from importlib import import_module
 import lbitcls.commands
 from lbitcls.commands.base import PURPOSES, VERBS
 from lbitcls.commands.flags import CONFIG_SUFFIXES, check_flags, files_first
+from lbitcls.commands.next_steps import say_config, say_next
 from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError, suggest
 from lbitcls.utils.failures import explain
 from lbitcls.utils.logging import discard_output
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     try:
         args = _parse(sys.argv[1:] if argv is None else argv, only)
         with safe_mode(getattr(args, "safe", False)):
-            args.run(args)
+            say_config(args)
+            say_next(args.verb, args, args.run(args))
         sys.stdout.flush()  # else a closed pipe would be reported at exit, with a traceback
     except BrokenPipeError:
         discard_output()
@@ -95,7 +97,7 @@ def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
     about, examples = VERBS[name].help, _examples(name)
     parser = argparse.ArgumentParser(program, description=about, epilog=examples, formatter_class=PLAIN)
     VERBS[name].add_arguments(parser)
-    parser.set_defaults(run=VERBS[name].run)
+    parser.set_defaults(run=VERBS[name].run, verb=name)
     with safe_mode("--safe" in given):
         check_flags(parser, given, name)
     return parser.parse_intermixed_args(files_first(parser, given))
@@ -104,7 +106,7 @@ def _parse(argv: Sequence[str], only: str | None) -> argparse.Namespace:
 def _parse_without_verb(argv: Sequence[str]) -> argparse.Namespace:
     """Answer `--help` and `--version`, explain the first steps, or raise `ConfigError` for an unknown verb."""
     if not argv:
-        return argparse.Namespace(run=lambda _: print(FIRST_STEPS))
+        return argparse.Namespace(run=lambda _: print(FIRST_STEPS), verb="")
     if not argv[0].startswith("-"):
         if argv[0].endswith(CONFIG_SUFFIXES):
             raise ConfigError(f"the verb is missing before {argv[0]}. To train it: lbitcls train {' '.join(argv)}")

@@ -7,13 +7,15 @@ import re
 import statistics
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lbitcls.starter.recipe import QUANTIZED, Plan, config_text, find_network, shell
+from lbitcls.starter.quantization import Recipe, find_recipe
+from lbitcls.starter.recipe import Plan, config_text, find_network, shell
 from lbitcls.starter.survey import Image, Survey, printable, split_images, survey_folder
 from lbitcls.utils.checkpoint import read_checkpoint
-from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
 from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.logging import print_table
 from lbitcls.utils.published import SCHEME, fetch_weights, is_published
@@ -42,7 +44,9 @@ def init_config(
     Args:
         folder: Folder with a subfolder per class, or with `train`, `val` (and `test`) that have such subfolders.
         backbone: torchvision's name of the network.
-        quantize: `'lsq-4w4f'` or `'qat-8w8f'`: quantizes the model after training in float. None: stays float.
+        quantize: `METHOD-NwMf`, such as `'lsq-4w4f'`: quantizes the model after training in float, weights with N
+            bits and inputs with M, by one of the methods lsq, lsqplus, dsq, dorefa, pact, apot, uq, ewgs, qat;
+            `'int8'` means `qat-8w8f`, `'int4'` `lsq-4w4f`. None: stays float.
         pretrained: Weights to initialize from: a file, `torchvision://NAME`, or `'none'`. None: torchvision's weights
             for the backbone; if these are unavailable, random weights and a message.
         out: Path of the config; None: named after the folder, in the current folder.
@@ -58,42 +62,47 @@ def init_config(
         DataError: The folder is missing, or contains no classes of images.
         CheckpointError: The weights in `pretrained` are unavailable.
     """
-    _check_arguments(quantize, val, workers)
+    _check_arguments(val, workers)
+    recipe = find_recipe(quantize) if quantize is not None else None
     target = _target(folder, out)
     network = find_network(backbone)
     survey = survey_folder(folder, workers, time_limit)
     parts = _divided(survey, val)
     _report(survey, parts)
-    weights = _weights(pretrained, backbone)
+    weights = _weights(pretrained, backbone, target)
     data, lists = _data_sets(survey, parts, target)
+    exports = all(map(installed, ("onnx", "onnxscript", "onnxruntime", "openvino")))
     plan = Plan(
         title=survey.root.resolve().name,
-        commands=_commands(target, quantize),
+        commands=_commands(target, recipe, exports),
         facts=_facts(survey, parts, lists),
         classes=survey.classes,
         network=network,
         pretrained=weights,
-        quantize=quantize,
+        quantize=recipe,
         data=data,
         train_images=len(parts["train"]),
         size=_side(survey),
         workers=min(4, os.cpu_count() or 1),
         work_dir=f"work_dirs/{target.stem}",
+        exports=exports,
+        boards=installed("tensorboard"),
     )
     for path, text in {**lists, target: config_text(plan)}.items():
         write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))
     print(
-        f"\nWrote {', '.join(map(str, [target, *lists]))}. The config trains for {plan.epochs} epochs. Next:\n"
+        f"\nWrote {', '.join(map(str, [target, *lists]))}. The config trains for {plan.epochs} epochs.\nNext:\n"
         f"  {plan.commands[0]}"
     )
     return target
 
 
-def _check_arguments(quantize: str | None, val: float, workers: int | None) -> None:
-    if quantize is not None and quantize not in QUANTIZED:
-        raise ConfigError(
-            f"--quantize: unknown recipe '{quantize}'{suggest(quantize, QUANTIZED)} Known: {', '.join(QUANTIZED)}."
-        )
+def installed(package: str) -> bool:
+    """Return True if an optional package can be imported."""
+    return find_spec(package) is not None
+
+
+def _check_arguments(val: float, workers: int | None) -> None:
     if not 0 < val < 1:
         raise ConfigError(f"--val must be a fraction between 0 and 1; got {val}.")
     if workers is not None and workers < 1:
@@ -143,27 +152,30 @@ def _data_sets(
     lists = {}
     for part, images in parts.items():
         if part in survey.parts and whole[part]:
-            data[part] = {"data_prefix": _as_written(survey.parts[part]), **skip}
+            data[part] = {"data_prefix": _as_written(survey.parts[part], target), **skip}
             continue
         file = _list_file(target, part)
         labels = {kind: label for label, kind in enumerate(survey.classes)}
         lists[file] = "".join(f"{image.name} {labels[image.kind]}\n" for image in images)
-        data[part] = {"data_prefix": _as_written(survey.root), "ann_file": _as_written(file), **skip}
+        data[part] = {"data_prefix": _as_written(survey.root, target), "ann_file": file.name, **skip}
     return data, lists
 
 
-def _as_written(path: Path) -> str:
-    """Return the path relative to the current folder if it is below it, else as given."""
-    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
+def _as_written(path: Path, target: Path) -> str:
+    """Return the path relative to the config's folder; unchanged if it is absolute and not below that folder."""
+    named, folder = Path(os.path.abspath(path)), Path(os.path.abspath(target.parent))
+    if named.is_relative_to(folder):
+        return named.relative_to(folder).as_posix()
+    return str(path) if path.is_absolute() else os.path.relpath(path.resolve(), target.parent.resolve())
 
 
-def _weights(given: str | None, backbone: str) -> str | None:
+def _weights(given: str | None, backbone: str, target: Path) -> str | None:
     """Return the weights to initialize from; unavailable: an error if the user named them, else a message."""
     if given == "none":
         return None
     if given is not None and not is_published(given):
         read_checkpoint(given)
-        return given
+        return _as_written(Path(given).expanduser(), target)
     name = given or f"{SCHEME}{backbone}"
     try:
         fetch_weights(name)
@@ -185,18 +197,16 @@ def _side(survey: Survey) -> int:
     return 224 if not sides or statistics.median(sides) >= 160 else 128
 
 
-def _commands(target: Path, quantize: str | None) -> list[str]:
+def _commands(target: Path, recipe: Recipe | None, exports: bool) -> list[str]:
     config, folder = str(target), f"work_dirs/{target.stem}"
     commands = [shell("lbitcls", "train", config), shell("lbitcls", "visualize", "errors", config)]
-    best = f"{folder}/best_top-1.pth"
-    if quantize is None:
+    best, model = f"{folder}/best_top-1.pth", f"{folder}/model.onnx"
+    if recipe is None:
         return [*commands, shell("lbitcls", "test", config, best)]
-    model = f"{folder}/model.onnx"
-    return [
-        *commands,
-        shell("lbitcls", "export", config, best, "--out", model),
-        shell("lbitcls", "test", config, model),
-    ]
+    if not exports:
+        commands.append(shell("lbitcls", "export", config, best, "--out", model))
+    benchmark = [shell("lbitcls", "benchmark", model, f"{folder}/float.onnx")] if exports else []
+    return [*commands, shell("lbitcls", "test", config, model), *benchmark]
 
 
 def _facts(survey: Survey, parts: dict[str, list[Image]], lists: dict[Path, str]) -> list[str]:

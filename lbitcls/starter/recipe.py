@@ -2,8 +2,8 @@
 
 AdamW fine-tunes the pretrained weights at a learning rate of 0.001 for the new head and 0.00003 for the backbone;
 BatchNorm keeps its published statistics and weights. SGD with momentum, at 0.0003 for MobileNetV2's weights, did well
-for five epochs on ants and bees, then lost everything it had learned. At 4 bits, calibration picks the initial ranges
-by least squared error, as in `configs/transfer/…_lsq_4w4f.py`.
+for five epochs on ants and bees, then lost everything it had learned. For LSQ and EWGS, calibration picks the initial
+ranges by least squared error, as in `configs/transfer/…_lsq_4w4f.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbitcls.registry import BACKBONES
+from lbitcls.starter.quantization import Recipe
 from lbitcls.utils.errors import ConfigError, suggest
 from lbitcls.utils.jsontext import json_text
 
 WIDTH = 120
-QUANTIZED = {"lsq-4w4f": "LSQ at 4 bits", "qat-8w8f": "PyTorch QAT at 8 bits"}
 _OWN: dict[str, dict[str, Any]] = {
     "mobilenet_v2": dict(type="MobileNetV2"),
     **{f"resnet{depth}": dict(type="ResNet", depth=depth) for depth in (18, 34, 50, 101, 152)},
@@ -88,12 +88,14 @@ class Plan:
         classes: Class names, in label order.
         network: Backbone.
         pretrained: Weights of the backbone: a file, `torchvision://NAME`, or None for random weights.
-        quantize: Key of `QUANTIZED`, or None.
+        quantize: Method and bits; None: the model stays float.
         data: Keys of each part's data set, without its pipeline.
         train_images: Number of training images.
         size: Side of the model's input images, in pixels.
         workers: Number of processes that load images.
         work_dir: Work directory of the run.
+        exports: True if the packages that an export needs are installed.
+        boards: True if TensorBoard is installed.
     """
 
     title: str
@@ -102,12 +104,14 @@ class Plan:
     classes: Sequence[str]
     network: Network
     pretrained: str | None
-    quantize: str | None
+    quantize: Recipe | None
     data: dict[str, dict[str, Any]]
     train_images: int
     size: int
     workers: int
     work_dir: str
+    exports: bool
+    boards: bool
 
     @property
     def batch(self) -> int:
@@ -122,9 +126,8 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """Total epochs: 4 bits need as many again as float, 8 bits a third."""
-        more = {None: 0, "lsq-4w4f": self.float_epochs, "qat-8w8f": max(2, self.float_epochs // 3)}
-        return self.float_epochs + more[self.quantize]
+        """Total epochs, in float and then quantized."""
+        return self.float_epochs + (self.quantize.epochs(self.float_epochs) if self.quantize else 0)
 
 
 def config_text(plan: Plan) -> str:
@@ -135,7 +138,7 @@ def config_text(plan: Plan) -> str:
         _model(plan),
         _pipelines(plan),
         _data(plan),
-        *([_quantization(plan)] if plan.quantize else []),
+        *([_quantization(plan, plan.quantize)] if plan.quantize else []),
         _schedule(plan),
     ]
     return "\n\n".join(sections) + "\n"
@@ -143,7 +146,7 @@ def config_text(plan: Plan) -> str:
 
 def _docstring(plan: Plan) -> str:
     how = "fine-tuned from pretrained weights" if plan.pretrained else "trained from random weights"
-    then = f", then quantized with {QUANTIZED[plan.quantize]}" if plan.quantize else ""
+    then = f", then quantized with {plan.quantize.title}" if plan.quantize else ""
     head = f"{plan.title}: {len(plan.classes)} classes, {plan.network.section['type']} {how}{then}."
     commands = "\n".join(f"    {command}" for command in plan.commands)
     text = f"{head}\n\n{commands}\n\n" + "\n".join(plan.facts) + "\n"
@@ -200,40 +203,24 @@ def _data(plan: Plan) -> str:
         lines += [f"        {key}={_value(value)}," for key, value in {"type": "ImageFolder", **keys}.items()]
         pipeline = "train_pipeline" if part == "train" else "test_pipeline"
         lines += ["        classes=classes,", f"        pipeline={pipeline},", "    ),"]
-    root = 'data_root = "."  # paths are relative to the folder in which you run lbitcls'
+    root = 'data_root = "{{ fileDirname }}"  # paths are relative to the folder of this config'
     return f"{root}\ndata = dict(\n" + "\n".join(lines) + '\n)\nevaluation = dict(interval=1, metric="accuracy")'
 
 
-def _quantization(plan: Plan) -> str:
-    last = "head.conv" if plan.network.squeezes else "head.fc"
-    kind = "Conv" if plan.network.squeezes else "Linear"
-    if plan.quantize == "qat-8w8f":
-        conv, linear = (f'dict(type="TorchQAT{k}", num_bit_w=8, num_bit_a=8, per_channel=True)' for k in _KINDS)
-        special, method = "\n    fold_bn=True," if plan.network.norms else "", ""
-    else:
-        method = ', method="mse"'
-        conv, linear = (f'dict(type="LSQ{k}", num_bit_w=4, num_bit_a=4, per_channel=True)' for k in _KINDS)
-        special = f"""
-    # The first and the last layer, usually the most sensitive ones, keep 8 bits.
-    special_layers=dict(
-        layers_name=["{plan.network.first}", "{last}"],
-        convert_type=[
-            dict(type="LSQConv", num_bit_w=8, num_bit_a=8, per_channel=True),
-            dict(type="LSQ{kind}", num_bit_w=8, num_bit_a=8, per_channel=True),
-        ],
-    ),"""
-    return f"""quant_transformer = dict(
-    type="ModelTransformer",
-    quan_policy=dict(
-        Conv2d={conv},
-        Linear={linear},
-    ),{special}
-)
+def _quantization(plan: Plan, recipe: Recipe) -> str:
+    last = ("head.conv", "Conv") if plan.network.squeezes else ("head.fc", "Linear")
+    rule = f', method="{recipe.method.calibration}"' if recipe.method.calibration else ""
+    return f"""{recipe.section(plan.network.first, last, plan.network.norms)}
 # The model trains in float for `epoch` epochs; then its quantizers are calibrated, and training continues quantized.
-calibration = dict(epoch={plan.float_epochs}, num_batches={min(8, -(-plan.train_images // plan.batch))}{method})"""
+calibration = dict(epoch={plan.float_epochs}, num_batches={min(8, -(-plan.train_images // plan.batch))}{rule})
+{_export(plan)}"""
 
 
-_KINDS = ("Conv", "Linear")
+def _export(plan: Plan) -> str:
+    text = "export = dict(verify=True)"
+    if plan.exports:
+        return f"{text}  # at the end: a verified integer model, model.onnx, and float.onnx to compare it with"
+    return f"# {text}  # exports an integer model at the end; it needs pip install lbitcls[deploy]"
 
 
 def _schedule(plan: Plan) -> str:
@@ -243,11 +230,15 @@ def _schedule(plan: Plan) -> str:
         optimizer = ['type="AdamW"', "lr=0.001", "weight_decay=0.01", parts]
     lines = "".join(f"    {key},\n" for key in optimizer)
     steps = -(-plan.train_images // plan.batch)
+    board = 'dict(type="TensorboardLoggerHook")'
+    loggers = f'dict(type="TextLoggerHook"), {board}' if plan.boards else 'dict(type="TextLoggerHook")'
+    missing = "" if plan.boards else f"\n# {board} needs pip install tensorboard."
     return f"""optimizer = dict(
 {lines})
 lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False, warmup="linear", warmup_iters={min(steps, 500)})
 total_epochs = {plan.epochs}
 checkpoint_config = dict(interval=1, max_keep_ckpts=2)  # keeps the last two checkpoints, and the best one
+log_config = dict(hooks=[{loggers}]){missing}
 seed = 0
 work_dir = {_value(plan.work_dir)}"""
 

@@ -1,13 +1,14 @@
 """Reading of a config file and its bases with mmengine, without mmengine's pitfalls.
 
-YAML creates no Python objects, no Python runs in safe mode, a byte order mark is ignored, and a syntax error names
-its file.
+YAML creates no Python objects, no Python runs in safe mode, a byte order mark is ignored, a syntax error names its
+file, a base may be one of the package's configs, and `{{ fileDirname }}` works in a folder of any name.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from mmengine.fileio.handlers.registry_utils import file_handlers
 from lbitcls.utils.errors import ConfigError, shown
 from lbitcls.utils.failures import explain
 from lbitcls.utils.files import suggest_path
-from lbitcls.utils.library import find_shipped, nearest_config
+from lbitcls.utils.library import NAME, config_library, find_shipped, nearest_config
 from lbitcls.utils.safe import read_yaml, refuse_code
 
 MARK = "\ufeff"
@@ -75,22 +76,46 @@ def existing(path: Path) -> Path:
 
 
 def check_syntax(path: Path, children: tuple[Path, ...]) -> None:
-    """Check the syntax of a Python config and its bases, since mmengine's message does not name the file."""
+    """Check the syntax of a Python config, and the bases of any config, since mmengine's message names no file."""
     if path in children:
         raise ConfigError(f"config {path} is its own base: {' -> '.join(map(str, (*children, path)))}.")
-    if path.suffix != ".py":
-        return
+    for base in _bases(_parse(path), path) if path.suffix == ".py" else _plain_bases(path):
+        if not base.startswith(("http:", "https:")) and "::" not in base:
+            check_syntax(find_base(base, path).resolve(), (*children, path.resolve()))
+
+
+def _parse(path: Path) -> ast.Module:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8-sig"), filename=str(path))
+        return ast.parse(path.read_text(encoding="utf-8-sig"), filename=str(path))
     except (SyntaxError, UnicodeDecodeError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise ConfigError(f"config {path} is not Python: {error}" + (f" (line {line})." if line else ".")) from error
-    for base in _bases(tree, path):
-        base_path = path.parent / base
-        if not base.startswith(("http:", "https:")) and "::" not in base:
-            if not base_path.is_file():
-                raise ConfigError(f"config {path} has the base '{base}', but there is no file {base_path}.")
-            check_syntax(base_path.resolve(), (*children, path.resolve()))
+
+
+def _plain_bases(path: Path) -> list[str]:
+    """Return the bases of a YAML or JSON file; none if it cannot be read, which its reader reports."""
+    with contextlib.suppress(Exception):
+        bases = read_yaml(path.read_text(encoding="utf-8-sig"))["_base_"]
+        return [base for base in ([bases] if isinstance(bases, str) else bases) if isinstance(base, str)]
+    return []
+
+
+def find_base(base: str, path: Path) -> Path:
+    """Return the file that the config `path` names as its base: relative to `path`, else in the package's library.
+
+    Raises:
+        ConfigError: There is no such file; the message names the places searched.
+    """
+    beside = path.parent / base
+    found = beside if beside.is_file() else find_shipped(Path(base))
+    if found is None:
+        ours = Path(base).parts[:1] == (NAME,)
+        places = f"{beside}, nor {config_library().parent / base} in the package's library" if ours else f"{beside}"
+        near = nearest_config(Path(base)) if ours else None
+        hint = f" Did you mean '{near}'?" if near else ""
+        start = "there is neither" if ours else "there is no file"
+        raise ConfigError(f"config {path} has the base '{base}', but {start} {places}.{hint}")
+    return found
 
 
 def _bases(tree: ast.Module, path: Path) -> list[str]:
@@ -132,35 +157,57 @@ _READING = threading.RLock()
 
 @contextlib.contextmanager
 def _guarded() -> Iterator[None]:
-    """Make mmengine read a config and all its bases safely.
+    """Make mmengine read a config and all its bases safely, and find bases by `find_base`.
 
     YAML is read by `read_yaml`, Python is refused in safe mode, and the byte order mark that Windows editors put before
     UTF-8 is removed from mmengine's copy of each file.
     """
-    read_file, copy = _MMEngineConfig._file2dict, _MMEngineConfig._substitute_predefined_vars
+    names = ("_file2dict", "_substitute_predefined_vars", "_get_cfg_path")
+    before = {name: getattr(_MMEngineConfig, name) for name in names}
 
     def read(filename: str, *args: Any, **kwargs: Any) -> Any:
         if str(filename).endswith(".py"):
             refuse_code(f"the Python config {filename}")
-        return read_file(filename, *args, **kwargs)
+        return before["_file2dict"](filename, *args, **kwargs)
 
-    def without_mark(filename: str, copied: str) -> None:
-        copy(filename, copied)
-        text = Path(copied).read_text(encoding="utf-8")
-        if text.startswith(MARK):
-            Path(copied).write_text(text[1:], encoding="utf-8")
+    def base_of(base: str, filename: str) -> tuple[str, str | None]:
+        if "::" in base:  # another package's
+            return before["_get_cfg_path"](base, filename)
+        return str(find_base(base, Path(filename))), None
 
     with _READING:
         handlers = {suffix: file_handlers[suffix] for suffix in ("yaml", "yml", "json")}
         file_handlers.update(yaml=_PlainYaml(), yml=_PlainYaml(), json=_PlainJson())
         _MMEngineConfig._file2dict = staticmethod(read)
-        _MMEngineConfig._substitute_predefined_vars = staticmethod(without_mark)
+        _MMEngineConfig._substitute_predefined_vars = staticmethod(_copy)
+        _MMEngineConfig._get_cfg_path = staticmethod(base_of)
         try:
             yield
         finally:
-            _MMEngineConfig._file2dict = staticmethod(read_file)
-            _MMEngineConfig._substitute_predefined_vars = staticmethod(copy)
+            for name in names:
+                setattr(_MMEngineConfig, name, staticmethod(before[name]))
             file_handlers.update(handlers)
+
+
+def _copy(filename: str, copied: str) -> None:
+    """Write a config to mmengine's copy, without a byte order mark, with the values of `{{ fileDirname }}` and others.
+
+    mmengine inserts values as they are, so that a quote or a backslash in a folder's name breaks the config.
+    """
+    path = Path(filename)
+    values = {
+        "fileDirname": path.parent.as_posix(),
+        "fileBasename": path.name,
+        "fileBasenameNoExtension": path.stem,
+        "fileExtname": path.suffix,
+    }
+
+    def value(found: re.Match[str]) -> str:
+        text = json.dumps(values[found[1]], ensure_ascii=False)[1:-1]
+        return text.replace("'", r"\x27").replace("{{", r"{\x7b") if path.suffix == ".py" else text
+
+    text = path.read_text(encoding="utf-8-sig")
+    Path(copied).write_text(re.sub(rf"\{{\{{\s*({'|'.join(values)})\s*\}}\}}", value, text), encoding="utf-8")
 
 
 def _line(error: BaseException, path: Path) -> str:

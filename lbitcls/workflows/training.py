@@ -178,6 +178,8 @@ def _prepare(settings: Settings, session: Session) -> None:
 def _write_head(settings: Settings, work_dir: Path, logger: logging.Logger) -> None:
     found = "\n".join(f"  {name}: {value}" for name, value in environment().items())
     logger.info("Start running, host: %s, work_dir: %s", host(), work_dir.resolve(), extra=DETAIL)
+    if settings.source.filename:
+        logger.info("Config file: %s", settings.source.filename, extra=DETAIL)
     logger.info("workflow: %s, max: %s epochs", list(settings.workflow), settings.epochs, extra=DETAIL)
     logger.info("Environment:\n%s", found, extra=DETAIL)
 

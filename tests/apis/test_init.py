@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lbitcls.commands.main import main
 from lbitcls.datasets import build_dataset
 from lbitcls.models import build_classifier
-from lbitcls.quant import build_mtransformer
 from lbitcls.starter import first_config as module
 from lbitcls.starter.recipe import find_network
 from lbitcls.starter.survey import Image as Found
@@ -113,7 +111,11 @@ def test_folder_with_parts(photos: Photos, capsys: Any) -> None:
     assert main(["init", "set", "--out", "here/c.py", "--pretrained", "none"]) == 0
     assert sorted(path.name for path in Path("here").iterdir()) == ["c.py"]
     cfg = read("here/c.py")
-    assert [cfg.data[part].data_prefix for part in ("train", "val", "test")] == ["set/Train", "set/valid", "set/test"]
+    assert [cfg.data[part].data_prefix for part in ("train", "val", "test")] == [
+        "../set/Train",
+        "../set/valid",
+        "../set/test",
+    ]
     assert [len(files_of(cfg, part)) for part in ("train", "val", "test")] == [7, 4, 3]
     assert "same image" not in capsys.readouterr().out
 
@@ -163,6 +165,10 @@ def test_time_limit(photos: Photos, capsys: Any) -> None:
         (["torn"], 1, "training needs two"),
         (["set"], 1, "belongs to the class '蟻', which has no training images"),
         (["My Photos", "--quantize", "lsq-4w4"], 2, "Did you mean 'lsq-4w4f'"),
+        (["My Photos", "--quantize", "int3"], 2, "Did you mean 'int8'"),
+        (["My Photos", "--quantize", "doref-2w2f"], 2, "Did you mean 'dorefa'? Methods: lsq, lsqplus, dsq, dorefa, "),
+        (["My Photos", "--quantize", "qat-9w8f"], 2, "--quantize qat-9w8f: TorchQATConv (num_bit_w)"),
+        (["My Photos", "--quantize", "lsq-32w4f"], 2, "2 to 8 bits; 32 is float"),
         (["My Photos", "--backbone", "mobilenet_v4"], 2, "Did you mean 'mobilenet_v2'"),
         (["My Photos", "--out", "x.yaml"], 2, "a .py file"),
         (["My Photos", "--val", "1"], 2, "between 0 and 1"),
@@ -183,35 +189,6 @@ def test_mistakes(arguments: list[str], code: int, message: str, photos: Photos,
     assert not list(Path().glob("*.py"))
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "squeezenet1_1", "shufflenet_v2_x0_5"])
-@pytest.mark.parametrize("quantize", [None, "lsq-4w4f", "qat-8w8f"])
-def test_every_recipe_builds(backbone: str, quantize: str | None, photos: Photos, monkeypatch: Any) -> None:
-    photos("p", 3, 3, size=(200, 220))
-    monkeypatch.setattr(module, "fetch_weights", lambda name: Path(name))
-    path = module.init_config("p", backbone=backbone, quantize=quantize)
-    cfg = read(path)
-    assert cfg.model.backbone.pop("pretrained") == f"torchvision://{backbone}"
-    model = build_classifier(cfg.model)
-    check = subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--check", "--config", str(ROOT / "pyproject.toml"), str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert check.returncode == 0, check.stdout + check.stderr
-    assert cfg.train_pipeline[1]["size"] == 224
-    if quantize is None:
-        assert cfg.get("quant_transformer") is None
-        return
-    assert 0 < cfg.calibration.epoch < cfg.total_epochs
-    rows = {row.name: row for row in build_mtransformer(cfg.quant_transformer).plan(model)}
-    bits = {name: (row.num_bit_w, row.num_bit_a) for name, row in rows.items() if row.entry}
-    ends = (find_network(backbone).first, "head.conv" if backbone.startswith("squeeze") else "head.fc")
-    inner = 4 if quantize == "lsq-4w4f" else 8
-    assert {name for name, found in bits.items() if found == (8, 8)} >= set(ends)
-    assert {bits[name] for name in bits if name not in ends} == {(inner, inner)}
-
-
 def test_own_weights(photos: Photos, tmp_path: Path) -> None:
     photos("p", 3, 3)
     from lbitcls.utils.checkpoint import save_checkpoint
@@ -227,22 +204,66 @@ def read_model(folder: str) -> Any:
     return read("scratch.py").model
 
 
-def test_a_folder_of_photos_is_trained_on_as_it_is(photos: Photos, capsys: Any) -> None:
-    """`init`, `train`, `export`: three commands to an integer model; what is overridden only shortens the test."""
+@pytest.mark.slow
+def test_a_folder_of_photos_is_trained_on_as_it_is(photos: Photos, capsys: Any, monkeypatch: Any) -> None:
+    """`init`, `train`: two commands to an integer model; what is overridden only shortens the test.
+
+    Each command ends with those to type next, which lead to `benchmark`, from another folder too.
+    """
     photos("My Photos", 8, 6, 4)
     assert main(["init", "My Photos", "--quantize", "lsq-4w4f", "--backbone", "squeezenet1_1"]) == 0
+    assert capsys.readouterr().out.endswith("Next:\n  lbitcls train my_photos.py\n")
+    for command in ("train", "test", "visualize errors"):
+        assert f"    lbitcls {command} my_photos.py" in Path("my_photos.py").read_text()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    config = "../my_photos.py"
     short = ["--options", "total_epochs=2", "calibration.epoch=1", "data.workers_per_gpu=0", "kernels=plain"]
-    assert main(["train", "my_photos.py", *short]) == 0
+    assert main(["train", config, *short]) == 0
     work = Path("work_dirs/my_photos")
-    assert {"best_top-1.pth", "best_float_top-1.pth", "results.png", "val_predictions.png"} <= {
+    assert {"best_top-1.pth", "best_float_top-1.pth", "results.png", "val_predictions.png", "tf_logs"} <= {
         path.name for path in work.iterdir()
     }
+    infer, benchmark = commands_said(capsys.readouterr().out)
+    assert benchmark == f"lbitcls benchmark {work}/model.onnx {work}/float.onnx"
+    assert infer.startswith(f"lbitcls infer {config} {work}/model.onnx IMAGE --options total_epochs=2")
+    assert main(["benchmark", *benchmark.split()[2:], "--repeats", "1", "--batch", "1"]) == 0
+    said = capsys.readouterr()
+    assert "Ratios are to" in said.out and "Next" not in said.out
     best, model = str(work / "best_top-1.pth"), str(work / "model.onnx")
-    assert main(["export", "my_photos.py", best, "--out", model]) == 0
-    assert main(["visualize", "predictions", "my_photos.py", model, "--threads", "1"]) == 0
-    assert (work / "predictions.png").exists()
-    for command in ("train", "export", "test", "visualize errors"):
-        assert f"    lbitcls {command} my_photos.py" in Path("my_photos.py").read_text()
+    assert main(["export", config, best, "--out", "own.onnx"]) == 0
+    assert commands_said(capsys.readouterr().out) == [f"lbitcls test {config} own.onnx", "lbitcls benchmark own.onnx"]
+    for given, following in ((best, "export"), (model, "benchmark")):
+        assert main(["test", config, given]) == 0
+        assert commands_said(capsys.readouterr().out)[0].split()[1] == following
+
+
+def commands_said(text: str) -> list[str]:
+    """The commands that the last lines name."""
+    return [line.strip() for line in text.rpartition("Next:\n")[2].splitlines()]
+
+
+@pytest.mark.parametrize("config", ["c.py", "p/c.py", "configs/mine/c.py", "a'b\"c {{ _base_.x }}\\/c.py"])
+@pytest.mark.parametrize("parts", [False, True], ids=["one folder", "train and val"])
+@pytest.mark.parametrize("absolute", [False, True], ids=["relative", "absolute"])
+def test_photos_are_found_from_any_folder(
+    config: str, parts: bool, absolute: bool, photos: Photos, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for folder in ("p/train", "p/val") if parts else ("p",):
+        photos(folder, 3, 3)
+    monkeypatch.setattr(module, "find_network", lambda name: NETWORK)
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, "w.pth")
+    folder = str(tmp_path / "p") if absolute else "p"
+    path = module.init_config(folder, out=config, pretrained="w.pth").resolve()
+    here = files_of(read(path), "train")
+    elsewhere = tmp_path / "work" / "elsewhere"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    for given in (path, os.path.relpath(path)):
+        cfg = read(given)
+        found = files_of(cfg, "train")
+        assert {Path(name).resolve() for name in found} == {(tmp_path / name).resolve() for name in here}
+        assert (Path(cfg.data_root) / cfg.model.backbone.pretrained).is_file()
 
 
 def test_errors_are_the_users() -> None:

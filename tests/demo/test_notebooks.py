@@ -10,6 +10,7 @@ import io
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import torch
 from PIL import Image
 
 from lbitcls.settings.export import ExportOptions
+from lbitcls.utils.errors import CheckpointError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "demo").glob("*.ipynb"))
 CONFIGS = ROOT / "configs" / "transfer"
 EXPORT_OPTIONS = {field.name for field in dataclasses.fields(ExportOptions)}
+TRANSFER = ["transfer_learning", "quantized_transfer_learning"]
 WEIGHTS = "weights/squeezenet1_1_caffe_fp16.pth"
 EXECUTE = """
 import sys, nbformat, nbclient
@@ -77,7 +80,7 @@ def found(module: str, name: str) -> Any:
     return getattr(known, name) if hasattr(known, name) else importlib.import_module(f"{module}.{name}")
 
 
-@pytest.mark.parametrize("name", ["transfer_learning", "quantized_transfer_learning"])
+@pytest.mark.parametrize("name", TRANSFER)
 def test_the_recipes_of_transfer_learning_exist(name: str) -> None:
     cells = code_cells(ROOT / "demo" / f"{name}.ipynb")
     tree = ast.parse("\n".join(cell.source for cell in cells))
@@ -86,6 +89,71 @@ def test_the_recipes_of_transfer_learning_exist(name: str) -> None:
     assert len(recipes) >= 2
     for recipe in (*recipes, "qat", "lsq_4w4f"):
         assert (CONFIGS / f"squeezenet1_1_{recipe}.py").is_file()
+
+
+def fetching(name: str) -> tuple[dict[str, Any], str]:
+    """A notebook's parameters as shipped, and the one cell that uses the network."""
+    settings, *others = [cell.source for cell in code_cells(ROOT / "demo" / f"{name}.ipynb")]
+    names: dict[str, Any] = {}
+    exec(settings, names)
+    (cell,) = [source for source in others if "DOWNLOAD" in source or "fetch_weights" in source]
+    return names, cell
+
+
+@pytest.mark.parametrize("name", TRANSFER)
+def test_one_cell_fetches_photos_and_weights_with_checksums(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, cell = fetching(name)
+    fetched: dict[str, Any] = {}
+
+    def download(url: str, path: str, checksum: str | None, progress: bool) -> None:
+        fetched[url] = checksum
+        if url.endswith(".zip"):
+            photos_archive(Path(path))
+        else:
+            Path(path).write_bytes(b"weights")
+
+    at_home(tmp_path, monkeypatch, download)
+    exec(cell, names)
+    assert all(url.startswith("https://download.pytorch.org/") and checksum for url, checksum in fetched.items())
+    assert len(fetched) == 2
+    fetched.clear()
+    exec(cell, names)
+    assert not fetched, "what is there is not fetched again"
+
+
+@pytest.mark.parametrize("name", TRANSFER)
+def test_without_a_network_a_notebook_says_what_to_put_where(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, cell = fetching(name)
+
+    def offline(*arguments: Any, **options: Any) -> None:
+        raise OSError("no network")
+
+    at_home(tmp_path, monkeypatch, offline)
+    with pytest.raises(DataError, match=r"_data\.zip into data failed: no network\. .* put a copy of the archive"):
+        exec(cell, names)
+    photos_archive(Path("data", "hymenoptera_data.zip"))
+    with pytest.raises(CheckpointError, match=rf"put a copy of squeezenet1_1-\w+\.pth from https.* into {tmp_path}"):
+        exec(cell, names)
+
+
+def at_home(folder: Path, monkeypatch: pytest.MonkeyPatch, download: Any) -> None:
+    """In an empty folder, with empty caches and without `LBITCLS_DATA`."""
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("LBITCLS_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+
+
+def photos_archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for kind in ("ants", "bees"):
+            archive.writestr(f"hymenoptera_data/train/{kind}/1.jpg", b"")
 
 
 def calls(tree: ast.AST) -> list[ast.Call]:
@@ -185,7 +253,7 @@ def test_classification(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_transfer_learning(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = dict(DATA_ROOT=str(tiny_data), EPOCHS=2, CONFIGS=str(CONFIGS))
+    given = dict(DATA_ROOT=str(tiny_data), DOWNLOAD=False, WEIGHTS=WEIGHTS, EPOCHS=2, CONFIGS=str(CONFIGS))
     notebook = execute(ROOT / "demo" / "transfer_learning.ipynb", tmp_path, monkeypatch, **given)
     pictures, text = shown(notebook)
     assert_drawn(pictures, 6)
@@ -202,7 +270,8 @@ def test_transfer_learning(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.
 def test_quantized_transfer_learning(
     quantized: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = dict(DATA_ROOT=str(tiny_data), EPOCHS=1, CONFIGS=str(CONFIGS), QUANTIZED=quantized, QUANTIZED_EPOCHS=1)
+    given = dict(DATA_ROOT=str(tiny_data), DOWNLOAD=False, WEIGHTS=WEIGHTS, EPOCHS=1, CONFIGS=str(CONFIGS))
+    given |= dict(QUANTIZED=quantized, QUANTIZED_EPOCHS=1)
     notebook = execute(ROOT / "demo" / "quantized_transfer_learning.ipynb", tmp_path, monkeypatch, **given)
     pictures, text = shown(notebook)
     assert_drawn(pictures, 3)

@@ -7,12 +7,15 @@ checkpoints, what its placeholders stand for) is a `Page`, in `prepare/`.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -131,13 +134,29 @@ def new_folder(folder: Path) -> Path:
     return folder
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """A user's environment: the commands of this installation, no data, no window, caches of its own."""
+def outside(name: str) -> bool:
+    """Whether a page is for readers who installed the package and have no clone: the tutorial's pages."""
+    return name.startswith("docs/tutorial/")
+
+
+@functools.cache
+def installed_package() -> Path:
+    """A folder with the package as the wheel installs it: its configs are inside, and nothing else of the clone."""
+    folder = Path(tempfile.mkdtemp(prefix="installed-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "lbitcls", folder / "lbitcls", ignore=ignored)
+    shutil.copytree(ROOT / "configs", folder / "lbitcls" / "configs", ignore=ignored)
+    return folder
+
+
+def environment(folder: Path, package: Path = ROOT) -> dict[str, str]:
+    """A user's environment: this installation's commands, `package`, no data, no window, caches of its own."""
     left_out = {"DISPLAY", "LBITCLS_DATA", "MPLBACKEND", "PYTHONWARNINGS", "VIRTUAL_ENV"}
     env = {key: value for key, value in os.environ.items() if key not in left_out}
     return env | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(package), env.get("PYTHONPATH")])),
         "XDG_CACHE_HOME": str(folder / ".cache"),
         "OMP_NUM_THREADS": "1",
     }
@@ -149,7 +168,10 @@ def run_page(name: str, page: Page, blocks: list[Block], folder: Path) -> str:
     Raises:
         AssertionError: a block failed; the message has its place in the page and what it wrote.
     """
-    new_folder(folder)
+    if outside(name):
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        new_folder(folder)
     if page.prepare is not None:
         page.prepare(folder)
     chosen = [b for b in blocks if b.target or (b.runs and b.first not in page.not_run)]
@@ -158,7 +180,7 @@ def run_page(name: str, page: Page, blocks: list[Block], folder: Path) -> str:
         [sys.executable, str(SESSION)],
         input=json.dumps(task | {"check": page.check is not None}),
         cwd=folder,
-        env=environment(folder),
+        env=environment(folder, installed_package() if outside(name) else ROOT),
         capture_output=True,
         text=True,
         timeout=page.seconds,

@@ -60,8 +60,9 @@ def check_command(command: list[str]) -> None:
     script = next(
         (i for i, word in enumerate(command) if re.search(r"\.(py|sh)$", word) and "config" not in word), None
     )
-    if program == "lbitcls":
-        parses(arguments[0], arguments[1:])
+    if "lbitcls" in command and program in ("lbitcls", "torchrun", "srun"):
+        verb, *arguments = command[command.index("lbitcls") + 1 :]
+        parses(verb, arguments)
     elif script is not None and program != "git":
         check_script(command[script].removeprefix("./"), command[script + 1 :])
     elif program == "make":

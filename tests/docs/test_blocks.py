@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from blocks import Block, Page, find_blocks, run_page, whole, with_words
+from blocks import ROOT, Block, Page, find_blocks, outside, run_page, whole, with_words
 from commands import check_block
 from pages import DOCUMENTS, PAGES, REASONS, blocks_of
 
@@ -50,6 +50,42 @@ def test_entries_are_of_use(name: str) -> None:
     assert page.not_run.keys() <= {block.first for block in blocks_of(name) if block.runs}
     commands = "\n".join(block.code for block in blocks_of(name) if block.language == "bash")
     assert not [word for word in page.words if not whole(word).search(commands)]
+
+
+TUTORIAL = [name for name in DOCUMENTS if outside(name)]
+
+
+def test_the_tutorial_runs_outside_the_clone(tmp_path: Path) -> None:
+    """Its folder is empty, its package is not the clone's; the library's configs are found and named, as bases too."""
+    text = """
+```bash
+test -z "$(ls)"
+lbitcls plan configs/quickstart/digits_lsq_4w4f.py 2> said.txt
+grep -q '^Config: .*/lbitcls/configs/quickstart/digits_lsq_4w4f.py, from the package' said.txt
+```
+
+```{code-block} python
+:caption: mine.py
+
+_base_ = 'configs/quickstart/digits_lsq_4w4f.py'
+total_epochs = 7
+```
+
+```python
+import lbitcls
+from lbitcls.utils import Config
+print(Config.fromfile('mine.py').total_epochs, lbitcls.__file__)
+```
+"""
+    said = run_page(TUTORIAL[0], Page(), find_blocks(text), tmp_path / "empty").splitlines()[-1]
+    assert said.startswith("7 ") and str(ROOT) not in said
+
+
+@pytest.mark.parametrize("name", TUTORIAL)
+def test_the_tutorial_names_no_file_of_the_clone(name: str) -> None:
+    """Not even in blocks that are not run here."""
+    named = re.compile(r"(?<![\w/.-])(tools|docs|demo|benchmarks|tests|requirements)/")
+    assert not [block.first for block in blocks_of(name) if block.runs and named.search(block.code)]
 
 
 SAMPLE = """\

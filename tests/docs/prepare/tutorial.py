@@ -21,8 +21,8 @@ SHORT_TWO = f"total_epochs=2 calibration.epoch=1 export=None {NO_PICTURES}"
 """The same for two processes."""
 
 IMAGENET = "configs/LSQ/resnet50/config2_res50_lsq_2w2f.py"
-ON_GPUS = f"tools/dist_train.sh {IMAGENET} 8 \\"
-TORCHRUN = "python -m torch.distributed.run --nnodes 2 --node_rank 0 --master_addr 10.0.0.1 --master_port 29500 \\"
+ON_GPUS = f"torchrun --standalone --nproc_per_node 8 --no-python lbitcls train {IMAGENET} \\"
+TORCHRUN = "torchrun --nnodes 2 --node_rank 0 --master_addr 10.0.0.1 --master_port 29500 --nproc_per_node 8 \\"
 
 
 def trained_run(folder: Path) -> None:
@@ -118,7 +118,7 @@ PAGES = {
         },
         not_run={
             ON_GPUS: "gpu",
-            f"tools/dist_test.sh {IMAGENET} work_dirs/config2_res50_lsq_2w2f/latest.pth 8 \\": "gpu",
+            f"torchrun --standalone --nproc_per_node 8 --no-python lbitcls test {IMAGENET} \\": "gpu",
         },
         check=trained_resumed_and_tested,
         slow=True,
@@ -149,7 +149,6 @@ PAGES = {
         },
         not_run={
             ON_GPUS: "gpu",
-            "NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500 \\": "machines",
             TORCHRUN: "machines",
             "srun --ntasks=16 --ntasks-per-node=8 --gres=gpu:8 \\": "machines",
         },

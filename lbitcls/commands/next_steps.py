@@ -1,0 +1,103 @@
+"""Lines around a command's own output: the library config that it uses, and the commands to type next."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lbitcls.utils.logging import interactive
+
+Commands = list[list[str]]
+
+
+def say_config(args: argparse.Namespace) -> None:
+    """Print, to standard error, which of the package's configs is used for a path that does not exist here."""
+    from lbitcls.utils.library import find_shipped
+
+    given = Path(getattr(args, "config", None) or getattr(args, "model", None) or "")
+    if _reports() and not given.exists() and (shipped := find_shipped(given)) is not None:
+        print(f"Config: {shipped}, from the package's library.", file=sys.stderr)
+
+
+def say_next(verb: str, args: argparse.Namespace, result: object) -> None:
+    """Print the commands to type after `lbitcls VERB`; nothing after the last of the chain.
+
+    Predictions are often piped to another program, so `infer` names the next command only on a terminal.
+    """
+    if verb not in _NEXT or not _reports() or (verb == "infer" and not interactive()):
+        return
+    if commands := _NEXT[verb](args, result):
+        print("Next:", *(f"  lbitcls {shlex.join(command)}" for command in commands), sep="\n")
+
+
+def _reports() -> bool:
+    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
+
+
+def _after_train(args: argparse.Namespace, summary: Any) -> Commands:
+    if "integer" in summary:
+        model = Path(summary["integer"]["file"])
+        return [_infer(model), _benchmark(model)]
+    checkpoint = Path(summary["checkpoint"])
+    test = ["test", args.config, str(checkpoint), *_given(args)]
+    return [test, _export(args, checkpoint)] if "quantized" in summary else [test]
+
+
+def _after_test(args: argparse.Namespace, _: Any) -> Commands:
+    if args.checkpoint is None:
+        return [["train", args.config, *_given(args)]]
+    return _with_model(args, Path(args.checkpoint))
+
+
+def _after_infer(args: argparse.Namespace, _: Any) -> Commands:
+    return _with_model(args, Path(args.checkpoint))
+
+
+def _with_model(args: argparse.Namespace, model: Path) -> Commands:
+    if model.suffix == ".onnx":
+        return [_benchmark(model)]
+    return [_export(args, model)] if args.config else []  # an export needs the config
+
+
+def _after_export(args: argparse.Namespace, _: Any) -> Commands:
+    if args.part == "backbone":
+        return []
+    model = Path(args.out)
+    return [["test", args.config, str(model), *_given(args)], _benchmark(model)]
+
+
+def _infer(model: Path) -> list[str]:
+    return ["infer", str(model), "IMAGE"]
+
+
+def _export(args: argparse.Namespace, checkpoint: Path) -> list[str]:
+    return ["export", args.config, str(checkpoint), "--out", str(checkpoint.with_name("model.onnx")), *_given(args)]
+
+
+def _benchmark(model: Path) -> list[str]:
+    """Return the command that times a model, with the float file beside it, if any, for the ratio."""
+    base = model.with_name("float.onnx")
+    return ["benchmark", str(model), *([str(base)] if base != model and base.is_file() else [])]
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    """Return the options that the next command needs, too: `--data-root` and `--options`."""
+    root = getattr(args, "data_root", None)
+    return [*(["--data-root", root] if root else []), *_options(args)]
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    return ["--options", *args.options] if args.options else []
+
+
+_NEXT: dict[str, Callable[[argparse.Namespace, Any], Commands]] = {
+    "train": _after_train,
+    "test": _after_test,
+    "infer": _after_infer,
+    "export": _after_export,
+}
