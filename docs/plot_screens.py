@@ -8,10 +8,12 @@ The command runs in a pseudo-terminal, and the picture is its screen at the end.
 from __future__ import annotations
 
 import argparse
+import getpass
 import io
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,10 +30,10 @@ from lbitcls.datasets.digits import Digits
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/quickstart/digits_lsq_4w4f.py"
 COLUMNS, ROWS = 100, 60
-LONGEST = 40
-"""Lines that a picture has at most: the last ones."""
+FIRST, LAST = 18, 24
+"""Lines of a long output that the picture shows: its start, and its end."""
 CONTROL = re.compile(r"\r\n|[\r\n]|\x1b\[([\d;?]*)([A-Za-z])|[^\r\n\x1b]+|\x1b")
-FONT = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
+FONT = re.compile(r"\s*@font-face \{\{.*?\}\}", re.DOTALL)
 
 
 def output_of(command: list[str], folder: Path) -> str:
@@ -84,11 +86,11 @@ def screen(text: str) -> list[str]:
 
 def drawing(title: str, lines: list[str]) -> str:
     """Return a terminal window with lines as SVG, in a font of the reader's system."""
-    shown = lines[-LONGEST:]
+    shown = lines if len(lines) <= FIRST + LAST else [*lines[:FIRST], "…", *lines[-LAST:]]
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for line in shown:
         console.print(Text.from_ansi(line), no_wrap=True, crop=True)
-    code = FONT.sub("", CONSOLE_SVG_FORMAT).replace("Fira Code", "DejaVu Sans Mono")
+    code = FONT.sub("", CONSOLE_SVG_FORMAT).replace("Fira Code", "Menlo, Consolas, DejaVu Sans Mono")
     svg = console.export_svg(title=title, theme=MONOKAI, code_format=code, unique_id="terminal")
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
@@ -109,7 +111,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, str(ROOT / "tools" / "train.py"), CONFIG, "--seed", "0"]
-        lines = screen(output_of(command, folder))
+        output = output_of(command, folder).replace(f"{folder}/", "")
+        lines = screen(output.replace(f"{getpass.getuser()}@{socket.gethostname()}", "user@host"))
         title = f"lbitcls train {CONFIG}"
         (out / "terminal_train.svg").write_text(drawing(title, lines), encoding="utf-8")
         run = folder / "work_dirs" / Path(CONFIG).stem
