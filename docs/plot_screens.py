@@ -2,7 +2,8 @@
 
     python docs/plot_screens.py [--out docs/screens]
 
-The command runs in a pseudo-terminal, and the picture is its screen at the end. Times differ from run to run.
+The command runs in a pseudo-terminal, and the picture is its screen at the end. Times differ from run to run. The
+top of docs/analysis.png is cut out beside them.
 """
 
 from __future__ import annotations
@@ -95,9 +96,10 @@ def drawing(title: str, lines: list[str]) -> str:
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 
-def smaller(source: Path, target: Path, width: int) -> None:
-    """Write an image with a width and at most 64 colors."""
-    with Image.open(source) as image:
+def smaller(source: Path, target: Path, width: int, rows: int | None = None) -> None:
+    """Write an image, or its first `rows` pixel rows, with a width and at most 64 colors."""
+    with Image.open(source) as whole:
+        image = whole.crop((0, 0, whole.width, rows or whole.height))
         height = round(image.height * width / image.width)
         image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).quantize(64).save(target, optimize=True)
 
@@ -123,6 +125,7 @@ def main() -> None:
         labeled = folder / "labeled.png"
         show_result(model, str(photo), inference_model(model, str(photo), topk=3), out_file=str(labeled))
         smaller(labeled, out / "prediction.png", 320)
+    smaller(ROOT / "docs" / "analysis.png", out / "analysis.png", 900, rows=780)
     for path in sorted(out.iterdir()):
         print(f"{path}  {path.stat().st_size / 1024:.0f} KiB")
 
