@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "_ext")]
 
 from lbitcls.version import __version__
 
@@ -21,8 +21,11 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
     "api_pages",
     "config_reference",
+    "mathml",
+    "offline_search",
     "outside_pages",
     "plain_docstrings",
 ]
@@ -37,6 +40,10 @@ nitpick_ignore_regex = [
 ]
 
 myst_heading_anchors = 4  # links to headings are GitHub's
+myst_fence_as_directive = ["math"]  # GitHub's formulas
+html_math_renderer = "mathml"
+copybutton_selector = "div:not(.highlight-text) > div.highlight > pre"  # output is not copied
+copybutton_prompt_text = ">>> "
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -1,4 +1,4 @@
-"""Write the tables of docs/config.md from the settings classes: key, type and range, default, meaning.
+"""Write the tables of docs/config.md from the settings classes: key, meaning, type and range, default.
 
     python docs/config_tables.py
 
@@ -23,13 +23,14 @@ from lbitcls.utils.config_text import format_config, with_lists
 
 PAGE = Path(__file__).resolve().parent / "config.md"
 BLOCK = re.compile(r"(<!-- settings: ([\w .]+) -->\n).*?(<!-- end of settings -->)", re.DOTALL)
-HEAD = "| key | type | default | meaning |\n|---|---|---|---|\n"
+HEAD = "| key | meaning | type | default |\n|---|---|---|---|\n"
 Row = tuple[str, str, str, str]
+"""Key, type and range, default, meaning."""
 
 
 def table(names: list[str]) -> str:
     """Return the table of some sections, in Markdown."""
-    rows = [row for name in names for row in section_rows(name)]
+    rows = [(key, about, kind, value) for name in names for key, kind, value, about in section_rows(name)]
     return HEAD + "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 

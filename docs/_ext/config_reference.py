@@ -2,84 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-from collections.abc import Iterator
-from pathlib import Path
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from config_tables import Row, section_rows
 from docutils import nodes
-from plain_docstrings import inline
+from plain_docstrings import SECTION, inline, to_rst
 from sphinx.util.docutils import SphinxDirective
 
-import lbitcls
 from lbitcls import registry
 from lbitcls.quant import aliases, methods
 from lbitcls.quant.layers import ENTRY_SUFFIXES
-from lbitcls.settings.learning_rate import POLICIES, Warmup
-from lbitcls.settings.parse import section_fields
-from lbitcls.settings.sections import Settings
-from lbitcls.settings.training_sections import CalibrationConfig, CheckpointConfig, EvaluationConfig, ParamwiseConfig
+from lbitcls.settings.base import Section
 from lbitcls.utils.config import SECTIONS
 
-PACKAGE = Path(lbitcls.__file__).parent
-SHOWN = {"calibration": CalibrationConfig, "checkpoint_config": CheckpointConfig, "evaluation": EvaluationConfig}
-"""Sections that are shown as their classes."""
 BUILT = {"model": ("CLASSIFIERS", "ImageClassifier"), "quant_transformer": ("TRANSFORMERS", "ModelTransformer")}
 """Sections that are a type of a registry."""
-
-
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Yield (dotted name, syntax tree) of every module."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
-
-
-def section_keys() -> dict[str, tuple[str, ...]]:
-    """Return the keys of each section with a fixed set of keys, from the settings classes."""
-    found = dict(classes_below({**section_fields(Settings), "optimizer.paramwise_cfg": ParamwiseConfig}))
-    found |= {name: ("type", *parameters(getattr(registry, known).find(kind))) for name, (known, kind) in BUILT.items()}
-    return found | {
-        "lr_config": tuple(dict.fromkeys(key for kind in POLICIES.values() for key in section_fields(kind)))
-    }
-
-
-def classes_below(fields: dict[str, Any], place: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (place, keys) of every settings class in the annotations of fields, recursively."""
-    for name, hint in fields.items():
-        inner = section_fields(hint)
-        if inner:
-            yield f"{place}{name}", tuple(inner)
-            yield from classes_below(inner, f"{place}{name}.")
-
-
-def parameters(target: Any) -> tuple[str, ...]:
-    """Return the arguments of a class."""
-    return tuple(inspect.signature(target).parameters)
-
-
-def readers() -> dict[str, list[str]]:
-    """Return the modules that read each section: `settings.NAME`, `cfg['NAME']`, `cfg.get('NAME')`."""
-    found: dict[str, list[str]] = {section: [] for section in SECTIONS}
-    for name, tree in modules():
-        owners = ("cfg", "settings", "self") if name == Settings.__module__ else ("cfg", "settings")
-        for section in sorted({section for node in ast.walk(tree) for section in sections_read(node, owners)}):
-            found[section].append(name)
-    return found
-
-
-def sections_read(node: ast.AST, owners: tuple[str, ...]) -> Iterator[str]:
-    """Yield the sections that an expression reads from one of the names in `owners`."""
-    value, key = None, None
-    if isinstance(node, ast.Attribute):
-        value, key = node.value, node.attr
-    elif isinstance(node, ast.Subscript):
-        value, key = node.value, getattr(node.slice, "value", None)
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
-        value, key = node.func.value, getattr(node.args[0], "value", None)
-    if isinstance(value, ast.Name) and value.id in owners and key in SECTIONS:
-        yield str(key)
+DEFAULTS = {"needed": "needed", "its defaults": "optional"}
+ARGUMENT = re.compile(r"^    ([*\w]+): ?(.*)")
 
 
 def registries() -> dict[str, registry.Registry]:
@@ -108,61 +51,125 @@ def codes(names: Any) -> str:
 
 
 def sections_text() -> Iterator[str]:
-    """Return the table of sections, and the arguments of the classes that some of them build."""
-    keys, places = section_keys(), readers()
-    yield from (".. list-table::", "   :header-rows: 1", "   :widths: 20 30 30 20", "")
-    yield from ("   * - section", "     - what it is", "     - keys", "     - read in")
-    for section, about in SECTIONS.items():
-        where = ", ".join(f":py:mod:`~{module}`" for module in places[section])
-        yield from (f"   * - ``{section}``", f"     - {inline(about)}", f"     - {codes(keys.get(section, ()))}")
-        yield f"     - {where}"
-        for inner in sorted(owner for owner in keys if owner.startswith(f"{section}.")):
-            yield from (f"   * - ``{inner}``", "     -", f"     - {codes(keys[inner])}", "     -")
-    for section, hook in SHOWN.items():
-        yield from ("", section, "-" * len(section), "")
-        yield from described(hook)
-    yield from ("", "lr_config", "---------", "", "Beside ``policy``, which names one of the policies below:", "")
-    yield from described(Warmup)
-    for name, policy in POLICIES.items():
-        yield from ("", f"policy='{name}'", "^" * (len(name) + 9), "")
-        yield from described(policy)
+    """Return every section with its keys: the meaning first, then type and default."""
+    for section in SECTIONS:
+        (_, kind, default, about), *inner = section_rows(section)
+        yield from ("", section, "-" * len(section), "", inline(about), "", *allowed(kind, default), "")
+        if section in BUILT:
+            known, name = BUILT[section]
+            yield from keys_text(getattr(registry, known).find(name))
+        if section == "optimizer":
+            inner += section_rows("optimizer.paramwise_cfg")
+        yield from rows_text(inner)
 
 
-def described(target: Any) -> Iterator[str]:
-    """Return a class with its signature and docstring, as autodoc shows it."""
-    yield from (f".. autoclass:: {target.__module__}.{target.__qualname__}", "   :no-index:", "")
+def rows_text(rows: Iterable[Row]) -> Iterator[str]:
+    """Return keys as definitions; a policy of the learning rate, which has no type, begins a section of its keys."""
+    for key, kind, default, about in rows:
+        if not kind:
+            title = key.strip("`").partition(".")[2]
+            yield from ("", title, "^" * len(title), "", inline(about), "")
+            continue
+        yield from (inline(key), f"   {inline(about)}", "")
+        yield from (*(f"   {line}" for line in allowed(kind, default)), "")
+
+
+def allowed(kind: str, default: str) -> list[str]:
+    """Return type, range and default of a key, as one line."""
+    sentence = kind if kind.startswith("`") else kind[:1].upper() + kind[1:]
+    return [inline(f"{sentence}; {DEFAULTS.get(default, f'default: {default}')}."), ""]
 
 
 def types_text() -> Iterator[str]:
     """Return every registry with its types."""
     for name, known in registries().items():
         title = name.replace("_", " ").capitalize()
-        yield from ("", title, "-" * len(title), "", f"``lbitcls.registry.{name}``: each is a {known.name}.", "")
+        yield from ("", title, "-" * len(title), "")
         yield from methods_text() if known is registry.QUANT_LAYERS else classes_text(known)
 
 
 def classes_text(known: registry.Registry) -> Iterator[str]:
-    """Return the classes of a registry."""
+    """Return the classes of a registry: meaning, how a config writes it, keys."""
     for target, (name, *others) in types(known):
-        yield from ("", name, "^" * len(name), "")
+        yield from ("", name, "^" * len(name), "", *to_rst(about_of(target)), "")
         if others:
             yield from (f"Also {codes(others)}.", "")
-        yield from described(target)
+        yield from written(name, inspect.signature(target).parameters.values())
+        yield from keys_text(target)
 
 
 def methods_text() -> Iterator[str]:
-    """Return each method's entries, with the options that they accept, and its quantizers."""
+    """Return the methods: meaning, how a config writes an entry, the keys of their own, and other names."""
     registry.QUANT_LAYERS.names()
+    yield from (f"Every entry has the keys {codes(methods.LAYER_KEYS)}: :doc:`../config`.", "")
     for name, method in sorted(methods.METHODS.items(), key=lambda pair: pair[0].lower()):
         entries = [f"{name}{suffix}" for suffix in ENTRY_SUFFIXES.values()]
         older = [old for old, (entry, _) in aliases.ENTRIES.items() if entry in entries]
-        yield from ("", name, "^" * len(name), "", f"Entries: {codes(entries)}.")
-        yield from ("", f"Older names: {codes(older)}." if older else "", "")
-        yield from (f"Keys: {codes(methods.LAYER_KEYS)}, and of the quantizers", "")
-        yield from (f"- ``{option}`` ({', '.join(roles)})" for option, roles in sorted(method.options().items()))
-        yield ""
+        yield from ("", name, "^" * len(name), "")
         for quantizer in dict.fromkeys(filter(None, (method.weight, method.input))):
-            yield from described(quantizer)
+            yield from (*to_rst(about_of(quantizer)), "")
+        options = sorted(method.options().items())
+        owners = {key: method.weight if "weight" in roles else method.input for key, roles in options}
+        bits = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=4) for key in methods.LAYER_KEYS[:2]]
+        yield from written(entries[0], [*bits, *(argument(key, owner) for key, owner in owners.items())])
+        for key, roles in options:
+            yield f"- ``{key}`` ({', '.join(roles)}): {inline(meaning(key, owners[key]))}"
+        yield from ("", f"Entries: {codes(entries)}.", "", f"Older names: {codes(older)}." if older else "", "")
+
+
+def written(name: str, arguments: Iterable[inspect.Parameter]) -> Iterator[str]:
+    """A type with its keys and their defaults, as a config writes it; `...` for what has no default."""
+    keys = [f"type={name!r}"]
+    for argument in arguments:
+        if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            value = "..." if argument.default is argument.empty else repr(argument.default)
+            keys.append(f"{argument.name}={value}")
+    lines = textwrap.wrap(f"dict({', '.join(keys)})", 84, subsequent_indent="     ", break_on_hyphens=False)
+    yield from (".. code-block:: python", "", *(f"   {line}" for line in lines), "")
+
+
+def keys_text(target: Any) -> Iterator[str]:
+    """The keys of a class with their meaning."""
+    names = inspect.signature(target).parameters
+    yield from (
+        f"- ``{key}``: {inline(about)}" for key, about in arguments_of(target).items() if key in names and about
+    )
+    yield ""
+
+
+def about_of(target: Any) -> list[str]:
+    """The docstring of a class without its sections: what it is, not how Python calls it."""
+    kept, inside = [], False
+    for line in inspect.cleandoc(target.__doc__ or "").splitlines():
+        inside = bool(SECTION.match(line)) or (inside and (line.startswith(" ") or not line))
+        kept += [] if inside else [line]
+    return kept
+
+
+def arguments_of(target: Any) -> dict[str, str]:
+    """The arguments that a class's docstring describes, each with its meaning in one line."""
+    found: dict[str, str] = {}
+    name, inside = "", False
+    for line in inspect.cleandoc(target.__doc__ or "").splitlines():
+        if line and not line.startswith(" "):
+            inside = line == "Args:"
+        elif inside and (described := ARGUMENT.match(line)):
+            name = described[1]
+            found[name] = described[2]
+        elif inside and line.strip():
+            found[name] = f"{found[name]} {line.strip()}".strip()
+    return found
+
+
+def argument(option: str, quantizer: Any) -> inspect.Parameter:
+    """An option of a quantizer with its default, from the class that has it."""
+    known = (inspect.signature(kind.__init__).parameters for kind in quantizer.__mro__)
+    return next(parameters[option] for parameters in known if option in parameters)
+
+
+def meaning(option: str, quantizer: Any) -> str:
+    """The meaning of an option of a quantizer, from the class that describes it."""
+    return next(filter(None, (arguments_of(kind).get(option) for kind in quantizer.__mro__)), "")
 
 
 class Generated(SphinxDirective):
@@ -175,8 +182,14 @@ class Generated(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
 
 
+def signature(app: Any, what: str, name: str, obj: Any, *given: Any) -> tuple[str, None] | None:
+    """A settings class without its annotated fields, which `.. config-sections::` shows."""
+    return ("", None) if inspect.isclass(obj) and issubclass(obj, Section) else None
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
+    app.connect("autodoc-process-signature", signature)
     app.add_directive("config-sections", Generated)
     app.add_directive("config-types", Generated)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -64,7 +64,7 @@ def section_rows() -> Iterator[tuple[list[str], list[str]]]:
         keys = re.findall(r"`([\w.]+)`", row[0])
         if len(row) == 3 and keys and keys[0].partition(".")[0] in SECTIONS:
             owner = keys[0].rpartition(".")[0]
-            yield [f"{owner}{key}" if key.startswith(".") else key for key in keys], re.findall(r"`([^`]+)`", row[1])
+            yield [f"{owner}{key}" if key.startswith(".") else key for key in keys], re.findall(r"`([^`]+)`", row[2])
 
 
 def test_the_tables_of_sections_are_up_to_date() -> None:
@@ -78,16 +78,25 @@ def test_it_has_every_section_once() -> None:
 
 def test_a_table_has_types_ranges_defaults_and_what_is_inside() -> None:
     text = table(["evaluation", "lr_config", "optimizer_config", "log_config", "optimizer.paramwise_cfg"])
-    for row in (
-        "| `evaluation.interval` | an integer ≥ 1 | `1` | Epochs between two validations. |",
-        "| `optimizer_config.grad_clip.max_norm` | a number > 0 | needed | ",
-        "| `lr_config.warmup_ratio` | a number from 0 to 1 | `0.1` | ",
-        "| `lr_config.policy='poly'` |  |  | A polynomial ",
-        "| `lr_config.power` | a number ≥ 0 | `1.0` | ",
-        "| `log_config.hooks` | a list, each a `dict(…)` | `[dict(type='TextLoggerHook')]` | ",
-        "| `optimizer.paramwise_cfg.custom_keys.NAME.lr_mult` | a number ≥ 0 | `None` | ",
+    for key, about, kind, default in (
+        ("evaluation.interval", "Epochs between two validations.", "an integer ≥ 1", "`1`"),
+        ("optimizer_config.grad_clip.max_norm", "Maximum norm of all gradients together.", "a number > 0", "needed"),
+        ("lr_config.policy='poly'", "A polynomial from the base rate to `min_lr`.", "", ""),
+        ("lr_config.power", "Exponent of the polynomial.", "a number ≥ 0", "`1.0`"),
+        (
+            "log_config.hooks",
+            "Loggers in addition to log.jsonl, which is always written.",
+            "a list, each a `dict(…)`",
+            "`[dict(type='TextLoggerHook')]`",
+        ),
+        (
+            "optimizer.paramwise_cfg.custom_keys.NAME.lr_mult",
+            "Factor on the learning rate; None: 1.",
+            "a number ≥ 0",
+            "`None`",
+        ),
     ):
-        assert f"\n{row}" in text
+        assert f"\n| `{key}` | {about} | {kind} | {default} |\n" in text
     assert text.count("`lr_config.warmup`") == 1
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import api_pages
@@ -11,12 +14,17 @@ import config_reference
 import plain_docstrings
 import pytest
 from blocks import ROOT
+from config_tables import section_rows
 from outside_pages import relink, shown_files
 
+import lbitcls
 from lbitcls import registry
+from lbitcls.quant.methods import METHODS
+from lbitcls.settings.sections import Settings
 from lbitcls.utils.config import SECTIONS
 
 DOCS = ROOT / "docs"
+PACKAGE = Path(lbitcls.__file__).parent
 REFERENCE = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.rst")}
 
 
@@ -34,23 +42,54 @@ def test_a_page_has_every_module_and_what_the_package_offers() -> None:
     assert api_pages.is_public("lbitcls.workflows.training") and not api_pages.is_public("lbitcls.quant")
 
 
-def test_every_section_is_shown_with_its_keys() -> None:
-    keys, readers = config_reference.section_keys(), config_reference.readers()
-    dicts = (
-        "model data evaluation quant_transformer calibration optimizer_config lr_config checkpoint_config log_config"
-    )
-    assert {*dicts.split(), "dist_params", "custom_imports", "export"} <= keys.keys()
-    assert {name.partition(".")[0] for name in keys} <= SECTIONS.keys()
-    assert keys["optimizer_config.grad_clip"] == ("max_norm", "norm_type")
-    assert keys["checkpoint_config"] == ("interval", "by_epoch", "max_keep_ckpts")
-    assert keys["log_config"] == ("interval", "hooks", "pictures") and keys["ema"] == ("decay",)
-    assert keys["amp"] == keys["fp16"] == ("dtype", "loss_scale")
-    assert "loader" not in keys["evaluation"] and {"policy", "warmup", "gamma", "power"} <= set(keys["lr_config"])
-    assert "lbitcls.assembly.run_hooks" in readers["evaluation"]
-    assert not [section for section, modules in readers.items() if not modules], "nothing reads it"
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """(dotted name, syntax tree) of every module."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def readers() -> dict[str, list[str]]:
+    """The modules that read each section: `settings.NAME`, `cfg['NAME']`, `cfg.get('NAME')`."""
+    found: dict[str, list[str]] = {section: [] for section in SECTIONS}
+    for name, tree in modules():
+        owners = ("cfg", "settings", "self") if name == Settings.__module__ else ("cfg", "settings")
+        for section in sorted({section for node in ast.walk(tree) for section in sections_read(node, owners)}):
+            found[section].append(name)
+    return found
+
+
+def sections_read(node: ast.AST, owners: tuple[str, ...]) -> Iterator[str]:
+    """The sections that an expression reads from one of the names `owners`."""
+    value, key = None, None
+    if isinstance(node, ast.Attribute):
+        value, key = node.value, node.attr
+    elif isinstance(node, ast.Subscript):
+        value, key = node.value, getattr(node.slice, "value", None)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
+        value, key = node.func.value, getattr(node.args[0], "value", None)
+    if isinstance(value, ast.Name) and value.id in owners and key in SECTIONS:
+        yield str(key)
+
+
+def test_every_section_is_read_somewhere() -> None:
+    found = readers()
+    assert "lbitcls.assembly.run_hooks" in found["evaluation"]
+    assert not [section for section, modules in found.items() if not modules], "nothing reads it"
+
+
+def test_every_section_is_shown_with_the_meaning_of_its_keys_first() -> None:
     text = "\n".join(config_reference.sections_text())
-    assert all(f"   * - ``{section}``" in text for section in [*SECTIONS, *keys])
-    assert all(f"policy='{name}'" in text for name in ("step", "CosineAnnealing", "poly", "exp", "fixed"))
+    assert all(f"\n{section}\n{'-' * len(section)}\n" in text for section in SECTIONS)
+    shown = re.findall(r"^``([\w.]+)``$", text, re.MULTILINE)
+    rows = [row for name in [*SECTIONS, "optimizer.paramwise_cfg"] for row in section_rows(name)]
+    assert set(shown) == {key.strip("`") for key, kind, *_ in rows if "." in key and kind} and len(shown) > 50
+    assert (
+        "\n``evaluation.interval``\n   Epochs between two validations.\n\n   An integer ≥ 1; default: ``1``.\n" in text
+    )
+    assert "\n- ``backbone``: Config of the backbone." in text and "\n- ``fold_bn``: " in text
+    assert all(f"\npolicy='{name}'\n" in text for name in ("step", "CosineAnnealing", "poly", "exp", "fixed"))
+    assert not re.search(r"Annotated|:py:mod:|autoclass", text), "internals"
 
 
 def test_every_type_of_every_registry_is_shown() -> None:
@@ -64,7 +103,27 @@ def test_every_type_of_every_registry_is_shown() -> None:
                 assert re.search(rf"^{name}$|``{name}``", text, re.MULTILINE), name
     assert "Also ``mTransformerV2``, ``QuanTransformer``." in text
     assert "Older names: ``DRFConv``, ``DRFLinear``." in text
-    assert "- ``clip_decay`` (input)" in text
+    assert "- ``clip_decay`` (input): Factor λ" in text
+    assert "   dict(type='Resize', size=..., interpolation='bilinear', backend=None)\n\n- ``size``: " in text
+    assert text.index("\nResize the image.\n") < text.index("dict(type='Resize'"), "the meaning comes first"
+    assert not re.search(r"kwargs|Raises:|Example:|lbitcls\.registry", text), "internals"
+
+
+def test_every_type_can_be_pasted_into_a_config() -> None:
+    text = "\n".join(config_reference.types_text())
+    blocks = re.findall(r"^\.\. code-block:: python\n\n((?:   .*\n)+)", text, re.MULTILINE)
+    assert len(blocks) > 60
+    for block in blocks:
+        assert "\n   dict(" in f"\n{block}" and ast.parse(textwrap.dedent(block))
+
+
+def test_every_option_of_a_method_has_its_meaning() -> None:
+    registry.QUANT_LAYERS.names()
+    for name, method in METHODS.items():
+        if method.weight.__module__.startswith("lbitcls."):
+            for option, roles in method.options().items():
+                owner = method.weight if "weight" in roles else method.input
+                assert config_reference.meaning(option, owner), f"{name}: {option}"
 
 
 def test_examples_of_the_extensions() -> None:

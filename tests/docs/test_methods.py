@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from method_tables import BLOCK, written
 from torch import nn
 
 from lbitcls.models import build_classifier
@@ -19,6 +20,7 @@ from lbitcls.registry import QUANT_LAYERS
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "methods.md").read_text(encoding="utf-8")
 CONFIGS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+RESULTS = (DOCS / "results" / "cifar10_resnet20.md").read_text(encoding="utf-8")
 PICTURES = re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT)
 
 
@@ -68,3 +70,17 @@ def test_pictures_are_those_that_the_script_draws() -> None:
     assert PICTURES
     assert sorted(PICTURES) == sorted(f"methods/{name}.svg" for name in drawn)
     assert {path.stat().st_size < 60_000 for path in map(DOCS.joinpath, PICTURES)} == {True}
+
+
+def test_the_results_of_every_method_are_the_measured_ones() -> None:
+    assert written(TEXT) == TEXT, "docs/methods.md is not as the results are: python docs/method_tables.py"
+    shown = {match[2]: match[0] for match in BLOCK.finditer(TEXT)}
+    assert shown.keys() == {method_of(code) for code in CONFIGS}
+    measured = re.findall(
+        r"^\| `[^`]+` \| (\w+) \| (\w+) \| (\d+) \| [\d.]+ \| ([\d.]+) \| ([-+.\d]+) \|$", RESULTS, re.M
+    )
+    assert len(measured) > 20
+    for method, bits, epochs, top1, gap in measured:
+        for table in shown.values() if method == "float" else (shown[method],):
+            assert f"| {bits} | {epochs} | {top1} | {'' if method == 'float' else f'{gap} '}|\n" in table
+    assert sum(table.count("\n| W") for table in shown.values()) == len(measured) - 1

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from blocks import ROOT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+)
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no browser: install Debian's chromium and chromium-driver"
+)
+TOO_WIDE = """
+const scrolls = (e) => e.localName !== "article"
+  && (["auto", "scroll"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+return [...document.querySelectorAll("article *")]
+  .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e.parentElement))
+  .map((e) => `${e.tagName}: ${e.textContent.slice(0, 60)}`);
+"""
+"""The elements of a page that a reader of a narrow screen does not see to their end, and cannot scroll to it."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -105,3 +128,71 @@ def test_docstrings_are_shown_as_they_are_meant(site: Path) -> None:
     examples = re.findall(r'<span class="gp">&gt;&gt;&gt; ?</span>', text)
     assert len(examples) > 5
     assert "Args:" not in text and "system-message" not in text
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    driver.get("about:blank")
+    driver.get_log("performance")  # the browser's own first page
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@needs_browser
+def test_nothing_is_cut_off_on_a_phone_and_nothing_is_fetched(
+    site: Path, pages: dict[Path, Page], browser: Any
+) -> None:
+    assert len(pages) > 40
+    for path in sorted(pages):
+        name = str(path.relative_to(site))
+        browser.get(path.as_uri())
+        width = browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
+        assert width == [390, 390], f"{name} is wider than a phone"
+        assert not browser.execute_script(TOO_WIDE), name
+        asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        urls = [event["params"]["request"]["url"] for event in asked if event["method"] == "Network.requestWillBeSent"]
+        assert len(urls) > 5 and not [url for url in urls if not url.startswith(("file:", "data:"))], name
+
+
+@needs_browser
+def test_code_has_copy_buttons_and_output_has_none(site: Path, browser: Any) -> None:
+    browser.get((site / "getting_started.html").as_uri())
+    count = "return document.querySelectorAll(arguments[0]).length"
+    blocks = browser.execute_script(count, ".highlight pre")
+    output = browser.execute_script(count, ".highlight-text pre")
+    assert output >= 3 and blocks - output >= 8
+    assert browser.execute_script(count, "button.copybtn") == blocks - output
+    assert browser.execute_script(count, ".highlight-text button.copybtn") == 0
+    (first,) = re.findall(r"lbitcls train \S+", browser.find_element("id", "train").text)[:1]
+    assert (ROOT / first.split()[-1]).is_file()
+
+
+@needs_browser
+def test_formulas_are_drawn_in_lines(site: Path, browser: Any) -> None:
+    browser.get((site / "methods.html").as_uri())
+    rows = "return [...document.querySelectorAll('#lsq math > mtable > mtr')].map((e) => e.getBoundingClientRect().top)"
+    tops = browser.execute_script(rows)
+    assert len(tops) == 4 and tops == sorted(set(tops)), "one below the other"
+
+
+@needs_browser
+def test_a_search_shows_excerpts(site: Path, browser: Any) -> None:
+    browser.get(f"{(site / 'search.html').as_uri()}?q=calibration")
+    excerpts, end = [], time.monotonic() + 30
+    while len(excerpts) < 4 and time.monotonic() < end:
+        excerpts = browser.execute_script("return [...document.querySelectorAll('p.context')].map((e) => e.innerText)")
+    assert len(excerpts) >= 4 and all("calibrat" in text.lower() for text in excerpts[:3])
