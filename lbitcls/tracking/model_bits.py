@@ -10,6 +10,8 @@ from torch import nn
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.spec import FLOAT_BITS
 
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
 
 def integer_backbone(model: nn.Module) -> str | None:
     """Return the method and bits of an integer backbone, such as `'LSQ W8A8'`; None for any other backbone."""
@@ -41,6 +43,29 @@ def quantization(model: nn.Module) -> dict[str, float | str]:
         "weight_bits": weight,
         "input_bits": inputs,
     }
+
+
+def describe_quantization(model: nn.Module) -> str:
+    """Describe the method and bits of a model's quantized layers: most layers' first.
+
+    Example:
+        >>> describe_quantization(nn.Sequential(nn.Linear(2, 1)))
+        'float'
+    """
+    integer = integer_backbone(model)
+    kinds: Counter[str] = Counter()
+    layers = 0
+    for module in model.modules():
+        layers += isinstance(module, _LAYERS)
+        if isinstance(module, QuantLayer):
+            bits = f"W{_bits(module.weight_quantizer)}A{_bits(module.input_quantizer)}"
+            kinds[f"{module.method} {bits}"] += 1
+    parts = [] if integer is None else [f"integer backbone, {integer}"]
+    if kinds:
+        (main, _), *others = kinds.most_common()
+        rest = f" ({', '.join(f'{number} layers {kind}' for kind, number in others)})" if others else ""
+        parts.append(f"{main}{rest}, {kinds.total()} of {layers} layers quantized")
+    return "; ".join(parts) or "float"
 
 
 def _bits(quantizer: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import cast
 
 from torch import nn
@@ -13,11 +12,11 @@ from lbitcls.core.runner import EpochRunner
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.protocols import BatchLoader, Classifier
 from lbitcls.settings.sections import Settings
+from lbitcls.tracking.model_bits import describe_quantization
 from lbitcls.utils.dist import world_size
 from lbitcls.utils.logging import DETAIL, DISPLAY
 
 _CLASSES = 10  # class names that fit in the line
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def describe_run(runner: EpochRunner) -> None:
@@ -39,7 +38,7 @@ def show_plan_line(settings: Settings, runner: EpochRunner) -> None:
     backbone = settings.model.get("backbone") or {}
     name = "-".join(str(backbone[key]) for key in ("type", "depth") if key in backbone) or type(runner.module).__name__
     trained, frozen = _count(runner.module)
-    parts = [quantization(runner.module), f"{trained + frozen:,} parameters"]
+    parts = [describe_quantization(runner.module), f"{trained + frozen:,} parameters"]
     if frozen:
         parts[-1] += f", {trained:,} trained"
     calibration = runner.find(CalibrationHook)
@@ -47,31 +46,6 @@ def show_plan_line(settings: Settings, runner: EpochRunner) -> None:
         parts[0] += f" from epoch {calibration.epoch + 1}"
     device = str(runner.step.device) + (f", {world_size()} processes" if world_size() > 1 else "")
     runner.logger.info("%s: %s", name, "; ".join([*parts, device]), extra=DISPLAY)
-
-
-def quantization(model: nn.Module) -> str:
-    """Describe the method and bits of a model's quantized layers: most layers' first.
-
-    Example:
-        >>> quantization(nn.Sequential(nn.Linear(2, 1)))
-        'float'
-    """
-    from lbitcls.quant.layers import QuantLayer
-
-    integer = getattr(getattr(model, "backbone", None), "quantization", "float")
-    kinds: Counter[str] = Counter()
-    layers = 0
-    for module in model.modules():
-        layers += isinstance(module, _LAYERS)
-        if isinstance(module, QuantLayer):
-            bits = [getattr(q, "num_bits", 32) for q in (module.weight_quantizer, module.input_quantizer)]
-            kinds[f"{module.method} W{bits[0]}A{bits[1]}"] += 1
-    parts = [] if integer == "float" else [f"integer backbone, {integer}"]
-    if kinds:
-        (main, _), *others = kinds.most_common()
-        rest = f" ({', '.join(f'{number} layers {kind}' for kind, number in others)})" if others else ""
-        parts.append(f"{main}{rest}, {kinds.total()} of {layers} layers quantized")
-    return "; ".join(parts) or "float"
 
 
 def parameters(model: nn.Module) -> list[str]:

@@ -20,7 +20,7 @@ from lbitcls.commands.main import main
 from lbitcls.core.hooks import Hook
 from lbitcls.core.hooks.log import LogHook
 from lbitcls.tracking.epoch_rows import EpochRows, Row, columns_of, header, line_width, row_line, seconds_text
-from lbitcls.tracking.run_description import quantization
+from lbitcls.tracking.model_bits import describe_quantization
 from lbitcls.tracking.terminal import seconds_left
 from lbitcls.utils.logging import DETAIL, DISPLAY, setup_logger
 
@@ -181,9 +181,9 @@ def test_what_is_quantized_in_words(delivered: Delivered) -> None:
 
     cfg = Config.fromfile(delivered.config)
     model = build_classifier(cfg.model)
-    assert quantization(model) == "float"
+    assert describe_quantization(model) == "float"
     build_mtransformer(cfg.quant_transformer)(model)
-    assert quantization(model) == "LSQ W4A4 (2 layers LSQ W8A8), 8 of 8 layers quantized"
+    assert describe_quantization(model) == "LSQ W4A4 (2 layers LSQ W8A8), 8 of 8 layers quantized"
 
 
 def test_other_commands_do_not_print_the_plan(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
