@@ -277,7 +277,7 @@ def test_zero_is_never_dropped(name: str, zero: float) -> None:
 def test_a_device_may_be_a_number() -> None:
     assert [read_settings(dict(device=value)).device for value in (0, 1, "1", "cuda:1")] == ["0", "1", "1", "cuda:1"]
     for wrong in (-1, True, 1.5):
-        with pytest.raises(ConfigError, match=f"device must be 'cpu', .* the index of a GPU; got {wrong}"):
+        with pytest.raises(ConfigError, match=f"device must be 'auto', .* the index of a GPU; got {wrong}"):
             read_settings(dict(device=wrong))
     with pytest.raises(ConfigError, match=r"^gpu_ids must be a list of integers ≥ 0, such as \[0\]; got 0\.$"):
         read_settings(dict(gpu_ids=0))
