@@ -32,6 +32,7 @@ IMPORT_NAMES = {
     "yaml": "pyyaml",
 }
 BROUGHT_BY = {
+    "ipython": "jupyterlab",  # and there in any notebook
     "markupsafe": "jinja2",
     "opencv-python": "mmcv-lite",
     "pillow": "torchvision",

@@ -60,7 +60,7 @@ def test_two_processes_train_as_one_model(make_config: Any, tmp_path: Path) -> N
     assert [first[name] for name in names] == [second[name] for name in names]
     assert output.count("Using gloo: the backend NCCL of dist_params needs GPUs") == 1
     (log,) = Path(cfg.work_dir).glob("*.log")
-    assert log.read_text().count("TensorBoard: 3 layers and 16 images") == 1
+    assert log.read_text().count("TensorBoard: Inspected 3 layers and 16 images") == 1
     assert len(list(Path(cfg.work_dir).glob("tf_logs/*"))) == 1
     assert output.count("sycbn:") == 1 and output.count("  2/2 ") == 1
     summary = json.loads((Path(cfg.work_dir) / "summary.json").read_text())

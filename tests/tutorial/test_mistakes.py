@@ -188,7 +188,7 @@ def test_corrupt_image(place: dict[str, Path], tmp_path: Path, capsys: Any) -> N
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
-        ("train CONFIG --epochs 3", 2, ["unrecognized arguments: --epochs"]),
+        ("train CONFIG --max-epochs 3", 2, ["no option --max-epochs", "Did you mean --epochs 3?"]),
         ("test CONFIG TMP/seven.pth --data-root DATA", 1, ["CheckpointError", "does not match the model"]),
         ("train TMP/syntax.py", 2, ["ConfigError", "syntax.py"]),
     ],
