@@ -126,7 +126,7 @@ def test_a_resumed_run_goes_on_with_its_rows(make_config: Any, capsys: Any) -> N
     assert "Resuming from" in shown
 
 
-@pytest.mark.parametrize("columns", [48, 80, 200])
+@pytest.mark.parametrize("columns", [80, *(pytest.param(n, marks=pytest.mark.slow) for n in (48, 200))])
 def test_a_terminal_has_a_bar_and_lines_that_fit(write_config: Any, columns: int) -> None:
     code, shown, errors = on_terminal(ROOT / "tools" / "train.py", write_config(total_epochs=2), columns=columns)
     lines = plain(shown).splitlines()
@@ -224,6 +224,7 @@ def test_a_closed_pipe_ends_a_command_without_a_word(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_head_ends_a_command_and_a_run_goes_on(delivered: Delivered, make_config: Any, tmp_path: Path) -> None:
     cfg = make_config(total_epochs=2)
     cfg.dump(tmp_path / "tiny.py")
