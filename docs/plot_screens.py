@@ -31,7 +31,7 @@ from lbitcls.datasets.digits import Digits
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/quickstart/digits_lsq_4w4f.py"
 COLUMNS, ROWS = 100, 60
-FIRST, LAST = 18, 24
+FIRST, LAST = 17, 21
 """Lines of a long output that the picture shows: its start, and its end."""
 CONTROL = re.compile(r"\r\n|[\r\n]|\x1b\[([\d;?]*)([A-Za-z])|[^\r\n\x1b]+|\x1b")
 FONT = re.compile(r"\s*@font-face \{\{.*?\}\}", re.DOTALL)
@@ -90,7 +90,7 @@ def drawing(title: str, lines: list[str]) -> str:
     shown = lines if len(lines) <= FIRST + LAST else [*lines[:FIRST], "…", *lines[-LAST:]]
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for line in shown:
-        console.print(Text.from_ansi(line), no_wrap=True, crop=True)
+        console.print(Text.from_ansi(line), overflow="fold")
     code = FONT.sub("", CONSOLE_SVG_FORMAT).replace("Fira Code", "Menlo, Consolas, DejaVu Sans Mono")
     svg = console.export_svg(title=title, theme=MONOKAI, code_format=code, unique_id="terminal")
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
@@ -113,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, str(ROOT / "tools" / "train.py"), CONFIG, "--seed", "0"]
-        output = output_of(command, folder).replace(f"{folder}/", "")
+        output = output_of(command, folder).replace(f"{folder}/", "").replace(f"{ROOT}/", "…/")
         lines = screen(output.replace(f"{getpass.getuser()}@{socket.gethostname()}", "user@host"))
         title = f"lbitcls train {CONFIG}"
         (out / "terminal_train.svg").write_text(drawing(title, lines), encoding="utf-8")
