@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import re
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from mmengine.fileio.handlers.registry_utils import file_handlers
 from lbitcls.utils.errors import ConfigError, shown
 from lbitcls.utils.failures import explain
 from lbitcls.utils.files import suggest_path
+from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.library import NAME, config_library, find_shipped, nearest_config
 from lbitcls.utils.safe import read_yaml, refuse_code
 
@@ -203,7 +203,7 @@ def _copy(filename: str, copied: str) -> None:
     }
 
     def value(found: re.Match[str]) -> str:
-        text = json.dumps(values[found[1]], ensure_ascii=False)[1:-1]
+        text = json_text(values[found[1]], ensure_ascii=False)[1:-1]
         return text.replace("'", r"\x27").replace("{{", r"{\x7b") if path.suffix == ".py" else text
 
     text = path.read_text(encoding="utf-8-sig")

@@ -32,6 +32,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Typed:
     def run(*arguments: str) -> Config:
         given: list[Config] = []
         monkeypatch.setattr(f"lbitcls.workflows.{WORKFLOWS[arguments[0]]}", lambda cfg, *_, **__: given.append(cfg))
+        monkeypatch.setattr("lbitcls.commands.main.say_next", lambda *_: None)
         assert main(arguments) == 0, capsys.readouterr().err
         return given[0]
 

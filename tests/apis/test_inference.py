@@ -192,7 +192,7 @@ def test_arguments_that_do_not_suit_the_model(delivered: Delivered, tmp_path: Pa
         init_model(None, delivered.exported, "cuda")
     with pytest.raises(ConfigError, match=r"engine and threads need an \.onnx file"):
         init_model(delivered.config, delivered.checkpoint, engine="openvino")
-    with pytest.raises(ConfigError, match="engine and threads are for .onnx files"):
+    with pytest.raises(ConfigError, match="engine and threads need an .onnx file"):
         init_model(None, delivered.checkpoint, threads=2)
     with pytest.raises(ConfigError, match="a device must be"):
         init_model(delivered.config, delivered.checkpoint, "tpu")
