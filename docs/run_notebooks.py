@@ -29,6 +29,7 @@ TRANSFER = ("transfer_learning", "quantized_transfer_learning")
 LIBRARY = Path(sysconfig.get_paths()["purelib"]).parent
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TIME_OF_DAY = re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: - )?")
+LOG = re.compile(r"\b\d{8}_\d{6}(?=\.log\b)")
 PNG = re.compile(r"(?<=data:image/png;base64,)[\w+/=]+")
 WIDTH = 900  # pixels; wider pictures are scaled down
 FRAME = re.compile(r"<iframe.*?src=\"([^\"]+)\"", re.DOTALL)
@@ -72,13 +73,24 @@ def execute(name: str, settings: dict[str, Any]) -> Any:
         del notebook.cells[place + 1]
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.outputs = [cleaned(output, folder) for output in cell.outputs]
+                cell.outputs = joined([cleaned(output, folder) for output in cell.outputs])
                 cell.execution_count = None
                 cell.metadata.pop("execution", None)
     notebook.metadata = {**nbformat.read(ROOT / "demo" / f"{name}.ipynb", as_version=4).metadata}
     if lines:
         notebook.metadata["lbitcls"] = {"settings": lines}
     return notebook
+
+
+def joined(outputs: list[Any]) -> list[Any]:
+    """Return the outputs of a cell, with neighboring pieces of one stream as one."""
+    found: list[Any] = []
+    for output in outputs:
+        if found and "text" in output and output.get("name") == found[-1].get("name"):
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def cleaned(output: Any, folder: str) -> Any:
@@ -104,7 +116,8 @@ def anonymous(text: str, folder: str) -> str:
     for path, shown in ((folder, ""), (data, "data"), (LIBRARY, ""), (ROOT, ""), (Path.home(), "~")):
         if path:
             text = text.replace(f"{path}/", f"{shown}/" if shown else "").replace(str(path), shown or ".")
-    return PNG.sub(lambda found: small(found[0]), TIME_OF_DAY.sub("", text))
+    text = LOG.sub("YYYYMMDD_HHMMSS", TIME_OF_DAY.sub("", text))
+    return PNG.sub(lambda found: small(found[0]), text)
 
 
 def small(png: str) -> str:
