@@ -13,7 +13,6 @@ import base64
 import io
 import os
 import re
-import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -39,7 +38,7 @@ REPORT = """The report is a file, `{}`. [The analysis report](../docs/analysis.m
 
 
 def main() -> None:
-    """Parse the command line and execute the notebooks."""
+    """Execute the notebooks that the command line names."""
     names = sorted(path.stem for path in (ROOT / "demo").glob("*.ipynb"))
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks to execute (default: all of {names})")
@@ -130,4 +129,4 @@ def small(png: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -31,7 +31,8 @@ def joined(text: str | list[str]) -> str:
 
 def shown(output: dict[str, Any], picture: Path, page: Path) -> str:
     """Return an output as MyST; an image is written to the file `picture`."""
-    data = {kind: joined(value) for kind, value in output.get("data", {}).items() if "/" in kind and "json" not in kind}
+    kinds = ("image/png", "text/html", "text/markdown", "text/plain")
+    data = {kind: joined(value) for kind, value in output.get("data", {}).items() if kind in kinds}
     if "image/png" in data:
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(base64.b64decode(data["image/png"]))
