@@ -28,6 +28,7 @@ TRANSFER = ("transfer_learning", "quantized_transfer_learning")
 LIBRARY = Path(sysconfig.get_paths()["purelib"]).parent
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TIME_OF_DAY = re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: - )?")
+TORCH_LOG = re.compile(r"^[IW]\d{4} \d\d:\d\d:\d\d\.\d+ .*\n?", re.MULTILINE)  # times, process ids, folders of CUDA
 LOG = re.compile(r"\b\d{8}_\d{6}(?=\.log\b)")
 PNG = re.compile(r"(?<=data:image/png;base64,)[\w+/=]+")
 WIDTH = 900  # pixels; wider pictures are scaled down
@@ -82,9 +83,11 @@ def execute(name: str, settings: dict[str, Any]) -> Any:
 
 
 def joined(outputs: list[Any]) -> list[Any]:
-    """Return the outputs of a cell, with neighboring pieces of one stream as one."""
+    """Return the outputs of a cell, with neighboring pieces of one stream as one and no empty ones."""
     found: list[Any] = []
     for output in outputs:
+        if output.get("text") == "":
+            continue
         if found and "text" in output and output.get("name") == found[-1].get("name"):
             found[-1].text += output.text
         else:
@@ -115,7 +118,7 @@ def anonymous(text: str, folder: str) -> str:
     for path, shown in ((folder, ""), (data, "data"), (LIBRARY, ""), (ROOT, ""), (Path.home(), "~")):
         if path:
             text = text.replace(f"{path}/", f"{shown}/" if shown else "").replace(str(path), shown or ".")
-    text = LOG.sub("YYYYMMDD_HHMMSS", TIME_OF_DAY.sub("", text))
+    text = LOG.sub("YYYYMMDD_HHMMSS", TIME_OF_DAY.sub("", TORCH_LOG.sub("", text)))
     return PNG.sub(lambda found: small(found[0]), text)
 
 

@@ -116,6 +116,7 @@ def test_traces_of_a_machine_are_removed(monkeypatch: pytest.MonkeyPatch) -> Non
         "saved /b/c/work_dirs/x/best.pth in /b/c": "saved work_dirs/x/best.pth in .",
         "2026-01-02 03:04:05,678 - Epoch 1": "Epoch 1",
         "│ x/20260102_030405.log │": "│ x/YYYYMMDD_HHMMSS.log │",
+        "a\nW0102 03:04:05.006000 78 torch/x.py:9] No CUDA in '/d'\nb": "a\nb",
         "\x1b[1mtop-1\x1b[0m of /a/photos/ants": "top-1 of data/ants",
         f"{np.__file__}:3: UserWarning": "site-packages/numpy/__init__.py:3: UserWarning",
         "1/8 of images/train/bees, 0:00:03": "1/8 of images/train/bees, 0:00:03",
@@ -124,7 +125,7 @@ def test_traces_of_a_machine_are_removed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_pieces_of_a_stream_are_joined() -> None:
-    pieces = [("stdout", "a\n"), ("stdout", "b\n"), ("stderr", "c\n"), (None, ""), ("stdout", "d\n")]
+    pieces = [("stdout", "a\n"), ("stdout", "b\n"), ("stderr", "c\n"), (None, ""), ("stdout", ""), ("stdout", "d\n")]
     new = nbformat.v4.new_output
     outputs = [new("stream", name=name, text=text) if name else new("display_data", {}) for name, text in pieces]
     assert [output.get("text") for output in run_notebooks.joined(outputs)] == ["a\nb\n", "c\n", None, "d\n"]
