@@ -25,6 +25,7 @@ extensions = [
     "api_pages",
     "config_reference",
     "mathml",
+    "notebook_pages",
     "offline_search",
     "outside_pages",
     "plain_docstrings",

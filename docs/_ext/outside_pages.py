@@ -18,6 +18,7 @@ LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)]*)?\))")
 def shown_files(docs: Path) -> dict[Path, Path]:
     """Map each outside file to the page that shows it; `index.md` replaces the README."""
     found = {docs.parent / "README.md": docs / "index.md"}
+    found |= {docs.parent / "demo" / page.name: page for page in docs.glob("notebooks/*.ipynb")}
     for page in docs.glob("*.md"):
         for name in INCLUDE.findall(page.read_text(encoding="utf-8")):
             found[(docs / name).resolve()] = page

@@ -87,10 +87,20 @@ def pages(site: Path) -> dict[Path, Page]:
 
 def test_every_page_is_there(site: Path, pages: dict[Path, Page]) -> None:
     sources = [
-        path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.*") if path.suffix in (".md", ".rst")
+        path.relative_to(ROOT / "docs")
+        for path in (ROOT / "docs").rglob("*.*")
+        if path.suffix in (".md", ".rst", ".ipynb")
     ]
     expected = {site / path.with_suffix(".html") for path in sources if path.parts[0] != "_build"}
     assert len(expected) > 20 and expected <= pages.keys()
+
+
+def test_notebooks_are_shown_with_outputs(site: Path) -> None:
+    names = [path.stem for path in (ROOT / "demo").glob("*.ipynb")]
+    for path in (site / "notebooks" / f"{name}.html" for name in names):
+        text = path.read_text(encoding="utf-8")
+        assert len(text) < 600_000 and 'class="notebook-table"><table>' in text
+        assert len(re.findall(rf'src="\.\./_images/{path.stem}-\d+-\d+\.png"', text)) >= 3
 
 
 def test_links_lead_somewhere(site: Path, pages: dict[Path, Page]) -> None:
