@@ -116,6 +116,7 @@ def model_config(args: argparse.Namespace, config: str | None, model: str | None
         CheckpointError: An option changes the recorded config, and the file is missing or records none.
     """
     if config is not None or model is None:
+        args.config = config
         return read_config(args)
     given = [getattr(args, flag.replace("-", "_")) for flag in getattr(args, "short_forms", ())]
     device = None if model.lower().endswith(".onnx") else args.device  # an engine runs on the CPU

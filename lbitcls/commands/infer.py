@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> object:
     given = sort_arguments([args.model, *args.images], ORDER)
     if given.model is None or not given.rest:
         raise ConfigError(f"no image is given, only {' and '.join([args.model, *args.images])}; the order is: {ORDER}.")
-    args.config, args.checkpoint = given.config, given.model
     return infer_files(
         model_config(args, given.config, given.model),
         given.model,

@@ -45,23 +45,35 @@ def _after_train(args: argparse.Namespace, summary: Any) -> Commands:
         return [_infer(model), _benchmark(model)]
     checkpoint = Path(summary["checkpoint"])
     test = ["test", args.config, str(checkpoint), *_given(args)]
-    return [test, _export(args, checkpoint)] if "quantized" in summary else [test]
+    return [test, *_after_model(args, args.config, checkpoint)] if "quantized" in summary else [test]
 
 
 def _after_test(args: argparse.Namespace, _: Any) -> Commands:
-    if args.checkpoint is None:
-        return [["train", args.config, *_given(args)]]
-    return _with_model(args, Path(args.checkpoint))
+    config, model = _files(args, args.folder)
+    if model is None:
+        return [["train", str(config), *_given(args)]]
+    return _after_model(args, config, Path(model))
 
 
 def _after_infer(args: argparse.Namespace, _: Any) -> Commands:
-    return _with_model(args, Path(args.checkpoint))
+    config, model = _files(args, args.images)
+    return _after_model(args, config, Path(str(model)))
 
 
-def _with_model(args: argparse.Namespace, model: Path) -> Commands:
+def _files(args: argparse.Namespace, others: list[str]) -> tuple[str | None, str | None]:
+    """Return the config and the model among the files of `test` or `infer`."""
+    from lbitcls.inference.self_described import sort_arguments
+
+    given = sort_arguments([args.model, *others], "")
+    return given.config, given.model
+
+
+def _after_model(args: argparse.Namespace, config: str | None, model: Path) -> Commands:
     if model.suffix == ".onnx":
         return [_benchmark(model)]
-    return [_export(args, model)] if args.config else []  # an export needs the config
+    if config is None:  # an export needs it
+        return []
+    return [["export", config, str(model), "--out", str(model.with_name("model.onnx")), *_given(args)]]
 
 
 def _after_export(args: argparse.Namespace, _: Any) -> Commands:
@@ -73,10 +85,6 @@ def _after_export(args: argparse.Namespace, _: Any) -> Commands:
 
 def _infer(model: Path) -> list[str]:
     return ["infer", str(model), "IMAGE"]
-
-
-def _export(args: argparse.Namespace, checkpoint: Path) -> list[str]:
-    return ["export", args.config, str(checkpoint), "--out", str(checkpoint.with_name("model.onnx")), *_given(args)]
 
 
 def _benchmark(model: Path) -> list[str]:

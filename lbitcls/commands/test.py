@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> object:
     given = sort_arguments([args.model, *args.folder], ORDER)
     if len(given.rest) > 1:
         raise ConfigError(f"test needs one folder at most; got {' '.join(given.rest)}. The order is: {ORDER}.")
-    args.config, args.checkpoint = given.config, given.model
     return test_classifier(
         model_config(args, given.config, given.model),
         given.model,

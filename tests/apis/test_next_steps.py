@@ -27,7 +27,8 @@ EXPORTED = {**FLOAT, "quantized": {}, "integer": {"file": "work/model.onnx"}}
         (["test", "c.py", "a.pth", "--data-root", "d"], None, ["export"]),
         (["test", "c.py", "work/model.onnx"], None, ["benchmark"]),
         (["infer", "c.py", "a.pth", "x.jpg"], None, ["export"]),
-        (["infer", "c.py", "work/model.onnx", "x.jpg"], None, ["benchmark"]),
+        (["infer", "work/model.onnx", "x.jpg"], None, ["benchmark"]),
+        (["test", "a.pth", "photos"], None, []),
         (["export", "c.py", "a.pth", "--out", "it's.onnx"], None, ["test", "benchmark"]),
         (["export", "c.py", "a.pth", "--out", "b.onnx", "--part", "backbone"], None, []),
         (["benchmark", "a.onnx"], None, []),
@@ -51,7 +52,7 @@ def test_next(
         found = _parse(line[1:], None)
         if "--data-root" in command and line[1] != "infer" and line[1] != "benchmark":
             assert found.data_root == args.data_root
-        if "--options" in command and line[1] != "benchmark":
+        if "--options" in command and line[1] not in ("benchmark", "infer"):
             assert found.options == args.options
         if found.verb == "benchmark" and "work/model.onnx" in line:
             assert found.models == ["work/model.onnx", "work/float.onnx"]
