@@ -49,7 +49,7 @@ photo=$(find photos -name '*.jpg' | sort | head -1)
 lbitcls infer "$run/model.onnx" "$photo" | tee answer.txt
 lbitcls infer "$run/model.onnx" photos/bees --out labeled
 lbitcls test "$run/model.onnx" photos --metrics accuracy f1_score confusion
-advised "Did you mean" lbitcls test "$run/model.onx" photos
+advised "Did you mean 'model.onnx'?" lbitcls test "$run/model.onx" photos
 lbitcls benchmark "$run/model.onnx" "$run/float.onnx" --repeats 3 --json times.json
 lbitcls visualize errors photos.py --out errors.png
 
