@@ -14,6 +14,7 @@ from lbitcls.inference.preparation import Steps, fitting_steps, test_steps
 from lbitcls.settings.sections import ConfigLike, as_config
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
+from lbitcls.utils.files import suggest_path
 from lbitcls.utils.logging import get_logger
 
 CONFIGS = (".py", ".yaml", ".yml", ".json")
@@ -74,9 +75,10 @@ def sort_arguments(given: Sequence[str], usage: str) -> Given:
     if suffix in CONFIGS:
         return Given(first, others[0] if others else None, others[1:])
     if suffix not in (EXPORTED, *CHECKPOINTS):
+        near = "." if Path(first).exists() else suggest_path(Path(first))
         raise ConfigError(
             f"the first file must be an exported model ({EXPORTED}), a checkpoint ({', '.join(CHECKPOINTS)}) or a "
-            f"config ({', '.join(CONFIGS)}); got {first}. The order is: {usage}."
+            f"config ({', '.join(CONFIGS)}); got {first}{near} The order is: {usage}."
         )
     if others and Path(others[0]).suffix.lower() in CONFIGS:
         raise ConfigError(f"the config {others[0]} stands after the model {first}. The order is: {usage}.")
@@ -198,7 +200,10 @@ def folder_config(path: str | Path, folder: str | Path, given: ConfigLike | None
 def _class_names(model: Description, folder: Path) -> list[str]:
     """Return the model's classes, or the folder's if the file names none, after a check that they match."""
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; expected a folder that has one folder of images per class.")
+        raise DataError(
+            f"there is no folder {folder}; expected a folder that has one folder of images per class"
+            f"{suggest_path(folder)}"
+        )
     present = class_folders(folder)
     if not present:
         raise DataError(f"{folder} has no class folders; expected one folder of images per class.")

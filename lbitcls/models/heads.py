@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lbitcls.registry import HEADS, LOSSES
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.logging import ONCE
 
 logger = logging.getLogger("lbitcls")
 
@@ -114,7 +115,7 @@ class _HeadWithClasses(ClsHead):
             raise ConfigError(f"{owner}(topk={topk!r}): every k is above num_classes={num_classes}; use topk=(1,).")
         if unreported:
             names = ", ".join(f"top-{k}" for k in unreported)
-            logger.info("Not reporting %s: there are only %d classes.", names, num_classes)
+            logger.info("Not reporting %s: there are only %d classes.", names, num_classes, extra=ONCE)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.dropout = nn.Dropout(dropout)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.logging import ONCE
 
 AUTO = "auto"
 """Name for the first GPU, or the CPU if there is none."""
@@ -64,7 +65,8 @@ def choose_device(
         if explicit:
             why = "" if torch.backends.cuda.is_built() else " (this PyTorch is built without CUDA)"
             raise ConfigError(f"{name} is requested, but this machine has no GPU{why}. Use the device cpu, or auto.")
-        logger.log(logging.WARNING if gpu_ids else logging.INFO, "Running on the CPU: this machine has no GPU.")
+        level = logging.WARNING if gpu_ids else logging.INFO
+        logger.log(level, "Running on the CPU: this machine has no GPU.", extra=ONCE)
         return torch.device("cpu")
     if wanted.index >= count:
         raise ConfigError(f"{wanted} is requested, but this machine has {count} GPU(s), numbered from 0.")

@@ -1,7 +1,8 @@
 """Logger of the package, to standard output and a file in the work directory; only rank 0 reports.
 
 The file gets every line; standard output gets plain messages without the lines marked `DETAIL`, and in addition those
-marked `DISPLAY`: `logger.info("…", extra=DETAIL)`. A verbose logger shows all of them, in the file's format.
+marked `DISPLAY`: `logger.info("…", extra=DETAIL)`. A verbose logger shows all of them, in the file's format. A line
+marked `ONCE` appears once on standard output, though a command trains, exports and tests, each with its own set-up.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ DETAIL: Final = {"audience": "file"}
 """`extra` of a line for the log file: a dump, or what the terminal shows in another form."""
 DISPLAY: Final = {"audience": "terminal"}
 """`extra` of a line for the terminal: what the log file contains in another form."""
+ONCE: Final = {"once": True}
+"""`extra` of a line about the machine or the model that every step of a command would repeat."""
 
 
 class _Failing(logging.Handler):
@@ -75,13 +78,25 @@ class StdoutHandler(_Failing, logging.StreamHandler):
 
     Args:
         verbose: True: all lines, in the format of the log file.
+        shown: Lines marked `ONCE` that earlier handlers of this command showed.
     """
 
-    def __init__(self, verbose: bool = False) -> None:
+    def __init__(self, verbose: bool = False, shown: Iterable[str] = ()) -> None:
         logging.Handler.__init__(self)
+        self.shown = set(shown)
         self.setFormatter(logging.Formatter(_FORMAT) if verbose else _Plain())
         if not verbose:
             self.addFilter(lambda record: _audience(record) != "file")
+            self.addFilter(self._is_news)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """Return False for a line marked `ONCE` that was shown before."""
+        if not getattr(record, "once", False):
+            return True
+        line = record.getMessage()
+        news = line not in self.shown
+        self.shown.add(line)
+        return news
 
     def target(self) -> str:
         return "standard output"
@@ -121,11 +136,12 @@ def setup_logger(
     if name not in _LEVELS:
         raise ConfigError(f"log_level '{level}' is unknown{suggest(name, _LEVELS)} Known: {', '.join(_LEVELS)}.")
     logger = get_logger()
+    shown = {line for handler in logger.handlers if isinstance(handler, StdoutHandler) for line in handler.shown}
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         with contextlib.suppress(OSError):  # a full disk's error, already reported
             handler.close()
-    logger.addHandler(StdoutHandler(verbose or name == "DEBUG"))
+    logger.addHandler(StdoutHandler(verbose or name == "DEBUG", shown))
     if log_file is not None and rank == 0:
         file = LogFileHandler(log_file, encoding="utf-8")
         file.setFormatter(logging.Formatter(_FORMAT))

@@ -163,7 +163,7 @@ def test_numbers_of_one_are_singular(capsys: pytest.CaptureFixture[str]) -> None
         ),
         (dict(load_from="gone.pth"), "gone.pth"),
         (dict(resume_from="gone.pth"), "gone.pth"),
-        (dict(calibration__epoch=30), "calibration.epoch=30: the run has only epochs 0 to 29."),
+        (dict(calibration__epoch=30), "epochs 0 to 29, so its quantizers would never be switched on. Use --options"),
         (dict(device="gpuu"), "gpuu"),
         (dict(log_level="LOUD"), "log_level 'LOUD' is unknown"),
         (dict(work_dir="file/run"), "nothing can be written to the work directory file/run"),

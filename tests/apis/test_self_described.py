@@ -115,6 +115,18 @@ def test_folders_that_are_not_the_classes(delivered: Delivered, digits: Path, tm
     assert "'diget 1'. Did you mean 'digit 1'?" in capsys.readouterr().err
 
 
+def test_a_misspelled_file_or_folder_gets_the_nearest_name(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
+    model = tmp_path / "model.onnx"
+    shutil.copy(delivered.exported, model)
+    (tmp_path / "photos").mkdir()
+    for arguments, code, name in (
+        ([str(tmp_path / "model.onx"), "photos"], 2, "model.onnx"),
+        ([str(model), str(tmp_path / "potos")], 1, "photos"),
+    ):
+        assert main(["test", *arguments]) == code
+        assert f"Did you mean '{name}'?" in capsys.readouterr().err
+
+
 def test_benchmark_needs_the_file_alone(delivered: Delivered, capsys: Any) -> None:
     assert main(["benchmark", str(delivered.exported), "--repeats", "1", "--batch", "1"]) == 0
     assert "W4A4" in capsys.readouterr().out

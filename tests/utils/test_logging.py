@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lbitcls.utils.errors import ConfigError
-from lbitcls.utils.logging import get_logger, print_table, setup_logger, track
+from lbitcls.utils.logging import ONCE, get_logger, print_table, setup_logger, track
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,16 @@ def test_other_ranks_only_report_errors(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "x.log").exists()
     output = capsys.readouterr().out
     assert "loud" in output and "quiet" not in output
+
+
+def test_a_command_says_once_what_each_of_its_steps_would_repeat(tmp_path: Path, capsys: Any) -> None:
+    for name in ("train.log", "export.log"):
+        logger = setup_logger(log_file=tmp_path / name)
+        for line in ("No %s.", "No %s.", "Other."):
+            logger.info(*((line, "GPU") if "%" in line else (line,)), extra=ONCE)
+        logger.info("Epoch")
+    assert capsys.readouterr().out.split("\n") == ["No GPU.", "Other.", "Epoch", "Epoch", ""]
+    assert (tmp_path / "export.log").read_text(encoding="utf-8").count("No GPU.") == 2
 
 
 def test_unknown_level() -> None:

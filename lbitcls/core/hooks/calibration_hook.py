@@ -40,7 +40,11 @@ class CalibrationHook(Hook):
 
     def before_run(self, runner: EpochRunner) -> None:
         if self.epoch >= runner.max_epochs:
-            raise ConfigError(f"calibration.epoch={self.epoch}: the run has only epochs 0 to {runner.max_epochs - 1}.")
+            last = runner.max_epochs - 1
+            raise ConfigError(
+                f"calibration.epoch={self.epoch}: the run has only epochs 0 to {last}, so its quantizers would never "
+                f"be switched on. Use --options calibration.epoch=N with N ≤ {last}, or train for more epochs."
+            )
         runner.phase = "quantized" if self.done else "float"
         _switch(runner, self.done)
 
