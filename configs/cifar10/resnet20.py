@@ -57,4 +57,3 @@ total_epochs = 5
 checkpoint_config = dict(interval=1, max_keep_ckpts=1)
 log_config = dict(interval=100, hooks=[dict(type="TextLoggerHook"), dict(type="TensorboardLoggerHook")])
 seed = 0
-work_dir = "work_dirs/cifar10_resnet20"

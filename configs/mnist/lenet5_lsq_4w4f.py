@@ -60,4 +60,3 @@ total_epochs = 3
 checkpoint_config = dict(interval=1)
 log_config = dict(interval=100, hooks=[dict(type="TextLoggerHook"), dict(type="TensorboardLoggerHook")])
 seed = 0
-work_dir = "work_dirs/mnist_lenet5_lsq_4w4f"

@@ -67,4 +67,3 @@ kernels = "plain"  # the run is shorter than their compilation
 export = dict(verify=True)  # model.onnx in the work directory, and what it is worth
 num_threads = 1  # the model is too small for more, and other programs may want the rest
 seed = 0
-work_dir = "work_dirs/digits_lsq_4w4f"

@@ -119,7 +119,11 @@ def model_config(args: argparse.Namespace, config: str | None, model: str | None
         args.config = config
         return read_config(args)
     given = [getattr(args, flag.replace("-", "_")) for flag in getattr(args, "short_forms", ())]
-    device = None if model.lower().endswith(".onnx") else args.device  # an engine runs on the CPU
+    device = args.device
+    if model.lower().endswith(".onnx"):
+        if device not in (None, "auto", "cpu"):
+            raise ConfigError(f"an exported model runs on the CPU; remove --device {device}.")
+        device = None
     if args.options or device is not None or any(value is not None for value in given):
         return read_config(args, model)
     return None

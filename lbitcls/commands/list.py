@@ -11,7 +11,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls list`."""
     add = parser.add_argument
     add("kind", metavar="KIND", help="what to list: configs, methods, backbones, datasets or targets")
-    add("words", nargs="*", metavar="WORD", help="list only entries with all of these words")
+    add("words", nargs="*", default=[], metavar="WORD", help="list only entries with all of these words")
 
 
 @verb("list", add_options, START)

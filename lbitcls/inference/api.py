@@ -92,7 +92,7 @@ def init_model(
     if checkpoint is not None and Path(checkpoint).suffix.lower() == ".onnx":
         from lbitcls.inference.onnx_model import open_exported
 
-        if device not in (None, "cpu"):
+        if device not in (None, "auto", "cpu"):
             raise ConfigError(f"an exported model runs on the CPU; remove device={device!r}.")
         model: Classifier = open_exported(checkpoint, cfg, engine, threads)
     else:

@@ -59,9 +59,7 @@ def open_classifier(
         ConfigError: The engine is unknown.
     """
     opened = load(path, engine or "openvino", threads)
-    logger.info(
-        "Running %s in %s, %s, %s threads.", path, opened.name, opened.precision, threads or "its own choice of"
-    )
+    logger.info("Running %s in %s, %s, threads: %s.", path, opened.name, opened.precision, threads or "its own choice")
     if opened.info is None:
         logger.info("%s was not written by lbitcls: its classes and preprocessing are unknown.", path)
     elif opened.info.pipeline and not _same(opened.info.pipeline, (settings.data.dataset(split) or {}).get("pipeline")):

@@ -165,13 +165,15 @@ def _group(members: list[RunRow]) -> SeedGroup:
 def _common_name(rows: Sequence[RunRow]) -> str:
     """Return the beginning that the runs' names have in common, without "seed" at its end.
 
-    If there is none, as for `lsq/seed1` and `lsq/seed2`, return the name of the folder that contains the runs.
+    If there is none, as for `lsq/seed1` and `lsq/seed2`, return the name of the folder that contains the runs,
+    or the first run's if there are several.
     """
     if len(rows) == 1:
         return rows[0].name
     common = os.path.commonprefix([row.name for row in rows])  # noqa: RUF071 - of the characters, as intended
     kept = re.sub(r"[\W_]*(?:(?<![a-z])s(?:eed)?)?[\W_]*$", "", re.sub(r"\d+$", "", common))
-    return kept or Path(rows[0].path).resolve().parent.name
+    folders = {str(Path(row.path).resolve().parent) for row in rows}
+    return kept or (Path(folders.pop()).name if len(folders) == 1 else rows[0].name)
 
 
 def _values(row: RunRow) -> dict[str, Any]:

@@ -78,7 +78,6 @@ total_epochs = 90
 log_level = "INFO"
 log_config = dict(interval=200, hooks=[dict(type="TextLoggerHook"), dict(type="TensorboardLoggerHook")])
 dist_params = dict(backend="nccl")
-work_dir = "work_dirs/config2_res50_lsq_2w2f"
 workflow = [("train", 1)]
 load_from = None
 resume_from = ""
