@@ -103,7 +103,7 @@ def test_the_top_k_are_those_of_the_validation(make_config: Any, capsys: Any) ->
     capsys.readouterr()
     for wrong, message in (
         (dict(top=1), "Did you mean 'topk'"),
-        (dict(topk=[0]), r"integer ≥ 1 or a list .* got \[0\]"),
+        (dict(topk=[0]), r"topk.0 must be an integer ≥ 1; got 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             classify(make_config(options={"evaluation.metric_options": wrong}), "x.pth")

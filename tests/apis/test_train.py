@@ -228,7 +228,7 @@ def test_hook_of_ones_own(make_config: Any) -> None:
         ({"custom_hooks": ["EndAt"]}, r"custom_hooks\.0 must be a dict\(…\); got 'EndAt'"),
         ({"log_config.hooks": 5}, r"log_config\.hooks must be a list, each a dict\(…\); got 5"),
         ({"workflow": 5}, "workflow must be a list .*; got 5"),
-        ({"gpu_ids": 1}, "gpu_ids must be a list of integers ≥ 0; got 1"),
+        ({"gpu_ids": 1}, r"gpu_ids must be a list of integers ≥ 0, such as \[0\]; got 1"),
         ({"data.drop_last": True, "data.samples_per_gpu": 2000}, "leaves no batch: data.train has 1437 images"),
         ({"workflow": [("train", 1), ("vall", 1)]}, "workflow must be a list"),
         ({"dist_params": dict(backend="nccl", port=3)}, "dist_params does not accept 'port'"),

@@ -60,7 +60,7 @@ def test_rate(cfg: Any, iteration: int, expected: float) -> None:
         (dict(policy="stepp", step=3), "Did you mean 'step'"),
         (dict(step=3), "lr_config needs 'policy'"),
         (dict(policy="step"), "lr_config needs 'step'"),
-        (dict(policy="step", step=[3, 0]), r"step must be an integer ≥ 1 or a list of them; got \[3, 0\]"),
+        (dict(policy="step", step=[3, 0]), r"lr_config.step.1 must be an integer ≥ 1; got 0"),
         (dict(policy="step", step=3, gama=0.1), "Did you mean 'gamma'"),
         (dict(policy="CosineAnnealing"), "either min_lr or min_lr_ratio"),
         (dict(policy="fixed", warmup="linar", warmup_iters=3), "Did you mean 'linear'"),
