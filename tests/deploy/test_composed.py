@@ -187,9 +187,10 @@ def test_from_the_command_line(recipe: dict[str, Any], repo_root: Path, tmp_path
     cfg.dump(tmp_path / "head.py")
     assert main(["train", str(tmp_path / "head.py")]) == 0
     shown = capsys.readouterr().out
+    (log,) = (tmp_path / "work").glob("*.log")
     summary = json.loads((tmp_path / "work" / "summary.json").read_text())
     assert summary["integer_backbone"] == "LSQ W8A8" and "float" not in summary
-    assert "integer, LSQ W8A8" in shown and "(integer backbone, float head)" in shown
+    assert "integer, LSQ W8A8" in shown and "(integer backbone, float head)" in log.read_text()
     assert summary["model_size"]["float_kib"] > 70 > 30 > summary["model_size"]["quantized_kib"]
     checkpoint, model = summary["checkpoint"], str(tmp_path / "model.onnx")
     command = ["export", str(tmp_path / "head.py"), checkpoint, "--out", model, "--verify", "--num-images", "120"]
