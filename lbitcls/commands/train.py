@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> object:
         "load_from": args.load_from,
         "seed": args.seed,
         "gpu_ids": args.gpu_ids,
+        "device": _requested_gpu(args),
         "deterministic": args.deterministic or None,
         "sycbn": args.sycbn or None,
         "cpu_only": args.cpu_only or None,
@@ -79,3 +80,9 @@ def _named(run_folder: Path, name: str, work_dir: str | None) -> str:
     if name != Path(name).name or name in ("", ".."):
         raise ConfigError(f"--name must be the name of a folder; got '{name}'. For a path use --work-dir.")
     return str(run_folder.with_name(name))
+
+
+def _requested_gpu(args: argparse.Namespace) -> str | None:
+    """Return the GPU that `--gpu-ids` names: as a flag, unlike in an older config, it must exist."""
+    alone = args.gpu_ids is not None and len(args.gpu_ids) == 1 and args.launcher == "none"
+    return f"cuda:{args.gpu_ids[0]}" if alone and args.device is None and not args.cpu_only else None

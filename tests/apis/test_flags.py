@@ -256,6 +256,8 @@ def test_a_requested_gpu_must_exist(
     for verb, more in (("train", []), ("test", []), ("check", []), ("infer", ["none.pth", "none.jpg"])):
         assert main([verb, str(write_config()), *more, "--device", device]) == 2
         assert f"{device} is requested, but this machine has no GPU" in capsys.readouterr().err
+    assert main(["train", str(write_config()), "--gpu-ids", "1"]) == 2
+    assert "cuda:1 is requested, but this machine has no GPU" in capsys.readouterr().err
     assert main(["train", str(write_config(device=device))]) == 2
     assert f"{device} is requested, but this machine has no GPU" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.pth"))
