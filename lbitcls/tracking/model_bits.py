@@ -63,8 +63,8 @@ def describe_quantization(model: nn.Module) -> str:
     parts = [] if integer is None else [f"integer backbone, {integer}"]
     if kinds:
         (main, _), *others = kinds.most_common()
-        rest = f" ({', '.join(f'{number} layers {kind}' for kind, number in others)})" if others else ""
-        parts.append(f"{main}{rest}, {kinds.total()} of {layers} layers quantized")
+        rest = ", ".join(f"{number} {'layer' if number == 1 else 'layers'} {kind}" for kind, number in others)
+        parts.append(f"{main}{rest and f' ({rest})'}, {kinds.total()} of {layers} layers quantized")
     return "; ".join(parts) or "float"
 
 

@@ -29,7 +29,8 @@ def imagenet(folder: Path) -> None:
 
 def old_config_trained(names: dict[str, Any], said: str) -> None:
     """The old config trained an epoch at the bits that it asks for, and both kinds of checkpoint were read."""
-    lines = [line.split() for line in said.splitlines()]
+    (log,) = Path("work_dirs/old").glob("*.log")
+    lines = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
     entries = {
         line[0]: line[3:8] for line in lines if line and line[0] in ("backbone.conv1", "backbone.layer4.2.conv3")
     }
