@@ -100,7 +100,7 @@ def own_parts(names: dict[str, Any], said: str) -> None:
 
 def two_processes(names: dict[str, Any], said: str) -> None:
     """Both runs had two processes; the second went on with the first."""
-    assert said.count("Device: cpu, processes: 2") == 2 and "Resuming from" in said
+    assert said.count("; cpu, 2 processes") == 2 and "Resuming from" in said
     assert said.strip().endswith("2")
 
 
