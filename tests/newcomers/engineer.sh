@@ -25,7 +25,7 @@ if archive.is_file():
 else:
     digits = Digits(split="train")
     for label, name in enumerate(("ants", "bees")):
-        for index in (digits.labels == label).nonzero().flatten()[:30].tolist():
+        for index in [at for at, found in enumerate(digits.labels) if found == label][:30]:
             image = Image.fromarray(digits.images[index, 0].numpy()).convert("RGB")
             image.resize((256, 256)).save(f"photos/{name}/{index}.jpg")
 PYTHON
