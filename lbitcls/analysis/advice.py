@@ -54,8 +54,7 @@ def advise(analysis: Analysis) -> list[Advice]:
             continue
         without = layer.scan.without
         kib = math.prod(layer.shape) * (BITS - layer.num_bit_w) / 8 / 1024
-        known = without.top1 is not None and whole.top1 is not None
-        top1 = 100 * (without.top1 - whole.top1) if known else None  # type: ignore[operator]
+        top1 = None if without.top1 is None or whole.top1 is None else 100 * (without.top1 - whole.top1)
         kl = whole.kl - without.kl
         gain = kl if top1 is None else top1
         if gain >= 0 and kl > 0:

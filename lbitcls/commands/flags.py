@@ -9,8 +9,8 @@ from typing import Any
 
 from lbitcls.commands.base import SHORT_FORMS
 from lbitcls.utils.errors import ConfigError, LbitclsError, nearest
+from lbitcls.utils.library import CONFIG_SUFFIXES
 
-CONFIG_SUFFIXES = (".py", ".yaml", ".yml", ".json")
 _FILE_SUFFIXES = (*CONFIG_SUFFIXES, ".pth", ".pt", ".onnx")
 
 

@@ -15,10 +15,11 @@ from importlib import import_module
 
 import lbitcls.commands
 from lbitcls.commands.base import PURPOSES, VERBS
-from lbitcls.commands.flags import CONFIG_SUFFIXES, check_flags, files_first
+from lbitcls.commands.flags import check_flags, files_first
 from lbitcls.commands.next_steps import say_config, say_next
 from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError, suggest
 from lbitcls.utils.failures import explain
+from lbitcls.utils.library import CONFIG_SUFFIXES
 from lbitcls.utils.logging import discard_output
 from lbitcls.utils.safe import safe_mode
 from lbitcls.version import __version__

@@ -15,9 +15,9 @@ from lbitcls.settings.sections import ConfigLike, as_config
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
 from lbitcls.utils.files import suggest_path
+from lbitcls.utils.library import CONFIG_SUFFIXES
 from lbitcls.utils.logging import get_logger
 
-CONFIGS = (".py", ".yaml", ".yml", ".json")
 EXPORTED = ".onnx"
 CHECKPOINTS = (".pth", ".pt", ".ckpt")
 _MACHINE = ("device", "gpu_ids", "cpu_only", "num_threads", "dist_params")  # settings of the machine that trained
@@ -72,15 +72,15 @@ def sort_arguments(given: Sequence[str], usage: str) -> Given:
     """
     first, *others = given
     suffix = Path(first).suffix.lower()
-    if suffix in CONFIGS:
+    if suffix in CONFIG_SUFFIXES:
         return Given(first, others[0] if others else None, others[1:])
     if suffix not in (EXPORTED, *CHECKPOINTS):
         near = "." if Path(first).exists() else suggest_path(Path(first))
         raise ConfigError(
             f"the first file must be an exported model ({EXPORTED}), a checkpoint ({', '.join(CHECKPOINTS)}) or a "
-            f"config ({', '.join(CONFIGS)}); got {first}{near} The order is: {usage}."
+            f"config ({', '.join(CONFIG_SUFFIXES)}); got {first}{near} The order is: {usage}."
         )
-    if others and Path(others[0]).suffix.lower() in CONFIGS:
+    if others and Path(others[0]).suffix.lower() in CONFIG_SUFFIXES:
         raise ConfigError(f"the config {others[0]} stands after the model {first}. The order is: {usage}.")
     return Given(None, first, others)
 

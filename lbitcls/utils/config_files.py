@@ -22,7 +22,7 @@ from lbitcls.utils.errors import ConfigError, shown
 from lbitcls.utils.failures import explain
 from lbitcls.utils.files import suggest_path
 from lbitcls.utils.jsontext import json_text
-from lbitcls.utils.library import NAME, config_library, find_shipped, nearest_config
+from lbitcls.utils.library import CONFIG_SUFFIXES, NAME, config_library, find_shipped, nearest_config
 from lbitcls.utils.safe import read_yaml, refuse_code
 
 MARK = "\ufeff"
@@ -70,7 +70,7 @@ def existing(path: Path) -> Path:
         if hint == "." and ours is not None:
             hint = f". Did you mean {ours}, which comes with the package?"
         raise ConfigError(f"there is no config file {path}{hint}")
-    if path.suffix not in (".py", ".yaml", ".yml", ".json"):
+    if path.suffix not in CONFIG_SUFFIXES:
         raise ConfigError(f"a config must be a .py, .yaml, .yml or .json file; got {path}.")
     return path
 

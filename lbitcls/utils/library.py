@@ -7,6 +7,8 @@ from pathlib import Path
 from lbitcls.utils.errors import nearest
 
 NAME = "configs"
+CONFIG_SUFFIXES = (".py", ".yaml", ".yml", ".json")
+"""Suffixes of config files."""
 
 
 def config_library() -> Path:

@@ -104,9 +104,11 @@ def _arguments(known: Registry, section: Mapping[str, Any]) -> list[str] | None:
 def _unknown(known: Registry, section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each key that a component's class does not accept, with the message."""
     names = _arguments(known, section)
-    for key in section if names is not None else ():
-        if key not in (*names, "type", *AROUND.get(known.name, ())):  # type: ignore[misc]
-            error = error_of(lambda key: reject_unknown_keys(section["type"], [key], names or ()), key)
+    if names is None:
+        return
+    for key in section:
+        if key not in (*names, "type", *AROUND.get(known.name, ())):
+            error = error_of(lambda key: reject_unknown_keys(section["type"], [key], names), key)
             yield key, str(error)
 
 
