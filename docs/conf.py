@@ -37,7 +37,7 @@ nitpick_ignore_regex = [
     # elsewhere, and a build fetches nothing. Names of this package are all to be found.
     (r"py:.*", r"(?!lbitcls\.).*"),
     # Type variables, and private base classes.
-    (r"py:.*", r"lbitcls\..*\.(Self|T|_\w+)"),
+    (r"py:.*", r"lbitcls\..*\.(Self|T|Parameter|_\w+)"),
 ]
 
 myst_heading_anchors = 4  # links to headings are GitHub's

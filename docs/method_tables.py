@@ -20,9 +20,10 @@ HEAD = "| ResNet-20, CIFAR-10 | epochs | top-1 (%) | gap to float |\n|---|---|--
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """Return the measured rows by name, `float` and `METHOD-BITS`."""
+    """Return the measured rows by name: `float`, `METHOD-BITS` and `METHOD-BITS-short`; none that compare gradients."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines()
-    return {row["row"]: row for row in map(json.loads, lines)}
+    rows = {row["row"]: row for row in map(json.loads, lines)}
+    return {name: row for name, row in rows.items() if re.fullmatch(r"float|\w+-\d(-short)?", name)}
 
 
 def table(method: str) -> str:

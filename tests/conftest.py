@@ -8,7 +8,9 @@ import os
 # Before torch is first imported, here and in processes that tests start: two test workers share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import functools
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from hypothesis import settings
 
 from lbitcls import registry
 from lbitcls.quant import methods
-from lbitcls.quant.kernels import selection
+from lbitcls.quant.kernels import machine, selection
 from lbitcls.utils.logging import get_logger
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +63,12 @@ def compiler() -> None:
         pytest.skip("no C++ compiler: install g++ (with python3-dev), or name one in CXX")
 
 
+@pytest.fixture(scope="session")
+def best_kernels(compiler: None) -> str:
+    """The kernels that `auto` takes on this machine's CPU."""
+    return "fused" if machine.find_obstacle() or not machine.integers_are_fast() else "integer"
+
+
 @pytest.fixture
 def forget_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test registers is forgotten at its end."""
@@ -76,6 +84,19 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_table_of_operators() -> None:
+    """For every model PyTorch's exporter makes the same table of ONNX functions: half the time of a small one.
+
+    After the first test that exports, a process has one table for each opset.
+    """
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    tables = getattr(exporter, "ONNXRegistry", None)
+    make = getattr(tables, "from_torchlib", None)
+    if tables is not None and make is not None and not hasattr(make, "cache_info"):
+        tables.from_torchlib = staticmethod(functools.cache(make))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from lbitcls.deploy.runtime.engine import ENGINES
+from lbitcls.workflows.exporting import export_checkpoint
+from lbitcls.workflows.testing import test_classifier as measure
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 
@@ -40,6 +44,13 @@ def top1(config: str, checkpoint: Path, out: Path, *arguments: Any) -> float:
     return json.loads(out.read_text())["top-1"]
 
 
+def assert_faithful(config: str, exported: Path, expected: float, within: float, **data: str) -> None:
+    """In both engines the exported model has the checkpoint's accuracy, in percent."""
+    for engine in ENGINES:
+        given = measure(ROOT / "configs" / config, exported, engine=engine, threads=1, **data)["top-1"]
+        assert given == pytest.approx(expected, abs=within), engine
+
+
 def test_quickstart(work_dir: Path, tmp_path: Path) -> None:
     config = "quickstart/digits_lsq_4w4f.py"
     summary = train(config, work_dir)
@@ -52,6 +63,7 @@ def test_quickstart(work_dir: Path, tmp_path: Path) -> None:
     assert top1(config, work_dir / "best_top-1.pth", tmp_path / "q.json") == summary["quantized"]["top1"]
     integer = summary["integer"]
     assert abs(integer["top1"] - summary["quantized"]["top1"]) < 0.3, "one of 360 images may differ"
+    assert_faithful(config, work_dir / "model.onnx", summary["quantized"]["top1"], 100 / 360)
     assert top1(config, work_dir / "model.onnx", tmp_path / "i.json") == integer["top1"]
     assert integer["size_kib"] < 0.35 * integer["float_size_kib"]
     assert integer["latency_ratio"] < 1
@@ -66,3 +78,6 @@ def test_mnist(work_dir: Path, tmp_path: Path, shared_data: Path) -> None:
     assert max(record["epoch"] for record in records) == 3
     tested = top1(config, work_dir / "best_top-1.pth", tmp_path / "m.json", "--data-root", shared_data)
     assert tested == summary["quantized"]["top1"]
+    data = dict(data_root=str(shared_data))
+    export_checkpoint(ROOT / "configs" / config, work_dir / "best_top-1.pth", work_dir / "model.onnx", **data)
+    assert_faithful(config, work_dir / "model.onnx", tested, 0.1, **data)

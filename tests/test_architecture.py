@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
@@ -73,6 +74,12 @@ def python_files(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file; nothing here changes it."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def unit_of(path: Path) -> str:
     """The part a file belongs to: `lbitcls/core/runner.py` -> `core`, `tools/train.py` -> `tools`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -112,11 +119,11 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_between(sources: dict[str, tuple[Path, str]]) -> dict[str, set[str]]:
+def imports_between(sources: dict[str, tuple[Path, ast.Module]]) -> dict[str, set[str]]:
     """The modules that each module imports, in functions and for the type checker too; a package for its names."""
     graph = {}
-    for name, (path, text) in sources.items():
-        imported = {found for _, found in imported_modules(path, ast.parse(text))}
+    for name, (path, tree) in sources.items():
+        imported = {found for _, found in imported_modules(path, tree)}
         nearest = {found if found in sources else found.rpartition(".")[0] for found in imported}
         graph[name] = (nearest & sources.keys()) - {name}
     return graph
@@ -154,7 +161,7 @@ def test_imports_follow_the_arrows() -> None:
     for path in python_files("lbitcls", "tools"):
         unit = unit_of(path)
         allowed = ALLOWED.get(unit, {"version"}) | {unit}  # lbitcls/__init__.py: the version only
-        for line, name in imported_modules(path, ast.parse(path.read_text(encoding="utf-8"))):
+        for line, name in imported_modules(path, tree_of(path)):
             parts = name.split(".")
             target = parts[1] if len(parts) > 1 and parts[1] in ALLOWED else "version"
             if parts[0] == "lbitcls" and target not in allowed:
@@ -168,7 +175,7 @@ def test_the_rooms_of_deploy_follow_their_arrows() -> None:
     wrong = [
         f"{where(path, line)} imports {name}"
         for path in python_files(*(f"lbitcls/deploy/{room}" for room in DEPLOY))
-        for line, name in imported_modules(path, ast.parse(path.read_text(encoding="utf-8")))
+        for line, name in imported_modules(path, tree_of(path))
         if name.startswith("lbitcls.deploy.")
         and name.split(".")[2] not in DEPLOY[path.parent.name] | {path.parent.name}
     ]
@@ -177,7 +184,7 @@ def test_the_rooms_of_deploy_follow_their_arrows() -> None:
 
 def test_no_modules_import_each_other() -> None:
     files = {module_name(path): path for path in python_files("lbitcls")}
-    graph = imports_between({name: (path, path.read_text(encoding="utf-8")) for name, path in files.items()})
+    graph = imports_between({name: (path, tree_of(path)) for name, path in files.items()})
     assert len(graph) > 150 and "lbitcls.utils.errors" in graph["lbitcls.registry"]
     assert not [sorted(circle) for circle in circles(graph)]
 
@@ -191,7 +198,8 @@ def test_a_circle_is_found_wherever_its_imports_are() -> None:
         "p.d": "import p.a\nfrom p import e as g",
         "p.e": "from . import c",
     }
-    graph = imports_between({name: (ROOT / f"{name.replace('.', '/')}.py", text) for name, text in texts.items()})
+    trees = {name: (ROOT / f"{name.replace('.', '/')}.py", ast.parse(text)) for name, text in texts.items()}
+    graph = imports_between(trees)
     assert circles(graph) == [{"p.a", "p.b", "p.c"}]
 
 
@@ -206,7 +214,7 @@ def test_a_config_is_parsed_at_the_door() -> None:
     takes = {
         str(path.relative_to(PACKAGE))
         for path in python_files("lbitcls")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.arg) and node.annotation is not None
         if re.search(r"\bConfig\b", ast.unparse(node.annotation))
     }
@@ -216,7 +224,7 @@ def test_a_config_is_parsed_at_the_door() -> None:
 def test_optional_packages_are_imported_where_they_are_used() -> None:
     wrong = []
     for path in python_files("lbitcls", "tools"):
-        for line, name in top_level_imports(ast.parse(path.read_text(encoding="utf-8"))):
+        for line, name in top_level_imports(tree_of(path)):
             if name.split(".")[0] in OPTIONAL or name.startswith("torch.utils.tensorboard"):
                 wrong.append(f"{where(path, line)} imports {name} at its top")
     assert not wrong, "\n".join(wrong)
@@ -227,7 +235,7 @@ def test_only_configs_and_registry_know_mmengine() -> None:
     wrong = [
         f"{where(path, line)} imports {name}"
         for path in python_files("lbitcls", "tools")
-        for line, name in imported_modules(path, ast.parse(path.read_text(encoding="utf-8")))
+        for line, name in imported_modules(path, tree_of(path))
         if name.startswith("mmengine.runner") or (name.split(".")[0] == "mmengine" and path not in homes)
     ]
     assert not wrong, "\n".join(wrong)
@@ -269,7 +277,7 @@ def test_median_function_is_short() -> None:
     sizes = [
         code_lines(node)
         for path in python_files("lbitcls", "tools")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert statistics.median(sizes) < 15

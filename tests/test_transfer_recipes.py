@@ -26,7 +26,7 @@ WEIGHTS = {
     "resnet18": "torchvision://resnet18",
 }
 RECIPES = ("features", "finetune", "int8_features", "qat", "lsq_4w4f")
-FAST = {("squeezenet1_1", "features"), ("squeezenet1_1", "int8_features"), ("squeezenet1_1", "lsq_4w4f")}
+FAST = {("squeezenet1_1", "features"), ("squeezenet1_1", "lsq_4w4f")}
 MATRIX = [
     pytest.param(backbone, recipe, marks=() if (backbone, recipe) in FAST else pytest.mark.slow)
     for backbone in WEIGHTS

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lbitcls.analysis.measures import Histogram, Similarity, entropy_bits, parts, step_bins, value_bins
-from lbitcls.quant.quantizer import Quantizer, per_grid
-from lbitcls.quant.spec import along
+from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.spec import along, per_grid
 
 _TOLERANCE = 1e-3  # steps: rounding may put a value at the end of the range slightly beyond it
 

@@ -10,9 +10,15 @@ from lbitcls.commands.base import START, verb
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls convert`."""
     add = parser.add_argument
-    add("source", help="file with published weights, such as resnet20-12fca82f.th")
+    add("source", help="file with published weights, such as resnet20-12fca82f.th or res20_4bit.pth.tar")
     add("target", help="checkpoint to write")
-    add("--format", default="cifar-resnet", metavar="NAME", help="format of the source: cifar-resnet (option A)")
+    add(
+        "--format",
+        metavar="NAME",
+        help="format of the source: cifar-resnet (option-A shortcuts) or apot-resnet20 (the APoT authors' quantized "
+        "networks); default: found by the names in it",
+    )
+    add("--bits", type=int, metavar="N", help="bits of apot-resnet20, 2 to 8 or 32 (default: as in the source's name)")
 
 
 @verb("convert", add_options, START)
@@ -21,10 +27,10 @@ def run(args: argparse.Namespace) -> object:
 
     Examples:
         lbitcls convert resnet20-12fca82f.th resnet20.pth
-        lbitcls convert resnet56-4bfd9763.th resnet56.pth --format cifar-resnet
+        lbitcls convert res20_4bit.pth.tar apot_4bit.pth --format apot-resnet20
     """
     from lbitcls.workflows.converting import convert_checkpoint
 
-    model = convert_checkpoint(args.source, args.target, args.format)
+    model = convert_checkpoint(args.source, args.target, args.format, args.bits)
     print(f"wrote {args.target}; its model is\n{model}")
     return model

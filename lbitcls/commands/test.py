@@ -30,7 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="metrics to report: accuracy precision recall f1_score confusion",
     )
     add("--out", metavar="FILE", help="write the results to this JSON file")
-    add("--predictions", metavar="FILE", help="write one row per image to this .csv or .jsonl file")
+    add(
+        "--predictions",
+        metavar="FILE",
+        help="write one row per image to this .csv or .jsonl file, with scores, or to this .npz file, with logits",
+    )
     short_forms(parser, "batch-size", "workers")
     common_arguments(parser)
 

@@ -49,6 +49,14 @@ def gradients(
     return torch.where(outside, 0.0, grad), grad_scale, torch.where(outside, grad, 0.0)
 
 
+def sums_of_gradients(
+    sums: Tensor, scale: Tensor, offset: Tensor, quant_min: Tensor, quant_max: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `scale` and `offset` from the sums that `Elementwise` describes."""
+    _, below, above = sums
+    return *functional.learned_step_sums(sums, scale, quant_min, quant_max), below + above
+
+
 def gradients_plain(
     grad: Tensor, x: Tensor, scale: Tensor, offset: Tensor, quant_min: Tensor, quant_max: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,10 +53,21 @@ def learned_step_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, 
         The gradient of `x`: `grad` inside the range (ends included), 0 outside. Each element's part of the gradient
         of `scale`: `grad` times `round(v) - v` inside, times the bound outside, where `v = x / scale`.
     """
-    v = x / scale
+    v = late(grad, x) / scale
     inside = (v >= low) & (v <= high)
     steps = torch.clamp(torch.round(v), low, high)
     return torch.where(inside, grad, 0.0), torch.where(inside, steps - v, steps) * grad
+
+
+def no_sums(sums: Tensor, *parameters: Tensor) -> tuple[()]:
+    """Return the gradients of the parameters for `straight_through`, which has none."""
+    return ()
+
+
+def learned_step_sums(sums: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor]:
+    """Return the scale's gradient (`learned_step_gradients`) from the sums that `Elementwise` describes."""
+    within, below, above = sums
+    return (torch.addcmul(within, low, below).addcmul_(high, above),)
 
 
 def learned_step_gradients_plain(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lbitcls.quant.integer_layers import convolve_integers, multiplies_integers, multiply_integers
 from lbitcls.quant.kernels.recompute import recomputing, worthwhile
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.weight_cache import WeightCache, keeping_pays, settings_of, tensors_of
@@ -155,6 +156,8 @@ class QuantConv1d(QuantLayer, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Input (N, C, L) to (N, O, L')."""
+        if multiplies_integers(self, input):
+            return convolve_integers(self, input, self.bias)
         return self.apply_quantized(input, lambda xq, wq: self._conv_forward(xq, wq, self.bias))
 
 
@@ -196,9 +199,15 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         """Input (N, C, H, W) to (N, O, H', W')."""
         factor = self.fold_factor()
         if factor is None:
-            return self.apply_quantized(input, lambda xq, wq: self._conv_forward(xq, wq, self.bias))
-        y = self.apply_quantized(input, lambda xq, wq: self._conv_forward(xq, wq, None)) / factor.view(1, -1, 1, 1)
+            return self._convolve(input, self.bias)
+        y = self._convolve(input, None) / factor.view(1, -1, 1, 1)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+
+    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution of the quantized input and weight."""
+        if multiplies_integers(self, x):
+            return convolve_integers(self, x, bias)
+        return self.apply_quantized(x, lambda xq, wq: self._conv_forward(xq, wq, bias))
 
 
 class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
@@ -226,6 +235,8 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Input (..., C) to (..., O)."""
+        if multiplies_integers(self, input):
+            return multiply_integers(self, input, self.bias)
         return self.apply_quantized(input, lambda xq, wq: F.linear(xq, wq, self.bias))
 
 

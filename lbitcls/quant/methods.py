@@ -21,7 +21,13 @@ from lbitcls.utils.arguments import check_names, check_values
 from lbitcls.utils.errors import ConfigError, reject_unknown_keys
 
 LAYER_KEYS = ("num_bit_w", "num_bit_a", "bSetQ", "quant_activation", "per_channel")
-_OF_ONE_ROLE = {"signed": "input", "narrow_range": "weight", "reduce_range": "input"}
+_OF_ONE_ROLE = {
+    "signed": "input",
+    "narrow_range": "weight",
+    "reduce_range": "input",
+    "unbiased": "weight",
+    "step_from_max": "weight",
+}
 _GIVEN_BY_LAYER = ("num_bits", "role", "num_channels", "channel_axis")
 
 

@@ -22,10 +22,12 @@ from lbitcls.quant.grid_facts import GRID, describe, read_facts, sign_name
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.kernels.selection import select_at_first_use
-from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range
+from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range, per_grid
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
 from lbitcls.utils.jsontext import json_text
 
+OWN_METHODS = "lbitcls.quant.quantizers."
+"""Modules of this package's methods: their grids depend on the shape of an input, never on its values."""
 RangeRule = Callable[[Tensor, "Quantizer"], tuple[Tensor, Tensor]]
 
 
@@ -132,6 +134,9 @@ class Quantizer(nn.Module):
         """Return the method's addition to the loss, or None."""
         return None
 
+    def observe(self, x: Tensor) -> None:
+        """Update running statistics from a training batch, before it is quantized."""
+
     # Shared by all methods
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,13 +144,24 @@ class Quantizer(nn.Module):
         if not self._active:
             return x
         if not self._ready:
-            self._take_first_values(x)
-        grid = self.grid(x)
-        if self.training and not torch.compiler.is_compiling() and _needs_gradient(x, *grid):
-            select_at_first_use(x.device)
+            self.take_first_values(x)
+        elif self.training:
+            self.observe(x)
+        grid = self.arguments(x)
+        learns = not torch.compiler.is_compiling() and self.training and torch.is_grad_enabled()
+        if learns and any(t.requires_grad for t in (x, *grid)):
+            select_at_first_use(x.device.type)
         if torch.is_grad_enabled() and worthwhile():
             self._recipe = partial(self._again, x, tuple(t.detach() for t in grid))
         return self.formula(self.normalize(x), self.channel_axis, *grid).to(x.dtype)
+
+    def arguments(self, x: Tensor) -> tuple[Any, ...]:
+        """Return `grid(x)`. In a compiled model bounds of this package's methods are numbers: loops are faster."""
+        grid = self.grid(x)
+        if not torch.compiler.is_compiling() or not type(self).__module__.startswith(OWN_METHODS):
+            return grid
+        numbers = ((self.low, float(self.quant_min)), (self.high, float(self.quant_max)))
+        return tuple(next((number for bound, number in numbers if p is bound), p) for p in grid)
 
     def take_recipe(self) -> Callable[[], Tensor] | None:
         """Return a function that recomputes the last result on its grid, or None if nothing was quantized."""
@@ -189,12 +205,12 @@ class Quantizer(nn.Module):
     @property
     def quant_min(self) -> int:
         """Smallest integer."""
-        return self.integer_range()[0]
+        return self._range[0]
 
     @property
     def quant_max(self) -> int:
         """Largest integer."""
-        return self.integer_range()[1]
+        return self._range[1]
 
     @property
     def is_initialized(self) -> bool:
@@ -241,8 +257,7 @@ class Quantizer(nn.Module):
             )
 
     def _require_usable(self, scale: Tensor) -> None:
-        smallest = SMALLEST_SCALE if self.needs_data else 0.0
-        bad = ~(scale.isfinite() & (scale > smallest))
+        bad = ~(scale.isfinite() & (scale > (SMALLEST_SCALE if self.needs_data else 0.0)))
         if bad.any():
             raise ScaleError(
                 f"{self._name}: {int(bad.sum())} of {scale.numel()} scales are not finite or not positive (first: "
@@ -266,11 +281,13 @@ class Quantizer(nn.Module):
         self._ready = not self.needs_data or bool(self.initialized)
         self._active = bool(self.enabled)
         self._negative = bool(self.negative)
+        self._range = self.integer_range()
         self.low.fill_(self.quant_min)
         self.high.fill_(self.quant_max)
 
     @torch.compiler.disable
-    def _take_first_values(self, x: Tensor) -> None:
+    def take_first_values(self, x: Tensor) -> None:
+        """Initialize from data, in training."""
         if not self.training:
             raise NotInitializedError(
                 f"{f'{self.place}: ' if self.place else ''}this {self.num_bits}-bit {self.role} quantizer "
@@ -281,8 +298,7 @@ class Quantizer(nn.Module):
 
     def grid_facts(self, signed: bool | None = None) -> dict[str, Any]:
         """Return the facts that define the parameters' meaning; `signed` overrides the sign if not None."""
-        before = self._negative
-        self._negative = before if signed is None else signed
+        before, self._negative = self._negative, self._negative if signed is None else signed
         try:
             integers = list(self.integer_range())
         finally:
@@ -304,13 +320,12 @@ class Quantizer(nn.Module):
         """
         own = {name: value for name, value in self.state_dict().items() if name != GRID}
         given = {name: state[prefix + name] for name in (*own, GRID) if prefix + name in state}
-        lacking = [name for name in own if name not in given]
         if not given:
             return None
         theirs = read_facts(given[GRID]) if GRID in given else {}
         if theirs and theirs.get("method") != type(self).__name__:
             return f"{describe(theirs)} there; {describe(self.grid_facts())} here"
-        if lacking:
+        if lacking := [name for name in own if name not in given]:
             return f"it lacks {', '.join(lacking)}"
         if self._signed_by_config not in (None, bool(given["negative"])):
             return f"{sign_name(not self._signed_by_config)} there, {sign_name(bool(self._signed_by_config))} here"
@@ -354,38 +369,14 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Return bits, role, grid and state as text."""
-        state = "" if self._ready else ", not initialized"
         channels = "per tensor" if self.channel_axis is None else f"per channel ({self.num_channels})"
-        sign = "signed" if self.signed else "unsigned"
-        return f"{self.num_bits} bits, {self.role}, {sign}, {channels}{state}{'' if self._active else ', off'}"
+        state = ("" if self._ready else ", not initialized") + ("" if self._active else ", off")
+        return f"{self.num_bits} bits, {self.role}, {sign_name(self.signed)}, {channels}{state}"
 
 
 def is_active(quantizer: Quantizer | None) -> bool:
     """Return True if there is a quantizer and it is on."""
     return quantizer is not None and quantizer.is_enabled
-
-
-def _needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def per_grid(x: Tensor, channel_axis: int | None) -> Tensor:
-    """Return `x` as a matrix (grids, elements of each): (1, n) per-tensor, (C, n / C) per-channel."""
-    if channel_axis is None:
-        return x.reshape(1, -1)
-    return x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
-
-
-def extremes(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
-    """Return the smallest and largest value of each grid: shape () per-tensor, (C,) per-channel."""
-    # Read a whole tensor in memory order: one row of `per_grid` would be read across its memory format.
-    both = torch.aminmax(x) if channel_axis is None else torch.aminmax(per_grid(x, channel_axis), dim=1)
-    return both.min, both.max
-
-
-def per_channel(values: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
-    """Return the values (grids,) of `per_grid` rows, shaped to broadcast against `x`."""
-    return values[0] if channel_axis is None else along(values, x.dim(), channel_axis)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""Integer grids: `QParams`, the description of a quantizer that exporters read, and integer ranges."""
+"""Integer grids: `QParams`, the description of a quantizer that exporters read, integer ranges, tensors by grid."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -44,13 +45,35 @@ class QParams:
         return (integers - zero_point).to(scale.dtype) * scale
 
 
-def along(parameter: Tensor, dim: int, channel_axis: int | None) -> Tensor:
+Parameter = TypeVar("Parameter", Tensor, Tensor | float)
+
+
+def along(parameter: Parameter, dim: int, channel_axis: int | None) -> Parameter:
     """Return `parameter` of shape () or (C,), shaped to broadcast along `channel_axis` of a tensor with `dim` axes."""
-    if channel_axis is None or parameter.dim() == 0:
+    if channel_axis is None or not isinstance(parameter, Tensor) or parameter.dim() == 0:
         return parameter
     shape = [1] * dim
     shape[channel_axis] = -1
     return parameter.view(shape)
+
+
+def per_grid(x: Tensor, channel_axis: int | None) -> Tensor:
+    """Return `x` as a matrix (grids, elements of each): (1, n) per-tensor, (C, n / C) per-channel."""
+    if channel_axis is None:
+        return x.reshape(1, -1)
+    return x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
+
+
+def extremes(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
+    """Return the smallest and largest value of each grid: shape () per-tensor, (C,) per-channel."""
+    # Read a whole tensor in memory order: one row of `per_grid` would be read across its memory format.
+    both = torch.aminmax(x) if channel_axis is None else torch.aminmax(per_grid(x, channel_axis), dim=1)
+    return both.min, both.max
+
+
+def per_channel(values: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
+    """Return the values (grids,) of `per_grid` rows, shaped to broadcast against `x`."""
+    return values[0] if channel_axis is None else along(values, x.dim(), channel_axis)
 
 
 def integer_range(num_bits: int, signed: bool, narrow_range: bool = False) -> tuple[int, int]:

@@ -15,6 +15,8 @@ from torch import nn
 
 from lbitcls.quant.bypass import leave_fast_path
 from lbitcls.quant.calibration import named_quantizers
+from lbitcls.quant.integer_report import integer_summary
+from lbitcls.quant.kernels.selection import integer_now
 from lbitcls.quant.layers import QuantConv2d, kind_of, quantized_kind
 from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
 from lbitcls.quant.plan import Plan, PlanRow, own_parameters
@@ -71,7 +73,8 @@ class ModelTransformer:
         """Plan, log the plan, replace the layers of `model` in place, and return `model`."""
         plan = self.plan(model)
         new_layers = self._build(model, plan)
-        (logger or logging.getLogger("lbitcls")).info("Quantization plan\n%s", plan.table(), extra=DETAIL)
+        lines = [plan.table(), *(integer_summary(plan, model) if integer_now() else ())]
+        (logger or logging.getLogger("lbitcls")).info("Quantization plan\n%s", "\n".join(lines), extra=DETAIL)
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if id(module) in new_layers:
                 parent, _, child = name.rpartition(".")

@@ -105,8 +105,8 @@ class Shorthand:
     def _of_text(self, schema: Any, handler: Any) -> dict[str, Any]:
         """Return the JSON schema of the strings that the field `text` accepts."""
         section = handler.resolve_ref_schema(handler({**schema["schema"]["schema"]}))
-        options = section["properties"][self.text]["anyOf"]
-        return next(option for option in options if option.get("type") == "string")
+        field = section["properties"][self.text]
+        return next(option for option in field.get("anyOf", [field]) if option.get("type") == "string")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
@@ -38,6 +38,8 @@ from lbitcls.settings.training_sections import (
     EmaConfig,
     EvaluationConfig,
     FeatureCacheConfig,
+    KernelsConfig,
+    KernelsName,
     LogConfig,
     OptimizerConfig,
     WorkflowStep,
@@ -56,6 +58,8 @@ Threads = Annotated[int, INTEGER, Ge(1), Le(4096)]
 _DEFAULTS = ("fp16", "feature_cache")  # an empty dict selects the defaults
 NUMBERS = ("seed", "total_epochs", "num_threads")
 """Sections that False or an empty value does not switch off: it is an error."""
+LISTS = ("data_root", "workflow", "gpu_ids", "custom_hooks")
+"""Sections that an empty list switches off; in others it is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +194,10 @@ class Settings(Section):
     )
     compile: Annotated[Switch, Doc("Compile the model with torch.compile.")] = False
     kernels: Annotated[
-        Literal["auto", "plain", "fused"],
-        Doc("Quantizer kernels: plain (PyTorch), fused (compiled), or auto (fused if there is a compiler)."),
-    ] = "auto"
+        KernelsConfig,
+        KernelsName(),
+        Doc("Kernels of quantizers and quantized layers: a kind, or a dict of options."),
+    ] = field(default_factory=KernelsConfig)
     ema: Annotated[
         EmaConfig | None, Shorthand(), Doc("Exponential moving average of the weights: True, or a dict of options.")
     ] = None
@@ -326,6 +331,8 @@ def _of(config: Config) -> Settings:
 def given_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections among a config's names, without those that are switched off (None, False or empty; not 0).
 
+    An empty list stays where no list is expected.
+
     `checkpoint_config = None` means: save only at the end.
     """
     known = {name: value for name, value in sections.items() if name in SECTIONS}
@@ -337,6 +344,8 @@ def given_sections(sections: Mapping[str, Any]) -> dict[str, Any]:
 def _wanted(name: str, value: Any) -> bool:
     if value is None:
         return False
+    if isinstance(value, (list, tuple)) and name not in LISTS:
+        return True
     number = isinstance(value, (int, float)) and value is not False
     return name in NUMBERS or number or bool(value) or (value == {} and name in _DEFAULTS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -19,6 +19,7 @@ from lbitcls.settings.fields import (
     Factor,
     Index,
     Says,
+    Shorthand,
     Switch,
     Text,
     Unset,
@@ -27,6 +28,7 @@ from lbitcls.utils.errors import suggest
 
 Metric = Literal["accuracy", "precision", "recall", "f1_score", "confusion"]
 RangeRule = Literal["minmax", "percentile", "mse"]
+Gradients = Literal["float32", "bf16", "int8"]
 DType = Literal["bf16", "bfloat16", "fp16", "float16"]
 Positive = Annotated[float, Gt(0), NUMBER]
 PositiveOrInf = Annotated[float, Gt(0), Exact(NUMBER.prepare, infinite=True)]
@@ -209,6 +211,48 @@ class EmaConfig(Section):
     decay: Annotated[float, Ge(0), Lt(1), NUMBER, Doc("Fraction of the average that each step keeps, in [0, 1).")] = (
         0.999
     )
+
+
+@dataclass(frozen=True)
+class KernelsName(Shorthand):
+    """Short form of `kernels`: a name that the log and `select_kernels` use, `integer` or `integer-int8`."""
+
+    true: bool = False
+    text: str | None = "kind"
+
+    def expand(self, value: Any) -> Any:
+        """Return the section in full; any other value unchanged."""
+        kind, dash, gradients = value.partition("-") if isinstance(value, str) else ("", "", "")
+        return {"kind": kind, "gradients": gradients} if dash else super().expand(value)
+
+    def _of_text(self, schema: Any, handler: Any) -> dict[str, Any]:
+        kinds = super()._of_text(schema, handler)
+        return {**kinds, "enum": [*kinds["enum"], *(f"integer-{name}" for name in get_args(Gradients))]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelsConfig(Section):
+    """Kernels of quantizers and quantized layers."""
+
+    PLACE: ClassVar[str] = "kernels"
+
+    kind: Annotated[
+        Literal["auto", "plain", "fused", "integer"],
+        Doc(
+            "plain (PyTorch's operators), fused (compiled), integer (fused, and layers multiply integers in training, "
+            "on a CPU), or auto: integer where the CPU multiplies integers exactly and faster than floats (not with "
+            "compile or amp), else fused, or plain without a compiler."
+        ),
+    ] = "auto"
+    gradients: Annotated[
+        Gradients,
+        Doc("Type in which the products of the backward pass of integer kernels run."),
+    ] = "float32"
+
+    def check(self) -> None:
+        """Raise `ValueError` for gradients in fewer bits without integer kernels."""
+        if self.gradients != "float32" and self.kind != "integer":
+            raise ValueError(f"gradients='{self.gradients}' needs kind='integer'; got kind='{self.kind}'.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ SECTIONS: dict[str, str] = {
     "custom_hooks": "custom hooks",
     "custom_imports": "custom modules to import",
     "compile": "torch.compile the model",
-    "kernels": "of quantizers: auto, plain or fused",
+    "kernels": "of quantizers: auto, plain, fused or integer",
     "ema": "moving average of the weights",
     "feature_cache": "cache the features of a frozen backbone",
     "channels_last": "memory format of images and convolutions",

@@ -18,6 +18,7 @@ from mmengine.config import Config as _MMEngineConfig
 from mmengine.fileio import JsonHandler, YamlHandler
 from mmengine.fileio.handlers.registry_utils import file_handlers
 
+from lbitcls.utils.config_override import DELETE, is_plain
 from lbitcls.utils.errors import ConfigError, shown
 from lbitcls.utils.failures import explain
 from lbitcls.utils.files import suggest_path
@@ -160,9 +161,9 @@ def _guarded() -> Iterator[None]:
     """Make mmengine read a config and all its bases safely, and find bases by `find_base`.
 
     YAML is read by `read_yaml`, Python is refused in safe mode, and the byte order mark that Windows editors put before
-    UTF-8 is removed from mmengine's copy of each file.
+    UTF-8 is removed from mmengine's copy of each file. A dict replaces a base's plain value, such as a short form.
     """
-    names = ("_file2dict", "_substitute_predefined_vars", "_get_cfg_path")
+    names = ("_file2dict", "_substitute_predefined_vars", "_get_cfg_path", "_merge_a_into_b")
     before = {name: getattr(_MMEngineConfig, name) for name in names}
 
     def read(filename: str, *args: Any, **kwargs: Any) -> Any:
@@ -175,12 +176,18 @@ def _guarded() -> Iterator[None]:
             return before["_get_cfg_path"](base, filename)
         return str(find_base(base, Path(filename))), None
 
+    def merge(new: dict[str, Any], base: Any, *args: Any) -> Any:
+        replaced = {key for key, value in new.items() if isinstance(value, dict) and is_plain(base.get(key, {}))}
+        marked = {key: {**value, DELETE: True} if key in replaced else value for key, value in new.items()}
+        return before["_merge_a_into_b"](marked, base, *args)
+
     with _READING:
         handlers = {suffix: file_handlers[suffix] for suffix in ("yaml", "yml", "json")}
         file_handlers.update(yaml=_PlainYaml(), yml=_PlainYaml(), json=_PlainJson())
         _MMEngineConfig._file2dict = staticmethod(read)
         _MMEngineConfig._substitute_predefined_vars = staticmethod(_copy)
         _MMEngineConfig._get_cfg_path = staticmethod(base_of)
+        _MMEngineConfig._merge_a_into_b = staticmethod(merge)
         try:
             yield
         finally:

@@ -9,6 +9,8 @@ from mmengine.config import ConfigDict
 
 from lbitcls.utils.errors import ConfigError, nearest, suggest
 
+DELETE = "_delete_"
+"""Key with which a dict replaces the base's value instead of changing it."""
 _LISTED = 3  # suggestions in one message
 _OTHER_NAMES = {
     "batch": "data.samples_per_gpu",
@@ -24,9 +26,9 @@ _OTHER_NAMES = {
 
 
 def mergeable(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:
-    """Return an override in a form that mmengine can merge: no plain value into a list, and no dict over None.
+    """Return an override in a form that mmengine can merge: no plain value into a list, and no dict over a plain value.
 
-    A list item, `a.b.1=x`, becomes `a.b=[…, x, …]`; a dict replaces a None.
+    A list item, `a.b.1=x`, becomes `a.b=[…, x, …]`; a dict replaces a plain value, such as None or a string.
     """
     parent, _, last = dotted.rpartition(".")
     node: Any = root
@@ -37,11 +39,16 @@ def mergeable(root: ConfigDict, dotted: str, value: Any) -> tuple[str, Any]:
             node = node.get(part) if isinstance(node, dict) else node
     if node is None:
         return mergeable(root, parent, {last: value})
-    if isinstance(node, dict) and isinstance(value, dict) and last in node and node[last] is None:
-        return dotted, {**value, "_delete_": True}
+    if isinstance(node, dict) and isinstance(value, dict) and last in node and is_plain(node[last]):
+        return dotted, {**value, DELETE: True}
     if isinstance(node, (list, tuple)) and last.isdigit() and int(last) < len(node) and not isinstance(value, dict):
         return mergeable(root, parent, [*node[: int(last)], value, *node[int(last) + 1 :]])
     return dotted, value
+
+
+def is_plain(value: Any) -> bool:
+    """Return True for a value without keys of its own, which a dict replaces: not a dict or a list."""
+    return not isinstance(value, (dict, list, tuple))
 
 
 def check_override(root: ConfigDict, dotted: str, sections: Collection[str]) -> None:
@@ -56,10 +63,10 @@ def check_override(root: ConfigDict, dotted: str, sections: Collection[str]) -> 
         ConfigError: Nothing would read the value, since its first part names no section; or, without `+`, a part does
             not exist, unless the config lacks the whole section.
     """
-    parts = dotted.lstrip("+").split(".")
+    parts, added = dotted.lstrip("+").split("."), dotted.startswith("+")
     if parts[0] not in sections:
         raise ConfigError(_no_section(root, dotted, sections))
-    if parts[0] not in root or dotted.startswith("+"):
+    if parts[0] not in root:
         return
     node: Any = root
     for depth, part in enumerate(parts):
@@ -69,6 +76,8 @@ def check_override(root: ConfigDict, dotted: str, sections: Collection[str]) -> 
                 f"the option '{dotted}': '{'.'.join(parts[:depth])}' is a list of length {len(node)}, "
                 f"numbered from 0; it has no item '{part}'. To extend it, give the whole list."
             )
+        if part not in known and added:
+            return
         if part not in known:
             full = ".".join((*parts[:depth], part))
             near = nearest(part, known, cutoff=0.75)
@@ -80,11 +89,11 @@ def check_override(root: ConfigDict, dotted: str, sections: Collection[str]) -> 
             )
         node = node[int(part)] if isinstance(node, (list, tuple)) else node.get(part)
         if depth + 1 < len(parts) and not isinstance(node, (dict, list, tuple)):
-            if depth == 0 and node is None:
+            if node is None and (depth == 0 or added):
                 return
             raise ConfigError(
                 f"the option '{dotted}' goes into '{'.'.join(parts[: depth + 1])}', which is the value {node!r}; "
-                "only a dict or a list has keys."
+                f"only a dict or a list has keys. To replace it, give '{'.'.join(parts[: depth + 1])}' as a whole."
             )
 
 

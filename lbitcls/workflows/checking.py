@@ -37,6 +37,7 @@ from lbitcls.utils.published import is_published
 from lbitcls.workflows.check_sections import Findings, dry, opening, read_sections
 from lbitcls.workflows.faults import component_faults, faults, model_faults, quantization_faults
 from lbitcls.workflows.run_export import check_export
+from lbitcls.workflows.run_kernels import can_run_kernels
 from lbitcls.workflows.training import build_runner
 
 IMAGES = 16
@@ -76,6 +77,7 @@ def check_config(cfg: ConfigLike, *, data_root: str | None = None) -> Rows:
     with found.part(), _as_before():
         settings = read_settings(dry(right, found))
         with open_session(opening(right, found)) as session:
+            _check_kernels(read_settings(right), session, found)
             rows = _check(settings, session, data_root, found)
     if found.problems:
         listed = "".join(f"\n  {number}. {message}" for number, message in enumerate(found.problems, start=1))
@@ -211,6 +213,15 @@ def _check_pieces(
     _check_hooks(settings, model, session, _validates(settings, data), data_root, found)
     with found.part():
         check_export(settings)
+
+
+def _check_kernels(settings: Settings, session: Session, found: Findings) -> None:
+    """Note that this machine cannot run the kernels asked for, or those of the run to resume; compile nothing."""
+    if settings.quant_transformer:
+        with found.part():
+            path = settings.resume_from
+            start = (Path(path), read_checkpoint(path, mmap=True)) if path else None
+            can_run_kernels(settings, start, session.device)
 
 
 def _check_hooks(

@@ -8,7 +8,9 @@ import torch
 
 from lbitcls.assembly.image_sizes import section_channels, section_size
 from lbitcls.quant.cost import LayerCost, plan_cost
-from lbitcls.quant.plan import aligned, float_plan
+from lbitcls.quant.integer_report import integer_summary
+from lbitcls.quant.kernels import machine
+from lbitcls.quant.plan import Plan, aligned, float_plan
 from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.tracking.run_description import parameters
 from lbitcls.utils.custom import import_custom
@@ -51,6 +53,8 @@ def show_plan(cfg: ConfigLike, shape: Sequence[int] | None = None) -> list[Layer
         ) from error
     if section:
         _print(rows)
+        if settings.kernels.kind in ("auto", "integer"):
+            _print_products(rows, model)
     else:
         _print_float(rows)
     print("\nparameters: " + "; ".join(parameters(model)))
@@ -86,6 +90,17 @@ def _print(rows: list[LayerCost]) -> None:
     print("\nstays float")
     print("\n".join(aligned([("layers", "kind", "params", "why"), *stays])))
     print("\n" + "\n".join(aligned([("total", "float", "as planned", "ratio"), *_totals(rows)])))
+
+
+def _print_products(rows: list[LayerCost], model: torch.nn.Module) -> None:
+    """Print which layers multiply integers in training, where this machine's CPU does so exactly."""
+    obstacle = machine.find_obstacle()
+    if obstacle:
+        print(f"\nno integer kernels on this machine: {obstacle}")
+        return
+    plan, macs = Plan(tuple(cost.row for cost in rows)), {cost.row.name: cost.macs for cost in rows}
+    print("\nwith integer kernels, on a CPU")
+    print("\n".join(integer_summary(plan, model, macs)))
 
 
 def _print_float(rows: list[LayerCost]) -> None:

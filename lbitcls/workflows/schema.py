@@ -18,7 +18,7 @@ from lbitcls.quant.methods import LAYER_KEYS, LayerEntry
 from lbitcls.registry import Registry
 from lbitcls.settings.learning_rate import POLICIES
 from lbitcls.settings.parse import doc_of, section_fields
-from lbitcls.settings.sections import NUMBERS, Settings
+from lbitcls.settings.sections import LISTS, NUMBERS, Settings
 from lbitcls.settings.training_sections import ParamwiseConfig
 from lbitcls.utils.arguments import annotations_of
 from lbitcls.utils.files import check_writable, write_whole
@@ -28,8 +28,10 @@ Schema = dict[str, Any]
 
 OFF: Schema = {"enum": [None, False]}
 """Values that switch a section off."""
-EMPTY: Schema = {"type": ["string", "array", "object"], "maxLength": 0, "maxItems": 0, "maxProperties": 0}
+EMPTY: Schema = {"type": ["string", "object"], "maxLength": 0, "maxProperties": 0}
 """Empty values, which switch a section off too, but which an editor should not suggest."""
+EMPTY_LIST: Schema = {"type": "array", "maxItems": 0}
+"""Empty value that switches off a section that is a list."""
 NULL: Schema = {"type": "null"}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 BASES: Schema = {"type": ["string", "array"], "description": "Configs to inherit from."}
@@ -87,7 +89,7 @@ def config_schema() -> Schema:
         inner = {key: value for key, value in sections[name].items() if key not in ("description", "default", "title")}
         options = inner["anyOf"] if list(inner) == ["anyOf"] else [inner]
         kept = {key: value for key, value in sections[name].items() if key == "default" and value is not None}
-        off = [NULL] if name in NUMBERS else [OFF, EMPTY]
+        off = [NULL] if name in NUMBERS else [OFF, EMPTY, EMPTY_LIST] if name in LISTS else [OFF, EMPTY]
         sections[name] = {"anyOf": [*options, *off], "description": doc_of(hint), **kept}
     sections["_base_"] = BASES
     whole = {"$schema": DIALECT, "title": "lbitcls config", "type": "object", "properties": sections}

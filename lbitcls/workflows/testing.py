@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +26,8 @@ from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table, track
 from lbitcls.workflows.class_results import ClassCounts, name_of, print_classes, print_confusion
 
-Row = tuple[int, int, list[float]]  # an image's position, its label, its scores
+Row = tuple[int, int, list[float], list[float]]  # an image's position, its label, its scores, its logits
+_COLUMNS = ("path", "label", "prediction", "true_class", "predicted_class", "scores")
 
 
 def test_classifier(
@@ -52,8 +54,9 @@ def test_classifier(
         folder: Image folder to test on, with one folder for each of the model's classes; None: the config's data.
         metrics: Names from `lbitcls.core.evaluation.METRICS`; accuracy is always among the results.
         out: JSON file for the results.
-        predictions: `.csv` or `.jsonl` file for one row per image: path, label, prediction, their classes' names,
-            scores.
+        predictions: File for one row per image, in the data set's order. `.csv` or `.jsonl`: path, label, prediction,
+            their classes' names, scores (softmax). `.npz`: NumPy arrays `paths`, `labels`, `predictions` (N,) and
+            `logits` (N, K), float32.
         data_root: Folder to search for relative data paths (`--data-root`).
         launcher: `none`, `pytorch` or `slurm`.
         engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
@@ -90,8 +93,8 @@ def test_classifier(
             counts.add(batch["gt_label"], logits)
             if writer is None:
                 return
-            scores = logits.float().softmax(dim=1).cpu()
-            rows.extend(zip(batch["index"].tolist(), batch["gt_label"].tolist(), scores.tolist(), strict=True))
+            values = (batch["index"], batch["gt_label"], logits.float().softmax(dim=1), logits.float())
+            rows.extend(zip(*(value.tolist() for value in values), strict=True))
 
         batches = track(loader, len(loader), "testing", shown=is_main())
         results = evaluate(
@@ -261,15 +264,15 @@ def _row_writer(path: str | Path | None) -> Callable[[Path, Iterable[dict[str, A
     """Return the function that writes the rows, by the file's suffix; raise `ConfigError` for another suffix."""
     if path is None:
         return None
-    writers = {".csv": _write_csv, ".jsonl": _write_jsonl}
+    writers = {".csv": _write_csv, ".jsonl": _write_jsonl, ".npz": _write_npz}
     if Path(path).suffix not in writers:
-        raise ConfigError(f"--predictions must be a .csv or .jsonl file; got '{path}'.")
+        raise ConfigError(f"--predictions must be a .csv, .jsonl or .npz file; got '{path}'.")
     return writers[Path(path).suffix]
 
 
 def _named_row(row: Row, dataset: Dataset, names: Sequence[str] | None) -> dict[str, Any]:
     """Return what the file of predictions says of an image, by column."""
-    index, label, scores = row
+    index, label, scores, logits = row
     best = max(range(len(scores)), key=scores.__getitem__)
     return {
         "path": dataset.describe(index),
@@ -278,19 +281,27 @@ def _named_row(row: Row, dataset: Dataset, names: Sequence[str] | None) -> dict[
         "true_class": name_of(names, label),
         "predicted_class": name_of(names, best),
         "scores": scores,
+        "logits": logits,
     }
 
 
 def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "prediction", "true_class", "predicted_class", "scores"])
-        writer.writerows([*list(row.values())[:-1], json_text(row["scores"])] for row in rows)
+        writer.writerow(_COLUMNS)
+        writer.writerows([*(row[name] for name in _COLUMNS[:-1]), json_text(row["scores"])] for row in rows)
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json_text(row) + "\n" for row in rows)
+        file.writelines(json_text({name: row[name] for name in _COLUMNS}) + "\n" for row in rows)
+
+
+def _write_npz(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    kept = [(row["path"], row["label"], row["prediction"], row["logits"]) for row in rows]
+    paths, labels, predictions, logits = (np.array(values) for values in zip(*kept, strict=True))
+    with path.open("wb") as file:  # a path without the suffix .npz would get it
+        np.savez_compressed(file, paths=paths, labels=labels, predictions=predictions, logits=logits.astype(np.float32))
 
 
 def _print(results: dict[str, Any], names: Sequence[str] | None, classes: int | None) -> None:

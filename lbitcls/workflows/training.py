@@ -40,10 +40,10 @@ from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use
 from lbitcls.utils.errors import DependencyError
 from lbitcls.utils.lock import RunLock
 from lbitcls.utils.logging import DETAIL
+from lbitcls.utils.memory import keep_freed_memory
 from lbitcls.utils.temporary import remove_leftovers
 from lbitcls.workflows.run_export import check_export, export_run
-
-Start = tuple[Path, dict[str, Any]] | None
+from lbitcls.workflows.run_kernels import Start, choose_kernels
 
 
 def train_classifier(
@@ -168,6 +168,8 @@ def _choose_seed(given: int | None, start: Start, session: Session) -> int:
 def _prepare(settings: Settings, session: Session) -> None:
     """Set the seeds and PyTorch's kernel options, and log the resolved config."""
     seed_everything(settings.seed or 0)
+    if session.device.type == "cpu":
+        keep_freed_memory()
     torch.backends.cudnn.benchmark = settings.cudnn_benchmark
     if settings.deterministic:
         use_deterministic_kernels()
@@ -201,10 +203,10 @@ def build_runner(
     dataset, loader = load_data(settings, "train", "training", session, seed=seed, data_root=data_root)
     check_equal("data.train: the number of images", len(dataset))
     going_on = start[0] if start else None
+    kernels = choose_kernels(settings, start, session)
     model = make_model(settings, session, dataset, pretrained=not start, data_root=data_root, checkpoint=going_on)
     if start is None and settings.load_from is not None:
         _start_from(settings.load_from, model, settings, session)
-    kernels = _choose_kernels(settings, start, device)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = _synchronize_norms(model, settings, session).to(device).to(memory_format=memory_format)
     broadcast_module(model)
@@ -252,16 +254,6 @@ def _name_run(start: Start, resumed: Path | None) -> str:
     if start is not None:
         return broadcast_object(start[1]["meta"].get("run", new))
     return broadcast_object((noted_run(resumed) if resumed else None) or new)
-
-
-def _choose_kernels(settings: Settings, start: Start, device: torch.device) -> str | None:
-    """Select the quantization kernels: the run's own on resume, else the config's, else the best for the machine."""
-    if not settings.quant_transformer:
-        return None
-    from lbitcls.quant import select_kernels
-
-    saved = start[1]["meta"].get("kernels") if start else None
-    return select_kernels(saved or settings.kernels, device)
 
 
 def _synchronize_norms(model: nn.Module, settings: Settings, session: Session) -> nn.Module:

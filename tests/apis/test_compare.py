@@ -89,12 +89,11 @@ def test_two_models_of_one_config_are_told_apart(files: Any, tmp_path: Path) -> 
     assert about["title"] == f"{files['int.pth']} beside {copy}"
 
 
-def test_the_shim_runs(files: Any, run_tool: Any, tmp_path: Path) -> None:
+def test_one_model_by_the_command(files: Any, tmp_path: Path, capsys: Any) -> None:
     page = tmp_path / "one.html"
     given = in_order(files, "images", "float.py", "float.pth")
-    done = run_tool("model_analysis_tool", *given, "--float-only", "--num-images", 3, "--save-path", page)
-    assert done.returncode == 0, done.stderr
-    assert f"Wrote {page} and {page.with_suffix('.json')}" in done.stdout and "\x1b[" not in done.stdout
+    assert main(["compare", *given, "--float-only", "--num-images", "3", "--save-path", str(page)]) == 0
+    assert f"Wrote {page} and {page.with_suffix('.json')}" in capsys.readouterr().out
 
 
 def test_figures_are_the_same_each_time(files: Any, tmp_path: Path) -> None:
@@ -182,9 +181,11 @@ def test_device_and_page_follow_the_files_as_in_the_original(
     files: Any, run_tool: Any, tmp_path: Path, capsys: Any
 ) -> None:
     given = in_order(files, "images", "float.py", "int.py", "float.pth", "int.pth")
-    done = run_tool("model_analysis_tool", *given, "gpu:0", tmp_path / "page.html", "--num-images", 3)
+    page = tmp_path / "page.html"
+    done = run_tool("model_analysis_tool", *given, "gpu:0", page, "--num-images", 3)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "page.html").exists() and (tmp_path / "page.json").exists()
+    assert page.exists() and page.with_suffix(".json").exists()
+    assert f"Wrote {page} and {page.with_suffix('.json')}" in done.stdout and "\x1b[" not in done.stdout
     assert torch.cuda.is_available() or "Running on the CPU instead of gpu:0: this machine has no GPU." in done.stderr
     for extra, message in (
         (["here.html"], "(its index from 0); got 'here.html'"),

@@ -16,6 +16,7 @@ from calls import Delivered
 from PIL import Image
 
 from lbitcls.commands.main import main
+from lbitcls.utils import Config
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.errors import CheckpointError
 
@@ -166,11 +167,22 @@ def mutations() -> dict[str, Callable[[dict[str, Any]], Any]]:
 
 
 @pytest.fixture(scope="module")
-def trained(delivered: Delivered, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def config(delivered: Delivered, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The delivered model's config, with few images."""
+    cfg = Config.fromfile(delivered.config)
+    cfg.data.train.indices = list(range(128))
+    cfg.data.val.indices = cfg.data.test.indices = list(range(32))
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    cfg.dump(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The content of a run's checkpoint after one of two epochs."""
     work = tmp_path_factory.mktemp("run")
     options = [*OPTIONS, "total_epochs=1"]
-    command = ["train", str(delivered.config), "--work-dir", str(work), "--no-validate", "--options", *options]
+    command = ["train", str(config), "--work-dir", str(work), "--no-validate", "--options", *options]
     assert main(command) == 0
     return torch.load(work / "latest.pth", weights_only=True)
 
@@ -223,11 +235,11 @@ def test_odd_content_is_named_when_it_is_read(name: str, trained: dict[str, Any]
 
 @pytest.mark.parametrize("name", [name for name, _ in STATES])
 def test_a_run_does_not_go_on_with_odd_states(
-    name: str, trained: dict[str, Any], delivered: Delivered, tmp_path: Path, capsys: Any
+    name: str, trained: dict[str, Any], config: Path, tmp_path: Path, capsys: Any
 ) -> None:
     path = tmp_path / "x.pth"
     spoil(trained, name, path)
-    assert main(call("resume", delivered.config, path, tmp_path)) == 1
+    assert main(call("resume", config, path, tmp_path)) == 1
     said = capsys.readouterr().err
     assert said.startswith("CheckpointError: ") and "--load-from" in said, said
 
@@ -235,7 +247,7 @@ def test_a_run_does_not_go_on_with_odd_states(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(mutations()))
 def test_every_command_says_what_is_odd(
-    name: str, trained: dict[str, Any], delivered: Delivered, tmp_path: Path, capsys: Any
+    name: str, trained: dict[str, Any], config: Path, tmp_path: Path, capsys: Any
 ) -> None:
     path = tmp_path / "read.pth"
     spoil(trained, name, path)
@@ -245,7 +257,7 @@ def test_every_command_says_what_is_odd(
     except CheckpointError:  # all commands read by this function
         verbs = (VERBS[len(name) % len(VERBS)],)
     for verb in verbs:
-        run(verb, name, trained, delivered.config, tmp_path, capsys)
+        run(verb, name, trained, config, tmp_path, capsys)
 
 
 @pytest.mark.timeout(60)
@@ -258,7 +270,7 @@ def test_no_command_waits_at_a_pipe(verb: str, delivered: Delivered, tmp_path: P
 
 @pytest.mark.parametrize("other", ["Adam", "AdamW", "RMSprop"])
 def test_another_optimizer_is_named_with_the_remedy(
-    other: str, trained: dict[str, Any], delivered: Delivered, tmp_path: Path, capsys: Any
+    other: str, trained: dict[str, Any], config: Path, tmp_path: Path, capsys: Any
 ) -> None:
     """By its name, and in checkpoints of before by what it keeps."""
     for number, change in enumerate((lambda meta: None, lambda meta: meta.pop("optimizer"))):
@@ -266,7 +278,7 @@ def test_another_optimizer_is_named_with_the_remedy(
         change(content["meta"])
         path = tmp_path / f"{number}.pth"
         torch.save(content, path)
-        command = call("resume", delivered.config, path, tmp_path)
+        command = call("resume", config, path, tmp_path)
         assert main([*command, f"optimizer={{'_delete_': True, 'type': '{other}', 'lr': 0.001}}"]) == 1
         said = capsys.readouterr().err
         assert "another optimizer" in said and "--load-from" in said and other in said

@@ -54,15 +54,29 @@ def transformer(method: str = "LSQ", bits: int = 4) -> dict[str, Any]:
     return dict(type="ModelTransformer", quan_policy=policy)
 
 
+MADE: dict[str, tuple[bytes, bytes]] = {}
+"""The float and the quantized checkpoint of a model and its transformer."""
+
+
 def calibrated(cfg: Config, folder: Path) -> Path:
     """A checkpoint of the config's model with random weights, whose quantizers have their values."""
+    paths = folder / "float.pth", folder / "quantized.pth"
+    key = repr((cfg.model, cfg.quant_transformer, cfg.data))
+    if key not in MADE:
+        calibrate_anew(cfg, *paths)
+        MADE[key] = (paths[0].read_bytes(), paths[1].read_bytes())
+    for path, content in zip(paths, MADE[key]):
+        path.write_bytes(content)
+    return paths[1]
+
+
+def calibrate_anew(cfg: Config, plain: Path, quantized: Path) -> None:
     torch.manual_seed(0)
     model = build_classifier(cfg.model)
     torch.nn.init.normal_(model.head.fc.weight)
     model.CLASSES = tuple(str(digit) for digit in range(10))
-    save_checkpoint(model, folder / "float.pth")
-    calibrate_checkpoint(cfg, folder / "float.pth", folder / "quantized.pth", num_images=100, test=False)
-    return folder / "quantized.pth"
+    save_checkpoint(model, plain)
+    calibrate_checkpoint(cfg, plain, quantized, num_images=100, test=False)
 
 
 @pytest.fixture

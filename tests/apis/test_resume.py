@@ -123,7 +123,7 @@ def test_finished_run_is_not_trained_again(make_config: Any) -> None:
     assert records(cfg.work_dir) == before
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_process_goes_on(make_config: Any, run_tool: Any, tmp_path: Path, workers: int) -> None:
     """`kill -9` in mid-epoch, for real, with and without worker processes."""
     save = dict(interval=5, by_epoch=False)
@@ -366,8 +366,8 @@ def test_resume_at_the_calibration(make_config: Any, event: str, at: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [11, 17, 27])
-def test_everything_at_once_killed(make_config: Any, run_tool: Any, compiler: None, tmp_path: Path, at: int) -> None:
+@pytest.mark.timeout(900)
+def test_everything_at_once_killed(make_config: Any, run_tool: Any, compiler: None, tmp_path: Path) -> None:
     """In the float phase, soon after the quantizers came on, and in the last epoch; processes of their own."""
     sections = dict(
         QUANT,
@@ -379,13 +379,15 @@ def test_everything_at_once_killed(make_config: Any, run_tool: Any, compiler: No
         optimizer_config=dict(cumulative_iters=5, grad_clip=dict(max_norm=5.0)),
         checkpoint_config=dict(interval=4, by_epoch=False, max_keep_ckpts=2),
     )
-    whole, killed = make_config("whole", **sections), make_config("killed", **sections)
+    whole = make_config("whole", **sections)
     whole.dump(tmp_path / "whole.py")
-    killed.dump(tmp_path / "killed.py")
-    hooks = [dict(type="EndAt", event="before_iter", at=at, how="SIGKILL")]
-    Config({**killed._cfg_dict, "custom_hooks": hooks}).dump(tmp_path / "killing.py")
     assert run_tool("train", tmp_path / "whole.py", timeout=300).returncode == 0
-    assert run_tool("train", tmp_path / "killing.py", timeout=300).returncode == -signal.SIGKILL
-    done = run_tool("train", tmp_path / "killed.py", "--resume", timeout=300)
-    assert done.returncode == 0 and "Resuming from" in done.stdout, done.stderr
-    same_run(whole, killed)
+    for at in (11, 17, 27):
+        killed = make_config(f"killed_{at}", **sections)
+        killed.dump(tmp_path / "killed.py")
+        hooks = [dict(type="EndAt", event="before_iter", at=at, how="SIGKILL")]
+        Config({**killed._cfg_dict, "custom_hooks": hooks}).dump(tmp_path / "killing.py")
+        assert run_tool("train", tmp_path / "killing.py", timeout=300).returncode == -signal.SIGKILL
+        done = run_tool("train", tmp_path / "killed.py", "--resume", timeout=300)
+        assert done.returncode == 0 and "Resuming from" in done.stdout, done.stderr
+        same_run(whole, killed)

@@ -49,6 +49,17 @@ def test_metrics_and_rows(make_config: Any, tmp_path: Path, capsys: Any) -> None
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [str(line["prediction"]) for line in lines] == [row["prediction"] for row in rows]
     assert [line["path"] for line in lines] == [row["path"] for row in rows]
+    classify(cfg, best, predictions=tmp_path / "rows.npz")
+    arrays = np.load(tmp_path / "rows.npz")
+    assert {name: arrays[name].shape for name in arrays} == {
+        **dict.fromkeys(("paths", "labels", "predictions"), (360,)),
+        "logits": (360, 10),
+    }
+    assert arrays["paths"].tolist() == [row["path"] for row in rows] and arrays["logits"].dtype == np.float32
+    for name, column in (("labels", "label"), ("predictions", "prediction")):
+        assert arrays[name].tolist() == [int(row[column]) for row in rows]
+    scores = torch.from_numpy(arrays["logits"]).softmax(1)
+    torch.testing.assert_close(scores, torch.tensor([json.loads(row["scores"]) for row in rows]))
     said = capsys.readouterr().out
     assert "top-1" in said and f"correct: {results['correct']} / 360" in said
 
@@ -163,7 +174,7 @@ def test_checkpoint_of_another_model(make_config: Any) -> None:
 
 
 def test_rows_in_an_unknown_format(make_config: Any) -> None:
-    with pytest.raises(ConfigError, match=r"\.csv or \.jsonl"):
+    with pytest.raises(ConfigError, match=r"\.csv, \.jsonl or \.npz"):
         classify(make_config(), "x.pth", predictions="rows.txt")
 
 

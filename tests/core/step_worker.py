@@ -1,4 +1,4 @@
-"""Run by torchrun on two processes: steps where the processes left out different images (see test_step.py)."""
+"""Run on two processes: steps where the processes left out different images (see test_step.py)."""
 
 import sys
 from pathlib import Path

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +93,11 @@ dist.leave_processes()
 """
 
 
-def test_two_ranks_count_each_sample_once(tmp_path: Path) -> None:
+def test_two_ranks_count_each_sample_once(tmp_path: Path, run_ranks: Callable[[Path], None]) -> None:
     """57 samples on two ranks, and a single one, which leaves a rank without any."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), out=tmp_path))
-    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(script)
     for count in (57, 1):
         expected: dict[str, Any] = evaluate(Lookup(), in_batches(*samples(count)), CPU, metrics=METRICS)
         for rank in (0, 1):

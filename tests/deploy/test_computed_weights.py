@@ -122,17 +122,17 @@ def train(model: nn.Module, steps: int = 25) -> ModelEMA:
     return average
 
 
-@pytest.mark.parametrize("number, mechanism", list(enumerate(MECHANISMS)))
+@pytest.mark.parametrize("number, mechanism", [pair for pair in enumerate(MECHANISMS) if pair[0] % 4 in (0, 3)])
 def test_the_exported_weight_is_what_the_forward_pass_uses(number: int, mechanism: str, tmp_path: Path) -> None:
     assert_exports(mechanism, number % 2 == 0, number % 3 == 0, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_all_that_computes_weights(mechanism: str, first: bool, per_channel: bool, tmp_path: Path) -> None:
-    assert_exports(mechanism, first, per_channel, tmp_path)
+@pytest.mark.parametrize("number, mechanism", list(enumerate(MECHANISMS)))
+def test_all_that_computes_weights(number: int, mechanism: str, first: bool, tmp_path: Path) -> None:
+    """Each mechanism in both orders, one of them per channel."""
+    assert_exports(mechanism, first, (number % 2 == 0) is first, tmp_path)
 
 
 def assert_exports(mechanism: str, first: bool, per_channel: bool, tmp_path: Path) -> None:

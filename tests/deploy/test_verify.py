@@ -331,12 +331,18 @@ def test_a_backbone_is_compared_by_its_features(make_resnet: Any, digits: Tensor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "APoT"])
+@pytest.mark.parametrize(
+    ("method", "bits", "per_channel"),
+    [  # a low and a high width for each method, one of them per channel
+        (method, *grid)
+        for number, method in enumerate(method for method in METHODS if method != "APoT")
+        for grid in (((2, True), (8, False)), ((3, False), (4, True)))[number % 2]
+    ],
+)
 def test_every_method_passes_in_both_engines(
-    method: str, bits: int, make_resnet: Any, digits: Tensor, tmp_path: Path
+    method: str, bits: int, per_channel: bool, make_resnet: Any, digits: Tensor, tmp_path: Path
 ) -> None:
-    model = make_resnet(method, bits, per_channel=bits % 2 == 0)
+    model = make_resnet(method, bits, per_channel=per_channel)
     export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
     verification = verify(model, tmp_path / "model.onnx", digits.split(120), threads=1)
     assert verification.passed, verification.reasons

@@ -46,7 +46,8 @@ def test_its_configs_train(number: int, tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec(BLOCKS[number], names)
     cfg.log_config = names["log_config"]
-    cfg.merge_from_dict({"total_epochs": 1, "calibration.epoch": 0, "export": None, "work_dir": str(tmp_path)})
+    cfg.merge_from_dict({"total_epochs": 1, "calibration.epoch": 0, "export": None, "kernels": "plain"})
+    cfg.work_dir = str(tmp_path)
     train_classifier(cfg)
     tags = EventAccumulator(str(tmp_path / "tf_logs")).Reload().Tags()
     shown = {tag for kind in ("scalars", "histograms", "images") for tag in tags[kind]}

@@ -51,7 +51,10 @@ def calibrated_output(name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("there", GRIDS)
 def test_other_grids_are_taken_anew_and_equal_ones_kept(there: str, tmp_path: Path, caplog: Any) -> None:
-    """A loaded and calibrated model equals one that received only the weights; of the same kind, the saved one."""
+    """A loaded and calibrated model equals one that received only the weights; of the same kind, the saved one.
+
+    Each grid is calibrated after each other of its method, and after at least three in all.
+    """
     source = quantized(**GRIDS[there])
     save_checkpoint(source, tmp_path / "x.pth")
     for here, options in GRIDS.items():
@@ -65,8 +68,10 @@ def test_other_grids_are_taken_anew_and_equal_ones_kept(there: str, tmp_path: Pa
         assert "there; " in caplog.text or "lacks" in caplog.text
         with pytest.raises(CheckpointError, match="in another way"):
             load_checkpoint(model, tmp_path / "x.pth", strict=True)
-        calibrate(model, [IMAGES])
-        assert torch.equal(model(IMAGES), calibrated_output(here)), here
+        apart = (list(GRIDS).index(here) - list(GRIDS).index(there)) % len(GRIDS)
+        if apart in (1, 4, 6) or options["method"] == GRIDS[there]["method"]:
+            calibrate(model, [IMAGES])
+            assert torch.equal(model(IMAGES), calibrated_output(here)), here
 
 
 def test_a_fixed_sign_decides(tmp_path: Path, caplog: Any) -> None:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lbitcls.quant import functional
 from lbitcls.quant.calibration import calibrate
-from lbitcls.quant.kernels import Elementwise, active_kind, select_kernels, selection
+from lbitcls.quant.kernels import Elementwise, active_kind, machine, select_kernels, selection
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.methods import build_quant_layer
 from lbitcls.utils.errors import ConfigError, DependencyError
@@ -29,16 +29,56 @@ def plain_kernels_afterwards() -> Iterator[None]:
     select_kernels("plain")
 
 
-def test_auto_takes_fused_kernels_where_a_compiler_works(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(selection, "can_compile", lambda device: True)
+@pytest.mark.parametrize(
+    ("compiles", "inexact", "fast", "kind", "said"),
+    [
+        (True, "", True, "integer", "products are exact here, and faster than floats; gradients in float32."),
+        (True, "", False, "fused", "fused kernels; no integer products: they are not faster than floats here."),
+        (True, "no VNNI", True, "fused", "Quantizers run fused kernels; no integer products: no VNNI."),
+        (False, "", True, "plain", "Quantizers run plain kernels: fused kernels need a C++ compiler"),
+    ],
+)
+def test_auto_takes_the_best_kernels_that_the_machine_runs(
+    compiles: bool, inexact: str, fast: bool, kind: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(selection, "can_compile", lambda device: compiles)
     monkeypatch.setattr(torch, "compile", lambda formula, **options: formula)
-    assert select_kernels("auto") == active_kind() == "fused"
+    monkeypatch.setattr(machine, "find_obstacle", lambda: inexact)
+    monkeypatch.setattr(machine, "integers_are_fast", lambda: fast)
+    assert select_kernels("auto") == active_kind() == kind
+    assert said in selection.describe_kernels("cpu") and not caplog.text
+
+
+def test_auto_on_a_gpu_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "can_compile", lambda device: True)
+    monkeypatch.setattr(selection, "_first_formula_compiles", lambda device: True)
+    assert select_kernels("auto", "cuda") == active_kind() == "fused"
+    assert "no integer products: integer products run on the CPU, not on cuda" in selection.describe_kernels("cuda")
+
+
+def test_speed_is_measured_without_autocast_and_auto_simulates_under_it(
+    unselected: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "can_compile", lambda device: True)
+    monkeypatch.setattr(selection, "compiled", lambda formula: formula)
+    monkeypatch.setattr(machine, "find_obstacle", lambda: "")
+    monkeypatch.setattr(machine, "integers_are_fast", lambda: not torch.is_autocast_enabled("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert selection._integers_are_fast()
+        selection.select_at_first_use("cpu")
+    assert active_kind() == "fused"
+    assert "no integer products: under autocast they are not faster" in selection.describe_kernels("cpu")
+    assert select_kernels("auto") == "integer"
+
+
+def test_kernels_that_cannot_be_selected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "can_compile", lambda device: False)
-    assert select_kernels("auto") == active_kind() == "plain" and not caplog.text
     with pytest.raises(DependencyError, match="needs a C\\+\\+ compiler"):
         select_kernels("fused")
     with pytest.raises(ConfigError, match="'fuse'. Did you mean 'fused'"):
         select_kernels("fuse")
+    with pytest.raises(ConfigError, match="'integer-int8' and gradients='bf16' contradict each other"):
+        select_kernels("integer-int8", gradients="bf16")
 
 
 BROKEN_COMPILER = """
@@ -91,11 +131,11 @@ def test_the_first_gradient_selects_auto_once(
     assert caplog.text.count("plain kernels: fused kernels need a C++ compiler") == 1
 
 
-def test_the_first_gradient_selects_fused_kernels_with_a_compiler(unselected: None, compiler: None) -> None:
+def test_the_first_gradient_selects_the_best_kernels_with_a_compiler(unselected: None, best_kernels: str) -> None:
     model, x = layers(), torch.randn(512, 3, 8, 8)
     calibrate(model, [x])
     needed = saved_bytes(model.train(), x)
-    assert selection._active == "fused"
+    assert selection._active == best_kernels
     select_kernels("plain")
     assert needed < 0.75 * saved_bytes(model, x)
 
@@ -124,7 +164,7 @@ def test_compiled_and_traced_models_hold_plain_formulas(unselected: None, compil
     expected = model.eval()(x)
     compiled = torch.compile(model.train(), backend="eager", fullgraph=True)
     compiled(x).sum().backward()
-    assert selection._active is None
+    assert selection._active == "fused"  # selected when the model was traced
     select_kernels("fused")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, and warns of each number that it makes a constant
@@ -142,12 +182,12 @@ def test_a_quantizer_that_ran_can_be_copied(compiler: None) -> None:
 
 
 @pytest.mark.slow
-def test_checkpointed_activations_train_from_an_unselected_start(unselected: None, compiler: None) -> None:
+def test_checkpointed_activations_train_from_an_unselected_start(unselected: None, best_kernels: str) -> None:
     """Kernels selected in the first backward pass do not disturb the forward pass that it reruns."""
     model, x = layers(), torch.randn(512, 3, 8, 8)
     calibrate(model, [x])
     checkpoint(model.eval(), x, use_reentrant=False).sum().backward()
-    assert selection._active == "fused"
+    assert selection._active == best_kernels
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model(x).sum().backward()

@@ -75,6 +75,7 @@ def test_configs_with_much_in_them_are_valid(name: str) -> None:
             }
         },
         {"optimizer": {"type": "Adam", "betas": [0.9, 0.99], "paramwise_cfg": {"custom_keys": {"fc": {"lr_mult": 2}}}}},
+        {"kernels": "integer-int8"},
         {"custom_hooks": [{"type": "UnfreezeHook", "epoch": 1, "layers": ["backbone"], "priority": "LOW"}]},
         {"model": {"backbone": {"type": "ResNet", "depth": 18, "frozen": True, "pretrained": "a.pth"}, "neck": None}},
     ],
@@ -121,6 +122,8 @@ def test_what_may_be_written_is_valid(more: dict[str, Any]) -> None:
         {"ema": {"decay": 1.5}},
         {"amp": 3},
         {"kernels": "fusd"},
+        {"kernels": "fused-int8"},
+        {"kernels": []},
         {"export": {"opset": 9}},
     ],
 )

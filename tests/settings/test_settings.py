@@ -20,7 +20,7 @@ from lbitcls.settings.export import ExportOptions, ExportSection
 from lbitcls.settings.learning_rate import POLICIES, FixedPolicy, StepPolicy, read_policy
 from lbitcls.settings.parse import doc_of, problems, section_fields
 from lbitcls.settings.quant import SpecialLayers, TransformerConfig
-from lbitcls.settings.sections import CustomImports, DataConfig, Settings, given_sections, read_settings
+from lbitcls.settings.sections import LISTS, CustomImports, DataConfig, Settings, given_sections, read_settings
 from lbitcls.settings.training_sections import (
     CheckpointConfig,
     EvaluationConfig,
@@ -133,7 +133,15 @@ def test_the_fields_of_a_class_are_documented_in_its_schema(kind: type) -> None:
         (dict(workflow=[("val", 1)]), "workflow must be a list with 'train', such as [('train', 1)]"),
         (dict(num_threads=10**6), "num_threads must be an integer from 1 to 4,096; got 1000000."),
         (dict(data=dict(test=3)), "data.test must be a dict(type='…', pipeline=[…], …); got 3."),
-        (dict(kernels="fusd"), "kernels must be one of 'auto', 'plain', 'fused'; got 'fusd'. Did you mean 'fused'?"),
+        (
+            dict(kernels="fusd"),
+            "kernels.kind must be one of 'auto', 'plain', 'fused', 'integer'; got 'fusd'. Did you mean 'fused'?",
+        ),
+        (dict(kernels="integer-int9"), "kernels.gradients must be one of 'float32', 'bf16', 'int8'; got 'int9'. Did"),
+        (dict(kernels="fused-int8"), "kernels: gradients='int8' needs kind='integer'; got kind='fused'."),
+        (dict(kernels=[]), "kernels must be a string (kind) or a dict(…); got []."),
+        (dict(kernels=()), "kernels must be a string (kind) or a dict(…); got ()."),
+        (dict(ema=[]), "ema must be True or a dict(…); got []."),
     ],
 )
 def test_a_message_says_what_was_given_and_what_was_expected(sections: dict[str, Any], message: str) -> None:
@@ -165,6 +173,15 @@ def test_a_section_that_is_off_has_its_default(off: Any) -> None:
     settings = read_settings({name: off for name in SECTIONS if name not in always})
     assert settings.checkpoint_config == CheckpointConfig(interval=-1 if off is None else 1)
     assert dataclasses.replace(settings, checkpoint_config=CheckpointConfig()) == read_settings({})
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_an_empty_list_is_an_error_except_for_a_section_that_is_a_list(name: str) -> None:
+    told = problems(Settings, given_sections({name: []}))
+    if name in LISTS:
+        assert not told and read_settings({name: []}) == Settings()
+    else:
+        assert len(told) == 1 and told[0].startswith(f"{name} must be ") and told[0].endswith("; got []."), told
 
 
 def test_the_sections_are_the_fields() -> None:
@@ -284,7 +301,18 @@ def test_a_device_may_be_a_number() -> None:
     assert read_settings(dict(gpu_ids=[0])).gpu_ids == (0,)
 
 
+def test_the_names_of_kernels_are_those_that_a_log_says() -> None:
+    from lbitcls.quant.kernels.selection import GRADIENTS, KINDS, kernels_name, parse_kernels
+
+    names = {kernels_name(kind, gradients) for kind in KINDS for gradients in GRADIENTS if kind == "integer"}
+    for name in {*names, *KINDS, "auto"}:
+        kernels = read_settings(dict(kernels=name)).kernels
+        assert (kernels.kind, kernels.gradients) == parse_kernels(name)
+        assert read_settings(dict(kernels=dict(kind=kernels.kind, gradients=kernels.gradients))).kernels == kernels
+
+
 def test_the_other_spellings_of_not_set() -> None:
+    assert read_settings(dict(kernels=None)) == read_settings(dict(kernels={})) == Settings()
     assert read_settings(dict(data=dict(drop_last=None))).data == DataConfig()
     assert read_settings(dict(evaluation=dict(save_best=False))).evaluation == EvaluationConfig(save_best=None)
     assert SpecialLayers(layers_name=None, convert_type=None) == SpecialLayers()  # type: ignore[arg-type]

@@ -14,32 +14,40 @@ from lbitcls.commands.main import main
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.fixture
-def place(trained: tuple[Path, Path], images: Path, small: str, tmp_path: Path) -> dict[str, Path]:
-    """Files that a mistake may name, by the word that stands for them below."""
-    config, work = trained
-    for path in work.iterdir():
-        if path.is_file():
-            (tmp_path / "work" / path.name).parent.mkdir(exist_ok=True)
-            (tmp_path / "work" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "torn.pth").write_bytes((work / "latest.pth").read_bytes()[:5000])
+@pytest.fixture(scope="module")
+def wrong(trained: tuple[Path, Path], images: Path, small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of wrong files, which the commands only read."""
     from lbitcls.utils import Config
 
+    config, work = trained
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "torn.pth").write_bytes((work / "latest.pth").read_bytes()[:5000])
     cfg = Config.fromfile(config)
     cfg.model.head.num_classes = 7
-    _save_run(cfg, tmp_path / "seven.pth")
-    (tmp_path / "section.py").write_text(small + "optimiser = dict(lr=1)\n")
-    (tmp_path / "key.py").write_text(small + "lr_config = dict(policy='step', stepp=3, _delete_=True)\n")
-    (tmp_path / "syntax.py").write_text(small + "optimizer = dict(type='SGD'\n")
-    (tmp_path / "name_error.py").write_text(small + "\nwork_dir = workdir\n")
-    images_with_a_torn_one(images, tmp_path / "torn")
+    _save_run(cfg, folder / "seven.pth")
+    (folder / "section.py").write_text(small + "optimiser = dict(lr=1)\n")
+    (folder / "key.py").write_text(small + "lr_config = dict(policy='step', stepp=3, _delete_=True)\n")
+    (folder / "syntax.py").write_text(small + "optimizer = dict(type='SGD'\n")
+    (folder / "name_error.py").write_text(small + "\nwork_dir = workdir\n")
+    images_with_a_torn_one(images, folder / "torn")
+    return folder
+
+
+@pytest.fixture
+def place(trained: tuple[Path, Path], images: Path, wrong: Path, tmp_path: Path) -> dict[str, Path]:
+    """Files that a mistake may name, by the word that stands for them below."""
+    config, work = trained
+    (tmp_path / "work").mkdir()
+    for path in work.iterdir():
+        if path.is_file():
+            (tmp_path / "work" / path.name).write_bytes(path.read_bytes())
     return {
         "CONFIG": config,
         "WORK": tmp_path / "work",
         "DATA": images,
-        "TMP": tmp_path,
+        "TMP": wrong,
         "BEST": work / "best_top-1.pth",
-        "TORN_DATA": tmp_path / "torn",
+        "TORN_DATA": wrong / "torn",
     }
 
 

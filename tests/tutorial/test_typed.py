@@ -49,6 +49,7 @@ data.samples_per_gpu=8 data.workers_per_gpu=0 data.train.pipeline.1.size=64 log_
 data.val.pipeline.1.size=72 data.val.pipeline.2.crop_size=64
 data.test.pipeline.1.size=72 data.test.pipeline.2.crop_size=64 +kernels=plain +log_config.pictures=false
 """
+CATS = ("tabby", "tiger cat", "Egyptian cat")  # whose fur machines tell apart differently after a short training
 WEIGHTS = "weights/squeezenet1_1_caffe_fp16.pth"
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - lbitcls - INFO - "
 TRAINING = (
@@ -372,7 +373,7 @@ def test_classification_of_a_real_photo(real: Callable[..., Path], shared_data: 
     copyfile(ROOT / "docs" / "tutorial" / "test.jpg", folder / "test.jpg")
     (folder / "config.py").write_text("_base_ = 'int.py'\nload_from = 'work/latest.pth'\n")
     capsys.readouterr()
-    assert "cat" in check_answer(typed("qquant.py"), capsys.readouterr().out)
+    assert check_answer(typed("qquant.py"), capsys.readouterr().out) in CATS
     pair = ("float.py", "int.py", weights, "work/latest.pth")
     run_tool("model_analysis_tool.py", "test.jpg", *pair, "gpu:0", "./model_analysis.html")
     check_page(folder, {"backbone.features.0": (8, 32), "backbone.features.3.squeeze": (8, 8), "head.conv": (8, 8)})

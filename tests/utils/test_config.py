@@ -30,6 +30,29 @@ def test_a_config_inherits_and_overrides_its_base(tmp_path: Path) -> None:
     assert cfg["optimizer"]["lr"] == 0.1
 
 
+def test_a_dict_replaces_a_bases_plain_value(tmp_path: Path) -> None:
+    """A section has short forms, which a child config or an option writes in full; the base's stay as they are."""
+    base = "kernels = 'plain'\nema = None\nfeature_cache = True\n"
+    write(tmp_path, "base.py", base + "data = dict(val=None, train=dict(type='A', indices=[1]))\n")
+    full = dict(kernels=dict(kind="integer"), ema=dict(decay=0.5), feature_cache=dict(max_mib=5))
+    text = "".join(f"{name} = {value}\n" for name, value in full.items())
+    path = write(
+        tmp_path, "child.py", f"_base_ = 'base.py'\n{text}data = dict(val=dict(type='B'), train=dict(root='x'))\n"
+    )
+    cfg = Config.fromfile(path)
+    assert cfg.to_dict() == {
+        **full,
+        "data": dict(val=dict(type="B"), train=dict(type="A", indices=[1], root="x")),
+    }
+    grandchild = write(tmp_path, "grandchild.py", "_base_ = 'child.py'\nkernels = dict(gradients='int8')\n")
+    assert Config.fromfile(grandchild).kernels == dict(kind="integer", gradients="int8")
+    options = Config.fromfile(tmp_path / "base.py")
+    options.merge_from_dict(full)
+    assert {name: options[name] for name in full} == full
+    with pytest.raises(ConfigError, match="indices.*_delete_"):
+        Config.fromfile(write(tmp_path, "list.py", "_base_ = 'base.py'\ndata = dict(train=dict(indices=dict(a=1)))\n"))
+
+
 def test_yaml_and_json_are_read_and_1e_3_is_a_number(tmp_path: Path) -> None:
     yaml = write(tmp_path, "a.yaml", "optimizer: {type: SGD, lr: 1e-3, betas: [9e-1, 1E4]}\nwork_dir: 1e\n")
     json = write(tmp_path, "a.json", '{"optimizer": {"type": "SGD", "lr": 1e-3}}')
@@ -169,6 +192,10 @@ def test_an_option_for_a_key_that_is_not_there_is_an_error_unless_added(tmp_path
         cfg.merge_from_dict({"optimzer.lr": 1})
     with pytest.raises(ConfigError, match=r"is the value 0\.1"):
         cfg.merge_from_dict({"optimizer.lr.x": 1})
+    cfg.kernels = "integer"
+    for key in ("kernels.gradients", "+kernels.gradients"):
+        with pytest.raises(ConfigError, match=r"'kernels', which is the value 'integer'.* give 'kernels' as a whole"):
+            cfg.merge_from_dict({key: "int8"})
     cfg.merge_from_dict({"+optimizer.nesterov": True})
     assert cfg.optimizer.nesterov is True
 

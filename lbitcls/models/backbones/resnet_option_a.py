@@ -1,14 +1,19 @@
-"""CIFAR ResNets of He et al., arXiv:1512.03385, section 4.2: shortcuts without parameters ("option A").
+"""CIFAR ResNets of He et al., arXiv:1512.03385, section 4.2, with shortcuts of option A or option B.
 
 Three stages of n blocks of two 3x3 convolutions, 6n + 2 layers in all: 20, 32, 44, 56 and 110 in the paper.
-Where a stage halves the map and doubles the channels, the shortcut takes every second pixel and appends
-channels of zeros, half of them before and half after. The layer names are those of the published
-`resnet20-*.th` files (github.com/akamaster/pytorch_resnet_cifar10), whose `linear` is the head's `fc` here.
+Where a stage halves the map and doubles the channels, the shortcut has two forms:
+
+- Option A, the paper's for CIFAR, has no parameters: it takes every second pixel and appends channels of zeros, half
+  of them before and half after. The layer names are those of the published `resnet20-*.th` files
+  (github.com/akamaster/pytorch_resnet_cifar10), whose `linear` is the head's `fc` here.
+- Option B is a 1x1 convolution of stride 2 and BatchNorm, `downsample.0` and `downsample.1` as in torchvision. The APoT
+  authors' networks (github.com/yhhhli/APoT_Quantization) have it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -45,6 +50,20 @@ class OptionABlock(nn.Module):
         return functional.pad(kept, (0, 0, 0, 0, before, self.new_channels - before))
 
 
+class OptionBBlock(OptionABlock):
+    """Block whose shortcut is a 1x1 convolution with BatchNorm where the stride or the number of channels changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__(in_channels, channels, stride)
+        if stride != 1 or in_channels != channels:
+            conv = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(channels))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Return `x`, or its projection (N, O, H/stride, W/stride) where the shapes differ."""
+        return self.downsample(x) if hasattr(self, "downsample") else x
+
+
 @BACKBONES.register_module()
 class ResNetCIFAROptionA(StagedBackbone):
     """ResNet-20 to -110 for small images (32x32, or 8x8): layers `conv1`, `bn1`, `layer1` … `layer3`.
@@ -64,6 +83,7 @@ class ResNetCIFAROptionA(StagedBackbone):
     """
 
     published_classifier = "linear"
+    block: ClassVar[type[OptionABlock]] = OptionABlock
 
     def __init__(
         self,
@@ -76,17 +96,17 @@ class ResNetCIFAROptionA(StagedBackbone):
     ) -> None:
         super().__init__(frozen_stages, norm_eval)
         if depth < 8 or depth % 6 != 2:
-            raise ConfigError(f"ResNetCIFAROptionA: depth must be 6n + 2, such as 20, 32, 44, 56, 110; got {depth}.")
+            raise ConfigError(f"{type(self).__name__}: depth must be 6n + 2, such as 20, 32, 44, 56, 110; got {depth}.")
         self.in_channels = in_channels
-        self.out_indices = checked_indices("ResNetCIFAROptionA", out_indices, 3)
+        self.out_indices = checked_indices(type(self).__name__, out_indices, 3)
         self.conv1 = nn.Conv2d(in_channels, base_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(base_channels)
         self.relu = nn.ReLU(inplace=True)
         channels = base_channels
         for index in range(self.out_indices[-1] + 1):
             width = base_channels * 2**index
-            first = OptionABlock(channels, width, stride=1 if index == 0 else 2)
-            rest = [OptionABlock(width, width, stride=1) for _ in range(1, (depth - 2) // 6)]
+            first = self.block(channels, width, stride=1 if index == 0 else 2)
+            rest = [self.block(width, width, stride=1) for _ in range(1, (depth - 2) // 6)]
             self.add_module(f"layer{index + 1}", nn.Sequential(first, *rest))
             channels = width
         self.out_channels = tuple(base_channels * 2**index for index in self.out_indices)
@@ -95,3 +115,20 @@ class ResNetCIFAROptionA(StagedBackbone):
 
     def stem(self, img: Tensor) -> Tensor:
         return self.relu(self.bn1(self.conv1(img)))
+
+
+@BACKBONES.register_module()
+class ResNetCIFAROptionB(ResNetCIFAROptionA):
+    """ResNet-20 to -110 for small images whose shortcuts between stages are convolutions with BatchNorm.
+
+    The arguments are those of `ResNetCIFAROptionA`. A policy for `Conv2d` quantizes the shortcuts as well.
+
+    Example:
+        >>> import torch
+        >>> backbone = ResNetCIFAROptionB(depth=8, in_channels=1)
+        >>> backbone(torch.rand(1, 1, 8, 8))[-1].shape, tuple(backbone.layer2[0].downsample[0].weight.shape)
+        (torch.Size([1, 64, 2, 2]), (32, 16, 1, 1))
+    """
+
+    published_classifier = "fc"
+    block = OptionBBlock

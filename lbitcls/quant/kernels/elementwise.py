@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from lbitcls.quant.kernels import selection
+from lbitcls.quant.kernels.integer_step import integer_function
+from lbitcls.quant.kernels.kept import keep, kept
 from lbitcls.quant.spec import along, compute_dtype
 
 Formula = Callable[..., Tensor]
@@ -35,6 +37,10 @@ class Elementwise:
         tables: Number of trailing parameters that are lookup tables (vectors of any length).
         apart: In a compiled model, run the gradients as a separate operator with the fused kernel. For formulas with
             several sums, which inductor splits over many passes, some of them across the memory format.
+        sums: Function `(sums, *parameters) -> gradients of the parameters that have one`, for a formula that clips,
+            rounds to nearest and passes gradients straight through; `sums` (3,): those of the gradient within the range
+            times `round(v) - v`, below the range, and above it. None: another formula. Kernels written for such
+            formulas (`norm`) run only where it is given.
 
     Example:
         >>> times = Elementwise(lambda x, a: a * x, lambda g, x, a: (a * g, x * g))
@@ -50,16 +56,22 @@ class Elementwise:
         plain_backward: Gradients | None = None,
         tables: int = 0,
         apart: bool = False,
+        sums: Gradients | None = None,
     ) -> None:
         self._tables = tables
+        self.sums = sums
         self._apart = _register(self) if apart else None
         self._forward, self._plain_forward = (
             _in_compute_dtype(forward),
             _in_compute_dtype(plain_forward or forward),
         )
+        self._steps = _steps(forward)
+        self._codes = _codes(forward)
+        self._parts = _parts(backward)
         self._backward = _summed(backward)
         self._plain_backward = _summed(plain_backward or backward)
         self._function = _autograd_function(self)
+        self.integer_function = integer_function(self)
 
     def __call__(self, x: Tensor, channel_axis: int | None, *parameters: Tensor) -> Tensor:
         """Apply the formula.
@@ -74,11 +86,11 @@ class Elementwise:
     # Compiled on first use: torch.compile imports inductor, which takes seconds.
     @cached_property
     def _fused_forward(self) -> Callable[..., Tensor]:
-        return torch.compile(self._forward, dynamic=True)
+        return selection.compiled(self._forward)
 
     @cached_property
     def _fused_backward(self) -> Callable[..., tuple[Tensor, ...]]:
-        return torch.compile(self._backward, dynamic=True)
+        return selection.compiled(self._backward)
 
     def value(self, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]) -> Tensor:
         """Return the value, without a gradient, using the selected kernels."""
@@ -89,15 +101,57 @@ class Elementwise:
         formula = self._forward if torch.compiler.is_compiling() else self._plain_forward
         return formula(x, *self._shaped(parameters, x.dim(), channel_axis))
 
+    @cached_property
+    def _fused_codes(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return selection.compiled(self._codes)
+
+    @cached_property
+    def _fused_parts(self) -> Callable[..., tuple[Tensor, ...]]:
+        return selection.compiled(self._parts)
+
+    @property
+    def matrix_formulas(self) -> tuple[Callable[..., Any], Callable[..., tuple[Tensor, ...]]]:
+        """Uncompiled `codes` and `gradients` for tensors and parameters of shape (), to build larger kernels from."""
+        return self._codes, self._backward
+
+    def codes(self, x: Tensor, low: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return the value in steps above `low`, uint8, and whether any is NaN; parameters have the shape ()."""
+        if not selection.fused_now():
+            return self._codes(x, low, *parameters)
+        x = _dense(x)
+        codes, undefined = self._fused_codes(_as_rows(x, None), low, *self._columns(parameters, None))
+        return _like(codes, x, None), undefined
+
+    @cached_property
+    def _fused_steps(self) -> Callable[..., Tensor]:
+        return selection.compiled(self._steps)
+
+    def steps(self, x: Tensor, low: Tensor, parameters: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """Return the value in steps, of type `dtype`; parameters have the shape ()."""
+        if not selection.fused_now():
+            return self._steps(x, dtype, *parameters)
+        x = _dense(x)
+        return _like(self._fused_steps(_as_rows(x, None), dtype, *self._columns(parameters, None)), x, None)
+
+    def parts(self, x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return each element's derivative by each parameter that has a gradient; parameters have the shape ()."""
+        if not selection.fused_now():
+            return self._parts(x, *parameters)
+        x = _dense(x)
+        parts = self._fused_parts(_as_rows(x, None), *self._columns(parameters, None))
+        return tuple(_like(part, x, None) for part in parts)
+
     def gradients(
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """Return the gradients of `x` and of the parameters that have one, using the selected kernels."""
-        if torch.compiler.is_compiling():
-            if self._apart is not None:
-                return tuple(torch.ops.lbitcls.gradients(self._apart, grad, x, channel_axis, list(parameters)))
+        compiling = torch.compiler.is_compiling()
+        if compiling and self._apart is not None:
+            tensors = [torch.as_tensor(p, device=x.device) for p in parameters]
+            return tuple(torch.ops.lbitcls.gradients(self._apart, grad, x, channel_axis, tensors))
+        if compiling or selection.is_traced():  # plain gradients may read values
             return self._gradients_by(self._backward, grad, x, channel_axis, parameters)
-        selection.select_at_first_use(x.device)  # a forward pass in eval does not select
+        selection.select_at_first_use(x.device.type)  # a forward pass in eval does not select
         if selection.fused_now():
             return self.gradients_fused(grad, x, channel_axis, parameters)
         return self.gradients_plain(grad, x, channel_axis, parameters)
@@ -138,6 +192,8 @@ class Elementwise:
 
     def _shaped(self, parameters: tuple[Tensor, ...], dim: int, channel_axis: int | None) -> list[Tensor]:
         """Return the parameters, shaped to broadcast against a tensor with `dim` axes; tables are unchanged."""
+        if not torch.compiler.is_compiling():  # numbers come from a compiled part, where the graph breaks
+            parameters = tuple(torch.as_tensor(p) for p in parameters)
         split = len(parameters) - self._tables
         return [*(along(p, dim, channel_axis) for p in parameters[:split]), *parameters[split:]]
 
@@ -150,13 +206,13 @@ def _autograd_function(elementwise: Elementwise) -> Any:
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, channel_axis: int | None, *parameters: Tensor) -> Tensor:
-            ctx.save_for_backward(x, *parameters)
+            keep(ctx, x, *parameters)
             ctx.channel_axis = channel_axis
             return elementwise.value(x, channel_axis, parameters)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            x, *parameters = ctx.saved_tensors
+            x, *parameters = kept(ctx)
             gradients = elementwise.gradients(grad, x, ctx.channel_axis, tuple(parameters))
             constants = (None,) * (1 + len(parameters) - len(gradients))
             return (gradients[0], None, *gradients[1:], *constants)
@@ -199,6 +255,31 @@ def _in_compute_dtype(formula: Formula) -> Formula:
         return formula(x.to(compute_dtype(x)), *parameters).to(x.dtype)
 
     return _with_own_code(computed)
+
+
+def _steps(forward: Formula) -> Formula:
+    def steps(x: Tensor, dtype: torch.dtype, scale: Tensor, *parameters: Tensor) -> Tensor:
+        value = forward(x.to(compute_dtype(x)), scale, *parameters)
+        return torch.round(value * (1 / scale)).to(dtype)  # next to an integer, however the product is rounded
+
+    return _with_own_code(steps)
+
+
+def _codes(forward: Formula) -> Callable[..., tuple[Tensor, Tensor]]:
+    def codes(x: Tensor, low: Tensor, scale: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        value = forward(x.to(compute_dtype(x)), scale, *parameters)
+        steps = torch.round(value * (1 / scale)) - low
+        return steps.to(torch.uint8), steps.sum().isnan()  # `any` takes twice as long, compiled
+
+    return _with_own_code(codes)
+
+
+def _parts(backward: Gradients) -> Gradients:
+    def parts(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        x = x.to(compute_dtype(x))
+        return backward(torch.ones_like(x), x, *parameters)[1:]
+
+    return _with_own_code(parts)
 
 
 def _summed(backward: Gradients) -> Gradients:

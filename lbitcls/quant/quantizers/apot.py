@@ -14,6 +14,14 @@ Deviations:
 - Signed inputs use the levels of one bit fewer on each side of zero. Unsigned inputs are clipped to [0, α]; below 0,
   ∂x̂/∂α is 0.
 - UQ weights of b bits use -(2^(b-1) - 1) … 2^(b-1) - 1, symmetric as in the paper.
+- std divides by n; the authors' code divides by n - 1, as `unbiased=True` does here.
+- x̂ is an integer times the scale. The authors' code computes (level / largest level) · α, and rounds x / α at midpoints
+  of such fractions, as `fractional_levels=True` does here. The levels are the same, but values differ in their last
+  bit, and so an input beside a midpoint may change its level; in 4-bit ResNet-20 this moves the logits of one image
+  in six.
+
+With `unbiased=True, fractional_levels=True, signed=False`, weights and inputs equal the authors' bit for bit. Their
+first and last layers are TorchQAT's weights with `step_from_max=True` (`minmax.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +36,9 @@ from torch import Tensor, nn
 from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer, fill_scale, per_channel, per_grid
+from lbitcls.quant.quantizer import Quantizer, fill_scale
 from lbitcls.quant.ranges import mse
-from lbitcls.quant.spec import compute_dtype
+from lbitcls.quant.spec import compute_dtype, per_channel, per_grid
 
 MOST_COMPARISONS = 16
 
@@ -115,6 +123,45 @@ def project_gradients_plain(
     return functional.clipped_gradients(grad, v, steps, low, high)
 
 
+def project_fractions(
+    x: Tensor, scale: Tensor, low: Tensor, high: Tensor, clip: Tensor, bounds: Tensor, levels: Tensor, lookup: Tensor
+) -> Tensor:
+    """Round `x / clip` to the nearest fraction `level / largest level`, in the authors' order of operations.
+
+    Args:
+        clip: α, `scale` times the largest level up to rounding.
+        bounds: Midpoints between adjacent fractions.
+        levels: Fractions, 0 to 1, ascending. The other arguments are those of `project`.
+    """
+    v = torch.clamp(x / clip, low / high, high / high)
+    return torch.copysign(_nearest(v, bounds, levels), v) * clip
+
+
+def project_fractions_plain(
+    x: Tensor, scale: Tensor, low: Tensor, high: Tensor, clip: Tensor, bounds: Tensor, levels: Tensor, lookup: Tensor
+) -> Tensor:
+    """Compute `project_fractions` with a search, for uncompiled code."""
+    v = x.div(clip).clamp_(low / high, high / high)
+    found = torch.bucketize(v.abs().reshape(-1), bounds, out_int32=True)
+    nearest = levels.index_select(0, found).view(v.shape)
+    return torch.copysign(nearest, v).add_(v.mul_(0)).mul_(clip)  # + 0, or NaN for NaN
+
+
+def fraction_gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    clip: Tensor,
+    bounds: Tensor,
+    levels: Tensor,
+    lookup: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `project_gradients`."""
+    return project_gradients(grad, x, scale, low, high, bounds * high, levels * high, lookup)
+
+
 def _look_up(v: Tensor, lookup: Tensor) -> Tensor:
     """Return the level of each magnitude, 0 for NaN."""
     halves = v.abs().mul_(2).ceil_().to(torch.int32).clamp_(0, len(lookup) - 1)
@@ -133,13 +180,25 @@ def _nearest(v: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
     return steps
 
 
+INTEGERS = Elementwise(project, project_gradients, project_plain, project_gradients_plain, tables=3, apart=True)
+FRACTIONS = Elementwise(project_fractions, fraction_gradients, project_fractions_plain, tables=3, apart=True)
+
+
 class _Clipped(Quantizer):
-    """Quantizer with a learned clip α; weights are normalized first."""
+    """Quantizer with a learned clip α; weights are normalized first.
+
+    Args:
+        num_bits: Number of bits, 2 to 8.
+        unbiased: Weights only: normalize by the unbiased standard deviation of each grid's n weights, which divides by
+            n - 1, as the authors' code does; False: by n.
+        **kwargs: Arguments of `Quantizer`.
+    """
 
     fixed_options = ("narrow_range",)
 
-    def __init__(self, num_bits: int, **kwargs: Any) -> None:
+    def __init__(self, num_bits: int, unbiased: bool = False, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)
+        self.unbiased = unbiased
         self.clip = nn.Parameter(torch.ones(() if self.num_channels is None else (self.num_channels,)))
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -147,13 +206,22 @@ class _Clipped(Quantizer):
             return x
         x = x.to(compute_dtype(x))
         rows = per_grid(x.detach(), self.channel_axis)
-        mean, deviation = rows.mean(1), rows.std(1, correction=0).clamp(min=functional.SMALLEST_SCALE)
+        correction = int(self.unbiased and rows.shape[1] > 1)  # one weight has no unbiased deviation
+        mean, deviation = rows.mean(1), rows.std(1, correction=correction).clamp(min=functional.SMALLEST_SCALE)
         return (x - per_channel(mean, x, self.channel_axis)) / per_channel(deviation, x, self.channel_axis)
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         n = x.numel() // self.clip.numel() if self.role == "weight" else x[:1].numel()
         factor = 1 / math.sqrt(max(n, 1) * (2**self.num_bits - 1))
         return functional.positive_scale(self.clip, factor) / self.quant_max, self.low, self.high
+
+    @property
+    def _span(self) -> Tensor:
+        """α > 0, without a gradient."""
+        return functional.positive_scale(self.clip).detach()
+
+    def grid_facts(self, signed: bool | None = None) -> dict[str, Any]:
+        return super().grid_facts(signed) | ({"unbiased": True} if self.unbiased else {})
 
     def first_values(self, x: Tensor) -> None:
         self.set_range(*mse(per_grid(x, self.channel_axis), self))
@@ -170,6 +238,7 @@ class UQ(_Clipped):
         functional.learned_step_gradients,
         functional.fake_quantize_plain,
         functional.learned_step_gradients_plain,
+        sums=functional.learned_step_sums,
     )
 
 
@@ -178,7 +247,14 @@ class APoT(_Clipped):
 
     Args:
         num_bits: Number of bits, 2 to 8.
-        **kwargs: Arguments of `Quantizer`.
+        fractional_levels: Compute levels as fractions of α, in the authors' order of operations, so that values equal
+            theirs bit for bit; False: as integers times one scale. The exported integers are the same.
+        **kwargs: Arguments of `Quantizer`, and `unbiased`: normalize weights by the deviation that divides by n - 1.
+
+    Example:
+        >>> w = torch.tensor([-1.0, 0.0, 1.0])  # deviation 1 if unbiased, 0.816 else
+        >>> APoT(4, role="weight", unbiased=True).normalize(w)
+        tensor([-1.,  0.,  1.])
     """
 
     bounds: Tensor
@@ -186,7 +262,14 @@ class APoT(_Clipped):
 
     lookup: Tensor
 
-    formula = Elementwise(project, project_gradients, project_plain, project_gradients_plain, tables=3, apart=True)
+    def __init__(self, num_bits: int, fractional_levels: bool = False, **kwargs: Any) -> None:
+        super().__init__(num_bits, **kwargs)
+        self.fractional_levels = fractional_levels
+
+    @property
+    def formula(self) -> Elementwise:  # type: ignore[override]
+        """Levels as integers times one scale, or as fractions of α."""
+        return FRACTIONS if self.fractional_levels else INTEGERS
 
     def refresh(self) -> None:
         self._negative = bool(self.negative)
@@ -210,7 +293,11 @@ class APoT(_Clipped):
         return torch.cat([-positive.flip(0)[:-1], positive]) if self.signed else positive
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (*super().grid(x), self.bounds, self.magnitudes, self.lookup)
+        scale, low, high = super().grid(x)
+        if not self.fractional_levels:
+            return scale, low, high, self.bounds, self.magnitudes, self.lookup
+        fractions = self.magnitudes / self.high
+        return scale, low, high, self._span, (fractions[1:] + fractions[:-1]) / 2, fractions, self.lookup
 
 
 register_method("UQ", weight=UQ, input=UQ)

@@ -23,8 +23,8 @@ from torch import Tensor
 from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer, per_channel, per_grid
-from lbitcls.quant.spec import compute_dtype
+from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.spec import compute_dtype, per_channel, per_grid
 
 
 def odd_levels(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -37,7 +37,9 @@ def everywhere(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
     return (grad,)
 
 
-UNIFORM = Elementwise(functional.fake_quantize, functional.straight_through, functional.fake_quantize_plain)
+UNIFORM = Elementwise(
+    functional.fake_quantize, functional.straight_through, functional.fake_quantize_plain, sums=functional.no_sums
+)
 ODD = Elementwise(odd_levels, everywhere)
 
 

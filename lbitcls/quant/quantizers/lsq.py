@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer, fill_scale, per_grid
+from lbitcls.quant.quantizer import Quantizer, fill_scale
+from lbitcls.quant.spec import per_grid
 
 
 class LSQ(Quantizer):
@@ -46,6 +47,7 @@ class LSQ(Quantizer):
         functional.learned_step_gradients,
         functional.fake_quantize_plain,
         functional.learned_step_gradients_plain,
+        sums=functional.learned_step_sums,
     )
 
     def __init__(self, num_bits: int, **kwargs: Any) -> None:

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from lbitcls.quant import affine, functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer, fill, fill_scale, per_grid
+from lbitcls.quant.quantizer import Quantizer, fill, fill_scale
 from lbitcls.quant.quantizers.lsq import LSQ
 from lbitcls.quant.ranges import mse
+from lbitcls.quant.spec import per_grid
 
 
 class LSQPlusWeight(LSQ):
@@ -44,7 +45,12 @@ class LSQPlus(Quantizer):
     """Quantizer with a learned step and offset: integers 0 to 2^b - 1 (signed if the config asks) and a zero point."""
 
     formula = Elementwise(
-        affine.fake_quantize, affine.gradients, affine.fake_quantize_plain, affine.gradients_plain, apart=True
+        affine.fake_quantize,
+        affine.gradients,
+        affine.fake_quantize_plain,
+        affine.gradients_plain,
+        apart=True,
+        sums=affine.sums_of_gradients,
     )
 
     def __init__(self, num_bits: int, signed: bool | None = False, **kwargs: Any) -> None:

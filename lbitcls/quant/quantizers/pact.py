@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer, fill_scale, per_grid
+from lbitcls.quant.quantizer import Quantizer, fill_scale
 from lbitcls.quant.quantizers.dorefa import DoReFaWeight
 from lbitcls.quant.ranges import mse
+from lbitcls.quant.spec import per_grid
 
 
 def clip_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,6 +33,12 @@ def clip_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Te
     v = x / scale
     outside = (v < low) | (v > high)
     return torch.where(outside, 0.0, grad), torch.where(outside, torch.clamp(v, low, high) * grad, 0.0)
+
+
+def clip_sums(sums: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor]:
+    """Return the scale's gradient from the sums that `Elementwise` describes."""
+    _, below, above = sums
+    return (low * below + high * above,)
 
 
 class PACT(Quantizer):
@@ -43,7 +50,7 @@ class PACT(Quantizer):
         **kwargs: Arguments of `Quantizer`.
     """
 
-    formula = Elementwise(functional.fake_quantize, clip_gradients, functional.fake_quantize_plain)
+    formula = Elementwise(functional.fake_quantize, clip_gradients, functional.fake_quantize_plain, sums=clip_sums)
 
     def __init__(self, num_bits: int, clip_decay: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)

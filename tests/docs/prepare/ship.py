@@ -71,12 +71,18 @@ def delivered(names: dict[str, Any], said: str) -> None:
 BENCHMARKS = {
     f"python benchmarks/{command}": "figures"
     for command in (
-        "qat_step.py --model resnet20 --methods LSQ --json qat_step.json",
+        "qat_step.py --model resnet20 --gradients float32 bf16 int8 --rss --markdown --json qat_step.json",
+        "qat_step.py --model mobilenet_v2 --keep-memory --repeats 9 --markdown --gradients float32 bf16 \\",
         "runner_overhead.py --json runner_overhead.json",
         "decode.py --json decode.json",
         "deployment.py --json deployment.json",
         "inference.py --rounds 9",
     )
+}
+
+WITH_DATA = {
+    "python benchmarks/accuracy_cifar10.py --data-root FOLDER": "data",
+    "python benchmarks/runner_epoch.py --data-root FOLDER --json runner_epoch.json": "data",
 }
 
 PAGES = {
@@ -97,8 +103,9 @@ PAGES = {
         slow=True,
     ),
     "docs/benchmarks.md": Page(
-        words={f"benchmarks/{name}.py": f"benchmarks/{name}.py --rounds 1" for name in ("startup", "transform")},
-        not_run=BENCHMARKS | {"python benchmarks/accuracy_cifar10.py --data-root FOLDER": "data"},
+        words={f"benchmarks/{name}.py": f"benchmarks/{name}.py --rounds 1" for name in ("startup", "transform")}
+        | {"--repeats 9": "--repeats 1"},
+        not_run=BENCHMARKS | WITH_DATA | {"bash benchmarks/gpu_check.sh": "gpu"},
         slow=True,
     ),
 }

@@ -22,6 +22,7 @@ SMALL = {
     "ResNet_CIFAR": (dict(type="ResNet_CIFAR", depth=18, base_channels=16), (3, 32), (128, 4, 4)),
     "option A": (dict(type="ResNetCIFAROptionA", depth=20), (3, 32), (64, 8, 8)),
     "option A, digits": (dict(type="ResNetCIFAROptionA", depth=8, in_channels=1), (1, 8), (64, 2, 2)),
+    "option B": (dict(type="ResNetCIFAROptionB", depth=20), (3, 32), (64, 8, 8)),
     "MobileNetV2": (dict(type="MobileNetV2"), (3, 64), (1280, 2, 2)),
     "MobileNetV2, narrow": (dict(type="MobileNetV2", widen_factor=0.5), (3, 64), (1280, 2, 2)),
     "VGG-11": (dict(type="VGG", depth=11), (3, 32), (512, 1, 1)),
@@ -254,6 +255,20 @@ def test_option_a_shortcut_by_hand() -> None:
     torch.testing.assert_close(block(x), plain)
 
 
+def test_option_b_shortcut_by_hand() -> None:
+    """A 1x1 convolution of stride 2 with BatchNorm, in the first block of the second and third stage alone."""
+    backbone = build_backbone(dict(type="ResNetCIFAROptionB", depth=14, base_channels=4)).eval()
+    names = [name for name, module in backbone.named_modules() if name.endswith("downsample")]
+    assert names == ["layer2.0.downsample", "layer3.0.downsample"]
+    block, x = backbone.layer2[0], torch.rand(1, 4, 6, 6)
+    conv, norm = block.downsample
+    by_hand = torch.einsum("oc,nchw->nohw", conv.weight[:, :, 0, 0], x[:, :, ::2, ::2]) / (1 + norm.eps) ** 0.5
+    torch.testing.assert_close(block.shortcut(x), by_hand)
+    plain = nn.functional.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x))))) + by_hand)
+    torch.testing.assert_close(block(x), plain)
+    assert backbone.layer1[0].shortcut(x) is x
+
+
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
 def test_option_a_has_the_papers_size(depth: int, millions: float) -> None:
     backbone = build_backbone(dict(type="ResNetCIFAROptionA", depth=depth))
@@ -320,7 +335,8 @@ def test_stages_cover_the_network() -> None:
         (dict(type="ResNet", depth=18, deep_stem=True), "deep_stem=True.*is not supported"),
         (dict(type="ResNet", depth=18, norm_cfg=dict(type="SyncBN")), "set sycbn=True"),
         (dict(type="ResNet", depth=18, norm_cfg=dict(typ="BN")), "Did you mean 'type'"),
-        (dict(type="ResNetCIFAROptionA", depth=18), r"depth must be 6n \+ 2"),
+        (dict(type="ResNetCIFAROptionA", depth=18), r"OptionA: depth must be 6n \+ 2"),
+        (dict(type="ResNetCIFAROptionB", depth=18), r"OptionB: depth must be 6n \+ 2"),
         (dict(type="MobileNetV2", widen_factor=0), "above 0"),
         (dict(type="MobileNetV2", act_cfg=dict(type="HSwish")), "act_cfg.*is not supported"),
         (dict(type="MobileNetV2", out_indices=(8,)), "integers from 0 to 7"),

@@ -1,0 +1,13 @@
+"""ResNet-20 on CIFAR-10, W3A3: the network that the APoT authors published (Li et al., arXiv:1909.13144), to test it.
+
+    lbitcls convert res20_3bit.pth.tar apot_3bit.pth --format apot-resnet20
+    lbitcls test configs/APoT/resnet20/published_3w3f.py apot_3bit.pth --data-root FOLDER --predictions rows.npz
+
+`FOLDER` contains `cifar10_jpg/test`, or `cifar10_jpg.tar.gz`. Expected top-1: 83.04 % on these JPEG files, the same as
+with the authors' code; 92.51 % on the lossless images, as the file records [APoT].
+Time: 75 s on one CPU core. Source: `CIFAR10/result/res20_3bit.pth.tar` of github.com/yhhhli/APoT_Quantization [APoT].
+"""
+
+_base_ = ["../../_base_/models/resnet20_apot_authors.py", "../../_base_/datasets/cifar10_jpg_test.py"]
+
+quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=3, num_bit_a=3)))

@@ -1,0 +1,8 @@
+"""A GPU that does not exist, for tests that run anywhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for fake_gpu
