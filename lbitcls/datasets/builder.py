@@ -10,10 +10,13 @@ from typing import Any
 from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.pipelines.compose import Compose
 from lbitcls.datasets.root import Roots
-from lbitcls.datasets.subset import Subset
+from lbitcls.datasets.subset import select
 from lbitcls.registry import DATASETS
 from lbitcls.utils.arguments import check_names, check_values
 from lbitcls.utils.errors import ConfigError, shown
+
+SELECTORS = ("indices", "exclude_indices")
+"""Keys of a data set's section that select some of its samples."""
 
 
 def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> BaseDataset:
@@ -21,7 +24,7 @@ def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> BaseDataset:
 
     Args:
         cfg: `dict(type='ImageNet', data_prefix=…, ann_file=…, pipeline=[…])`. Its `data_root` is searched first;
-            `indices`, a list or range of positions, selects a subset of the samples.
+            `indices`, a list or range of positions, selects samples; `exclude_indices` leaves samples out.
         data_root: One or several folders to search next for a relative path (the config's top-level `data_root`,
             then the `--data-root` flag); None is ignored. See `lbitcls.datasets.root`.
 
@@ -39,9 +42,8 @@ def build_dataset(cfg: dict[str, Any], data_root: Roots = None) -> BaseDataset:
     if not isinstance(cfg, dict) or "type" not in cfg:
         raise ConfigError(f"a data set must be dict(type='…', pipeline=[…], …); got {cfg!r}.")
     arguments = with_roots(cfg, data_root)
-    indices = None if "indices" in _keys(arguments) else arguments.pop("indices", None)
-    dataset = DATASETS.build(arguments)
-    return dataset if indices is None else Subset(dataset, indices)
+    selection = {key: arguments.pop(key) for key in SELECTORS if key not in _keys(cfg) and key in arguments}
+    return select(DATASETS.build(arguments), **selection)
 
 
 def check_dataset(cfg: Any) -> None:
@@ -54,7 +56,7 @@ def check_dataset(cfg: Any) -> None:
         raise ConfigError(f"a data set must be dict(type='…', pipeline=[…], …); got {shown(cfg)}.")
     kind = DATASETS.resolve(cfg["type"])
     given = with_roots(cfg, None)
-    own = {key: v for key, v in given.items() if key != "type" and (key != "indices" or key in _keys(cfg))}
+    own = {key: v for key, v in given.items() if key != "type" and (key not in SELECTORS or key in _keys(cfg))}
     check_names(kind, own)
     check_values(kind.__name__, kind, own)
     if isinstance(kind, type) and issubclass(kind, BaseDataset):

@@ -1,4 +1,4 @@
-"""Subset of a data set, as selected by `indices` in its config section."""
+"""Subset of a data set, as selected by `indices` or `exclude_indices` in its config section."""
 
 from __future__ import annotations
 
@@ -52,11 +52,32 @@ class Subset(BaseDataset):
         return self.dataset.batch(seed, epoch, self.indices[indices])
 
 
-def _checked(indices: Sequence[int], dataset: BaseDataset) -> np.ndarray:
+def select(
+    dataset: BaseDataset, indices: Sequence[int] | None = None, exclude_indices: Sequence[int] | None = None
+) -> BaseDataset:
+    """Return the samples at `indices`, or all but those at `exclude_indices`; the data set itself if both are None.
+
+    Raises:
+        ConfigError: Both are given, one has another type or is empty, or no sample is left.
+        DataError: `dataset` lacks a position.
+    """
+    if exclude_indices is None:
+        return dataset if indices is None else Subset(dataset, indices)
+    name = type(dataset).__name__
+    if indices is not None:
+        raise ConfigError(f"{name}: indices and exclude_indices exclude each other; give one of them.")
+    kept = np.ones(len(dataset), dtype=bool)
+    kept[_checked(exclude_indices, dataset, "exclude_indices")] = False
+    if not kept.any():
+        raise ConfigError(f"{name}: exclude_indices leaves none of its {len(dataset)} samples.")
+    return Subset(dataset, np.flatnonzero(kept).tolist())
+
+
+def _checked(indices: Sequence[int], dataset: BaseDataset, key: str = "indices") -> np.ndarray:
     name, given = type(dataset).__name__, f"{indices!r:.80}"
     whole = isinstance(indices, (list, tuple, range)) and all(type(index) is int for index in indices)
     if not whole or not len(indices):
-        raise ConfigError(f"{name}: indices must be a list, tuple or range of positions from 0; got {given}.")
+        raise ConfigError(f"{name}: {key} must be a list, tuple or range of positions from 0; got {given}.")
     if min(indices) < 0 or max(indices) >= len(dataset):
-        raise DataError(f"{name}: indices must be positions from 0 to {len(dataset) - 1}; got {given}.")
+        raise DataError(f"{name}: {key} must be positions from 0 to {len(dataset) - 1}; got {given}.")
     return np.asarray(indices, dtype=np.int64)

@@ -19,7 +19,7 @@ INNER = {"loss": registry.LOSSES, "pipeline": registry.PIPELINES}
 """Arguments that are components, or lists of them."""
 AROUND = {
     registry.BACKBONES.name: ("frozen", "pretrained", "init_cfg"),
-    registry.DATASETS.name: ("data_root", "indices"),
+    registry.DATASETS.name: ("data_root", "indices", "exclude_indices"),
     registry.HOOKS.name: ("priority",),
 }
 """Keys that a component accepts beside its class's arguments, by the name of its registry."""

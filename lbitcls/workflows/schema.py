@@ -51,6 +51,7 @@ TAKEN_AROUND: dict[str, Schema] = {
     "dataset": {
         "data_root": {"description": "Folders to search first for relative paths."},
         "indices": {"type": "array", "description": "Positions of the samples to use, from 0."},
+        "exclude_indices": {"type": "array", "description": "Positions of the samples to leave out, from 0."},
     },
     "hook": {"priority": {"type": ["string", "integer"], "description": "Order among hooks: NORMAL, LOW, …"}},
 }

@@ -1,4 +1,4 @@
-"""`indices`: a subset of a data set, in memory and from files."""
+"""`indices` and `exclude_indices`: a subset of a data set, in memory and from files."""
 
 from __future__ import annotations
 
@@ -61,3 +61,21 @@ def test_what_is_no_list_of_positions(indices: Any) -> None:
 def test_positions_that_are_not_there(indices: Any) -> None:
     with pytest.raises(DataError, match="indices must be positions from 0 to 359; got "):
         digits(indices=indices)
+
+
+def test_held_out_samples_and_the_rest_are_the_whole() -> None:
+    held_out = range(0, 360, 10)
+    whole, part, rest = digits(), digits(indices=held_out), digits(exclude_indices=held_out)
+    assert [rest.describe(i) for i in range(len(rest))] == [whole.describe(i) for i in range(360) if i % 10]
+    assert {part.describe(i) for i in range(36)}.isdisjoint(rest.describe(i) for i in range(324))
+
+
+def test_wrong_exclusions() -> None:
+    with pytest.raises(ConfigError, match="indices and exclude_indices exclude each other"):
+        digits(indices=[0], exclude_indices=[1])
+    with pytest.raises(ConfigError, match="exclude_indices leaves none of its 360 samples"):
+        digits(exclude_indices=range(360))
+    with pytest.raises(ConfigError, match="exclude_indices must be a list, tuple or range"):
+        digits(exclude_indices="0:5")
+    with pytest.raises(DataError, match="exclude_indices must be positions from 0 to 359"):
+        digits(exclude_indices=[360])
