@@ -1,4 +1,4 @@
-"""Write the results of each method into docs/methods.md, from docs/results/cifar10_resnet20.jsonl.
+"""Write the results of each method into docs/methods.md, from docs/results/cifar10_short.jsonl.
 
     python docs/method_tables.py
 
@@ -14,7 +14,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "methods.md"
-RESULTS = DOCS / "results" / "cifar10_resnet20.jsonl"
+RESULTS = DOCS / "results" / "cifar10_short.jsonl"
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 HEAD = "| ResNet-20, CIFAR-10 | epochs | top-1 (%) | gap to float |\n|---|---|---|---|\n"
 

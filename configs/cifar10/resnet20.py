@@ -3,8 +3,9 @@
     lbitcls convert resnet20-12fca82f.th resnet20.pth
     python tools/train.py configs/cifar10/resnet20.py --load-from resnet20.pth --data-root FOLDER
 
-`FOLDER` holds `cifar10_jpg/train` and `cifar10_jpg/test`, or their archive `cifar10_jpg.tar.gz`. The quantized rows
-of `benchmarks/accuracy_cifar10.py` share this file.
+`FOLDER` holds `cifar10_jpg/train` and `cifar10_jpg/test`, or their archive `cifar10_jpg.tar.gz`. Every tenth training
+image is held out for validation; the test set is for `lbitcls test`. The other configs of ResNet-20 in this folder
+begin with the weights that this one trains.
 """
 
 model = dict(
@@ -27,13 +28,15 @@ test_pipeline = [
     dict(type="ImageToTensor", keys=["img"]),
     dict(type="Collect", keys=["img"]),
 ]
-test_set = dict(type="ImageFolder", data_prefix="cifar10_jpg/test", pipeline=test_pipeline, in_memory=True)
+held_out = range(0, 50_000, 10)
+test_set = dict(type="ImageFolder", pipeline=test_pipeline, in_memory=True)
 data = dict(
     samples_per_gpu=128,
     workers_per_gpu=0,
     train=dict(
         type="ImageFolder",
         data_prefix="cifar10_jpg/train",
+        exclude_indices=held_out,
         in_memory=True,
         pipeline=[
             dict(type="LoadImageFromFile"),
@@ -45,8 +48,8 @@ data = dict(
             dict(type="Collect", keys=["img", "gt_label"]),
         ],
     ),
-    val=test_set,
-    test=test_set,
+    val=dict(**test_set, data_prefix="cifar10_jpg/train", indices=held_out),
+    test=dict(**test_set, data_prefix="cifar10_jpg/test"),
 )
 evaluation = dict(interval=1, metric="accuracy")
 

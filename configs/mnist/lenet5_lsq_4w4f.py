@@ -20,12 +20,14 @@ model = dict(
 
 normalize = dict(type="Normalize", mean=[0.1307], std=[0.3081])
 test_pipeline = [normalize, dict(type="ImageToTensor", keys=["img"]), dict(type="Collect", keys=["img"])]
+held_out = range(0, 60_000, 12)  # 5,000 training images, for validation; the test set is for `lbitcls test`
 data = dict(
     samples_per_gpu=64,
     workers_per_gpu=0,
     train=dict(
         type="MNIST",
         split="train",
+        exclude_indices=held_out,
         pipeline=[
             normalize,
             dict(type="ImageToTensor", keys=["img"]),
@@ -33,7 +35,7 @@ data = dict(
             dict(type="Collect", keys=["img", "gt_label"]),
         ],
     ),
-    val=dict(type="MNIST", split="test", pipeline=test_pipeline),
+    val=dict(type="MNIST", split="train", indices=held_out, pipeline=test_pipeline),
     test=dict(type="MNIST", split="test", pipeline=test_pipeline),
 )
 evaluation = dict(interval=1, metric="accuracy")

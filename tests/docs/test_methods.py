@@ -20,7 +20,7 @@ from lbitcls.registry import QUANT_LAYERS
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "methods.md").read_text(encoding="utf-8")
 CONFIGS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-RESULTS = (DOCS / "results" / "cifar10_resnet20.md").read_text(encoding="utf-8")
+RESULTS = (DOCS / "results" / "cifar10_short.md").read_text(encoding="utf-8")
 PICTURES = re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT)
 
 

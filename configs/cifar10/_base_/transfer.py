@@ -1,4 +1,7 @@
-"""CIFAR-10, enlarged to 96 pixels for a network pretrained on photos: 5,000 images to train, 1,000 to test."""
+"""CIFAR-10, enlarged to 96 pixels for a network pretrained on photos.
+
+5,000 images to train, 1,000 other training images to validate, 1,000 test images.
+"""
 
 pipeline = [
     dict(type="LoadImageFromFile"),
@@ -14,8 +17,8 @@ data = dict(
     samples_per_gpu=32,
     workers_per_gpu=0,
     train=dict(**train_set, indices=range(0, 50_000, 10)),
-    val=dict(**test_set, indices=range(0, 10_000, 10)),
-    test=test_set,
+    val=dict(**train_set, indices=range(5, 50_000, 50)),
+    test=dict(**test_set, indices=range(0, 10_000, 10)),
 )
 evaluation = dict(interval=1, metric="accuracy")
 log_config = dict(interval=40)
