@@ -49,9 +49,10 @@ def config_text(row: str, work: Path, threads: int) -> str:
     """Return the config of a row below the folder `work`: the float one, or its quantized form."""
     lines = [f"_base_ = {str(CONFIG)!r}", f"work_dir = {str(work / row)!r}", f"compile = {row not in GRADIENT_ROWS}"]
     lines.append(f"num_threads = {threads}")
-    lines.append(f"data = {WHOLE!r}")
+    lines += [f"data = {WHOLE!r}", "optimizer = dict(lr=0.02)", "channels_last = False"]
     if row == "float":
-        return "\n".join([*lines, f"load_from = {str(work / 'published.pth')!r}"]) + "\n"
+        lines += ["amp = None", "total_epochs = 5", f"load_from = {str(work / 'published.pth')!r}", ""]
+        return "\n".join(lines)
     return "\n".join(
         [
             *lines,
@@ -84,7 +85,7 @@ def _arithmetic(row: str) -> list[str]:
     if row not in GRADIENT_ROWS:
         return ["amp = dict(dtype='bfloat16')"]
     gradients, seed = GRADIENT_ROWS[row]
-    return [f"kernels = dict(kind='integer', gradients={gradients!r})", f"seed = {seed}"]
+    return ["amp = None", f"kernels = dict(kind='integer', gradients={gradients!r})", f"seed = {seed}"]
 
 
 def train(row: str, work: Path, data_root: Path, threads: int) -> None:

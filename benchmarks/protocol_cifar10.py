@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import textwrap
 from pathlib import Path
 
 from result_rows import ROOT, Results, Row, lbitcls, paired, rows_table, train_rows
@@ -21,10 +22,20 @@ BITS = ("W4A4", "W3A3", "W2A2")
 GOALS = {"W4A4": 0.5, "W3A3": 0.5, "W2A2": 1.75}
 """Largest gap to the float control that is aimed at, in points of top-1."""
 SEEDS = (0, 1, 2)
+
+
+def quantized(bits: str, seed: int) -> Row:
+    """Return the row of a bit width, which begins with the weights of the next higher one with the same seed."""
+    options: dict[str, object] = {"seed": seed}
+    if before := BITS[: BITS.index(bits)]:
+        options["load_from"] = f"work_dirs/{before[-1]}-{seed}/latest.pth"
+    return Row(f"cifar10/resnet20_{bits.lower()}.py", options)
+
+
 ROWS: dict[str, Row] = {
     "resnet20": Row("cifar10/resnet20.py"),
     **{f"float-{seed}": Row("cifar10/resnet20_control.py", {"seed": seed}) for seed in SEEDS},
-    **{f"{b}-{seed}": Row(f"cifar10/resnet20_{b.lower()}.py", {"seed": seed}) for b in BITS for seed in SEEDS},
+    **{f"{bits}-{seed}": quantized(bits, seed) for seed in SEEDS for bits in BITS},
 }
 
 
@@ -35,18 +46,18 @@ def page(results: Results) -> str:
 
 
 def _head() -> list[str]:
-    return [
-        "# ResNet-20 on CIFAR-10 at low bit widths",
-        "",
-        "`python benchmarks/protocol_cifar10.py --data-root FOLDER` writes this page; `--rows ROW` trains one row. The",
-        "images are CIFAR-10 as lossy JPEG files: compare with the float rows here, not with a paper's. Everything is",
-        "chosen on 5,000 training images that are held out; 45,000 train, and the 10,000 test images are read once for",
-        "a row, after its last epoch. `resnet20` is the published network, fine-tuned on these images; quantized rows",
-        "begin with its weights, and so does the control `float-SEED`, which trains for as many further epochs as the",
-        "longest quantized row, so that no row gains by training longer. The first and last layers have 8 bits. Each",
-        "row's log is in the folder of this page's name. (Every method after a few epochs:",
-        "[cifar10_short.md](cifar10_short.md).)",
-    ]
+    return ["# ResNet-20 on CIFAR-10 at low bit widths", "", *textwrap.wrap(_CONDITIONS, 118, break_on_hyphens=False)]
+
+
+_CONDITIONS = """
+`python benchmarks/protocol_cifar10.py --data-root FOLDER` writes this page; `--rows ROW` trains one row. The images are
+CIFAR-10 as lossy JPEG files: compare with the float rows here, not with a paper's. Everything is chosen on 5,000 training
+images that are held out; 45,000 train, and the 10,000 test images are read once for a row, after its last epoch.
+`resnet20` is the published network, fine-tuned on these images. From it the bits go down, W4A4, W3A3, W2A2, each from the
+weights of the one before. The control `float-SEED` begins with it too, and trains for as many further epochs as the way to
+W2A2 has, so that no row gains by training longer. The first and last layers have 8 bits. Each row's log is in the folder
+of this page's name. (Every method after a few epochs: [cifar10_short.md](cifar10_short.md).)
+"""
 
 
 def _bits_table(results: Results) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import textwrap
 from pathlib import Path
 
 from result_rows import ROOT, Results, Row, paired, rows_table, train_rows
@@ -44,16 +45,16 @@ def page(results: Results) -> str:
 
 
 def _head() -> list[str]:
-    return [
-        "# LeNet-5 on MNIST",
-        "",
-        "`python benchmarks/protocol_mnist.py --data-root FOLDER` writes this page; `--rows ROW` trains a row. 55,000",
-        "images train, 5,000 training images are held out, and the 10,000 test images are read once for a row, after",
-        "its last epoch. `lenet5` is trained from random weights; every other row begins with its weights: the",
-        "quantized rows, and the control `float-SEED`, which trains for as many further epochs. All methods have the",
-        "same recipe, one scale per channel of a weight, and 8 bits in the first and last layers. Each row's log is in",
-        "the folder of this page's name.",
-    ]
+    return ["# LeNet-5 on MNIST", "", *textwrap.wrap(_CONDITIONS, 118, break_on_hyphens=False)]
+
+
+_CONDITIONS = """
+`python benchmarks/protocol_mnist.py --data-root FOLDER` writes this page; `--rows ROW` trains one row. 55,000 images train,
+5,000 training images are held out, and the 10,000 test images are read once for a row, after its last epoch. `lenet5` is
+trained from random weights; every other row begins with its weights: the quantized rows, and the control `float-SEED`,
+which trains for as many further epochs. All methods have the same recipe, one scale per channel of a weight, and 8 bits in
+the first and last layers. Each row's log is in the folder of this page's name.
+"""
 
 
 def _table(results: Results) -> list[str]:
