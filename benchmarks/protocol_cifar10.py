@@ -50,13 +50,14 @@ def _head() -> list[str]:
 
 
 _CONDITIONS = """
-`python benchmarks/protocol_cifar10.py --data-root FOLDER` writes this page; `--rows ROW` trains one row. The images are
-CIFAR-10 as lossy JPEG files: compare with the float rows here, not with a paper's. Everything is chosen on 5,000 training
-images that are held out; 45,000 train, and the 10,000 test images are read once for a row, after its last epoch.
-`resnet20` is the published network, fine-tuned on these images. From it the bits go down, W4A4, W3A3, W2A2, each from the
-weights of the one before. The control `float-SEED` begins with it too, and trains for as many further epochs as the way to
-W2A2 has, so that no row gains by training longer. The first and last layers have 8 bits. Each row's log is in the folder
-of this page's name. (Every method after a few epochs: [cifar10_short.md](cifar10_short.md).)
+`python benchmarks/protocol_cifar10.py --data-root FOLDER` writes this page; `--rows ROW` trains one row. The
+images are CIFAR-10 as lossy JPEG files: compare with the float rows here, not with a paper's. Everything is
+chosen on 5,000 training images that are held out; 45,000 train, and the 10,000 test images are read once for a
+row, after its last epoch. `resnet20` is the published network, fine-tuned on these images. From it the bits go
+down, W4A4, W3A3, W2A2, each from the weights of the one before. The control `float-SEED` begins with it too,
+and trains for as many further epochs as the way to W2A2 has, so that no row gains by training longer. The first
+and last layers have 8 bits. Each row's log is in the folder of this page's name. (Every method after a few
+epochs: [cifar10_short.md](cifar10_short.md).)
 """
 
 

@@ -49,11 +49,12 @@ def _head() -> list[str]:
 
 
 _CONDITIONS = """
-`python benchmarks/protocol_mnist.py --data-root FOLDER` writes this page; `--rows ROW` trains one row. 55,000 images train,
-5,000 training images are held out, and the 10,000 test images are read once for a row, after its last epoch. `lenet5` is
-trained from random weights; every other row begins with its weights: the quantized rows, and the control `float-SEED`,
-which trains for as many further epochs. All methods have the same recipe, one scale per channel of a weight, and 8 bits in
-the first and last layers. Each row's log is in the folder of this page's name.
+`python benchmarks/protocol_mnist.py --data-root FOLDER` writes this page; `--rows ROW` trains one row. 55,000
+images train, 5,000 training images are held out, and the 10,000 test images are read once for a row, after its
+last epoch. `lenet5` is trained from random weights; every other row begins with its weights: the quantized
+rows, and the control `float-SEED`, which trains for as many further epochs. All methods have the same recipe,
+one scale per channel of a weight, and 8 bits in the first and last layers. Each row's log is in the folder of
+this page's name.
 """
 
 
