@@ -33,7 +33,7 @@ def quantized(bits: str, seed: int) -> Row:
 
 
 ROWS: dict[str, Row] = {
-    "resnet20": Row("cifar10/resnet20.py"),
+    "resnet20": Row("cifar10/resnet20.py", {"load_from": "resnet20.pth"}),
     **{f"float-{seed}": Row("cifar10/resnet20_control.py", {"seed": seed}) for seed in SEEDS},
     **{f"{bits}-{seed}": quantized(bits, seed) for seed in SEEDS for bits in BITS},
 }
