@@ -3,8 +3,8 @@
     loss = label_weight · (loss against the labels) + weight · (loss against the teacher)
 
 - `kl`: `T² · Σ_k p_k · log(p_k / q_k)`, the mean over the batch, with `p = softmax(teacher / T)`,
-  `q = softmax(model / T)` and the temperature T (Hinton, Vinyals and Dean, arXiv:1503.02531; T² keeps the gradient's size
-  independent of T). Without the labels (`label_weight=0`) it is the loss of SQAKD (arXiv:2403.11106) for quantized
+  `q = softmax(model / T)` and the temperature T (Hinton, Vinyals and Dean, arXiv:1503.02531; T² keeps the gradient from
+  shrinking with T). Without the labels (`label_weight=0`) it is the loss of SQAKD (arXiv:2403.11106) for quantized
   models.
 - `mse`: mean of the squared differences of the logits.
 - `feature`: the same of the outputs of named modules, the mean over the modules (FitNets, arXiv:1412.6550, without its
@@ -111,6 +111,10 @@ class Teacher(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.compiles = compiles
         self._observed = Observed(model, modules, "the teacher")
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode."""
+        return super().train(False)
 
     @torch.no_grad()
     def forward(self, img: Tensor) -> Outputs:

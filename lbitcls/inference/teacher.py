@@ -20,6 +20,7 @@ from lbitcls.protocols import Dataset
 from lbitcls.settings.distill import DistillConfig, TeacherConfig
 from lbitcls.settings.sections import read_settings
 from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.published import is_published
 
 _TOLERANCE = 1e-2  # of a normalized value: configs give means and deviations in about three digits
 
@@ -76,7 +77,8 @@ def _open(teacher: TeacherConfig, session: Session) -> tuple[Any, Steps | None]:
     if teacher.checkpoint is None:
         exported = open_exported(teacher.file, threads=torch.get_num_threads())
         return ExportedTeacher(exported), describe(teacher.file).steps
-    config = teacher.config or describe(teacher.checkpoint).config
+    records = not is_published(teacher.checkpoint)
+    config = teacher.config or (describe(teacher.checkpoint).config if records else None)
     if config is None:
         raise CheckpointError(
             f"distill.teacher: {teacher.checkpoint} does not record its config; give it as distill.teacher.config."
