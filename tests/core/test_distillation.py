@@ -249,5 +249,6 @@ def test_the_teacher_sees_the_mixed_images_and_runs_under_the_step_s_autocast() 
     assert torch.equal(distiller.arguments(data)["img"], data["img"])  # mixing is for training
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one(run_ranks: Callable[[Path], None]) -> None:
     run_ranks(Path(__file__).with_name("distill_worker.py"))
