@@ -16,7 +16,7 @@ from test_resume import end, same, same_run
 from lbitcls.apis import train_classifier
 from lbitcls.commands.main import main
 from lbitcls.utils.config import Config
-from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError
 
 QUANT = dict(kernels="plain", **QUANTIZED)
 MIXED = dict(augments=dict(type="BatchMixup", alpha=0.5))
