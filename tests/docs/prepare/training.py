@@ -20,7 +20,10 @@ def taught(names: dict[str, Any], said: str) -> None:
 
 PAGES = {
     "docs/distillation.md": Page(
-        words={"train teacher.py": f"train teacher.py {SHORT}", "train student.py": f"train student.py {SHORT} export="},
+        words={
+            "train teacher.py": f"train teacher.py {SHORT}",
+            "train student.py": f"train student.py {SHORT} export=",
+        },
         check=taught,
         slow=True,
     ),
