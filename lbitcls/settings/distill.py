@@ -34,7 +34,7 @@ class TeacherConfig(Section):
         """Raise `ValueError` unless exactly one file has the teacher's weights."""
         if (self.checkpoint is None) == (self.model is None):
             given = "neither" if self.model is None else "both"
-            raise ValueError(f"give either checkpoint or model, the teacher's file; got {given}.")
+            raise ValueError(f"the teacher needs a file, either checkpoint or model; got {given}.")
         if self.model is not None and self.config is not None:
             raise ValueError(f"config is for a checkpoint; {self.model} records its own. Leave config out.")
 
@@ -71,12 +71,12 @@ class DistillConfig(Section):
     def check(self) -> None:
         """Raise `ValueError` for keys that do not fit the loss."""
         if self.temperature is not None and self.loss != "kl":
-            raise ValueError(f"temperature is for loss='kl'; got loss='{self.loss}'. Leave temperature out.")
+            raise ValueError(f"temperature needs loss='kl'; got loss='{self.loss}'. Leave temperature out.")
         if (self.modules is not None) != (self.loss == "feature"):
             raise ValueError(
                 "loss='feature' needs modules, the names of the modules to compare, such as ['backbone.layer3']."
                 if self.loss == "feature"
-                else f"modules is for loss='feature'; got loss='{self.loss}'. Leave modules out."
+                else f"modules needs loss='feature'; got loss='{self.loss}'. Leave modules out."
             )
         if self.loss == "feature" and self.teacher.model is not None:
             raise ValueError(

@@ -134,14 +134,14 @@ def wrong(**changes: Any) -> tuple[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("told", "changes"),
     [
-        wrong(told="distill.teacher: give either checkpoint or model, the teacher's file; got neither", teacher={}),
+        wrong(told="distill.teacher: the teacher needs a file, either checkpoint or model; got neither", teacher={}),
         wrong(told="got both", teacher=dict(model="x.onnx")),
         wrong(told="config is for a checkpoint; x.onnx", teacher=dict(model="x.onnx", checkpoint=None, config="x.py")),
         wrong(told="Did you mean 'temperature'?", temperatur=4),
         wrong(told="distill.temperature must be a number > 0; got 0", temperature=0),
-        wrong(told="temperature is for loss='kl'; got loss='mse'", loss="mse", temperature=4),
+        wrong(told="temperature needs loss='kl'; got loss='mse'", loss="mse", temperature=4),
         wrong(told="loss='feature' needs modules", loss="feature"),
-        wrong(told="modules is for loss='feature'; got loss='kl'", modules=["head"]),
+        wrong(told="modules needs loss='feature'; got loss='kl'", modules=["head"]),
         wrong(told="trains no head", loss="feature", modules=["backbone.conv1"], label_weight=0),
         wrong(
             told="has no module 'backbone.conv3'. Did you mean 'backbone.conv",
