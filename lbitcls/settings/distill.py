@@ -34,7 +34,7 @@ class TeacherConfig(Section):
         """Raise `ValueError` unless exactly one file has the teacher's weights."""
         if (self.checkpoint is None) == (self.model is None):
             given = "neither" if self.model is None else "both"
-            raise ValueError(f"the teacher needs a file, either checkpoint or model; got {given}.")
+            raise ValueError(f"the section accepts either checkpoint or model; got {given}.")
         if self.model is not None and self.config is not None:
             raise ValueError(f"config is for a checkpoint; {self.model} records its own. Leave config out.")
 

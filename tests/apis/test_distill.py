@@ -134,7 +134,7 @@ def wrong(**changes: Any) -> tuple[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("told", "changes"),
     [
-        wrong(told="distill.teacher: the teacher needs a file, either checkpoint or model; got neither", teacher={}),
+        wrong(told="distill.teacher: the section accepts either checkpoint or model; got neither", teacher={}),
         wrong(told="got both", teacher=dict(model="x.onnx")),
         wrong(told="config is for a checkpoint; x.onnx", teacher=dict(model="x.onnx", checkpoint=None, config="x.py")),
         wrong(told="Did you mean 'temperature'?", temperatur=4),
