@@ -204,6 +204,8 @@ class EpochRunner:
         moved: Batch = {name: batch[name].to(device, non_blocking=True) for name in names}
         if "img" in moved and self.memory_format is not torch.contiguous_format:
             moved["img"] = moved["img"].contiguous(memory_format=self.memory_format)
+        if "index" in batch:
+            moved["index"] = batch["index"]  # for look-ups, on the CPU
         return moved
 
     def _batches(self) -> Iterator[Batch]:

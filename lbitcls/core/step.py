@@ -64,6 +64,7 @@ class OptimizerStep:
         precision: autocast and the scale of the loss.
         penalty: a further loss (the quantizers'), computed from the parameters alone.
         uneven: the processes' batches may differ in size.
+        arguments: from a batch to the model's arguments by name; None: its images (or features) and labels.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class OptimizerStep:
         precision: Precision | None = None,
         penalty: Callable[[], torch.Tensor | float] | None = None,
         uneven: bool = False,
+        arguments: Callable[[Batch], dict[str, Any]] | None = None,
     ) -> None:
         given: Any = {"grad_clip": grad_clip, "cumulative_iters": cumulative_iters}
         checked = OptimizerConfig(**given)
@@ -86,6 +88,7 @@ class OptimizerStep:
         self.precision = precision or Precision()
         self.penalty = penalty
         self.uneven = uneven
+        self.arguments = arguments
         self.scaler = _scaler(self.precision, device)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._seen = 0
@@ -133,7 +136,9 @@ class OptimizerStep:
         dtype = self.precision.dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             try:
-                if "features" in batch:
+                if self.arguments is not None:
+                    outputs = model(**self.arguments(batch))
+                elif "features" in batch:
                     outputs = model(features=batch["features"], gt_label=batch["gt_label"])
                 else:
                     outputs = model(batch["img"], gt_label=batch["gt_label"], return_loss=True)

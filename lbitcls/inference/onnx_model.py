@@ -60,11 +60,12 @@ class ExportedModel:
 
     def scores(self, images: np.ndarray) -> np.ndarray:
         """Return softmax scores, float32 (N, K), for images (N, C, H, W) from `prepare`."""
-        logits = self._logits(images)
+        logits = self.logits(images)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
-    def _logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return logits, float32 (N, K), for images (N, C, H, W) from `prepare`."""
         fixed = self.engine.fixed_batch
         if fixed is None or len(images) == fixed:
             return logits_of(self.engine, images)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge, Le
 
 from lbitcls.settings.base import Section
+from lbitcls.settings.distill import DistillConfig
 from lbitcls.settings.export import ExportSection
 from lbitcls.settings.fields import (
     DEVICE,
@@ -201,6 +202,7 @@ class Settings(Section):
     ema: Annotated[
         EmaConfig | None, Shorthand(), Doc("Exponential moving average of the weights: True, or a dict of options.")
     ] = None
+    distill: Annotated[DistillConfig | None, Doc("Teacher whose outputs the model learns; None: labels only.")] = None
     feature_cache: Annotated[
         FeatureCacheConfig | None,
         Shorthand(),
@@ -251,6 +253,8 @@ class Settings(Section):
     def check(self) -> None:
         if not any(mode == "train" for mode, _ in self.workflow):
             raise ValueError(f"workflow must be {_WORKFLOW.text}; got {list(self.workflow)!r}.")
+        if self.distill is not None and self.feature_cache is not None:
+            raise ValueError("distill needs images for the teacher, which feature_cache replaces; remove one of them.")
 
     def require(self, names: Iterable[str], purpose: str) -> None:
         """Raise `ConfigError` if a section in `names`, which `purpose` ("training") needs, is missing."""

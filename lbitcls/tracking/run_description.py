@@ -34,7 +34,7 @@ def describe_run(runner: EpochRunner) -> None:
 
 
 def show_plan_line(settings: Settings, runner: EpochRunner) -> None:
-    """Show model, method, bits, quantized layers, parameters and device in one line of the terminal."""
+    """Show model, method, bits, quantized layers, parameters, teacher and device in one line of the terminal."""
     backbone = settings.model.get("backbone") or {}
     name = "-".join(str(backbone[key]) for key in ("type", "depth") if key in backbone) or type(runner.module).__name__
     trained, frozen = _count(runner.module)
@@ -44,6 +44,8 @@ def show_plan_line(settings: Settings, runner: EpochRunner) -> None:
     calibration = runner.find(CalibrationHook)
     if calibration is not None and not calibration.done and calibration.epoch > runner.epoch:
         parts[0] += f" from epoch {calibration.epoch + 1}"
+    if settings.distill is not None:
+        parts.append(f"teacher {settings.distill.teacher.file}")
     device = str(runner.step.device) + (f", {world_size()} processes" if world_size() > 1 else "")
     runner.logger.info("%s: %s", name, "; ".join([*parts, device]), extra=DISPLAY)
 

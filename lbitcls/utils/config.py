@@ -59,6 +59,7 @@ SECTIONS: dict[str, str] = {
     "compile": "torch.compile the model",
     "kernels": "of quantizers: auto, plain, fused or integer",
     "ema": "moving average of the weights",
+    "distill": "a teacher whose outputs the model learns",
     "feature_cache": "cache the features of a frozen backbone",
     "channels_last": "memory format of images and convolutions",
     "export": "export the best weights as an integer model when the run is complete",

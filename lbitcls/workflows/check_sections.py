@@ -114,6 +114,10 @@ def dry(cfg: ConfigLike, found: Findings) -> Config:
         for key in _fetched(owner):
             found.unchecked.append(f"{key}={owner[key]!r}, which training may download")
             owner[key] = None if owner is model or key == "init_cfg" else False
+    teacher = (dry.get("distill") or {}).get("teacher", {}).get("checkpoint")
+    if is_published(teacher):
+        found.unchecked.append(f"distill.teacher.checkpoint={teacher!r}, which training may download")
+        dry.distill = None
     return dry
 
 

@@ -19,6 +19,7 @@ from lbitcls.assembly.run_hooks import build_hooks
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import evaluate
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
+from lbitcls.core.hooks.distiller import Distiller
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.optim import build_optimizer
@@ -274,10 +275,12 @@ def _take_step(settings: Settings, session: Session, validate: bool, data_root: 
         validate=validate,
         data_root=data_root,
     )
-    runner.module._compiled_call_impl = None  # compile=True was checked; compiling takes minutes
     loader: Any = runner.loader
     loader.batch_size = min(loader.batch_size, IMAGES)
     _calibrate(runner)
+    teachers = [hook.teacher for hook in runner.hooks if isinstance(hook, Distiller)]
+    for module in (runner.model, *teachers):
+        module._compiled_call_impl = None  # compile=True was checked; compiling takes minutes
     runner.model.train()
     runner.train_iter(next(iter(loader)))
     loss = runner.outputs["loss"].item()

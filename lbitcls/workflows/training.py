@@ -15,9 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.assembly.run_hooks import build_hooks
 from lbitcls.assembly.session import Session, check_data, load_data, make_model, open_session
+from lbitcls.core.distillation import Student
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache, build_feature_cache
 from lbitcls.core.hooks import Hook
+from lbitcls.core.hooks.distiller import Distiller
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.hooks.work_dir import WorkDirHook
@@ -42,6 +44,7 @@ from lbitcls.utils.lock import RunLock
 from lbitcls.utils.logging import DETAIL
 from lbitcls.utils.memory import keep_freed_memory
 from lbitcls.utils.temporary import remove_leftovers
+from lbitcls.workflows.distilling import build_distiller
 from lbitcls.workflows.run_export import check_export, export_run
 from lbitcls.workflows.run_kernels import Start, choose_kernels
 
@@ -211,10 +214,13 @@ def build_runner(
     model = _synchronize_norms(model, settings, session).to(device).to(memory_format=memory_format)
     broadcast_module(model)
     hooks = build_hooks(settings, model, session, validate, data_root)
+    if settings.distill is not None:
+        hooks.append(build_distiller(settings, settings.distill, model, dataset, session))
     step = _build_step(settings, model, session, hooks, uneven=getattr(dataset, "on_error", "raise") == "skip")
     ema = None if settings.ema is None else ModelEMA(model, settings.ema.decay)
+    trained = model if settings.distill is None else Student(model, settings.distill)
     if settings.compile:
-        _compile(model, device)
+        _compile([trained, *(hook.teacher for hook in hooks if isinstance(hook, Distiller))], device)
     meta = {"world_size": session.place.world_size, "kernels": kernels, "max_epochs": epochs, "run": run}
     return EpochRunner(
         model,
@@ -226,7 +232,7 @@ def build_runner(
         hooks=[WorkDirHook(run, settings), *hooks, NotebookHook() if in_notebook() else TerminalHook()],
         seed=seed,
         ema=ema,
-        wrap=lambda module: _parallel(module, settings, session),
+        wrap=lambda module: _parallel(trained, settings, session),
         memory_format=memory_format,
         features=_build_features(settings, model, dataset, hooks),
         meta=meta,
@@ -291,8 +297,9 @@ def _build_step(
             return regularization(model)
 
     optimizer = build_optimizer(model, settings.optimizer, no_decay, unfreeze_rates(model, hooks))
-    given = vars(settings.optimizer_config)
-    return OptimizerStep(optimizer, session.device, precision=precision, penalty=penalty, uneven=uneven, **given)
+    given = {**vars(settings.optimizer_config), "precision": precision, "penalty": penalty, "uneven": uneven}
+    arguments = next((hook.arguments for hook in hooks if isinstance(hook, Distiller)), None)
+    return OptimizerStep(optimizer, session.device, arguments=arguments, **given)
 
 
 def _build_features(settings: Settings, model: nn.Module, dataset: Dataset, hooks: Sequence[Hook]) -> FeatureCache:
@@ -304,13 +311,14 @@ def _build_features(settings: Settings, model: nn.Module, dataset: Dataset, hook
     return build_feature_cache(settings.feature_cache, model, datasets, settings.compile, later)
 
 
-def _compile(model: nn.Module, device: torch.device) -> None:
+def _compile(models: Sequence[nn.Module], device: torch.device) -> None:
     from lbitcls.quant.kernels.selection import can_compile
 
     if not can_compile(device.type):
         needed = "Triton (pip install triton)" if device.type == "cuda" else "a C++ compiler (apt-get install g++)"
         raise DependencyError(f"compile=True needs {needed}; install it, or leave compile out.")
-    model.compile()  # in place: the names of the weights stay
+    for model in models:
+        model.compile()  # in place: the names of the weights stay
 
 
 def _parallel(module: nn.Module, settings: Settings, session: Session) -> nn.Module:

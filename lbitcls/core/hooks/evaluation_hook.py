@@ -133,8 +133,7 @@ class EvaluationHook(Hook):
     def _batches(self, runner: EpochRunner, loader: BatchLoader) -> Iterator[Batch]:
         for batch in runner.features.batches(runner, loader, training=False):
             runner.guard.raise_if_signalled()
-            index = {"index": batch["index"]} if "index" in batch else {}
-            yield {**runner.to_device(batch), **index}
+            yield runner.to_device(batch)
 
     def _keep_best(self, runner: EpochRunner, results: dict[str, Any]) -> None:
         key = str(self.save_best)
