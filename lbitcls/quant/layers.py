@@ -180,11 +180,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         Raises:
             ConfigError: The weight is normalized: its std contains γ/σ, and σ contains 1 / std, so both would drift.
         """
-        if (
-            self.weight_quantizer is not None
-            and self.weight_quantizer.changes_norm
-            and self.weight_quantizer.weight_norm
-        ):
+        if self.weight_quantizer is not None and self.weight_quantizer.adds_norm:
             raise ConfigError("fold_bn and weight_norm exclude each other: leave one of them out.")
         self.folded_norm = (norm,)
         if self.weight_quantizer is not None:

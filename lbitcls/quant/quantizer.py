@@ -23,7 +23,7 @@ from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.kernels.selection import select_at_first_use
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range, per_grid
-from lbitcls.quant.weight_norm import chosen, standardize
+from lbitcls.quant.weight_norm import chosen, norm_fact, standardize
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
 from lbitcls.utils.jsontext import json_text
 
@@ -57,7 +57,7 @@ class Quantizer(nn.Module):
         initialized: Buffer; True once the parameters have their initial values.
         enabled: Buffer; if False, the quantizer returns its input unchanged.
         folded: True if the tensor is a weight times the factors of a BatchNorm folded into it.
-        changes_norm: True if `weight_norm` differs from the method's paper.
+        adds_norm: True if the option adds `weight_norm` to a method whose paper does not normalize weights.
     """
 
     formula: Elementwise
@@ -91,7 +91,8 @@ class Quantizer(nn.Module):
         super().__init__()
         if role not in ("weight", "input"):
             raise ConfigError(f"a quantizer's role must be 'weight' or 'input'; got '{role}'.")
-        self.weight_norm, self.changes_norm = chosen(weight_norm, role == "weight", self.norm_of_method)
+        self.weight_norm = chosen(weight_norm, role == "weight", self.norm_of_method)
+        self.adds_norm = self.weight_norm and not self.norm_of_method
         self.num_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
         self.role = role
         self.place = ""
@@ -318,7 +319,7 @@ class Quantizer(nn.Module):
             "channels": self.num_channels,
             "axis": self.channel_axis,
             "folded": self.folded,
-        } | ({"weight_norm": self.weight_norm} if self.changes_norm else {})
+        } | norm_fact(self.weight_norm, self.role == "weight" and self.norm_of_method)
 
     def misfit(self, state: Mapping[str, Tensor], prefix: str) -> str | None:
         """Return why a state dict's values under `prefix` do not fit this quantizer, or None if they do.

@@ -16,21 +16,25 @@ from lbitcls.quant.spec import compute_dtype, per_channel, per_grid
 from lbitcls.utils.errors import ConfigError
 
 
-def chosen(given: bool | None, of_weight: bool, of_method: bool) -> tuple[bool, bool]:
-    """Return whether a quantizer normalizes, and whether that differs from its method's paper.
+def chosen(given: bool | None, of_weight: bool, of_method: bool) -> bool:
+    """Return whether a quantizer normalizes.
 
     Args:
         given: Its option `weight_norm`; None: as in the paper.
         of_weight: It is a weight's quantizer.
-        of_method: The paper normalizes weights.
+        of_method: The method's paper normalizes weights.
 
     Raises:
-        ConfigError: An input's quantizer shall normalize.
+        ConfigError: An input's quantizer is to normalize.
     """
     if given and not of_weight:
         raise ConfigError("weight_norm normalizes weights, so it needs role='weight'; got role='input'. Leave it out.")
-    default = of_weight and of_method
-    return (default if given is None else given), given not in (None, default)
+    return (of_weight and of_method) if given is None else given
+
+
+def norm_fact(weight_norm: bool, default: bool) -> dict[str, bool]:
+    """Return the entry of a grid's facts, none for the default: files of earlier versions still fit."""
+    return {} if weight_norm == default else {"weight_norm": weight_norm}
 
 
 def standardize(x: Tensor, channel_axis: int | None, unbiased: bool = False) -> Tensor:

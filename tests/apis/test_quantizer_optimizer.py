@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import pytest
-import torch
 from test_resume import QUANT, content, end, records, same_run
 
 from lbitcls.apis import train_classifier
