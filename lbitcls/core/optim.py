@@ -56,7 +56,7 @@ class _Kind(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """What the parameters of a group have in common."""
+    """Properties that the parameters of a group share."""
 
     lr_mult: float
     decay_mult: float

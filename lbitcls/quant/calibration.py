@@ -39,11 +39,11 @@ def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def weight_bits(model: nn.Module) -> dict[int, int]:
     """Return the number of bits of the quantized weights, by the `id` of a parameter."""
-    layers = [layer for layer in model.modules() if isinstance(layer, QuantLayer) and layer.weight_quantizer]
     return {
         id(parameter): layer.weight_quantizer.num_bits
-        for layer in layers
-        for name, parameter in layer.named_parameters()
+        for layer in model.modules()
+        if isinstance(layer, QuantLayer) and layer.weight_quantizer is not None
+        for name, parameter in layer.named_parameters()  # a parametrized weight has other names
         if "quantizer" not in name and "bias" not in name
     }
 

@@ -93,10 +93,10 @@ class ExpPolicy(Warmup):
 
 @dataclass(frozen=True, kw_only=True)
 class OneCyclePolicy(Warmup):
-    """A rise to the base rate, then a fall below the first rate, by iterations unless `by_epoch` (arXiv:1708.07120)."""
+    """Rise to the base rate, then fall far below the first (arXiv:1708.07120); `by_epoch` is False by default."""
 
     policy: Literal["OneCycle"] = "OneCycle"
-    by_epoch: Annotated[Switch, Doc("Change the rate in each epoch; False: in each iteration.")] = False
+    by_epoch: Annotated[Switch, Doc("Measure the policy's progress in epochs; False: in iterations.")] = False
     pct_start: Annotated[float, Ge(0), Le(1), NUMBER, Doc("Fraction of the run in which the learning rate rises.")] = (
         0.3
     )

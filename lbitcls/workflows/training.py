@@ -222,7 +222,7 @@ def build_runner(
         step,
         loader,
         build_schedule(settings.lr_config, epoch_len=len(loader), max_epochs=epochs),
-        quantizer_schedule=own and build_schedule(own, epoch_len=len(loader), max_epochs=epochs),
+        quantizer_schedule=None if own is None else build_schedule(own, epoch_len=len(loader), max_epochs=epochs),
         max_epochs=epochs,
         work_dir=work_dir,
         hooks=[WorkDirHook(run, settings), *hooks, NotebookHook() if in_notebook() else TerminalHook()],
