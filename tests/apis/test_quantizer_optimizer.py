@@ -44,7 +44,7 @@ def test_resumed_run_is_bit_identical(make_config: Any) -> None:
 
 def test_a_run_with_other_optimizers_is_refused(make_config: Any) -> None:
     cfg = make_config(**sections())
-    end(cfg, "after_iter", 7)
+    end(cfg, "after_iter", 8)
     other = make_config("other", resume_from=f"{cfg.work_dir}/latest.pth", **sections({}))
     with pytest.raises(CheckpointError, match="trained with SGD with Adam for quantizers; the config sets SGD"):
         train_classifier(other)
