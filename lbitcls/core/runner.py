@@ -21,6 +21,7 @@ from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache
 from lbitcls.core.guard import Guard, Interrupted
 from lbitcls.core.optim import StateError
+from lbitcls.core.optimizer_pair import QUANTIZERS, optimizer_name
 from lbitcls.core.run_files import INTERRUPTED, LATEST
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
@@ -47,6 +48,7 @@ class EpochRunner:
         step: Training step from a batch to the optimizer.
         loader: Data loader of the training batches.
         schedule: Learning rate as a function of the position.
+        quantizer_schedule: That of the quantizers' parameters, if `paramwise_cfg` sets one.
         max_epochs: Number of epochs after which the run ends.
         work_dir: Folder for checkpoints.
         hooks: Hooks, called in order of priority (lower first; equal ones in the order given).
@@ -73,6 +75,7 @@ class EpochRunner:
         *,
         max_epochs: int,
         work_dir: Path,
+        quantizer_schedule: Schedule | None = None,
         hooks: Sequence[RunHook] = (),
         seed: int = 0,
         ema: ModelEMA | None = None,
@@ -87,6 +90,7 @@ class EpochRunner:
         self.step = step
         self.loader = loader
         self.schedule = schedule
+        self.quantizer_schedule = quantizer_schedule
         self.max_epochs = max_epochs
         self.work_dir = Path(work_dir)
         self.hooks = sorted(hooks, key=lambda hook: hook.priority)
@@ -148,7 +152,8 @@ class EpochRunner:
     def train_iter(self, batch: Batch) -> None:
         """Train on one batch; `outputs` keeps the model's outputs."""
         for group in self.step.optimizer.param_groups:
-            group["lr"] = self.schedule(group["initial_lr"], self.iter, self.epoch)
+            own = self.quantizer_schedule if group.get("schedule") == QUANTIZERS else None
+            group["lr"] = (own or self.schedule)(group["initial_lr"], self.iter, self.epoch)
         self.seed_iteration()
         self.outputs = self.step(self.model, self.to_device(batch), self.inner_iter, len(self.loader))
         if self.ema is not None and self.at_step:
@@ -271,7 +276,7 @@ class EpochRunner:
             "epoch_len": len(self.loader),
             "seed": self.seed,
             "phase": self.phase,
-            "optimizer": type(self.step.optimizer).__name__,
+            "optimizer": optimizer_name(self.step.optimizer),
         }
 
     def _states(self) -> dict[str, Any]:
@@ -313,7 +318,7 @@ class EpochRunner:
         self._saved = True
 
     def _restore_states(self, checkpoint: Mapping[str, Any], averaged: bool) -> None:
-        name, own = checkpoint["meta"].get("optimizer"), type(self.step.optimizer).__name__
+        name, own = checkpoint["meta"].get("optimizer"), optimizer_name(self.step.optimizer)
         if name not in (None, own):
             raise StateError(f"it was trained with {shown_name(name)}; the config sets {own}")
         self.step.load_state_dict(dict(checkpoint))

@@ -1,6 +1,6 @@
 """Learning rate as a pure function of (iteration, epoch): there is no state to save or to get out of sync.
 
-The policies and warmups are mmcv's, formula by formula (`lr_config` of the tutorial).
+The policies and warmups are mmcv's, formula by formula (`lr_config` of the tutorial); OneCycle is torch's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lbitcls.settings.learning_rate import (
     CosineAnnealingPolicy,
     ExpPolicy,
     FixedPolicy,
+    OneCyclePolicy,
     PolyPolicy,
     StepPolicy,
     Warmup,
@@ -50,11 +51,27 @@ def _cosine(policy: CosineAnnealingPolicy, base_lr: float, progress: int, length
     return end + 0.5 * (base_lr - end) * (math.cos(math.pi * progress / length) + 1)
 
 
+def _one_cycle(policy: OneCyclePolicy, base_lr: float, progress: int, length: int) -> float:
+    first = base_lr / policy.div_factor
+    top, last = policy.pct_start * length - 1, length - 1  # steps that have the base rate, and the final one
+    if progress <= top and top > 0:
+        return _between(policy, first, base_lr, progress / top)
+    done = (progress - top) / (last - top) if last > top else 0.0
+    return _between(policy, base_lr, first / policy.final_div_factor, min(max(done, 0.0), 1.0))
+
+
+def _between(policy: OneCyclePolicy, start: float, end: float, done: float) -> float:
+    return end + (start - end) * (
+        1 - done if policy.anneal_strategy == "linear" else (math.cos(math.pi * done) + 1) / 2
+    )
+
+
 _FORMULAS: dict[type[Warmup], Callable[..., float]] = {
     StepPolicy: _step,
     CosineAnnealingPolicy: _cosine,
     PolyPolicy: _poly,
     ExpPolicy: _exponential,
+    OneCyclePolicy: _one_cycle,
     FixedPolicy: _fixed,
 }
 """Formula of each policy: the learning rate from the base rate, the completed epochs or iterations, and their total."""

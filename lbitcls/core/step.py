@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.core.optim import load_optimizer
+from lbitcls.core.optimizer_pair import optimizer_name
 from lbitcls.settings.training_sections import Autocast, GradClip, OptimizerConfig
 from lbitcls.utils.checkpoint_content import shown_name
 from lbitcls.utils.dist import sum_over_ranks, world_size
@@ -177,7 +178,7 @@ class OptimizerStep:
         except (ValueError, TypeError, RuntimeError) as error:
             if self._stepped or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ConfigError(f"optimizer: {type(self.optimizer).__name__} cannot train this: {error}") from error
+            raise ConfigError(f"optimizer: {optimizer_name(self.optimizer)} cannot train this: {error}") from error
         self._stepped = True
         self.scaler.update()
 

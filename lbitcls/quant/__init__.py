@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lbitcls.quant.calibration import regularization as regularization
     from lbitcls.quant.calibration import set_quantization as set_quantization
     from lbitcls.quant.calibration import uninitialized as uninitialized
+    from lbitcls.quant.calibration import weight_bits as weight_bits
     from lbitcls.quant.kernels import select_kernels as select_kernels
     from lbitcls.quant.methods import build_quant_layer as build_quant_layer
     from lbitcls.quant.methods import register_method as register_method

@@ -37,6 +37,17 @@ def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for _, quantizer in named_quantizers(model) for p in quantizer.parameters()]
 
 
+def weight_bits(model: nn.Module) -> dict[int, int]:
+    """Return the number of bits of the quantized weights, by the `id` of a parameter."""
+    return {
+        id(parameter): layer.weight_quantizer.num_bits
+        for layer in model.modules()
+        if isinstance(layer, QuantLayer) and layer.weight_quantizer is not None
+        for name, parameter in layer.named_parameters()  # a parametrized weight has other names
+        if "quantizer" not in name and "bias" not in name
+    }
+
+
 def set_quantization(model: nn.Module, enabled: bool) -> None:
     """Switch all quantizers of a model on or off (off: the layers compute in float)."""
     for _, quantizer in named_quantizers(model):

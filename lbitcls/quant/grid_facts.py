@@ -29,8 +29,9 @@ def describe(facts: Mapping[str, Any]) -> str:
     span = f", integers {integers[0]} to {integers[-1]}" if isinstance(integers, list) and integers else ""
     per = "" if channels is None else f", {channels} channels"
     folded = ", BatchNorm folded" if facts.get("folded") else ""
+    norm = f", weight_norm={facts['weight_norm']}" if "weight_norm" in facts else ""
     unbiased = ", unbiased deviation" if facts.get("unbiased") else ""
-    return f"{facts.get('method')}, {facts.get('bits')} bits{span}{per}{folded}{unbiased}"
+    return f"{facts.get('method')}, {facts.get('bits')} bits{span}{per}{folded}{norm}{unbiased}"
 
 
 def sign_name(signed: bool) -> str:

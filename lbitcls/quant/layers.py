@@ -175,7 +175,13 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     ] = ()  # a tuple hides the norm from this module's children and state
 
     def fold(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
-        """Quantize the weight with the BatchNorm that follows this layer folded into it."""
+        """Quantize the weight with the BatchNorm that follows this layer folded into it.
+
+        Raises:
+            ConfigError: The weight is normalized: its std contains γ/σ, and σ contains 1 / std, so both would drift.
+        """
+        if self.weight_quantizer is not None and self.weight_quantizer.adds_norm:
+            raise ConfigError("fold_bn and weight_norm exclude each other: leave one of them out.")
         self.folded_norm = (norm,)
         if self.weight_quantizer is not None:
             self.weight_quantizer.folded = True

@@ -27,6 +27,7 @@ _OF_ONE_ROLE = {
     "reduce_range": "input",
     "unbiased": "weight",
     "step_from_max": "weight",
+    "weight_norm": "weight",
 }
 _GIVEN_BY_LAYER = ("num_bits", "role", "num_channels", "channel_axis")
 
@@ -91,6 +92,11 @@ class LayerEntry:
         per_channel = options.pop("per_channel", False)
         weight_bits = self._bits(options, "num_bit_w", quantize, self.method.weight.lowest_bits)
         input_bits = self._bits(options, "num_bit_a", inputs, 2)
+        if self.kind == "Linear" and options.get("weight_norm") and not self.method.weight.norm_of_method:
+            raise ConfigError(
+                f"{self.name}: weight_norm divides a layer's output by the standard deviation of its weights, which "
+                "only a BatchNorm after it undoes; a Linear has none. Leave it out here, and set it for Conv layers."
+            )
         by_role = {role: {k: v for k, v in options.items() if role in known.get(k, ())} for role in ("weight", "input")}
         return LayerSettings(weight_bits, input_bits, per_channel, by_role["weight"], by_role["input"])
 

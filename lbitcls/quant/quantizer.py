@@ -23,6 +23,7 @@ from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.kernels.selection import select_at_first_use
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range, per_grid
+from lbitcls.quant.weight_norm import chosen, norm_fact, standardize
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
 from lbitcls.utils.jsontext import json_text
 
@@ -49,12 +50,14 @@ class Quantizer(nn.Module):
         num_channels: Number of separate grids along `channel_axis`; None: one grid for the tensor.
         channel_axis: Axis of the channels.
         narrow_range: Leave out the most negative integer; None: for 8-bit weights, whose signs an exporter flips.
+        weight_norm: Weights only: quantize (w - mean) / std of each grid's weights; None: if the method's paper does.
 
     Attributes:
         place: Full name in the model, for messages; empty unless a transformer inserted the quantizer.
         initialized: Buffer; True once the parameters have their initial values.
         enabled: Buffer; if False, the quantizer returns its input unchanged.
         folded: True if the tensor is a weight times the factors of a BatchNorm folded into it.
+        adds_norm: True if the option adds `weight_norm` to a method whose paper does not normalize weights.
     """
 
     formula: Elementwise
@@ -63,6 +66,9 @@ class Quantizer(nn.Module):
     lowest_bits: ClassVar[int] = 2
     fixed_options: ClassVar[tuple[str, ...]] = ()
     """Options of this class that the method fixes, so that a config cannot set them."""
+    norm_of_method: ClassVar[bool] = False
+    """True if the method's paper normalizes weights: the default of `weight_norm`."""
+    unbiased: bool = False
     needs_data: bool = True
     """True if the grid's parameters are initialized from data (else the grid is constant)."""
 
@@ -80,10 +86,13 @@ class Quantizer(nn.Module):
         num_channels: int | None = None,
         channel_axis: int = 0,
         narrow_range: bool | None = None,
+        weight_norm: bool | None = None,
     ) -> None:
         super().__init__()
         if role not in ("weight", "input"):
             raise ConfigError(f"a quantizer's role must be 'weight' or 'input'; got '{role}'.")
+        self.weight_norm = chosen(weight_norm, role == "weight", self.norm_of_method)
+        self.adds_norm = self.weight_norm and not self.norm_of_method
         self.num_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
         self.role = role
         self.place = ""
@@ -127,8 +136,8 @@ class Quantizer(nn.Module):
         return None
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Return `x` as it is before division by the scale (computed in `compute_dtype`)."""
-        return x
+        """Return `x` as it is before division by the scale (computed in `compute_dtype`); overrides call this first."""
+        return standardize(x, self.channel_axis, self.unbiased) if self.weight_norm else x
 
     def regularization(self) -> Tensor | None:
         """Return the method's addition to the loss, or None."""
@@ -310,7 +319,7 @@ class Quantizer(nn.Module):
             "channels": self.num_channels,
             "axis": self.channel_axis,
             "folded": self.folded,
-        }
+        } | norm_fact(self.weight_norm, self.role == "weight" and self.norm_of_method)
 
     def misfit(self, state: Mapping[str, Tensor], prefix: str) -> str | None:
         """Return why a state dict's values under `prefix` do not fit this quantizer, or None if they do.

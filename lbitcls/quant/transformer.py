@@ -17,7 +17,7 @@ from lbitcls.quant.bypass import leave_fast_path
 from lbitcls.quant.calibration import named_quantizers
 from lbitcls.quant.integer_report import integer_summary
 from lbitcls.quant.kernels.selection import integer_now
-from lbitcls.quant.layers import QuantConv2d, kind_of, quantized_kind
+from lbitcls.quant.layers import QuantConv2d, QuantLayer, kind_of, quantized_kind
 from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
 from lbitcls.quant.plan import Plan, PlanRow, own_parameters
 from lbitcls.registry import TRANSFORMERS
@@ -30,6 +30,8 @@ Rules = dict[str, tuple[str, Any]]  # full layer name -> (the rule's location in
 _SWIN = "torchvision.models.swin_transformer.ShiftedWindowAttention"
 READ_INSIDE = {_SWIN: ("qkv", "proj"), f"{_SWIN}V2": ("qkv", "proj")}
 """Modules that read the weights of their layers without calling the layers, by full type."""
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @TRANSFORMERS.register_module(name=["ModelTransformer", "mTransformerV2", "QuanTransformer"])
@@ -81,6 +83,12 @@ class ModelTransformer:
                 setattr(model.get_submodule(parent), child, new_layers[id(module)])
         for name, quantizer in named_quantizers(model):
             quantizer.place = name
+        if bare := without_norm(model):
+            text = (
+                "weight_norm: No normalization layer is defined after %s. Its output is multiplied by 1 / std of its "
+                "weights; if none follows in forward either, set weight_norm=False for it in special_layers."
+            )
+            (logger or logging.getLogger("lbitcls")).warning(text, ", ".join(bare))
         off = leave_fast_path(model)
         if off:
             text = "Turned off PyTorch's fused kernel of transformer layers, which bypasses quantized layers, in %s."
@@ -189,6 +197,21 @@ def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
                 conv.fold(norm)
                 pairs.append((f"{parent}.{conv_name}", f"{parent}.{norm_name}"))
     return pairs
+
+
+def without_norm(model: nn.Module) -> list[str]:
+    """Return the layers with the option `weight_norm` that no normalization layer follows in their module.
+
+    As in `fold_norms`, the order is that of definition.
+    """
+    found = []
+    for parent, module in model.named_modules():
+        children = [*module.named_children(), ("", None)]
+        for (name, layer), (_, following) in pairwise(children):
+            quantizer = layer.weight_quantizer if isinstance(layer, QuantLayer) else None
+            if quantizer is not None and quantizer.adds_norm and not isinstance(following, _NORMS):
+                found.append(f"{parent}.{name}".lstrip("."))
+    return found
 
 
 def build_mtransformer(cfg: dict[str, Any]) -> ModelTransformer:

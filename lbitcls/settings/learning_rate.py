@@ -91,15 +91,38 @@ class ExpPolicy(Warmup):
     gamma: Annotated[Factor, Doc("Factor on the learning rate in each epoch (iteration without by_epoch).")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneCyclePolicy(Warmup):
+    """Rise to the base rate, then fall far below the first (arXiv:1708.07120); `by_epoch` is False by default."""
+
+    policy: Literal["OneCycle"] = "OneCycle"
+    by_epoch: Annotated[Switch, Doc("Measure the policy's progress in epochs; False: in iterations.")] = False
+    pct_start: Annotated[float, Ge(0), Le(1), NUMBER, Doc("Fraction of the run in which the learning rate rises.")] = (
+        0.3
+    )
+    div_factor: Annotated[float, Ge(1), NUMBER, Doc("The first learning rate is the base rate divided by this.")] = 25.0
+    final_div_factor: Annotated[
+        float, Ge(1), NUMBER, Doc("The final learning rate is the first one divided by this.")
+    ] = 1e4
+    anneal_strategy: Annotated[Literal["cos", "linear"], Doc("Shape of rise and fall.")] = "cos"
+
+    def check(self) -> None:
+        super().check()
+        if self.warmup is not None:
+            raise ValueError("OneCycle rises from a low rate by itself; leave out warmup, and set pct_start.")
+
+
 POLICIES: dict[str, type[Warmup]] = {
     "step": StepPolicy,
     "CosineAnnealing": CosineAnnealingPolicy,
     "poly": PolyPolicy,
     "exp": ExpPolicy,
+    "OneCycle": OneCyclePolicy,
     "fixed": FixedPolicy,
 }
 LrConfig = Annotated[
-    StepPolicy | CosineAnnealingPolicy | PolyPolicy | ExpPolicy | FixedPolicy, Tagged("policy", tuple(POLICIES))
+    StepPolicy | CosineAnnealingPolicy | PolyPolicy | ExpPolicy | OneCyclePolicy | FixedPolicy,
+    Tagged("policy", tuple(POLICIES)),
 ]
 
 

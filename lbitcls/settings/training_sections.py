@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from lbitcls.settings.base import Section
 from lbitcls.settings.fields import (
@@ -24,6 +24,7 @@ from lbitcls.settings.fields import (
     Text,
     Unset,
 )
+from lbitcls.settings.learning_rate import LrConfig
 from lbitcls.utils.errors import suggest
 
 Metric = Literal["accuracy", "precision", "recall", "f1_score", "confusion"]
@@ -33,6 +34,7 @@ DType = Literal["bf16", "bfloat16", "fp16", "float16"]
 Positive = Annotated[float, Gt(0), NUMBER]
 PositiveOrInf = Annotated[float, Gt(0), Exact(NUMBER.prepare, infinite=True)]
 EveryOrEnd = Literal[-1] | Count
+Bits = Annotated[int, Ge(1), Le(8)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,34 @@ class ParamMults(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizerParams(Section):
+    """Optimizer settings of the parameters that quantizers learn (scales, clips, offsets)."""
+
+    PLACE: ClassVar[str] = "optimizer.paramwise_cfg.quantizers"
+
+    lr_mult: Annotated[Factor | None, Doc("Factor on the learning rate; None: 1.")] = None
+    decay_mult: Annotated[Factor | None, Doc("Factor on the weight decay; None: 0.")] = None
+    optimizer: Annotated[
+        Component | None,
+        Doc(
+            "Optimizer of their own, as in optimizer, with its own lr; its weight_decay is 0 unless given. None: that "
+            "of the other parameters."
+        ),
+    ] = None
+    lr_config: Annotated[
+        LrConfig | None, Doc("Policy and warmup of their learning rate, as in lr_config; None: lr_config.")
+    ] = None
+
+    def check(self) -> None:
+        if self.optimizer is not None and not (self.lr_mult is None and self.decay_mult is None):
+            raise ValueError(
+                "an optimizer of their own has its own lr and weight_decay: leave out lr_mult, decay_mult."
+            )
+        if self.optimizer is not None and "paramwise_cfg" in self.optimizer:
+            raise ValueError("optimizer accepts no paramwise_cfg; use custom_keys of optimizer.paramwise_cfg.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParamwiseConfig(Section):
     """Factors on learning rate and weight decay by the kind of parameter."""
 
@@ -79,6 +109,17 @@ class ParamwiseConfig(Section):
     ] = None
     custom_keys: Annotated[
         dict[str, ParamMults] | None, Doc("Factors for parameters whose names contain a key, instead of the others.")
+    ] = None
+    decay_by_bits: Annotated[
+        dict[Bits, Factor] | None,
+        Says("a dict(…) of the weight decay by bits from 1 to 8, such as {2: 3e-5, 4: 1e-4}"),
+        Doc(
+            "Weight decay of quantized weights by their bits, instead of optimizer.weight_decay and the factors "
+            "above, such as {2: 3e-5, 3: 1e-4}; other bits keep those. custom_keys take precedence."
+        ),
+    ] = None
+    quantizers: Annotated[
+        QuantizerParams | None, Doc("Settings of the parameters that quantizers learn; custom_keys take precedence.")
     ] = None
 
 

@@ -39,7 +39,7 @@ from lbitcls.workflows.check_sections import Findings, dry, opening, read_sectio
 from lbitcls.workflows.faults import component_faults, faults, model_faults, quantization_faults
 from lbitcls.workflows.run_export import check_export
 from lbitcls.workflows.run_kernels import can_run_kernels
-from lbitcls.workflows.training import build_runner
+from lbitcls.workflows.training import build_runner, quantized_parameters
 
 IMAGES = 16
 """Maximum batch size of the check."""
@@ -207,8 +207,10 @@ def _check_pieces(
         with found.part():
             read_checkpoint(settings.load_from, mmap=True)
     if settings.optimizer:
-        given = {key: item for key, item in settings.optimizer.items() if key != "paramwise_cfg" or model is not None}
-        found.note(*faults(partial(build_optimizer, model or nn.Linear(1, 1)), given))
+        parts = {} if model is None else quantized_parameters(model, settings)
+        complete = model is not None and (not settings.quant_transformer or parts["bits"] or parts["quantizers"])
+        given = {key: item for key, item in settings.optimizer.items() if key != "paramwise_cfg" or complete}
+        found.note(*faults(partial(build_optimizer, model or nn.Linear(1, 1), **parts), given))
     with found.part():
         build_schedule(settings.lr_config, epoch_len=1, max_epochs=settings.epochs)
     _check_hooks(settings, model, session, _validates(settings, data), data_root, found)

@@ -76,6 +76,7 @@ def config_schema() -> Schema:
         definitions |= _components(known)
     definitions |= _optimizers()
     paramwise = _of_hint(ParamwiseConfig)
+    paramwise["$defs"]["QuantizerParams"]["properties"]["optimizer"]["anyOf"] = [_ref("optimizer"), NULL]
     definitions |= {**paramwise.pop("$defs"), "paramwise_cfg": paramwise}
     data, log = definitions["DataConfig"]["properties"], definitions["LogConfig"]["properties"]
     for split in ("train", "val", "test", "calibration"):

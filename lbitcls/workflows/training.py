@@ -23,7 +23,7 @@ from lbitcls.core.hooks.distiller import Distiller
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.hooks.work_dir import WorkDirHook
-from lbitcls.core.optim import build_optimizer
+from lbitcls.core.optim import build_optimizer, quantizer_policy
 from lbitcls.core.run_files import name_run, newest_checkpoint, noted_run
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
@@ -221,12 +221,14 @@ def build_runner(
     trained = model if settings.distill is None else Student(model, settings.distill)
     if settings.compile:
         _compile([trained, *(hook.teacher for hook in hooks if isinstance(hook, Distiller))], device)
+    own = quantizer_policy(settings.optimizer)
     meta = {"world_size": session.place.world_size, "kernels": kernels, "max_epochs": epochs, "run": run}
     return EpochRunner(
         model,
         step,
         loader,
         build_schedule(settings.lr_config, epoch_len=len(loader), max_epochs=epochs),
+        quantizer_schedule=None if own is None else build_schedule(own, epoch_len=len(loader), max_epochs=epochs),
         max_epochs=epochs,
         work_dir=work_dir,
         hooks=[WorkDirHook(run, settings), *hooks, NotebookHook() if in_notebook() else TerminalHook()],
@@ -286,20 +288,27 @@ def _build_step(
     if session.device.type == "cpu" and precision.dtype is torch.float16:
         session.logger.info("float16 autocast is for GPUs; on the CPU the type is bfloat16.")
         precision = Precision(torch.bfloat16)
-    no_decay: list[nn.Parameter] = []
     penalty = None
     if settings.quant_transformer:
-        from lbitcls.quant import quantizer_parameters, regularization
-
-        no_decay = quantizer_parameters(model)
+        from lbitcls.quant import regularization
 
         def penalty() -> torch.Tensor | float:
             return regularization(model)
 
-    optimizer = build_optimizer(model, settings.optimizer, no_decay, unfreeze_rates(model, hooks))
+    rates = unfreeze_rates(model, hooks)
+    optimizer = build_optimizer(model, settings.optimizer, lr_mults=rates, **quantized_parameters(model, settings))
     given = {**vars(settings.optimizer_config), "precision": precision, "penalty": penalty, "uneven": uneven}
     arguments = next((hook.arguments for hook in hooks if isinstance(hook, Distiller)), None)
     return OptimizerStep(optimizer, session.device, arguments=arguments, **given)
+
+
+def quantized_parameters(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """Return the arguments `quantizers` and `bits` of `build_optimizer`."""
+    if not settings.quant_transformer:
+        return {}
+    from lbitcls.quant import quantizer_parameters, weight_bits
+
+    return {"quantizers": quantizer_parameters(model), "bits": weight_bits(model)}
 
 
 def _build_features(settings: Settings, model: nn.Module, dataset: Dataset, hooks: Sequence[Hook]) -> FeatureCache:

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lbitcls.core.optimizer_pair import OptimizerPair
 from lbitcls.core.step import OptimizerStep
 
 SIZES = ([4, 3, 2, 4, 4], [4, 4, 4, 1, 2])  # of each process's batches
@@ -55,10 +56,12 @@ def expected(cumulative_iters: int = 1, grad_clip: Any = None) -> Tensor:
     return model.fc.weight.detach()
 
 
-def compare(name: str, options: dict[str, Any]) -> None:
+def compare(name: str, options: dict[str, Any], pair: bool) -> None:
     """Train on both processes, and compare them with each other and with the formula."""
     model = DistributedDataParallel(Net())
-    optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.9)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.9)
+    if pair:
+        optimizer = OptimizerPair(*(torch.optim.SGD([parameter], 0.5, 0.9) for parameter in model.parameters()))
     step = OptimizerStep(optimizer, torch.device("cpu"), uneven=True, **options)
     mine = batches(dist.get_rank())
     for i, batch in enumerate(mine):
@@ -75,7 +78,8 @@ def main() -> None:
     """Try every setting."""
     dist.init_process_group("gloo")
     for name, options in OPTIONS.items():
-        compare(name, options)
+        compare(name, options, pair=False)
+        compare(f"{name}, pair", options, pair=True)
     dist.destroy_process_group()
 
 

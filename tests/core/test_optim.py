@@ -45,7 +45,7 @@ def test_paramwise() -> None:
         custom_keys={"head": dict(lr_mult=10.0), "head.bias": dict(decay_mult=0.0)},
     )
     cfg = dict(type="SGD", lr=0.1, weight_decay=0.01, paramwise_cfg=paramwise)
-    optimizer = build_optimizer(model, cfg, no_decay=[model.scale])
+    optimizer = build_optimizer(model, cfg, quantizers=[model.scale])
     expected = {
         "scale": (0.1, 0.0),
         "conv.weight": (0.1, 0.01),
@@ -66,7 +66,7 @@ def test_paramwise() -> None:
 def test_custom_key_may_give_a_quantizer_decay() -> None:
     model = Net()
     cfg = dict(type="SGD", lr=0.1, weight_decay=0.01, paramwise_cfg=dict(custom_keys=dict(scale=dict(decay_mult=1.0))))
-    assert settings(model, build_optimizer(model, cfg, no_decay=[model.scale]))["scale"] == (0.1, 0.01)
+    assert settings(model, build_optimizer(model, cfg, quantizers=[model.scale]))["scale"] == (0.1, 0.01)
 
 
 def test_frozen_parameters_are_in_and_stay() -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from lbitcls.core.schedule import build_schedule
 from lbitcls.utils.errors import ConfigError
@@ -51,6 +52,49 @@ def rate(cfg: Any, iteration: int, base: float = 0.1, epoch_len: int = 10, max_e
 )
 def test_rate(cfg: Any, iteration: int, expected: float) -> None:
     assert rate(cfg, iteration) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+@pytest.mark.parametrize("pct_start", [0.0, 0.25, 0.3, 1.0])
+@pytest.mark.parametrize("unit", ["iterations", "epochs"])
+def test_one_cycle_is_torchs(strategy: Any, pct_start: float, unit: str) -> None:
+    options: Any = dict(pct_start=pct_start, div_factor=8.0, final_div_factor=50.0, anneal_strategy=strategy)
+    by_epoch = unit == "epochs"
+    steps = 9 if by_epoch else 45
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.4, total_steps=steps, **options)
+    given = dict(policy="OneCycle", **options, **(dict(by_epoch=True) if by_epoch else {}))
+    for step in range(steps):
+        iteration = 5 * step if by_epoch else step
+        own = rate(given, iteration, base=0.4, epoch_len=5, max_epochs=9)
+        assert own == pytest.approx(theirs.get_last_lr()[0], rel=1e-12), step
+        optimizer.step()
+        if step + 1 < steps:
+            theirs.step()
+
+
+@pytest.mark.parametrize("pct_start", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_one_cycle_of_a_short_run_is_finite(pct_start: float, length: int) -> None:
+    """torch divides by zero where the rise has a single step."""
+    rates = [
+        rate(dict(policy="OneCycle", pct_start=pct_start), i, epoch_len=length, max_epochs=1) for i in range(length)
+    ]
+    assert all(0 < found <= 0.1 for found in rates)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (dict(warmup="linear", warmup_iters=3), "leave out warmup, and set pct_start"),
+        (dict(pct_start=1.5), "pct_start must be a number from 0 to 1; got 1.5"),
+        (dict(div_factor=0.5), "div_factor must be a number ≥ 1; got 0.5"),
+        (dict(anneal_strategy="cosine"), "anneal_strategy must be one of 'cos', 'linear'; got 'cosine'"),
+    ],
+)
+def test_mistakes_in_one_cycle(cfg: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rate(dict(policy="onecycle", **cfg), 0)
 
 
 @pytest.mark.parametrize(

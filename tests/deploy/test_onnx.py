@@ -68,6 +68,16 @@ def test_methods(quantized: Quantized, exports: Exports, method: str, bits: int)
     assert report.info.method == method and len(report.info.layers) == 5
 
 
+@pytest.mark.parametrize("method, per_channel", [("LSQ", False), ("DSQ", True), ("TorchQAT", True), ("DoReFa", False)])
+def test_normalized_weights(quantized: Quantized, exports: Exports, method: str, per_channel: bool) -> None:
+    """The integers are those of the normalized weight; BatchNorm is folded into the rest as without the option."""
+    torch.manual_seed(1)
+    net = Blocks()
+    net.fc = nn.Identity()  # type: ignore[assignment]
+    model = quantized(net, method, 4, 4, images(), weight_norm=True, per_channel=per_channel)
+    assert exports(model, images()).norms_left == []
+
+
 # Of the product of all options that half in which each three of them meet in every combination.
 HALF = [
     (method, bits, (number + bits + fold_bn) % 2 == 0, fold_bn)

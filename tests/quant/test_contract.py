@@ -27,13 +27,22 @@ CASES: list[Case] = [
     for per_channel, signed in ([(False, True), (True, True)] if role == "weight" else [(False, True), (False, False)])
     if bits >= (METHODS[name].weight.lowest_bits if role == "weight" else 2)
 ]
+NORMALIZED: list[Case] = [
+    (f"{name} normalized", "weight", bits, bits == 2, True)
+    for name in METHODS
+    for bits in (2, 4)
+    if not METHODS[name].weight.norm_of_method
+]
+CASES += [*NORMALIZED, ("DoReFa normalized", "weight", 1, True, True)]
 CHANNELS = 3
 
 
 def make(case: Case) -> Quantizer:
     name, role, bits, per_channel, signed = case
+    name, _, normalized = name.partition(" ")
     cls = getattr(METHODS[name], role)
-    return cls(bits, role=role, signed=signed, num_channels=CHANNELS if per_channel else None)
+    options = {"weight_norm": True} if normalized else {}
+    return cls(bits, role=role, signed=signed, num_channels=CHANNELS if per_channel else None, **options)
 
 
 def data(case: Case, seed: int = 0, size: float = 1.0) -> Tensor:
@@ -129,7 +138,9 @@ def test_gradients_are_finite_and_zero_outside_the_range(case: Case) -> None:
     edge = 1e-5 * (high - low).clamp(min=1e-6)
     outside, inside = (x < low - edge) | (x > high + edge), (x > low + edge) & (x < high - edge)
     assert x.grad.isfinite().all() and (x.grad[inside] != 0).all()
-    if case[1] == "input" or case[0] not in ("DoReFa", "PACT"):  # DoReFa's weights are normalized into their range
+    if case[1] == "input" or not case[0].startswith(
+        ("DoReFa", "PACT")
+    ):  # DoReFa's weights are normalized into their range
         assert (x.grad[outside] == 0).all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in quantizer.parameters())
 
@@ -198,7 +209,7 @@ def scale_is_refused(case: Case, value: float) -> None:
             getattr(quantizer, name).view(-1)[0] = value
     if getattr(quantizer, "lower", None) is not None:
         quantizer.lower.data.zero_()
-    if case[0] == "TorchQAT" and value:  # an empty range has a scale of its own
+    if case[0].startswith("TorchQAT") and value:  # an empty range has a scale of its own
         quantizer.highest.view(-1)[0] = value
         learned = ["highest"]
     if learned:

@@ -38,7 +38,7 @@ from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
 from lbitcls.quant.quantizer import Quantizer, fill_scale
 from lbitcls.quant.ranges import mse
-from lbitcls.quant.spec import compute_dtype, per_channel, per_grid
+from lbitcls.quant.spec import per_grid
 
 MOST_COMPARISONS = 16
 
@@ -195,20 +195,12 @@ class _Clipped(Quantizer):
     """
 
     fixed_options = ("narrow_range",)
+    norm_of_method = True
 
     def __init__(self, num_bits: int, unbiased: bool = False, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)
         self.unbiased = unbiased
         self.clip = nn.Parameter(torch.ones(() if self.num_channels is None else (self.num_channels,)))
-
-    def normalize(self, x: Tensor) -> Tensor:
-        if self.role == "input":
-            return x
-        x = x.to(compute_dtype(x))
-        rows = per_grid(x.detach(), self.channel_axis)
-        correction = int(self.unbiased and rows.shape[1] > 1)  # one weight has no unbiased deviation
-        mean, deviation = rows.mean(1), rows.std(1, correction=correction).clamp(min=functional.SMALLEST_SCALE)
-        return (x - per_channel(mean, x, self.channel_axis)) / per_channel(deviation, x, self.channel_axis)
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         n = x.numel() // self.clip.numel() if self.role == "weight" else x[:1].numel()

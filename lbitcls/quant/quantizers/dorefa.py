@@ -70,6 +70,7 @@ class DoReFaWeight(Quantizer):
         return torch.arange(self.quant_min, self.quant_max + 1, 2, dtype=torch.int32, device=self.low.device)
 
     def normalize(self, x: Tensor) -> Tensor:
+        x = super().normalize(x)
         if self.num_bits == 1:
             return x
         bent = torch.tanh(x.to(compute_dtype(x)))
@@ -78,7 +79,12 @@ class DoReFaWeight(Quantizer):
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.num_bits == 1:
-            scale = per_grid(x.detach(), self.channel_axis).abs().mean(1).clamp(min=functional.SMALLEST_SCALE)
+            scale = (
+                per_grid(self.normalize(x.detach()), self.channel_axis)
+                .abs()
+                .mean(1)
+                .clamp(min=functional.SMALLEST_SCALE)
+            )
             return (scale if self.channel_axis is not None else scale[0]), self.low, self.high
         return 1 / self.high, self.low, self.high
 

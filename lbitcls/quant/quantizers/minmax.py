@@ -121,7 +121,9 @@ class MinMax(Quantizer):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Move the averages toward the extremes of `x`."""
-        for average, value in zip((self.lowest, self.highest), extremes(x.detach(), self.channel_axis), strict=True):
+        for average, value in zip(
+            (self.lowest, self.highest), extremes(self.normalize(x.detach()), self.channel_axis), strict=True
+        ):
             average.lerp_(value.to(average.dtype), self.averaging_constant)
 
     def first_values(self, x: Tensor) -> None:
