@@ -52,6 +52,7 @@ class Quantizer(nn.Module):
 
     Attributes:
         place: Full name in the model, for messages; empty unless a transformer inserted the quantizer.
+        final_bits: Bits at the end of training; `num_bits` has more in an earlier stage of a progressive run.
         initialized: Buffer; True once the parameters have their initial values.
         enabled: Buffer; if False, the quantizer returns its input unchanged.
         folded: True if the tensor is a weight times the factors of a BatchNorm folded into it.
@@ -65,6 +66,8 @@ class Quantizer(nn.Module):
     """Options of this class that the method fixes, so that a config cannot set them."""
     needs_data: bool = True
     """True if the grid's parameters are initialized from data (else the grid is constant)."""
+    bits_leave_range: ClassVar[bool] = False
+    """True if the parameters define the range, not a step, so that with other bits they stay as they are."""
 
     initialized: Tensor
     enabled: Tensor
@@ -84,12 +87,12 @@ class Quantizer(nn.Module):
         super().__init__()
         if role not in ("weight", "input"):
             raise ConfigError(f"a quantizer's role must be 'weight' or 'input'; got '{role}'.")
-        self.num_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
+        self.num_bits = self.final_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
         self.role = role
         self.place = ""
         self.num_channels = num_channels
         self.channel_axis = None if num_channels is None else channel_axis
-        self.narrow_range = (role == "weight" and num_bits == 8) if narrow_range is None else narrow_range
+        self._narrow_by_config = narrow_range
         self.folded = False
         self._recipe: Callable[[], Tensor] | None = None
         self._signed_by_config = True if role == "weight" and signed is None else signed
@@ -116,7 +119,10 @@ class Quantizer(nn.Module):
 
     def integer_range(self) -> tuple[int, int]:
         """Return the smallest and largest integer."""
-        return integer_range(self.num_bits, self.signed, self.narrow_range)
+        narrow = self._narrow_by_config
+        return integer_range(
+            self.num_bits, self.signed, self.role == "weight" and self.num_bits == 8 if narrow is None else narrow
+        )
 
     def zero_point(self) -> Tensor:
         """Return the integer that stands for 0, as a float of the scale's shape."""

@@ -195,6 +195,7 @@ class _Clipped(Quantizer):
     """
 
     fixed_options = ("narrow_range",)
+    bits_leave_range = True
 
     def __init__(self, num_bits: int, unbiased: bool = False, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)
