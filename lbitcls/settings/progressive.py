@@ -46,10 +46,11 @@ class ProgressiveConfig(Section):
         return tuple((given, given) if isinstance(given, int) else given for given in self.bits)
 
     def check(self) -> None:
-        if len(self.epochs) != len(self.bits) - 1:
+        stages = len(self.bits)
+        if len(self.epochs) != stages - 1:
             raise ValueError(
-                f"epochs must be {len(self.bits) - 1} durations for {len(self.bits)} stages: one for each but the last, "
-                f"which lasts to the end of the run; got {list(self.epochs)!r}."
+                f"epochs must be {stages - 1} durations for {stages} stages: one for each but the last, which lasts to "
+                f"the end of the run; got {list(self.epochs)!r}."
             )
         for before, after in pairwise(self.pairs):
             if before == after or before[0] < after[0] or before[1] < after[1]:
