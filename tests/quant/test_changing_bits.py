@@ -114,6 +114,7 @@ def test_quantizer_without_values_has_none_afterwards() -> None:
     change_bits(quantizer, 8)
     assert not quantizer.is_initialized and quantizer.scale == 1
     known = trained(("LSQ", "input", 8, False, False))
+    known.init = "paper"
     change_bits(known, 4, keep_range=False)
     assert not known.is_initialized
     x = data(("LSQ", "input", 4, False, False))
