@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import nn
 
 from lbitcls.models import build_classifier
 from lbitcls.quant.calibration import named_quantizers
+from lbitcls.quant.changing_bits import saved_stage, set_bits
 from lbitcls.quant.methods import LayerEntry, find_entry
 from lbitcls.quant.plan import PlanRow
 from lbitcls.quant.quantizer import GRID
 from lbitcls.quant.transformer import ModelTransformer, build_mtransformer
+from lbitcls.settings.progressive import Pair
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
@@ -65,6 +68,30 @@ def check_quantizers(transformer: ModelTransformer, model: nn.Module, path: str 
         )
 
 
+def take_stage(model: nn.Module, path: str | Path, pairs: Sequence[Pair], logger: logging.Logger) -> None:
+    """Give a model's quantizers the bits of the stage of progressive quantization in which a checkpoint was saved.
+
+    Args:
+        model: Model with the final bits.
+        path: Checkpoint file.
+        pairs: Bits of the stages.
+        logger: Logger for the stage, unless it is the last.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+    """
+    content = _content(path)
+    stage = None if content is None else saved_stage(model, content["state_dict"], pairs)
+    if stage is None or stage == len(pairs) - 1:
+        return
+    set_bits(model, pairs[stage])
+    (weight, inputs), (final_weight, final_inputs) = pairs[stage], pairs[-1]
+    logger.info(
+        "%s was saved in stage %d of %d of progressive quantization: layers have W%dA%d, not the final W%dA%d.",
+        *(path, stage + 1, len(pairs), weight, inputs, final_weight, final_inputs),
+    )
+
+
 def with_grids(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return a checkpoint's state dict in which each quantizer records the grid that its values belong to.
 
@@ -96,14 +123,21 @@ def with_grids(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torc
     return {**state, **{name: text for name, text in grids.items() if f"{name.removesuffix(GRID)}enabled" in state}}
 
 
-def _quantized(path: str | Path) -> dict[str, Any] | None:
-    """Return the content of a checkpoint whose quantizers are on; None if they are off or there are none."""
+def _content(path: str | Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint; None if `save_checkpoint` did not write it."""
     if is_published(str(path)):
         return None
     file = Path(path).expanduser()
     if file.is_file() and not zipfile.is_zipfile(file):  # `read_checkpoint` rejects pipes and devices
-        return None  # not written by `save_checkpoint`
-    content = read_checkpoint(path, mmap=True)
+        return None
+    return read_checkpoint(path, mmap=True)
+
+
+def _quantized(path: str | Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint whose quantizers are on; None if they are off or there are none."""
+    content = _content(path)
+    if content is None:
+        return None
     flags = [bool(value) for name, value in content["state_dict"].items() if name.endswith("_quantizer.enabled")]
     return content if any(flags) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
+from lbitcls.core.hooks.progressive_hook import ProgressiveHook
 from lbitcls.protocols import BatchLoader
 from lbitcls.registry import HOOKS
 from lbitcls.settings.sections import Settings
@@ -37,7 +39,10 @@ def build_hooks(
     calibration = _calibration(settings)
     if calibration is not None:
         hooks.append(calibration)
-    evaluation = _evaluation(settings, model, session, calibration, data_root) if validate else None
+    progressive = _progressive(settings, model)
+    if progressive is not None:
+        hooks.append(progressive)
+    evaluation = _evaluation(settings, model, session, hooks, data_root) if validate else None
     if evaluation is not None:
         hooks.append(evaluation)
     hooks.append(CheckpointHook(**vars(settings.checkpoint_config)))
@@ -52,11 +57,24 @@ def _calibration(settings: Settings) -> CalibrationHook | None:
     return None
 
 
+def _progressive(settings: Settings, model: nn.Module) -> ProgressiveHook | None:
+    if settings.progressive is None:
+        return None
+    if not settings.quant_transformer:
+        raise ConfigError("progressive is for quantizers, but the config has no quant_transformer.")
+    from lbitcls.quant.changing_bits import check_stages
+
+    check_stages(model, settings.progressive.pairs)
+    hook = ProgressiveHook(settings.progressive, settings.calibration or CalibrationConfig())
+    hook.check(settings.epochs)
+    return hook
+
+
 def _evaluation(
     settings: Settings,
     model: nn.Module,
     session: Session,
-    calibration: CalibrationHook | None,
+    hooks: Sequence[Hook],
     data_root: str | None,
 ) -> EvaluationHook | None:
     epochs = validated_epochs(settings.workflow, settings.epochs)
@@ -68,14 +86,17 @@ def _evaluation(
     dataset, loader = load_data(settings, "val", "validation", session, data_root=data_root)
     check_labels(model, dataset, "val")
     check_names(getattr(model, "CLASSES", None), "data.train", dataset, "val", session.logger)
-    if calibration is not None:
-        epochs.add(calibration.epoch)
+    for hook in hooks:
+        if isinstance(hook, CalibrationHook):
+            epochs.add(hook.epoch)
+        elif isinstance(hook, ProgressiveHook):
+            epochs.update(hook.starts)
     section = settings.evaluation or EvaluationConfig()
     return EvaluationHook(
         loader,
         section,
         also_after=epochs,
-        final_phase="float" if calibration is None else "quantized",
+        final_phase="quantized" if settings.quant_transformer else "float",
         train=_training_images(settings, section.train, session, data_root),
     )
 

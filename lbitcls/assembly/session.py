@@ -244,7 +244,8 @@ def make_model(
         split: Part of `data` that the data set belongs to.
         pretrained: False: skip the pretrained weights, because a checkpoint replaces them.
         data_root: Base folder for relative paths of these weights, as for data.
-        checkpoint: Checkpoint whose weights will be used unchanged, so that its quantizers must match.
+        checkpoint: Checkpoint whose weights will be used unchanged, so that its quantizers must match. If it is from
+            an earlier stage of a progressive run, the layers get the bits of that stage.
 
     Raises:
         ConfigError: A part is unknown, or the data has labels outside the model's classes.
@@ -267,4 +268,8 @@ def make_model(
 
             check_quantizers(transformer, model, checkpoint)
         model = transformer(model, logger=session.logger)
+        if settings.progressive is not None and checkpoint is not None:
+            from lbitcls.assembly.agreement import take_stage
+
+            take_stage(model, checkpoint, settings.progressive.pairs, session.logger)
     return model

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lbitcls.quant.errors import NotInitializedError, ScaleError
 from lbitcls.quant.functional import SMALLEST_SCALE
 from lbitcls.quant.grid_facts import GRID, describe, read_facts, sign_name
 from lbitcls.quant.kernels import Elementwise
@@ -24,20 +25,12 @@ from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.kernels.selection import select_at_first_use
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range, per_grid
 from lbitcls.quant.weight_norm import chosen, norm_fact, standardize
-from lbitcls.utils.errors import ConfigError, DataError, LbitclsError
+from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.jsontext import json_text
 
 OWN_METHODS = "lbitcls.quant.quantizers."
 """Modules of this package's methods: their grids depend on the shape of an input, never on its values."""
 RangeRule = Callable[[Tensor, "Quantizer"], tuple[Tensor, Tensor]]
-
-
-class NotInitializedError(LbitclsError):
-    """A quantizer is used in eval before it has seen data."""
-
-
-class ScaleError(LbitclsError):
-    """A quantizer's scale is not finite, or not positive."""
 
 
 class Quantizer(nn.Module):
@@ -54,6 +47,7 @@ class Quantizer(nn.Module):
 
     Attributes:
         place: Full name in the model, for messages; empty unless a transformer inserted the quantizer.
+        final_bits: Bits at the end of training; `num_bits` has more in an earlier stage of a progressive run.
         initialized: Buffer; True once the parameters have their initial values.
         enabled: Buffer; if False, the quantizer returns its input unchanged.
         folded: True if the tensor is a weight times the factors of a BatchNorm folded into it.
@@ -71,6 +65,8 @@ class Quantizer(nn.Module):
     unbiased: bool = False
     needs_data: bool = True
     """True if the grid's parameters are initialized from data (else the grid is constant)."""
+    bits_leave_range: ClassVar[bool] = False
+    """True if the parameters define the range, not a step, so that with other bits they stay as they are."""
 
     initialized: Tensor
     enabled: Tensor
@@ -93,12 +89,12 @@ class Quantizer(nn.Module):
             raise ConfigError(f"a quantizer's role must be 'weight' or 'input'; got '{role}'.")
         self.weight_norm = chosen(weight_norm, role == "weight", self.norm_of_method)
         self.adds_norm = self.weight_norm and not self.norm_of_method
-        self.num_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
+        self.num_bits = self.final_bits = check_num_bits(num_bits, type(self).__name__, self.lowest_bits)
         self.role = role
         self.place = ""
         self.num_channels = num_channels
         self.channel_axis = None if num_channels is None else channel_axis
-        self.narrow_range = (role == "weight" and num_bits == 8) if narrow_range is None else narrow_range
+        self._narrow_by_config = narrow_range
         self.folded = False
         self._recipe: Callable[[], Tensor] | None = None
         self._signed_by_config = True if role == "weight" and signed is None else signed
@@ -125,7 +121,10 @@ class Quantizer(nn.Module):
 
     def integer_range(self) -> tuple[int, int]:
         """Return the smallest and largest integer."""
-        return integer_range(self.num_bits, self.signed, self.narrow_range)
+        narrow = self._narrow_by_config
+        return integer_range(
+            self.num_bits, self.signed, self.role == "weight" and self.num_bits == 8 if narrow is None else narrow
+        )
 
     def zero_point(self) -> Tensor:
         """Return the integer that stands for 0, as a float of the scale's shape."""

@@ -32,6 +32,7 @@ from lbitcls.settings.fields import (
 )
 from lbitcls.settings.learning_rate import LrConfig
 from lbitcls.settings.parse import TOO_DEEP, parse
+from lbitcls.settings.progressive import ProgressiveConfig
 from lbitcls.settings.training_sections import (
     Autocast,
     CalibrationConfig,
@@ -135,6 +136,9 @@ class Settings(Section):
     quant_transformer: Annotated[Component | None, Doc("Layers to quantize, and how; None: a float model.")] = None
     calibration: Annotated[
         CalibrationConfig | None, Doc("When to initialize the quantizers, and on how much data.")
+    ] = None
+    progressive: Annotated[
+        ProgressiveConfig | None, Doc("Bits that decrease during the run; None: those of quant_transformer throughout.")
     ] = None
     optimizer: Annotated[Component, Doc("Optimizer of torch.optim by name, with its arguments.")] = field(
         default_factory=dict

@@ -8,6 +8,7 @@ from torch import nn
 
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.progressive_hook import ProgressiveHook
 from lbitcls.core.runner import EpochRunner
 from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.protocols import BatchLoader, Classifier
@@ -46,6 +47,9 @@ def show_plan_line(settings: Settings, runner: EpochRunner) -> None:
         parts[0] += f" from epoch {calibration.epoch + 1}"
     if settings.distill is not None:
         parts.append(f"teacher {settings.distill.teacher.file}")
+    progressive = runner.find(ProgressiveHook)
+    if progressive is not None:
+        parts.insert(1, progressive.describe())
     device = str(runner.step.device) + (f", {world_size()} processes" if world_size() > 1 else "")
     runner.logger.info("%s: %s", name, "; ".join([*parts, device]), extra=DISPLAY)
 

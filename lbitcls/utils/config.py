@@ -31,6 +31,7 @@ SECTIONS: dict[str, str] = {
     "evaluation": "validation interval and metric",
     "quant_transformer": "layers to quantize, and how",
     "calibration": "when to initialize the quantizers, and on how much data",
+    "progressive": "bits that decrease during the run",
     "optimizer": "a torch optimizer by name",
     "optimizer_config": "gradient clipping and accumulation",
     "lr_config": "learning-rate policy and warmup",

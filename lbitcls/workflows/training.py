@@ -208,6 +208,10 @@ def build_runner(
     going_on = start[0] if start else None
     kernels = choose_kernels(settings, start, session)
     model = make_model(settings, session, dataset, pretrained=not start, data_root=data_root, checkpoint=going_on)
+    if start is None and settings.progressive is not None:
+        from lbitcls.quant.changing_bits import set_bits
+
+        set_bits(model, settings.progressive.pairs[0])
     if start is None and settings.load_from is not None:
         _start_from(settings.load_from, model, settings, session)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format

@@ -32,7 +32,9 @@ from lbitcls.utils.config import SECTIONS, Config
 from lbitcls.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NEEDED: dict[str, Any] = dict(quan_policy={}, step=3, gamma=0.1, max_norm=1.0, teacher={"checkpoint": "a.pth"})
+NEEDED: dict[str, Any] = dict(
+    quan_policy={}, step=3, gamma=0.1, max_norm=1.0, teacher={"checkpoint": "a.pth"}, bits=[8, 2], epochs=[1]
+)
 
 
 def classes(kind: type = Section) -> Iterator[type]:

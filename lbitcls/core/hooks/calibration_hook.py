@@ -51,17 +51,8 @@ class CalibrationHook(Hook):
     def before_epoch(self, runner: EpochRunner) -> None:
         if self.done or runner.epoch < self.epoch:
             return
-        from lbitcls.quant import calibrate, quantizer_parameters, refresh
-
         runner.model = runner.module  # remove DDP: it must register again which parameters have gradients
-        runner.seed_iteration()
-        number = min(self.num_batches, len(runner.loader))
-        batches = (runner.to_device(batch)["img"] for batch in runner.loader.iterate(runner.epoch))
-        count = calibrate(runner.module.train(), list(islice(batches, number)), self.method)
-        broadcast_module(runner.module)
-        refresh(runner.module)
-        if runner.ema is not None:
-            runner.ema.take_over(runner.module, quantizer_parameters(runner.module))
+        count, number = initialize_quantizers(runner, self.num_batches, self.method)
         _switch(runner, True)
         runner.wrap_model()
         runner.phase, self.done = "quantized", True
@@ -75,6 +66,25 @@ class CalibrationHook(Hook):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = bool(state["done"])
+
+
+def initialize_quantizers(runner: EpochRunner, num_batches: int, method: RangeRule | None) -> tuple[int, int]:
+    """Initialize the quantizers without values from the epoch's first training batches, with rank 0's values.
+
+    Returns:
+        Numbers of initialized quantizers and of batches.
+    """
+    from lbitcls.quant import calibrate, quantizer_parameters, refresh
+
+    runner.seed_iteration()
+    number = min(num_batches, len(runner.loader))
+    batches = (runner.to_device(batch)["img"] for batch in runner.loader.iterate(runner.epoch))
+    count = calibrate(runner.module.train(), list(islice(batches, number)), method)
+    broadcast_module(runner.module)
+    refresh(runner.module)
+    if runner.ema is not None:
+        runner.ema.take_over(runner.module, quantizer_parameters(runner.module))
+    return count, number
 
 
 def _switch(runner: EpochRunner, on: bool) -> None:

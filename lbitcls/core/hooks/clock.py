@@ -78,18 +78,18 @@ class Clock:
         """Measure the iteration that ended; call it after each one."""
         now, before = self._now(), self._kind
         computed, caching = dict(runner.features.computed), runner.features.enabled
-        self._kind = kind = (runner.phase, caching and computed["train"] == self._computed["train"])
+        self._kind = kind = (_phase(runner), caching and computed["train"] == self._computed["train"])
         if self._last is None:
             self._add(kind, now - self._began, runner.data_time, weight=0.5)
         elif runner.epoch == self._place[0]:
             self._add(kind, now - self._last, runner.data_time)
-        elif before[0] == runner.phase:
+        elif before[0] == kind[0]:
             for mean in (*self._steps.values(), *self._waits.values()):
                 mean.fade()
             validation = runner.find(EvaluationHook)
             validated = validation is not None and validation.validates(runner.epoch, runner.max_epochs)
             known = caching and computed["val"] == self._computed["val"]
-            mean = self._breaks.setdefault((runner.phase, validated, known), _Mean())
+            mean = self._breaks.setdefault((kind[0], validated, known), _Mean())
             mean.fade()
             weight = 1.0 if mean.weight else 0.5  # the first may open files and load packages
             mean.add(max(0.0, now - self._last - self._step(kind)), weight)
@@ -120,7 +120,7 @@ class Clock:
             if epoch == first:
                 total += (length - done) * self._step(self._kind)
             else:
-                before, phase = phase, _phase(runner, epoch)
+                before, phase = phase, _phase_of(runner, epoch)
                 total += length * self._step((phase, caching and phase == before))
             validated = validation is not None and validation.validates(epoch + 1, runner.max_epochs)
             total += self._break((phase, validated, caching and phase in computed), batches)
@@ -159,9 +159,14 @@ class Clock:
         return batches * (wait + FORWARD * max(0.0, step - wait))
 
 
-def _phase(runner: EpochRunner, epoch: int) -> str:
+def _phase(runner: EpochRunner) -> str:
+    """Return the phase, `float` or `quantized`: a step takes as long with any number of bits."""
+    return "float" if runner.phase == "float" else "quantized"
+
+
+def _phase_of(runner: EpochRunner, epoch: int) -> str:
     """Return the phase of an epoch, counted from 0, that has not begun."""
     calibration = runner.find(CalibrationHook)
     if calibration is None:
-        return runner.phase
+        return _phase(runner)
     return "quantized" if calibration.done or epoch >= calibration.epoch else "float"

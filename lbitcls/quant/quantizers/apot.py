@@ -196,6 +196,7 @@ class _Clipped(Quantizer):
 
     fixed_options = ("narrow_range",)
     norm_of_method = True
+    bits_leave_range = True
 
     def __init__(self, num_bits: int, unbiased: bool = False, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)

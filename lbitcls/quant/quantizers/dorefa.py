@@ -52,6 +52,7 @@ class DoReFaWeight(Quantizer):
     """
 
     lowest_bits = 1
+    bits_leave_range = True
     fixed_options = ("narrow_range",)
     needs_data = False
 
@@ -99,6 +100,7 @@ class DoReFaInput(Quantizer):
     """Quantizer of inputs in [0, 1], or in [-1, 1] if they are signed."""
 
     formula = UNIFORM
+    bits_leave_range = True
 
     def __init__(self, num_bits: int, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)

@@ -91,6 +91,7 @@ class DSQ(Quantizer):
     """
 
     formula = Elementwise(_forward, soft_gradients, _forward_plain, apart=True)
+    bits_leave_range = True
 
     def __init__(self, num_bits: int, alpha: float = 0.2, alpha_decay: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(num_bits, **kwargs)

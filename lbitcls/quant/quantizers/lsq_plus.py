@@ -34,6 +34,8 @@ from lbitcls.quant.spec import per_grid
 class LSQPlusWeight(LSQ):
     """LSQ's quantizer with LSQ+'s initial values: a learned scale for the tensor, or one for each channel."""
 
+    fixed_options = ("init",)
+
     def first_values(self, x: Tensor) -> None:
         rows = per_grid(x, self.channel_axis)
         mean, deviation = rows.mean(1), 3 * rows.std(1, correction=0)

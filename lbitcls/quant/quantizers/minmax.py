@@ -69,6 +69,8 @@ class MinMax(Quantizer):
     lowest: Tensor
     highest: Tensor
 
+    bits_leave_range = True
+
     def __init__(
         self,
         num_bits: int,

@@ -51,6 +51,7 @@ class PACT(Quantizer):
     """
 
     formula = Elementwise(functional.fake_quantize, clip_gradients, functional.fake_quantize_plain, sums=clip_sums)
+    bits_leave_range = True
 
     def __init__(self, num_bits: int, clip_decay: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)
