@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lbitcls.quant.errors import NotInitializedError, ScaleError
 from lbitcls.quant.functional import SMALLEST_SCALE
 from lbitcls.quant.grid_facts import GRID, describe, read_facts, sign_name
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.kernels.selection import select_at_first_use
+from lbitcls.quant.quantizer_errors import NotInitializedError, ScaleError
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range, per_grid
 from lbitcls.quant.weight_norm import chosen, norm_fact, standardize
 from lbitcls.utils.errors import ConfigError, DataError

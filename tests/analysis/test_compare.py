@@ -20,7 +20,7 @@ from lbitcls.analysis.passes import layers_of, quantizers_of
 from lbitcls.analysis.scan import graft
 from lbitcls.quant import named_quantizers, set_quantization
 from lbitcls.quant.calibration import quantizing
-from lbitcls.quant.errors import NotInitializedError
+from lbitcls.quant.quantizer_errors import NotInitializedError
 from lbitcls.quant.quantizers.apot import magnitudes
 from lbitcls.utils.errors import ConfigError, DataError
 

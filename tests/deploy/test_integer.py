@@ -21,7 +21,7 @@ from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.quant import calibrate
 from lbitcls.quant.layers import ENTRY_SUFFIXES, QuantLayer
 from lbitcls.quant.methods import METHODS, build_quant_layer
-from lbitcls.quant.errors import NotInitializedError
+from lbitcls.quant.quantizer_errors import NotInitializedError
 from lbitcls.registry import QUANT_LAYERS
 
 QUANT_LAYERS.names()  # imports every method

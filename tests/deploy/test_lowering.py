@@ -13,7 +13,7 @@ from torch import nn
 from lbitcls.deploy.export.lowering import LoweredInput, layer_facts, lower
 from lbitcls.deploy.export.onnx import export_onnx
 from lbitcls.quant import build_mtransformer, calibrate
-from lbitcls.quant.errors import NotInitializedError
+from lbitcls.quant.quantizer_errors import NotInitializedError
 from lbitcls.quant.spec import QParams
 from lbitcls.utils.errors import ConfigError
 

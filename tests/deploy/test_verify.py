@@ -20,7 +20,7 @@ from lbitcls.deploy.verification.verdict import Verification
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import calibrate
 from lbitcls.quant.methods import METHODS
-from lbitcls.quant.errors import NotInitializedError
+from lbitcls.quant.quantizer_errors import NotInitializedError
 from lbitcls.registry import QUANT_LAYERS
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, DependencyError
 

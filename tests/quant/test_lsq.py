@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lbitcls.quant.calibration import calibrate, named_quantizers, set_quantization
 from lbitcls.quant.kernels import select_kernels
 from lbitcls.quant.methods import build_quant_layer
-from lbitcls.quant.errors import NotInitializedError
+from lbitcls.quant.quantizer_errors import NotInitializedError
 from lbitcls.quant.quantizers.lsq import LSQ
 from lbitcls.utils.errors import ConfigError
 
