@@ -130,6 +130,10 @@ class Quantizer(nn.Module):
         """Return `x` as it is before division by the scale (computed in `compute_dtype`)."""
         return x
 
+    def denormalize(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return the tensor that `normalize` maps to `y` where it uses the statistics of `x`."""
+        return y
+
     def regularization(self) -> Tensor | None:
         """Return the method's addition to the loss, or None."""
         return None

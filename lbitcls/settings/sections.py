@@ -198,9 +198,7 @@ class Settings(Section):
         KernelsName(),
         Doc("Kernels of quantizers and quantized layers: a kind, or a dict of options."),
     ] = field(default_factory=KernelsConfig)
-    ema: Annotated[
-        EmaConfig | None, Shorthand(), Doc("Exponential moving average of the weights: True, or a dict of options.")
-    ] = None
+    ema: Annotated[EmaConfig | None, Shorthand(), Doc("Average of the weights: True, or a dict of options.")] = None
     feature_cache: Annotated[
         FeatureCacheConfig | None,
         Shorthand(),

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.assembly.run_hooks import build_hooks
 from lbitcls.assembly.session import Session, check_data, load_data, make_model, open_session
-from lbitcls.core.ema import ModelEMA
+from lbitcls.core.ema import build_average
 from lbitcls.core.features import FeatureCache, build_feature_cache
 from lbitcls.core.hooks import Hook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
@@ -212,7 +212,8 @@ def build_runner(
     broadcast_module(model)
     hooks = build_hooks(settings, model, session, validate, data_root)
     step = _build_step(settings, model, session, hooks, uneven=getattr(dataset, "on_error", "raise") == "skip")
-    ema = None if settings.ema is None else ModelEMA(model, settings.ema.decay)
+    epoch_steps = -(-len(loader) // step.cumulative_iters)
+    ema = build_average(settings.ema, model, epochs, epoch_steps)
     if settings.compile:
         _compile(model, device)
     meta = {"world_size": session.place.world_size, "kernels": kernels, "max_epochs": epochs, "run": run}

@@ -204,11 +204,21 @@ class _Clipped(Quantizer):
     def normalize(self, x: Tensor) -> Tensor:
         if self.role == "input":
             return x
-        x = x.to(compute_dtype(x))
-        rows = per_grid(x.detach(), self.channel_axis)
+        mean, deviation = self._statistics(x)
+        return (x.to(mean.dtype) - mean) / deviation
+
+    def denormalize(self, y: Tensor, x: Tensor) -> Tensor:
+        if self.role == "input":
+            return y
+        mean, deviation = self._statistics(x)
+        return y * deviation + mean
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of each grid of `x`, shaped to broadcast against it, without gradients."""
+        rows = per_grid(x.detach().to(compute_dtype(x)), self.channel_axis)
         correction = int(self.unbiased and rows.shape[1] > 1)  # one weight has no unbiased deviation
         mean, deviation = rows.mean(1), rows.std(1, correction=correction).clamp(min=functional.SMALLEST_SCALE)
-        return (x - per_channel(mean, x, self.channel_axis)) / per_channel(deviation, x, self.channel_axis)
+        return per_channel(mean, x, self.channel_axis), per_channel(deviation, x, self.channel_axis)
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         n = x.numel() // self.clip.numel() if self.role == "weight" else x[:1].numel()

@@ -1,0 +1,71 @@
+"""Settings of the hooks against oscillations: values, messages, schedules."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from lbitcls.core.hooks.oscillation_hooks import DampenOscillationsHook, FreezeOscillationsHook, anneal
+from lbitcls.quant import Quantizer, build_quant_layer
+from lbitcls.registry import HOOKS
+from lbitcls.utils.errors import ConfigError
+
+
+def runner(model: nn.Module, done: float = 0.0) -> Any:
+    step = SimpleNamespace(penalties={})
+    return SimpleNamespace(module=model, iter=20 * done, max_epochs=2, loader=range(10), step=step)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (dict(type="FreezeOscillationsHook", threshold="much"), "threshold must be a number; got the string 'much'"),
+        (dict(type="FreezeOscillationsHook", threshold=[0.1, 0.02, 0.01]), "threshold must be a number, or two"),
+        (dict(type="FreezeOscillationsHook", threshold=[0.1, -0.01]), "threshold must be ≥ 0"),
+        (dict(type="FreezeOscillationsHook", momentum=0), r"momentum must be in \(0, 1\]; got 0"),
+        (dict(type="FreezeOscillationsHook", max_bits=0), "max_bits must be an integer ≥ 1; got 0"),
+        (dict(type="DampenOscillationsHook", weight=-1), "weight must be ≥ 0; got -1"),
+        (dict(type="DampenOscillationsHook", wait=1), "wait"),
+    ],
+)
+def test_wrong_settings(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HOOKS.build(setting)
+
+
+def test_half_a_cosine_over_the_run() -> None:
+    ends = FreezeOscillationsHook(threshold=(0.1, 0.02)).threshold
+    values = [anneal(ends, runner(nn.Identity(), done)) for done in (0.0, 0.25, 0.5, 1.0)]
+    assert values == pytest.approx([0.1, 0.02 + 0.08 * (1 + math.cos(math.pi / 4)) / 2, 0.06, 0.02])
+    assert anneal(DampenOscillationsHook(weight=0.3).weight, runner(nn.Identity(), 0.7)) == 0.3
+
+
+def test_a_model_without_such_weights() -> None:
+    layer = build_quant_layer(dict(type="LSQLinear", num_bit_w=8, num_bit_a=32), nn.Linear(4, 4))
+    with pytest.raises(ConfigError, match="needs quantized weights of at most 4 bits; the model has none"):
+        FreezeOscillationsHook().before_run(runner(layer))
+    FreezeOscillationsHook(max_bits=8).before_run(runner(layer))
+    with pytest.raises(ConfigError, match="DampenOscillationsHook needs quantized weights"):
+        DampenOscillationsHook().before_run(runner(nn.Linear(4, 4)))
+
+
+def test_weights_that_cannot_be_written() -> None:
+    layer = build_quant_layer(dict(type="LSQLinear", num_bit_w=4, num_bit_a=32), weight_norm(nn.Linear(4, 4)))
+    with pytest.raises(ConfigError, match="the weight of 'fc' is computed"):
+        FreezeOscillationsHook().before_run(runner(nn.ModuleDict(dict(fc=layer))))
+
+
+def test_a_quantizer_that_normalizes_needs_the_inverse() -> None:
+    class Halved(Quantizer):
+        def normalize(self, x: Any) -> Any:
+            return x / 2
+
+    layer = build_quant_layer(dict(type="LSQLinear", num_bit_w=4, num_bit_a=32), nn.Linear(4, 4))
+    layer.weight_quantizer = Halved(4, role="weight")
+    with pytest.raises(ConfigError, match="Halved normalizes weights but has no `denormalize`"):
+        FreezeOscillationsHook().before_run(runner(layer))
