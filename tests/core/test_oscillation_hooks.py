@@ -7,11 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from lbitcls.core.ema import ModelEMA
 from lbitcls.core.hooks.oscillation_hooks import DampenOscillationsHook, FreezeOscillationsHook, anneal
 from lbitcls.quant import Quantizer, build_quant_layer
+from lbitcls.quant.weight_oscillations import read_integers
 from lbitcls.registry import HOOKS
 from lbitcls.utils.errors import ConfigError
 
@@ -69,3 +72,34 @@ def test_a_quantizer_that_normalizes_needs_the_inverse() -> None:
     layer.weight_quantizer = Halved(4, role="weight")
     with pytest.raises(ConfigError, match="Halved normalizes weights but has no `denormalize`"):
         FreezeOscillationsHook().before_run(runner(layer))
+
+
+@pytest.mark.slow  # imports the compiler
+def test_compiled_models_and_averages_get_the_frozen_integers() -> None:
+    """The hook writes weights between two calls of a compiled graph, which then uses them."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model = build_quant_layer(dict(type="LSQLinear", num_bit_w=3, num_bit_a=32), nn.Linear(8, 4, bias=False))
+    model.weight_quantizer.initialize(model.weight.detach())
+    average = ModelEMA(nn.ModuleDict(dict(fc=model)), 0.9)
+    model.compile(backend="aot_eager")
+    run = runner(nn.ModuleDict(dict(fc=model)))
+    run.ema = average
+    hook = FreezeOscillationsHook(threshold=0.5, momentum=1.0)
+    hook.before_run(run)
+    hook.before_epoch(run)
+    before = read_integers(model)
+    for sign in (1, -1):
+        model.weight.data += sign * model.weight_quantizer.scale.detach()
+        hook.after_step(run)
+    state = hook.oscillations["fc"]
+    assert state.frozen.sum() > 16  # those that the bounds let change twice
+    model.weight.data += 0.9 * model.weight_quantizer.scale.detach()
+    hook.after_step(run)
+    expected = (state.integers * model.weight_quantizer.scale)[state.frozen]
+    rows = model(torch.eye(8)).T
+    assert torch.equal(rows[state.frozen], expected) and not torch.equal(read_integers(model), before)
+    hook.after_epoch(run)
+    averaged = average.module["fc"]
+    assert torch.equal(read_integers(averaged)[state.frozen].short(), state.integers[state.frozen])
+    assert hook.percentages()["frozen"] == pytest.approx(100 * state.frozen.float().mean())

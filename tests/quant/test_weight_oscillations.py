@@ -133,7 +133,7 @@ def test_frozen_integers_stay_while_all_else_moves(method: str, bits: int, per_c
     oscillations.frozen = torch.rand_like(layer.weight) < 0.3
     before = oscillations.integers.clone()
     number = oscillations.frozen.sum()
-    for _ in range(20):
+    for _ in range(8):
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter += 0.03 * parameter.abs().mean() * torch.randn_like(parameter)
