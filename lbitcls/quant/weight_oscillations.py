@@ -14,7 +14,7 @@ quantized weight, but here a frozen weight still counts in the gradient norm and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -119,15 +119,15 @@ class Oscillations:
     @torch.no_grad()
     def write(self, layer: QuantLayer) -> None:
         """Set the frozen weights of `layer` so that they have their integers, in the middle of the cell."""
-        quantizer = layer.weight_quantizer
-        assert quantizer is not None
-        for _ in range(MOST_ROUNDS if normalizes(quantizer) else 1):
-            layer.weight.copy_(torch.where(self.frozen, self._values(layer, quantizer), layer.weight))
-            if normalizes(quantizer) and not self._lost(layer).any():
+        iterates = normalizes(quantizer_of(layer))
+        for _ in range(MOST_ROUNDS if iterates else 1):
+            layer.weight.copy_(torch.where(self.frozen, self._values(layer), layer.weight))
+            if iterates and not self._lost(layer).any():
                 break
 
-    def _values(self, layer: QuantLayer, quantizer: Quantizer) -> Tensor:
+    def _values(self, layer: QuantLayer) -> Tensor:
         """Return the weights in the middle of the cells of `integers`, for the normalization of the current weights."""
+        quantizer = quantizer_of(layer)
         given = layer.weight_to_quantize()
         weight = given.to(compute_dtype(given))
         scale, zero = quantizer.grid(weight)[0], quantizer.zero_point()
@@ -142,13 +142,13 @@ class Oscillations:
 
     def _release(self, layer: QuantLayer) -> None:
         """Release weights that cannot keep their integers: no mean and deviation fit if nearly all are frozen."""
-        if layer.weight_quantizer is not None and normalizes(layer.weight_quantizer):
+        if normalizes(quantizer_of(layer)):
             lost = self._lost(layer)
             self.frozen &= ~lost
             self.frequency.masked_fill_(lost, 0.0)
 
     def _rounded_average(self, layer: QuantLayer) -> Tensor:
-        levels = layer.weight_quantizer.levels() if layer.weight_quantizer is not None else None
+        levels = quantizer_of(layer).levels()
         if levels is None:
             return torch.round(self.average).int()
         return levels[torch.bucketize(self.average, (levels[1:] + levels[:-1]) / 2)]
@@ -157,14 +157,18 @@ class Oscillations:
         """Return the tensors, on the CPU."""
         return {field.name: getattr(self, field.name).cpu() for field in fields(self)}
 
-    @classmethod
-    def restored(cls, state: Mapping[str, Tensor], layer: QuantLayer) -> Oscillations:
-        """Return the state that `state_dict` returned, on the device of `layer`."""
-        return cls(**{name: value.to(layer.weight.device).clone() for name, value in state.items()})
+    def to(self, device: torch.device) -> Oscillations:
+        """Return the state on `device`."""
+        return Oscillations(**{name: value.to(device) for name, value in self.state_dict().items()})
 
 
 @torch.no_grad()
 def read_integers(layer: QuantLayer) -> Tensor:
     """Return the integers of the layer's weight, int32."""
+    return quantizer_of(layer).to_integer(layer.weight_to_quantize())
+
+
+def quantizer_of(layer: QuantLayer) -> Quantizer:
+    """Return the weight quantizer of a layer that has one."""
     assert layer.weight_quantizer is not None
-    return layer.weight_quantizer.to_integer(layer.weight_to_quantize())
+    return layer.weight_quantizer

@@ -15,21 +15,30 @@ import torch
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.schedule import as_number
+from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.weight_oscillations import (
+    OSCILLATING,
+    Oscillations,
+    dampening_loss,
+    normalizes,
+    quantizes,
+    weight_quantizers,
+)
 from lbitcls.registry import HOOKS
 from lbitcls.utils.dist import broadcast_module, world_size
 from lbitcls.utils.errors import ConfigError, require_count, shown
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
-    from lbitcls.quant.layers import QuantLayer
-    from lbitcls.quant.weight_oscillations import Oscillations
-
-Annealed = float | Sequence[float]
-"""A number ≥ 0, or two: those at the start and the end of the run, with half a cosine between them."""
 
 
 def read_annealed(name: str, value: Any) -> tuple[float, float]:
-    """Return the two numbers of an `Annealed` setting; raise `ConfigError` for anything else."""
+    """Return the values at the start and the end of the run of a setting that is one number ≥ 0, or two.
+
+    Raises:
+        ConfigError: The value is something else.
+    """
     given = list(value) if isinstance(value, (list, tuple)) else [value, value]
     if len(given) != 2:
         raise ConfigError(f"{name} must be a number, or two: at the start and the end of the run; got {shown(value)}.")
@@ -40,7 +49,7 @@ def read_annealed(name: str, value: Any) -> tuple[float, float]:
 
 
 def anneal(ends: tuple[float, float], runner: EpochRunner) -> float:
-    """Return the value of an annealed setting in the current iteration: a function of the position alone."""
+    """Return the value in the current iteration: half a cosine over the run, from the first of `ends` to the second."""
     done = runner.iter / (runner.max_epochs * len(runner.loader))
     return ends[1] + (ends[0] - ends[1]) * (1 + math.cos(math.pi * done)) / 2
 
@@ -64,8 +73,6 @@ class DampenOscillationsHook(Hook):
         self.weight = read_annealed("DampenOscillationsHook: weight", weight)
 
     def before_run(self, runner: EpochRunner) -> None:
-        from lbitcls.quant.weight_oscillations import weight_quantizers
-
         if not any(True for _ in weight_quantizers(runner.module)):
             raise ConfigError(
                 "DampenOscillationsHook needs quantized weights; the model has none. Add quant_transformer, or remove "
@@ -74,8 +81,6 @@ class DampenOscillationsHook(Hook):
         runner.step.penalties["loss_dampening"] = partial(self._term, runner)
 
     def _term(self, runner: EpochRunner) -> torch.Tensor | float:
-        from lbitcls.quant.weight_oscillations import dampening_loss
-
         return anneal(self.weight, runner) * dampening_loss(runner.module)
 
 
@@ -113,11 +118,8 @@ class FreezeOscillationsHook(Hook):
             raise ConfigError(f"FreezeOscillationsHook: momentum must be in (0, 1]; got {shown(momentum)}.")
         self.layers: dict[str, QuantLayer] = {}
         self.oscillations: dict[str, Oscillations] = {}
-        self._saved: dict[str, Any] = {}
 
     def before_run(self, runner: EpochRunner) -> None:
-        from lbitcls.quant.weight_oscillations import Oscillations, weight_quantizers
-
         found = weight_quantizers(runner.module)
         self.layers = {name: layer for name, layer, quantizer in found if quantizer.num_bits <= self.max_bits}
         if not self.layers:
@@ -127,12 +129,10 @@ class FreezeOscillationsHook(Hook):
             )
         for name, layer in self.layers.items():
             _require_writable(name, layer)
-            if name in self._saved:
-                self.oscillations[name] = Oscillations.restored(self._saved[name], layer)
+        restored = self.oscillations.items()
+        self.oscillations = {name: state.to(runner.step.device) for name, state in restored if name in self.layers}
 
     def before_epoch(self, runner: EpochRunner) -> None:
-        from lbitcls.quant.weight_oscillations import Oscillations, quantizes
-
         for name, layer in self.layers.items():
             if name not in self.oscillations and layer.weight_quantizer and quantizes(layer.weight_quantizer):
                 self.oscillations[name] = Oscillations.start(layer)
@@ -140,11 +140,8 @@ class FreezeOscillationsHook(Hook):
     def after_step(self, runner: EpochRunner) -> None:
         threshold = anneal(self.threshold, runner)
         for name, oscillations in self.oscillations.items():
-            layer = self.layers[name]
-            if world_size() > 1:  # the integers of a folded weight depend on the running variance, each rank's own
-                for norm in getattr(layer, "folded_norm", ()):
-                    broadcast_module(norm, parameters=False)
-            oscillations.update(layer, self.momentum, threshold)
+            _synchronize_norm(self.layers[name])
+            oscillations.update(self.layers[name], self.momentum, threshold)
 
     def after_iter(self, runner: EpochRunner) -> None:
         if self.oscillations and runner.inner_iter == len(runner.loader):
@@ -152,8 +149,6 @@ class FreezeOscillationsHook(Hook):
 
     def percentages(self) -> dict[str, torch.Tensor]:
         """Return the percentages of tracked weights that are oscillating and frozen."""
-        from lbitcls.quant.weight_oscillations import OSCILLATING
-
         states = self.oscillations.values()
         total = sum(state.frozen.numel() for state in states)
         frozen = torch.stack([state.frozen.sum() for state in states]).sum()
@@ -164,19 +159,24 @@ class FreezeOscillationsHook(Hook):
         if runner.ema is not None:
             for name, oscillations in self.oscillations.items():
                 averaged: Any = runner.ema.module.get_submodule(name)
+                _synchronize_norm(averaged)
                 oscillations.write(averaged)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: oscillations.state_dict() for name, oscillations in self.oscillations.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._saved = state
+        self.oscillations = {name: Oscillations(**tensors) for name, tensors in state.items()}
+
+
+def _synchronize_norm(layer: QuantLayer) -> None:
+    """Give all ranks rank 0's running variance of a folded BatchNorm, on which the integers of the weight depend."""
+    if world_size() > 1:
+        for norm in getattr(layer, "folded_norm", ()):
+            broadcast_module(norm, parameters=False)
 
 
 def _require_writable(name: str, layer: QuantLayer) -> None:
-    from lbitcls.quant.quantizer import Quantizer
-    from lbitcls.quant.weight_oscillations import normalizes
-
     if "weight" not in layer._parameters:
         raise ConfigError(
             f"FreezeOscillationsHook: the weight of '{name}' is computed (weight_norm, a parametrization), so it "
