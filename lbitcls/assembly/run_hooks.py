@@ -15,6 +15,7 @@ from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook, validated_epochs
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
+from lbitcls.core.hooks.precise_bn import PreciseBNHook
 from lbitcls.core.hooks.progressive_hook import ProgressiveHook
 from lbitcls.protocols import BatchLoader
 from lbitcls.registry import HOOKS
@@ -45,6 +46,8 @@ def build_hooks(
     evaluation = _evaluation(settings, model, session, hooks, data_root) if validate else None
     if evaluation is not None:
         hooks.append(evaluation)
+    if settings.ema is not None and settings.ema.norm_batches:
+        hooks.append(PreciseBNHook(settings.ema.norm_batches))
     hooks.append(CheckpointHook(**vars(settings.checkpoint_config)))
     return [*hooks, *_loggers(settings.log_config), *_custom_hooks(settings.custom_hooks)]
 

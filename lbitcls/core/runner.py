@@ -156,8 +156,10 @@ class EpochRunner:
             group["lr"] = (own or self.schedule)(group["initial_lr"], self.iter, self.epoch)
         self.seed_iteration()
         self.outputs = self.step(self.model, self.to_device(batch), self.inner_iter, len(self.loader))
-        if self.ema is not None and self.at_step:
-            self.ema.update(self.module)
+        if self.at_step:
+            self.call("after_step")
+            if self.ema is not None:
+                self.ema.update(self.module, self.epoch, ends_epoch=self.inner_iter + 1 == len(self.loader))
         self.iter += 1
         self.inner_iter += 1
         self.images += len(batch["gt_label"]) * world_size()

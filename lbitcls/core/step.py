@@ -66,6 +66,10 @@ class OptimizerStep:
         penalty: a further loss (the quantizers'), computed from the parameters alone.
         uneven: the processes' batches may differ in size.
         arguments: from a batch to the model's arguments by name; None: its images (or features) and labels.
+
+    Attributes:
+        penalties: further losses that are added, by their names in the outputs; `penalty` is `loss_quant`. A hook may
+            add one. A number, as opposed to a tensor, adds nothing.
     """
 
     def __init__(
@@ -87,7 +91,9 @@ class OptimizerStep:
         self.grad_clip = checked.grad_clip
         self.cumulative_iters = checked.cumulative_iters
         self.precision = precision or Precision()
-        self.penalty = penalty
+        self.penalties: dict[str, Callable[[], torch.Tensor | float]] = (
+            {} if penalty is None else {"loss_quant": penalty}
+        )
         self.uneven = uneven
         self.arguments = arguments
         self.scaler = _scaler(self.precision, device)
@@ -151,9 +157,10 @@ class OptimizerStep:
                     "channel from it. If it is the epoch's last batch, set data.drop_last=True; otherwise increase "
                     "data.samples_per_gpu."
                 ) from error
-        penalty = self.penalty() if self.penalty is not None else 0.0
-        if isinstance(penalty, torch.Tensor):
-            outputs = {**outputs, "loss": outputs["loss"] + penalty, "loss_quant": penalty}
+        for name, compute in self.penalties.items():
+            penalty = compute()
+            if isinstance(penalty, torch.Tensor):
+                outputs = {**outputs, "loss": outputs["loss"] + penalty, name: penalty}
         return outputs
 
     def _mean_seen(self, dtype: torch.dtype) -> int | torch.Tensor:

@@ -24,7 +24,7 @@ from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.kernels.selection import select_at_first_use
 from lbitcls.quant.quantizer_errors import NotInitializedError, ScaleError
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range, per_grid
-from lbitcls.quant.weight_norm import chosen, norm_fact, standardize
+from lbitcls.quant.weight_norm import chosen, norm_fact, restore, standardize
 from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.jsontext import json_text
 
@@ -137,6 +137,10 @@ class Quantizer(nn.Module):
     def normalize(self, x: Tensor) -> Tensor:
         """Return `x` as it is before division by the scale (computed in `compute_dtype`); overrides call this first."""
         return standardize(x, self.channel_axis, self.unbiased) if self.weight_norm else x
+
+    def denormalize(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return the tensor that `normalize`, with the statistics of `x`, maps to `y`; overrides end with this."""
+        return restore(y, x, self.channel_axis, self.unbiased) if self.weight_norm else y
 
     def regularization(self) -> Tensor | None:
         """Return the method's addition to the loss, or None."""
@@ -385,15 +389,3 @@ class Quantizer(nn.Module):
 def is_active(quantizer: Quantizer | None) -> bool:
     """Return True if there is a quantizer and it is on."""
     return quantizer is not None and quantizer.is_enabled
-
-
-@torch.no_grad()
-def fill(parameter: Tensor, values: Tensor) -> None:
-    """Fill a parameter of shape () or (C,) in place with the values of its grids."""
-    parameter.copy_(values.reshape(parameter.shape))
-
-
-def fill_scale(parameter: Tensor, scale: Tensor, otherwise: float) -> None:
-    """Fill a scale in place; a grid of zeros only gets the mean over all grids, or `otherwise` if that is 0."""
-    mean = scale.mean()
-    fill(parameter, torch.where(scale > 0, scale, torch.where(mean > 0, mean, otherwise)))

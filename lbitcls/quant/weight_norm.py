@@ -45,8 +45,19 @@ def standardize(x: Tensor, channel_axis: int | None, unbiased: bool = False) -> 
         channel_axis: Axis of the grids; None: one grid for the tensor.
         unbiased: The variance of a grid's n weights divides by n - 1 instead of n.
     """
-    x = x.to(compute_dtype(x))
-    rows = per_grid(x.detach(), channel_axis)
+    mean, deviation = _statistics(x, channel_axis, unbiased)
+    return (x.to(mean.dtype) - mean) / deviation
+
+
+def restore(y: Tensor, x: Tensor, channel_axis: int | None, unbiased: bool = False) -> Tensor:
+    """Return the weight that `standardize` turns into `y`, with mean and deviation of the weight `x`."""
+    mean, deviation = _statistics(x, channel_axis, unbiased)
+    return y * deviation + mean
+
+
+def _statistics(x: Tensor, channel_axis: int | None, unbiased: bool) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each grid, shaped to broadcast against `x`, without gradients."""
+    rows = per_grid(x.detach().to(compute_dtype(x)), channel_axis)
     correction = int(unbiased and rows.shape[1] > 1)  # one weight has no unbiased deviation
     mean, deviation = rows.mean(1), rows.std(1, correction=correction).clamp(min=SMALLEST_SCALE)
-    return (x - per_channel(mean, x, channel_axis)) / per_channel(deviation, x, channel_axis)
+    return per_channel(mean, x, channel_axis), per_channel(deviation, x, channel_axis)

@@ -203,10 +203,8 @@ class Settings(Section):
         KernelsName(),
         Doc("Kernels of quantizers and quantized layers: a kind, or a dict of options."),
     ] = field(default_factory=KernelsConfig)
-    ema: Annotated[
-        EmaConfig | None, Shorthand(), Doc("Exponential moving average of the weights: True, or a dict of options.")
-    ] = None
     distill: Annotated[DistillConfig | None, Doc("Teacher whose outputs the model learns; None: labels only.")] = None
+    ema: Annotated[EmaConfig | None, Shorthand(), Doc("Average of the weights: True, or a dict of options.")] = None
     feature_cache: Annotated[
         FeatureCacheConfig | None,
         Shorthand(),

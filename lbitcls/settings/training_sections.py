@@ -245,13 +245,43 @@ class Autocast(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig(Section):
-    """Exponential moving average of the weights, which a run validates and saves."""
+    """Average of the weights over training, which a run validates and saves."""
 
     PLACE: ClassVar[str] = "ema"
 
-    decay: Annotated[float, Ge(0), Lt(1), NUMBER, Doc("Fraction of the average that each step keeps, in [0, 1).")] = (
-        0.999
-    )
+    kind: Annotated[
+        Literal["ema", "swa"], Doc("ema: exponential moving average; swa: equal average (stochastic weight averaging).")
+    ] = "ema"
+    decay: Annotated[
+        float, Ge(0), Lt(1), NUMBER, Doc("Of kind ema: fraction of the average that each step keeps, in [0, 1).")
+    ] = 0.999
+    start: Annotated[Index, Doc("Of kind swa: first epoch (from 0) whose weights are averaged.")] = 0
+    interval: Annotated[
+        Count | None,
+        Doc("Of kind swa: optimizer steps between two averaged weights; None: the last step of each epoch."),
+    ] = None
+    bn_batches: Annotated[
+        Index | None,
+        Doc(
+            "Number of training batches from which BatchNorm's statistics are estimated after each epoch, for "
+            "validation and checkpoints; 0: those of the weights in training. None: 0 for ema, 100 for swa."
+        ),
+    ] = None
+
+    @property
+    def norm_batches(self) -> int:
+        """Number of batches for BatchNorm's statistics; 0: they are copied."""
+        if self.bn_batches is not None:
+            return self.bn_batches
+        return 100 if self.kind == "swa" else 0
+
+    def check(self) -> None:
+        """Raise `ValueError` for an option of the other kind."""
+        foreign = ("decay",) if self.kind == "swa" else ("start", "interval")
+        for name in foreign:
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                raise ValueError(f"{name}={value} is for the other kind; kind is '{self.kind}'. Remove it.")
 
 
 @dataclass(frozen=True)

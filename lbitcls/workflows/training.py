@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lbitcls.assembly.run_hooks import build_hooks
 from lbitcls.assembly.session import Session, check_data, load_data, make_model, open_session
 from lbitcls.core.distillation import Student
-from lbitcls.core.ema import ModelEMA
+from lbitcls.core.ema import build_average
 from lbitcls.core.features import FeatureCache, build_feature_cache
 from lbitcls.core.hooks import Hook
 from lbitcls.core.hooks.distiller import Distiller
@@ -221,8 +221,9 @@ def build_runner(
     if settings.distill is not None:
         hooks.append(build_distiller(settings, settings.distill, model, dataset, session))
     step = _build_step(settings, model, session, hooks, uneven=getattr(dataset, "on_error", "raise") == "skip")
-    ema = None if settings.ema is None else ModelEMA(model, settings.ema.decay)
     trained = model if settings.distill is None else Student(model, settings.distill)
+    epoch_steps = -(-len(loader) // step.cumulative_iters)
+    ema = build_average(settings.ema, model, epochs, epoch_steps)
     if settings.compile:
         _compile([trained, *(hook.teacher for hook in hooks if isinstance(hook, Distiller))], device)
     own = quantizer_policy(settings.optimizer)

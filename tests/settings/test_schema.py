@@ -133,7 +133,16 @@ def test_a_mistake_is_not(wrong: dict[str, Any]) -> None:
 
 COMPONENTS = ("model", "optimizer", "quant_transformer", "custom_hooks")  # the schema knows their types, a section not
 FIELDS_OF_COMPONENTS = ("train", "val", "test", "calibration", "hooks")
-BEYOND_A_SCHEMA = (" needs '", "needs warmup", "accepts either", "there is no result", "must be a list with 'train'")
+BEYOND_A_SCHEMA = (
+    *(
+        " needs '",
+        "needs warmup",
+        "accepts either",
+        "there is no result",
+        "must be a list with 'train'",
+        "is for the other kind",
+    ),
+)
 """In messages about a key that a base config may set, and about values that do not fit together."""
 WORDS: tuple[Any, ...] = ("Step", "BF16", "bf16", "fp16", "auto", "linear", "accuracy", ["accuracy", "recall"], [1, 5])
 

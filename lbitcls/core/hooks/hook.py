@@ -25,10 +25,10 @@ PRIORITIES = {
 class Hook:
     """Actions at the events of a run; override the methods you need.
 
-    Order of the events: `before_run`; for each epoch `before_epoch`, for each batch `before_iter` and `after_iter`
-    (the runner's position already counts the batch), `after_epoch` (the position is that of the next epoch); finally
-    `after_run`, however the run ended (`runner.completed` tells). `on_record` is called with each record of results,
-    from training or validation.
+    Order of the events: `before_run`; for each epoch `before_epoch`, for each batch `before_iter`, `after_step` if the
+    optimizer steps, and `after_iter` (the runner's position already counts the batch), `after_epoch` (the position is
+    that of the next epoch); finally `after_run`, however the run ended (`runner.completed` tells). `on_record` is
+    called with each record of results, from training or validation.
 
     `priority` orders hooks: lower first (built-in: calibration 10, logging 50, validation 60, writers and progress
     70, checkpoints 100). Every checkpoint contains the result of `state_dict` (plain values and tensors).
@@ -55,6 +55,9 @@ class Hook:
 
     def before_iter(self, runner: EpochRunner) -> None:
         """Run before training on a batch."""
+
+    def after_step(self, runner: EpochRunner) -> None:
+        """Run after a step of the optimizer, before the weights are averaged (`ema`)."""
 
     def after_iter(self, runner: EpochRunner) -> None:
         """Run after a batch: `runner.outputs` contains the model's outputs."""

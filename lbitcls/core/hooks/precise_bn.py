@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.protocols import predictor
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 class PreciseBNHook(Hook):
     """Hook that sets the statistics to averages over `num_batches` training batches every `interval` epochs.
 
+    With `ema` the statistics are those of the averaged model, which is validated and saved.
+
     Args:
         num_batches: Number of batches to average.
         interval: Epochs between two estimations; the last epoch always has one.
@@ -44,12 +47,12 @@ class PreciseBNHook(Hook):
             return
         runner.seed_iteration()
         batches = islice(runner.loader.iterate(runner.epoch), min(self.num_batches, len(runner.loader)))
-        estimate_norms(runner.eval_model, (runner.to_device(batch)["img"] for batch in batches))
+        estimate_norms(runner.eval_model, (runner.to_device(batch)["img"] for batch in batches), runner.module)
         broadcast_module(runner.eval_model)
 
 
 @torch.no_grad()
-def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
+def estimate_norms(model: nn.Module, images: Iterable[Tensor], trained: nn.Module | None = None) -> None:
     """Set the running statistics of every BatchNorm in training mode to their averages over batches.
 
     All other modules are in eval, so quantizers and dropout do not change; frozen norms stay unchanged.
@@ -57,10 +60,11 @@ def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
     Args:
         model: Model with `predict`, like classifiers, or any callable model.
         images: Batches (N, C, H, W), on the model's device.
+        trained: Model in training whose average `model` is, which tells the frozen norms; None: `model` itself.
     """
     modes = {module: module.training for module in model.modules()}
-    norms = [m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    norms = [norm for norm in norms if any(p.requires_grad for p in norm.parameters()) or norm.training]
+    learns = [_learns(own) for own in (trained or model).modules()]
+    norms = [m for m, chosen in zip(modes, learns, strict=True) if chosen and isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -75,3 +79,10 @@ def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
             module.training = training
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
+
+
+def _learns(module: nn.Module) -> bool:
+    """Return True if `module` is a BatchNorm with running statistics and not frozen."""
+    if not isinstance(module, _BatchNorm) or not module.track_running_stats:
+        return False
+    return module.training or any(p.requires_grad for p in module.parameters())

@@ -75,8 +75,18 @@ class DoReFaWeight(Quantizer):
         if self.num_bits == 1:
             return x
         bent = torch.tanh(x.to(compute_dtype(x)))
+        return bent / self._widest(bent)
+
+    def denormalize(self, y: Tensor, x: Tensor) -> Tensor:
+        if self.num_bits == 1:
+            return super().denormalize(y, x)
+        bent = y * self._widest(torch.tanh(super().normalize(x).to(compute_dtype(x))))
+        limit = 1 - torch.finfo(bent.dtype).eps  # atanh(1) is infinite
+        return super().denormalize(torch.atanh(bent.clamp(-limit, limit)), x)
+
+    def _widest(self, bent: Tensor) -> Tensor:
         widest = per_grid(bent, self.channel_axis).abs().amax(1).clamp(min=functional.SMALLEST_SCALE)
-        return bent / per_channel(widest, x, self.channel_axis)
+        return per_channel(widest, bent, self.channel_axis)
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.num_bits == 1:

@@ -6,9 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from blocks import Page
 
 SHORT = "--options total_epochs=2 kernels=plain +log_config.pictures=false"
+STEADY = (
+    "--options calibration.epoch=0 total_epochs=2 kernels=plain export=none lr_config.warmup_iters=4 "
+    "+log_config.pictures=false"
+)
+
+
+def steady(names: dict[str, Any], said: str) -> None:
+    """Weights froze, the loss got its term, and the average is that of two epochs."""
+    frozen = [float(line.split()[1]) for line in said.splitlines() if line.startswith('"frozen": ')]
+    assert len(frozen) == 2 and 0 < frozen[1] < 100
+    assert '"loss_dampening": ' in Path("work_dirs/dampened/log.jsonl").read_text(encoding="utf-8")
+    checkpoint = torch.load("work_dirs/averaged/latest.pth", weights_only=True)
+    assert checkpoint["ema"]["averaged"] == 2
 
 
 def taught(names: dict[str, Any], said: str) -> None:
@@ -25,6 +39,15 @@ PAGES = {
             "train student.py": f"train student.py {SHORT} export=",
         },
         check=taught,
+        slow=True,
+    ),
+    "docs/steady_weights.md": Page(
+        words={
+            "train frozen.py": f"train frozen.py {STEADY} custom_hooks.0.threshold=0.005",
+            "train dampened.py": f"train dampened.py {STEADY}",
+            "train averaged.py": f"train averaged.py {STEADY} ema.start=0",
+        },
+        check=steady,
         slow=True,
     ),
     "docs/tensorboard.md": Page(not_run={"tensorboard --logdir work_dirs": "server"}),

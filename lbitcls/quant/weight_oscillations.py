@@ -1,0 +1,174 @@
+"""Oscillations of quantized weights (Nagel et al., 2022, arXiv:2203.11086): a loss that dampens them, and freezing.
+
+    dampening loss   ‖ŵ - clip(w, s·n, s·p)‖², ŵ: the quantized weight, without a gradient           (section 4.2)
+    oscillation      o = 1 if an integer changes in the direction opposite to its last change, else 0   (section 4.1)
+    frequency        f ← m · o + (1 - m) · f
+    freezing         where f > threshold, the integer becomes round(average) and stays    (section 4.3, algorithm 1)
+    average          average ← m · integer + (1 - m) · average, after freezing, as in the authors' code
+
+For methods that normalize a weight (DoReFa, APoT, UQ), w is the normalized weight. A frozen weight is written to the
+middle of its integer's cell, s·integer, after each step of the optimizer, so it follows a learned scale and the
+normalization, and exports need to know nothing. The authors replace the integer in the forward pass instead: same
+quantized weight, but here a frozen weight still counts in the gradient norm and in a normalization's statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from lbitcls.quant.layers import QuantConv2d, QuantLayer
+from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.spec import along, compute_dtype
+
+OSCILLATING = 0.005
+"""Frequency above which a weight counts as oscillating, as in the paper's tables."""
+MOST_ROUNDS = 30  # of writing frozen weights, whose values depend on a normalization that depends on them
+
+
+def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, QuantLayer, Quantizer]]:
+    """Yield name, layer and weight quantizer of each layer whose weight is quantized, now or later."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLayer) and layer.weight_quantizer is not None:
+            yield name, layer, layer.weight_quantizer
+
+
+def quantizes(quantizer: Quantizer) -> bool:
+    """Return True if `quantizer` is on and has its initial values."""
+    return quantizer.is_enabled and quantizer.is_initialized
+
+
+def normalizes(quantizer: Quantizer) -> bool:
+    """Return True if `quantizer` normalizes weights before it divides by the scale."""
+    return quantizer.weight_norm or type(quantizer).normalize is not Quantizer.normalize
+
+
+def dampening_loss(model: nn.Module) -> Tensor | float:
+    """Return the sum of squared distances between weights and their quantized values; 0.0 if none is quantized now.
+
+    Weights outside the range and frozen layers add nothing.
+    """
+    terms = [
+        _squared_distance(layer.weight_to_quantize(), quantizer)
+        for _, layer, quantizer in weight_quantizers(model)
+        if quantizes(quantizer) and layer.weight.requires_grad
+    ]
+    return torch.stack(terms).sum() if terms else 0.0
+
+
+def _squared_distance(weight: Tensor, quantizer: Quantizer) -> Tensor:
+    weight = weight.to(compute_dtype(weight))
+    latent = quantizer.normalize(weight)
+    with torch.no_grad():
+        grid, axis = quantizer.grid(weight), quantizer.channel_axis
+        quantized = quantizer.formula(latent, axis, *grid)
+        bounds = [(bound - quantizer.zero_point()) * grid[0] for bound in (quantizer.low, quantizer.high)]
+        low, high = (along(bound, weight.dim(), axis) for bound in bounds)
+    return (quantized - torch.clamp(latent, low, high)).square().sum()
+
+
+@dataclass
+class Oscillations:
+    """Oscillations of one layer's weights, and the weights frozen so far; all tensors have the weight's shape.
+
+    Attributes:
+        integers: Integers after the last step; those of frozen weights no longer change. int16.
+        directions: Last change of each integer: -1, 1, or 0 before the first change. int8.
+        frequency: Moving average of oscillations, in [0, 1]. float32.
+        average: Moving average of the integers. float32.
+        frozen: True for frozen weights.
+    """
+
+    integers: Tensor
+    directions: Tensor
+    frequency: Tensor
+    average: Tensor
+    frozen: Tensor
+
+    @classmethod
+    def start(cls, layer: QuantLayer) -> Oscillations:
+        """Return the state before the first step: no change seen yet, nothing frozen."""
+        integers = read_integers(layer)
+        zeros = torch.zeros_like(integers, dtype=torch.float32)
+        return cls(integers.short(), zeros.to(torch.int8), zeros, integers.float(), zeros.bool())
+
+    @torch.no_grad()
+    def update(self, layer: QuantLayer, momentum: float, threshold: float) -> None:
+        """Follow a step of the optimizer: compare integers, freeze weights, and write the frozen ones to `layer`.
+
+        Args:
+            layer: Layer of the weights.
+            momentum: Weight m of a step in both moving averages, in (0, 1].
+            threshold: Frequency above which a weight freezes.
+        """
+        integers = torch.where(self.frozen, self.integers, read_integers(layer))
+        change = torch.sign(integers - self.integers).to(torch.int8)
+        oscillates = change * self.directions < 0
+        self.frequency.lerp_(oscillates.float(), momentum)
+        self.directions = torch.where(change == 0, self.directions, change)
+        freezing = (self.frequency > threshold) & ~self.frozen
+        self.integers = torch.where(freezing, self._rounded_average(layer), integers).short()
+        self.average.lerp_(integers.float(), momentum)
+        self.frozen |= freezing
+        self.write(layer)
+        self._release(layer)
+
+    @torch.no_grad()
+    def write(self, layer: QuantLayer) -> None:
+        """Set the frozen weights of `layer` so that they have their integers, in the middle of the cell."""
+        iterates = normalizes(quantizer_of(layer))
+        for _ in range(MOST_ROUNDS if iterates else 1):
+            layer.weight.copy_(torch.where(self.frozen, self._values(layer), layer.weight))
+            if iterates and not self._lost(layer).any():
+                break
+
+    def _values(self, layer: QuantLayer) -> Tensor:
+        """Return the weights in the middle of the cells of `integers`, for the normalization of the current weights."""
+        quantizer = quantizer_of(layer)
+        given = layer.weight_to_quantize()
+        weight = given.to(compute_dtype(given))
+        scale, zero = quantizer.grid(weight)[0], quantizer.zero_point()
+        scale, zero = (along(value, weight.dim(), quantizer.channel_axis) for value in (scale, zero))
+        values = quantizer.denormalize((self.integers - zero) * scale, weight)
+        factor = layer.fold_factor() if isinstance(layer, QuantConv2d) else None
+        values = values if factor is None else values / factor.view(-1, 1, 1, 1)
+        return values.to(layer.weight.dtype)
+
+    def _lost(self, layer: QuantLayer) -> Tensor:
+        return self.frozen & (read_integers(layer) != self.integers)
+
+    def _release(self, layer: QuantLayer) -> None:
+        """Release weights that cannot keep their integers: no mean and deviation fit if nearly all are frozen."""
+        if normalizes(quantizer_of(layer)):
+            lost = self._lost(layer)
+            self.frozen &= ~lost
+            self.frequency.masked_fill_(lost, 0.0)
+
+    def _rounded_average(self, layer: QuantLayer) -> Tensor:
+        levels = quantizer_of(layer).levels()
+        if levels is None:
+            return torch.round(self.average).int()
+        return levels[torch.bucketize(self.average, (levels[1:] + levels[:-1]) / 2)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors, on the CPU."""
+        return {field.name: getattr(self, field.name).cpu() for field in fields(self)}
+
+    def to(self, device: torch.device) -> Oscillations:
+        """Return the state on `device`."""
+        return Oscillations(**{name: value.to(device) for name, value in self.state_dict().items()})
+
+
+@torch.no_grad()
+def read_integers(layer: QuantLayer) -> Tensor:
+    """Return the integers of the layer's weight, int32."""
+    return quantizer_of(layer).to_integer(layer.weight_to_quantize())
+
+
+def quantizer_of(layer: QuantLayer) -> Quantizer:
+    """Return the weight quantizer of a layer that has one."""
+    assert layer.weight_quantizer is not None
+    return layer.weight_quantizer
