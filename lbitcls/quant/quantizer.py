@@ -389,3 +389,9 @@ class Quantizer(nn.Module):
 def is_active(quantizer: Quantizer | None) -> bool:
     """Return True if there is a quantizer and it is on."""
     return quantizer is not None and quantizer.is_enabled
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Fill a parameter of shape () or (C,) in place with the values of its grids."""
+    parameter.copy_(values.reshape(parameter.shape))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lbitcls.quant.quantizer import Quantizer, RangeRule
+from lbitcls.quant.quantizer import Quantizer, RangeRule, fill
 from lbitcls.utils.errors import ConfigError, suggest
 
 CANDIDATES = 60
@@ -66,3 +66,9 @@ def _error(rows: Tensor, quantizer: Quantizer) -> Tensor:
 def _thinned(rows: Tensor, most: int) -> Tensor:
     """Return at most `most` evenly spaced values of each row."""
     return rows[:, :: max(1, -(-rows.shape[1] // most))]
+
+
+def fill_scale(parameter: Tensor, scale: Tensor, otherwise: float) -> None:
+    """Fill a scale in place; a grid of zeros only gets the mean over all grids, or `otherwise` if that is 0."""
+    mean = scale.mean()
+    fill(parameter, torch.where(scale > 0, scale, torch.where(mean > 0, mean, otherwise)))

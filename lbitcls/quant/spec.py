@@ -103,15 +103,3 @@ def check_num_bits(num_bits: int, owner: str, lowest: int = 2) -> int:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype a quantizer computes in: float64 for float64, float32 for everything narrower."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-@torch.no_grad()
-def fill(parameter: Tensor, values: Tensor) -> None:
-    """Fill a parameter of shape () or (C,) in place with the values of its grids."""
-    parameter.copy_(values.reshape(parameter.shape))
-
-
-def fill_scale(parameter: Tensor, scale: Tensor, otherwise: float) -> None:
-    """Fill a scale in place; a grid of zeros only gets the mean over all grids, or `otherwise` if that is 0."""
-    mean = scale.mean()
-    fill(parameter, torch.where(scale > 0, scale, torch.where(mean > 0, mean, otherwise)))

@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lbitcls.quant.kernels import Elementwise, machine, selection
 from lbitcls.quant.kernels.integer_operators import Geometry
 from lbitcls.quant.methods import build_quant_layer
-from lbitcls.quant.quantizer import Quantizer
-from lbitcls.quant.spec import fill
+from lbitcls.quant.quantizer import Quantizer, fill
 
 pytestmark = pytest.mark.usefixtures("integer_kernels")
 KINDS = ["plain", "fused", "integer"]

@@ -46,7 +46,7 @@ def rows(w: Tensor, per_channel: bool) -> Tensor:
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_lsq_is_the_papers_formula(per_channel: bool) -> None:
     """ŵ = (w - mean) / std; LSQ's step 2 E|ŵ| / sqrt(q), rounding and gradients of ŵ; ∂ŵ/∂w = 1 / std."""
-    quantizer = LSQ(3, role="weight", num_channels=3 if per_channel else None, weight_norm=True).double()
+    quantizer = LSQ(3, role="weight", num_channels=3 if per_channel else None, weight_norm=True, init="paper").double()
     w = weight().requires_grad_(True)
     y = quantizer(w)
     grad = torch.linspace(-1, 1, w.numel(), dtype=torch.float64).view_as(w)

@@ -27,8 +27,8 @@ from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
 from lbitcls.quant.quantizer import Quantizer
-from lbitcls.quant.ranges import mse
-from lbitcls.quant.spec import fill_scale, per_grid
+from lbitcls.quant.ranges import fill_scale, mse
+from lbitcls.quant.spec import per_grid
 
 
 class LSQ(Quantizer):

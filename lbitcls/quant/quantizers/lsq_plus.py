@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from lbitcls.quant import affine, functional
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer
+from lbitcls.quant.quantizer import Quantizer, fill
 from lbitcls.quant.quantizers.lsq import LSQ
-from lbitcls.quant.ranges import mse
-from lbitcls.quant.spec import fill, fill_scale, per_grid
+from lbitcls.quant.ranges import fill_scale, mse
+from lbitcls.quant.spec import per_grid
 
 
 class LSQPlusWeight(LSQ):

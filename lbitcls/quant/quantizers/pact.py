@@ -24,8 +24,8 @@ from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.methods import register_method
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.quantizers.dorefa import DoReFaWeight
-from lbitcls.quant.ranges import mse
-from lbitcls.quant.spec import fill_scale, per_grid
+from lbitcls.quant.ranges import fill_scale, mse
+from lbitcls.quant.spec import per_grid
 
 
 def clip_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
