@@ -41,7 +41,9 @@ def network(method: str = "LSQ", width: int = 8) -> nn.Sequential:
     ]
     for i, layer in enumerate(layers):
         if type(layer) in (nn.Conv2d, nn.Linear):
-            options = dict(num_bit_w=4, num_bit_a=4, per_channel=i > 0)
+            options: dict[str, Any] = dict(num_bit_w=4, num_bit_a=4, per_channel=i > 0)
+            if method in ("LSQ", "EWGS"):
+                options["init"] = "paper"  # not at an end of the range, which is a tie
             layers[i] = build_quant_layer(dict(type=method + ENTRY_SUFFIXES[type(layer).__name__], **options), layer)
     return nn.Sequential(*layers).train()
 

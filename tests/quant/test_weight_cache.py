@@ -161,7 +161,7 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
     "weights swapped in place": swap,
     "memory of the parameters swapped": swap_memory,
     "written through .data": lambda net: net[0].weight.data.mul_(-1),
-    "one weight through .data": lambda net: net[4].weight.data[0, 0].add_(1),
+    "one weight through .data": lambda net: net[4].weight.data[0, 5].add_(1),
     "two weights exchanged through .data": exchange,
     "written by NumPy": lambda net: net[0].weight.detach().numpy().__imul__(-1),
     "scale written by NumPy": lambda net: net[0].weight_quantizer.scale.detach().numpy().__imul__(2),
