@@ -1,0 +1,5 @@
+"""`plain.py` whose first steps have the least squared error."""
+
+_base_ = "plain.py"
+
+calibration = dict(method="mse")
