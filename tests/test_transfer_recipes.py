@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,22 +80,6 @@ def run(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rec
     return train
 
 
-@pytest.fixture
-def finetune(run: Recipe, data_root: Path) -> Callable[[str], Path]:
-    """`finetune('resnet18')`: the work directory of its recipe, which is trained once."""
-
-    def make(backbone: str) -> Path:
-        name = f"{backbone}_finetune"
-        kept = data_root / "runs" / name
-        if kept.exists():
-            return Path(shutil.copytree(kept, Path("work_dirs", name).absolute()))
-        work_dir = run(name)
-        shutil.copytree(work_dir, kept)
-        return work_dir
-
-    return make
-
-
 def sizes(config: Path) -> list[str]:
     """The options that make the images of a recipe small."""
     cfg = Config.fromfile(config)
@@ -131,20 +114,13 @@ def unchanged(backbone: str, work_dir: Path, data_root: Path) -> list[bool]:
 
 
 @pytest.mark.parametrize(("backbone", "recipe"), MATRIX)
-def test_recipe(
-    backbone: str,
-    recipe: str,
-    run: Recipe,
-    finetune: Callable[[str], Path],
-    data_root: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_recipe(backbone: str, recipe: str, run: Recipe, data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"{backbone}_{recipe}"
     if recipe in ("qat", "lsq_4w4f"):
-        finetune(backbone)  # what they start from, where they look for it
+        run(f"{backbone}_finetune")  # what they start from, where they look for it
         quantized(name, run(name), data_root)
         return
-    work_dir = finetune(backbone) if recipe == "finetune" else run(name)
+    work_dir = run(name)
     if recipe == "int8_features":
         assert not any(key.startswith("backbone") and value.dim() == 4 for key, value in saved(work_dir).items())
         files = list((work_dir.parent.parent / "cache/lbitcls/backbones").glob("*.onnx"))
