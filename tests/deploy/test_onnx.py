@@ -82,9 +82,10 @@ def test_normalized_weights(quantized: Quantized, exports: Exports, method: str,
 
 # Every method at every number of bits; the other two options meet in all combinations for each method, and each number.
 QUARTER = [
-    (method, bits, (number + bits) % 2 == 0, (number + bits) % 4 > 1)
+    (method, bits, (number + bits + fold_bn) % 2 == 0, fold_bn)
     for number, method in enumerate(sorted(METHODS))
     for bits in range(2, 9)
+    for fold_bn in [(number + bits) % 4 > 1]
 ]
 
 
