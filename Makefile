@@ -58,7 +58,7 @@ lint: $(TESTS) ## check style and format
 
 .PHONY: types
 types: $(TESTS) ## check types
-	$(BIN)/mypy
+	$(BIN)/mypy -n 2
 
 .PHONY: wheel
 wheel: $(RUNTIME) ## build the wheel into dist/

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lbitcls.utils.cache import cache_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 SESSION = Path(__file__).with_name("session.py")
 RUNNABLE = ("python", "bash")
@@ -150,6 +152,19 @@ def installed_package() -> Path:
     return folder
 
 
+def own_cache(folder: Path) -> Path:
+    """A cache of its own in `folder`, but for the C++ kernels, whose build would take ten seconds each time.
+
+    Sharing changes nothing: the name of their file is a hash of all that it depends on.
+    """
+    cache, shared = folder / ".cache", cache_folder("kernels")
+    shared.mkdir(parents=True, exist_ok=True)
+    (cache / "lbitcls").mkdir(parents=True, exist_ok=True)
+    if not (cache / "lbitcls" / "kernels").exists():
+        (cache / "lbitcls" / "kernels").symlink_to(shared)
+    return cache
+
+
 def environment(folder: Path, package: Path = ROOT) -> dict[str, str]:
     """A user's environment: this installation's commands, `package`, no data, no window, caches of its own."""
     left_out = {"DISPLAY", "LBITCLS_DATA", "MPLBACKEND", "PYTHONWARNINGS", "VIRTUAL_ENV"}
@@ -157,7 +172,7 @@ def environment(folder: Path, package: Path = ROOT) -> dict[str, str]:
     return env | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(package), env.get("PYTHONPATH")])),
-        "XDG_CACHE_HOME": str(folder / ".cache"),
+        "XDG_CACHE_HOME": str(own_cache(folder)),
         "OMP_NUM_THREADS": "1",
     }
 

@@ -19,6 +19,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from blocks import ROOT
 
+from lbitcls.utils.cache import exclusive
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
@@ -62,10 +64,21 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built documentation; one of several test workers builds it for all."""
+    folder = tmp_path_factory.getbasetemp()
+    out = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "site"
+    with exclusive(out):
+        if not (done := out.with_name("site.built")).exists():
+            build(out)
+            done.touch()
+    return out
+
+
+def build(out: Path) -> None:
+    """Build the documentation by the command of `make docs`."""
     recipe = re.search(r"^docs:.*\n\t(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert recipe
     command = [word for word in shlex.split(recipe[1]) if "=" not in word and word != "$(ARGS)"]
-    out = tmp_path_factory.mktemp("site")
     assert command[0] == "$(BIN)/python" and command[-1] == "docs/_build/html"
     assert {"-W", "-n"} <= set(command)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -77,7 +90,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ PAGES = {
     ),
     "docs/benchmarks.md": Page(
         words={f"benchmarks/{name}.py": f"benchmarks/{name}.py --rounds 1" for name in ("startup", "transform")}
-        | {"--repeats 9": "--repeats 1"},
+        | {"--repeats 9": "--repeats 1 --batch 16", "--model resnet50": "--model resnet20 --looks 1"},
         not_run=BENCHMARKS | WITH_DATA | {"bash benchmarks/gpu_check.sh": "gpu"},
         slow=True,
     ),
