@@ -9,7 +9,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import functools
-import gc
 import random
 import sys
 from collections.abc import Iterator
@@ -27,23 +26,10 @@ from lbitcls.utils.logging import get_logger
 
 ROOT = Path(__file__).resolve().parent.parent
 
-gc.disable()  # until the tests are collected, of whose time it would take a fifth
 torch.set_num_threads(1)
 selection.select_kernels("plain")  # where a test selects no others: compiling takes seconds
 settings.register_profile("lbitcls", deadline=None, derandomize=True, database=None)
 settings.load_profile("lbitcls")
-
-
-def pytest_collection_finish() -> None:
-    """Keep Python's collector from searching the 700,000 objects of modules and collected tests again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
-    gc.enable()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
