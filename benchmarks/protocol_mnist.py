@@ -41,11 +41,11 @@ ROWS: dict[str, Row] = {
 def page(results: Results) -> str:
     """Return the document for the completed rows."""
     parts = [_head(), _table(results), rows_table(ROWS, results)]
-    return "\n".join(line for part in parts for line in [*part, ""]).rstrip() + "\n"
+    return "\n".join(line for part in parts if part for line in [*part, ""]).rstrip() + "\n"
 
 
 def _head() -> list[str]:
-    return ["# LeNet-5 on MNIST", "", *textwrap.wrap(_CONDITIONS, 118, break_on_hyphens=False)]
+    return ["# LeNet-5 on MNIST", "", *textwrap.wrap(_CONDITIONS.strip(), 118, break_on_hyphens=False)]
 
 
 _CONDITIONS = """
