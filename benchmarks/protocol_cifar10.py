@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import textwrap
 from pathlib import Path
 
-from result_rows import ROOT, Results, Row, lbitcls, paired, rows_table, train_rows
+from result_rows import ROOT, Results, Row, lbitcls, paired, rows_table, train_rows, wrapped
 
 WEIGHTS = "weights/resnet20-12fca82f.th"
 BITS = ("W4A4", "W3A3", "W2A2")
@@ -107,7 +106,7 @@ def _ingredients(results: Results) -> list[str]:
     done = {name: results[name]["held-out"] for name in INGREDIENTS if name in results}
     if "plain" not in done:
         return []
-    lines = ["## Ingredients at 2 bits", "", *textwrap.wrap(_ABLATION.strip(), 118, break_on_hyphens=False), ""]
+    lines = ["## Ingredients at 2 bits", "", *wrapped(_ABLATION), ""]
     lines += ["| row | ingredient | held-out top-1 | difference |", "|---|---|---|---|"]
     for name, top1 in done.items():
         lines.append(f"| `{name}` | {INGREDIENTS[name]} | {top1:.2f} | {top1 - done['plain']:+.2f} |")

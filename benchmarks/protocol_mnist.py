@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import textwrap
 from pathlib import Path
 
-from result_rows import ROOT, Results, Row, paired, rows_table, train_rows
+from result_rows import ROOT, Results, Row, paired, rows_table, train_rows, wrapped
 
 METHODS = ("LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "EWGS", "TorchQAT")
 BITS = (4, 3, 2)
@@ -45,7 +44,7 @@ def page(results: Results) -> str:
 
 
 def _head() -> list[str]:
-    return ["# LeNet-5 on MNIST", "", *textwrap.wrap(_CONDITIONS.strip(), 118, break_on_hyphens=False)]
+    return ["# LeNet-5 on MNIST", "", *wrapped(_CONDITIONS)]
 
 
 _CONDITIONS = """

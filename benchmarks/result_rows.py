@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -149,6 +150,11 @@ def paired(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[fl
 
 def _right(result: dict[str, Any]) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(result["right"]), np.uint8)).astype(float)
+
+
+def wrapped(text: str) -> list[str]:
+    """Return a paragraph as lines of the pages' width."""
+    return textwrap.wrap(text.strip(), 118, break_on_hyphens=False)
 
 
 def rows_table(rows: Mapping[str, Row], results: Results) -> list[str]:
