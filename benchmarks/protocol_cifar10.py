@@ -60,11 +60,7 @@ def page(results: Results) -> str:
 
 
 def _head() -> list[str]:
-    return [
-        "# ResNet-20 on CIFAR-10 at low bit widths",
-        "",
-        *textwrap.wrap(_CONDITIONS.strip(), 118, break_on_hyphens=False),
-    ]
+    return ["# ResNet-20 on CIFAR-10 at low bit widths", "", *wrapped(_CONDITIONS)]
 
 
 _CONDITIONS = """
