@@ -263,6 +263,25 @@ def ewgs() -> Figure:
     return fig
 
 
+def n2uq() -> Figure:
+    """N2UQ: uneven thresholds, even levels, and the line between them that supplies the gradients."""
+    quantizer: Any = quantizer_of("N2UQConv", "input", 2, 0.0, 3.0, signed=False)
+    quantizer.lengths.data.copy_(torch.tensor([0.6, 0.9, 1.8]))
+    x = row(-0.5, 4)
+    fig, (left, middle, right) = figure(3)
+    value, grad_x = curves(quantizer, x)
+    staircase(left, x, value, "inputs, 2 bits, s = 1")
+    left.plot(x, quantizer.normalize(x).detach().clamp(0, 3), color=ORANGE, linewidth=1.1, label="p(x)")
+    left.legend(loc="upper left")
+    gradient(middle, x, grad_x, "∂x̂/∂x")
+    lengths = [torch.autograd.grad(quantizer(element[None]).sum(), quantizer.lengths)[0] for element in x]
+    by_length = torch.stack(lengths) * quantizer.quant_max**0.5  # without the factor of one feature
+    for i, color in enumerate((GREEN, PURPLE, GREY)):
+        gradient(right, x, by_length[:, i], "∂x̂/∂a", color, f"a_{i + 1}")
+    right.legend(loc="lower left")
+    return fig
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "lsq": lsq,
     "lsq_plus": lsq_plus,
@@ -273,6 +292,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "uq": uq,
     "torch_qat": torch_qat,
     "ewgs": ewgs,
+    "n2uq": n2uq,
 }
 
 

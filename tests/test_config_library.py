@@ -32,7 +32,7 @@ TUTORIAL = [
 ]
 CONFIGS = sorted(set(LIBRARY.glob("*/*/config*.py")) - set(TUTORIAL))
 NAME = re.compile(
-    r"config(?P<number>\d+)_(?P<token>[a-z\d]+)_(?P<method>[a-z]+)(_m\d+_(?P<images>\d+))?_(?P<w>\d+)w(?P<a>\d+)f"
+    r"config(?P<number>\d+)_(?P<token>[a-z\d]+)_(?P<method>[a-z\d]+)(_m\d+_(?P<images>\d+))?_(?P<w>\d+)w(?P<a>\d+)f"
 )
 
 # folder: token in names, title in docstrings, the backbone and what tells it from its family, data set
@@ -44,7 +44,8 @@ BACKBONES: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "vggsmall": ("vggsmall", "VGG-small", dict(type="VGGSmall"), "CIFAR-10"),
 }
 TITLES = {"Float": "float", "LSQPlus": "LSQ+", "TorchQAT": "PyTorch's QAT"}
-ENDS = {"DoReFa": (None, None), "PACT": (None, None), "APoT": (8, None), "UQ": (8, None)}  # of the first and last layer
+FLOAT = (None, None)
+ENDS = {"DoReFa": FLOAT, "PACT": FLOAT, "N2UQ": FLOAT, "APoT": (8, None), "UQ": (8, None)}  # of the first and last layer
 FAST = (
     ("LSQ", "resnet20", 2),
     ("LSQPlus", "mobilenetv2", 4),
@@ -53,6 +54,7 @@ FAST = (
     ("PACT", "vggsmall", 4),
     ("APoT", "resnet20", 3),
     ("UQ", "resnet20", 4),
+    ("N2UQ", "resnet20", 4),
     ("TorchQAT", "resnet20", 8),
     ("Float", "resnet20", 32),
 )

@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         metavar="METHOD-NwMf",
         help="quantize after training in float; lsq-4w4f: LSQ with 4 bits for weights and 4 for inputs; other methods: "
-        "lsqplus, dsq, dorefa, pact, apot, uq, ewgs, qat; int8: qat-8w8f; int4: lsq-4w4f",
+        "lsqplus, dsq, dorefa, pact, apot, uq, ewgs, n2uq, qat; int8: qat-8w8f; int4: lsq-4w4f",
     )
     add(
         "--pretrained",

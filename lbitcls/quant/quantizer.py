@@ -134,6 +134,10 @@ class Quantizer(nn.Module):
         """Return the integers that occur, ascending, or None if all integers in the range occur."""
         return None
 
+    def knots(self) -> Tensor | None:
+        """Return the values that `normalize` bends to 0, 1, 2, … steps, without a gradient, or None if it bends none."""
+        return None
+
     def normalize(self, x: Tensor) -> Tensor:
         """Return `x` as it is before division by the scale (computed in `compute_dtype`); overrides call this first."""
         return standardize(x, self.channel_axis, self.unbiased) if self.weight_norm else x
@@ -205,9 +209,8 @@ class Quantizer(nn.Module):
         scale = self.grid(self.low.new_zeros((1, 1, 1, 1)) if x is None else x)[0]
         self._require_usable(scale)
         zero_point = self.zero_point().to(torch.int32).expand(scale.shape)
-        return QParams(
-            scale.clone(), zero_point.clone(), self.quant_min, self.quant_max, self.channel_axis, self.levels()
-        )
+        ends, rest = (self.quant_min, self.quant_max), (self.channel_axis, self.levels(), self.knots())
+        return QParams(scale.clone(), zero_point.clone(), *ends, *rest)
 
     @property
     def signed(self) -> bool:

@@ -25,6 +25,8 @@ class QParams:
         quant_max: Largest integer.
         channel_axis: Axis of the tensor that the C scales belong to; None: one scale for the tensor.
         levels: Integers that occur, ascending, int32; None: all integers in the range occur.
+        knots: Values that are bent to 0, 1, 2, … steps before rounding (`kernels.piecewise.positions`, mirrored at zero
+            if signed); None: each is its number times `scale`.
     """
 
     scale: Tensor
@@ -33,6 +35,7 @@ class QParams:
     quant_max: int
     channel_axis: int | None = None
     levels: Tensor | None = None
+    knots: Tensor | None = None
 
     @property
     def signed(self) -> bool:

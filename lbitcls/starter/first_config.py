@@ -45,7 +45,7 @@ def init_config(
         folder: Folder with a subfolder per class, or with `train`, `val` (and `test`) that have such subfolders.
         backbone: torchvision's name of the network.
         quantize: `METHOD-NwMf`, such as `'lsq-4w4f'`: quantizes the model after training in float, weights with N
-            bits and inputs with M, by one of the methods lsq, lsqplus, dsq, dorefa, pact, apot, uq, ewgs, qat;
+            bits and inputs with M, by one of the methods lsq, lsqplus, dsq, dorefa, pact, apot, uq, ewgs, n2uq, qat;
             `'int8'` means `qat-8w8f`, `'int4'` `lsq-4w4f`. None: stays float.
         pretrained: Weights to initialize from: a file, `torchvision://NAME`, or `'none'`. None: torchvision's weights
             for the backbone; if these are unavailable, random weights and a message.

@@ -1,6 +1,6 @@
 """Quantization of a first config: the recipe `METHOD-NwMf`, such as `lsq-4w4f`, and its section of the config.
 
-The first and the last layer are as in the library's configs: 8 bits, or float for DoReFa and PACT, as in their papers.
+The first and the last layer are as in the library's configs: 8 bits, or float for DoReFa, PACT and N2UQ, as in their papers.
 Weights have a step per output channel.
 """
 
@@ -16,7 +16,7 @@ from lbitcls.utils.errors import ConfigError, suggest
 
 ALIASES = {"int8": "qat-8w8f", "int4": "lsq-4w4f"}
 """Short names of recipes."""
-_RECIPE = re.compile(r"([a-z+]+)-(\d+)w(\d+)f")
+_RECIPE = re.compile(r"([a-z\d+]+)-(\d+)w(\d+)f")
 _OTHER_NAMES = {"lsq+": "lsqplus", "torchqat": "qat"}
 
 
@@ -51,6 +51,7 @@ METHODS = {
     "apot": Method("APoT", "APoT", ends=_WEIGHTS_ONLY),
     "uq": Method("UQ", "UQ", ends=_WEIGHTS_ONLY),
     "ewgs": _own_ends("EWGS", "EWGS", "mse"),
+    "n2uq": Method("N2UQ", "N2UQ"),
     "qat": _own_ends("PyTorch QAT", "TorchQAT"),
 }
 """Methods by the name that `--quantize` accepts."""

@@ -29,6 +29,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "TorchQAT 8": dict(method="TorchQAT", bits=8),
     "TorchQAT 8 reduced": dict(method="TorchQAT", bits=8, reduce_range=True),
     "LSQPlus 4": dict(method="LSQPlus", bits=4),
+    "N2UQ 4": dict(method="N2UQ", bits=4),
     "PACT 4": dict(method="PACT", bits=4),
 }
 

@@ -270,7 +270,7 @@ def test_keys_without_a_meaning_are_named_in_one_warning(caplog: pytest.LogCaptu
     assert not layer.input_quantizer.signed
 
 
-@pytest.mark.parametrize("method", ["LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "TorchQAT", "EWGS"])
+@pytest.mark.parametrize("method", ["LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "TorchQAT", "EWGS", "N2UQ"])
 def test_a_layer_with_channels_of_zeros_trains(method: str) -> None:
     conv = nn.Conv2d(2, 4, 3)
     conv.weight.data[1] = 0

@@ -1,6 +1,7 @@
 """Lowers a model for export: its layers compute the same with ONNX's QuantizeLinear and DequantizeLinear.
 
-    x -> Clip (to a grid that is narrower than its container) -> QuantizeLinear -> DequantizeLinear ─┐
+    x -> [uneven thresholds become even ones (N2UQ): search, Sub, Div, Add, Mul] ->
+         Clip (to a grid that is narrower than its container) -> QuantizeLinear -> DequantizeLinear ─┐
     integer weights (an initializer) -> DequantizeLinear, a scale for each output channel ───────────┴ layer -> Add
 
 The bias is a separate Add: as the layer's bias, engines would round it to whole steps of the low-bit scale.
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from lbitcls.deploy.export.residuals import carried_outputs
 from lbitcls.deploy.targets.base import LayerFacts
 from lbitcls.quant.computed_weights import plain_copy
+from lbitcls.quant.kernels.piecewise import positions
 from lbitcls.quant.layers import LAYER_KINDS, QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer, is_active
 from lbitcls.quant.spec import QParams, along
@@ -33,7 +35,7 @@ _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
 class LoweredInput(nn.Module):
-    """Clip, QuantizeLinear and DequantizeLinear on the grid of an input quantizer; the result for NaN is undefined.
+    """Bend, Clip, QuantizeLinear, DequantizeLinear on the grid of an input quantizer; the result for NaN is undefined.
 
     Args:
         qparams: Per-tensor grid.
@@ -42,18 +44,23 @@ class LoweredInput(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    knots: Tensor | None
 
     def __init__(self, qparams: QParams, container: str | None = None) -> None:
         super().__init__()
         self.container = container or container_of(qparams)
         self.register_buffer("scale", qparams.scale.detach().float().reshape(()))
         self.register_buffer("zero_point", qparams.zero_point.to(_DTYPES[self.container]).reshape(()))
+        self.register_buffer("knots", None if qparams.knots is None else qparams.knots.detach().float())
+        self.signed = qparams.signed
         ends = torch.tensor([qparams.quant_min, qparams.quant_max]) - qparams.zero_point.cpu().reshape(())
         low, high = (ends * self.scale.cpu()).tolist()
         self.bounds = None if (qparams.quant_min, qparams.quant_max) == CONTAINERS[self.container] else (low, high)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake quantize `x`, of any shape."""
+        if self.knots is not None:
+            x = positions(x, self.knots, self.signed) * self.scale
         if self.bounds is not None:
             x = torch.clamp(x, *self.bounds)
         if not torch.compiler.is_exporting():

@@ -203,7 +203,9 @@ def _grid(sample: Tensor, takers: Iterable[QuantLayer], bits: int, signed: bool 
     limit = _LOSS * _squared_error(best, sample)
     for layer in takers:
         own = layer.input_quantizer
-        if own is None or not own.is_enabled or own.num_bits != bits or own.levels() is not None:
+        if own is None or not own.is_enabled or own.num_bits != bits:
+            continue
+        if own.levels() is not None or own.knots() is not None:  # not integers at even distances, or not kept by it
             continue
         if _squared_error(own, sample) <= limit:
             return own, "8 bits, on the grid of the layer that consumes it"

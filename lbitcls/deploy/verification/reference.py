@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lbitcls.quant import functional
 from lbitcls.quant.calibration import named_quantizers
 from lbitcls.quant.computed_weights import plain_copy
+from lbitcls.quant.kernels.piecewise import positions
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams, along
@@ -35,6 +36,7 @@ class FixedQuantizer(Quantizer):
     scale: Tensor
     zero: Tensor
     integers: Tensor | None
+    bends: Tensor | None
 
     def __init__(self, quantizer: Quantizer, weight: Tensor | None = None) -> None:
         qparams = quantizer.qparams(weight)
@@ -42,6 +44,7 @@ class FixedQuantizer(Quantizer):
         super().__init__(quantizer.num_bits, quantizer.role, quantizer.signed, quantizer.num_channels)
         self.channel_axis = quantizer.channel_axis
         self._levels = qparams.levels
+        self.register_buffer("bends", qparams.knots)
         self.register_buffer("scale", qparams.scale)
         self.register_buffer("zero", qparams.zero_point)
         self.register_buffer("integers", None if weight is None else quantizer.to_integer(weight))
@@ -52,17 +55,25 @@ class FixedQuantizer(Quantizer):
     def levels(self) -> Tensor | None:
         return self._levels
 
+    def knots(self) -> Tensor | None:
+        return self.bends
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return x if self.bends is None else positions(x, self.bends, self.signed) * self.scale
+
     def zero_point(self) -> Tensor:
         return self.zero.to(self.scale.dtype)
 
     def qparams(self, x: Tensor | None = None) -> QParams:
-        return QParams(self.scale, self.zero, self.quant_min, self.quant_max, self.channel_axis, self._levels)
+        ends, rest = (self.quant_min, self.quant_max), (self.channel_axis, self._levels, self.bends)
+        return QParams(self.scale, self.zero, *ends, *rest)
 
     def to_integer(self, x: Tensor) -> Tensor:
         if self.integers is not None:
             return self.integers
         zero = along(self.zero_point(), x.dim(), self.channel_axis)
-        steps = functional.to_steps(x, along(self.scale, x.dim(), self.channel_axis), self.low - zero, self.high - zero)
+        scale, ends = along(self.scale, x.dim(), self.channel_axis), (self.low - zero, self.high - zero)
+        steps = functional.to_steps(self.normalize(x), scale, *ends)
         return (steps + zero).to(torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:

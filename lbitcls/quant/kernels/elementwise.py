@@ -95,9 +95,9 @@ class Elementwise:
     def value(self, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]) -> Tensor:
         """Return the value, without a gradient, using the selected kernels."""
         if selection.fused_now():
-            x = _dense(x)
-            rows = self._fused_forward(_as_rows(x, channel_axis), *self._columns(parameters, channel_axis))
-            return _like(rows, x, channel_axis)
+            x = dense(x)
+            rows = self._fused_forward(as_rows(x, channel_axis), *self._columns(parameters, channel_axis))
+            return like(rows, x, channel_axis)
         formula = self._forward if torch.compiler.is_compiling() else self._plain_forward
         return formula(x, *self._shaped(parameters, x.dim(), channel_axis))
 
@@ -118,9 +118,9 @@ class Elementwise:
         """Return the value in steps above `low`, uint8, and whether any is NaN; parameters have the shape ()."""
         if not selection.fused_now():
             return self._codes(x, low, *parameters)
-        x = _dense(x)
-        codes, undefined = self._fused_codes(_as_rows(x, None), low, *self._columns(parameters, None))
-        return _like(codes, x, None), undefined
+        x = dense(x)
+        codes, undefined = self._fused_codes(as_rows(x, None), low, *self._columns(parameters, None))
+        return like(codes, x, None), undefined
 
     @cached_property
     def _fused_steps(self) -> Callable[..., Tensor]:
@@ -130,16 +130,16 @@ class Elementwise:
         """Return the value in steps, of type `dtype`; parameters have the shape ()."""
         if not selection.fused_now():
             return self._steps(x, dtype, *parameters)
-        x = _dense(x)
-        return _like(self._fused_steps(_as_rows(x, None), dtype, *self._columns(parameters, None)), x, None)
+        x = dense(x)
+        return like(self._fused_steps(as_rows(x, None), dtype, *self._columns(parameters, None)), x, None)
 
     def parts(self, x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return each element's derivative by each parameter that has a gradient; parameters have the shape ()."""
         if not selection.fused_now():
             return self._parts(x, *parameters)
-        x = _dense(x)
-        parts = self._fused_parts(_as_rows(x, None), *self._columns(parameters, None))
-        return tuple(_like(part, x, None) for part in parts)
+        x = dense(x)
+        parts = self._fused_parts(as_rows(x, None), *self._columns(parameters, None))
+        return tuple(like(part, x, None) for part in parts)
 
     def gradients(
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
@@ -166,11 +166,11 @@ class Elementwise:
         self, grad: Tensor, x: Tensor, channel_axis: int | None, parameters: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """Compute `gradients` with the fused kernel."""
-        x = _dense(x)
+        x = dense(x)
         grad = grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
-        arguments = (_as_rows(grad, channel_axis), _as_rows(x, channel_axis))
+        arguments = (as_rows(grad, channel_axis), as_rows(x, channel_axis))
         grad_x, *sums = self._fused_backward(*arguments, *self._columns(parameters, channel_axis))
-        return (_like(grad_x, x, channel_axis), *(s.view(p.shape) for s, p in zip(sums, parameters)))
+        return (like(grad_x, x, channel_axis), *(s.view(p.shape) for s, p in zip(sums, parameters)))
 
     def _gradients_by(
         self,
@@ -308,20 +308,20 @@ def _sum_to(part: Tensor, parameter: Tensor) -> Tensor:
 # format, so that one compilation serves every layer.
 
 
-def _as_rows(x: Tensor, channel_axis: int | None) -> Tensor:
+def as_rows(x: Tensor, channel_axis: int | None) -> Tensor:
     if channel_axis is None:
         return x.detach().as_strided((x.numel(),), (1,))
     return x.detach().movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
 
 
-def _like(rows: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
+def like(rows: Tensor, x: Tensor, channel_axis: int | None) -> Tensor:
     """Return `rows` in the shape of `x`."""
     if channel_axis is None:
         return rows.as_strided(x.shape, x.stride())
     return rows.view(x.movedim(channel_axis, 0).shape).movedim(0, channel_axis)
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """Return `x` in one block of memory without gaps, in any order of axes."""
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape)):
