@@ -45,7 +45,8 @@ BACKBONES: dict[str, tuple[str, str, dict[str, Any], str]] = {
 }
 TITLES = {"Float": "float", "LSQPlus": "LSQ+", "TorchQAT": "PyTorch's QAT"}
 FLOAT = (None, None)
-ENDS = {"DoReFa": FLOAT, "PACT": FLOAT, "N2UQ": FLOAT, "APoT": (8, None), "UQ": (8, None)}  # of the first and last layer
+ENDS = {"DoReFa": FLOAT, "PACT": FLOAT, "N2UQ": FLOAT, "APoT": (8, None), "UQ": (8, None)}
+"""Bits of the first and last layer."""
 FAST = (
     ("LSQ", "resnet20", 2),
     ("LSQPlus", "mobilenetv2", 4),

@@ -135,7 +135,7 @@ class Quantizer(nn.Module):
         return None
 
     def knots(self) -> Tensor | None:
-        """Return the values that `normalize` bends to 0, 1, 2, … steps, without a gradient, or None if it bends none."""
+        """Return the values that `normalize` bends to 0, 1, 2, … steps, without a gradient, or None."""
         return None
 
     def normalize(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Quantization of a first config: the recipe `METHOD-NwMf`, such as `lsq-4w4f`, and its section of the config.
 
-The first and the last layer are as in the library's configs: 8 bits, or float for DoReFa, PACT and N2UQ, as in their papers.
-Weights have a step per output channel.
+The first and the last layer are as in the library's configs: 8 bits, or float for DoReFa, PACT and N2UQ, as in
+their papers. Weights have a step per output channel.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lbitcls.quant import methods
 from lbitcls.quant.calibration import calibrate, regularization
 from lbitcls.quant.methods import build_quant_layer, register_method
+from lbitcls.quant.quantizer import OWN_METHODS
 from lbitcls.quant.quantizers.apot import APoT, magnitudes
 from lbitcls.quant.quantizers.dorefa import DoReFaInput, DoReFaWeight
 from lbitcls.quant.quantizers.dsq import DSQ, soft_step
@@ -17,6 +18,8 @@ from lbitcls.quant.quantizers.lsq_plus import LSQPlus
 from lbitcls.quant.quantizers.minmax import MinMax
 from lbitcls.quant.quantizers.pact import PACT
 from lbitcls.utils.errors import ConfigError
+
+ALL = ("LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "TorchQAT", "EWGS", "N2UQ")
 
 
 def numeric_gradient(function, x: Tensor, step: float = 1e-6) -> Tensor:
@@ -270,7 +273,7 @@ def test_keys_without_a_meaning_are_named_in_one_warning(caplog: pytest.LogCaptu
     assert not layer.input_quantizer.signed
 
 
-@pytest.mark.parametrize("method", ["LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "TorchQAT", "EWGS", "N2UQ"])
+@pytest.mark.parametrize("method", ALL)
 def test_a_layer_with_channels_of_zeros_trains(method: str) -> None:
     conv = nn.Conv2d(2, 4, 3)
     conv.weight.data[1] = 0
@@ -280,6 +283,36 @@ def test_a_layer_with_channels_of_zeros_trains(method: str) -> None:
     layer(x).square().sum().backward()
     assert layer.weight.grad.isfinite().all()
     assert torch.isfinite(layer.weight_quantizer.qparams(layer.weight).scale).all()
+
+
+def test_every_method_is_in_this_file() -> None:
+    own = [name for name, method in methods.METHODS.items() if method.weight.__module__.startswith(OWN_METHODS)]
+    assert set(own) == set(ALL)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_one_bit_is_refused_but_for_dorefas_weights(method: str) -> None:
+    """PACT has DoReFa's weights. No input has 1 bit, nor any tensor 0 or 9."""
+
+    def build(weight_bits: int, input_bits: int) -> nn.Module:
+        return build_quant_layer(
+            dict(type=f"{method}Conv", num_bit_w=weight_bits, num_bit_a=input_bits), nn.Conv2d(2, 2, 3)
+        )
+
+    lowest = 1 if method in ("PACT", "DoReFa") else 2
+    for bits in range(lowest, 2):
+        layer = build(bits, 2)
+        assert layer.weight_quantizer(layer.weight).unique().numel() == 2
+    for bits in (*range(lowest), 9):
+        with pytest.raises(
+            ConfigError, match=rf"num_bit_w\): bits must be an integer from {lowest} to 8 .*got {bits}\."
+        ):
+            build(bits, 2)
+    for bits in (0, 1, 9):
+        with pytest.raises(ConfigError, match=rf"num_bit_a\): bits must be an integer from 2 to 8 .*got {bits}\."):
+            build(2, bits)
+        with pytest.raises(ConfigError, match=rf"bits must be an integer from 2 to 8 .*got {bits}\."):
+            methods.METHODS[method].input(bits, role="input")
 
 
 def test_a_methods_name_is_taken_twice_only_on_purpose(forget_registrations: None) -> None:

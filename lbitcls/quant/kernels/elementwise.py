@@ -309,6 +309,7 @@ def _sum_to(part: Tensor, parameter: Tensor) -> Tensor:
 
 
 def as_rows(x: Tensor, channel_axis: int | None) -> Tensor:
+    """Return a dense `x` as a vector, or with a channel axis as a matrix (C, elements of each); without a gradient."""
     if channel_axis is None:
         return x.detach().as_strided((x.numel(),), (1,))
     return x.detach().movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
