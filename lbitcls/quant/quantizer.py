@@ -209,8 +209,10 @@ class Quantizer(nn.Module):
         scale = self.grid(self.low.new_zeros((1, 1, 1, 1)) if x is None else x)[0]
         self._require_usable(scale)
         zero_point = self.zero_point().to(torch.int32).expand(scale.shape)
-        ends, rest = (self.quant_min, self.quant_max), (self.channel_axis, self.levels(), self.knots())
-        return QParams(scale.clone(), zero_point.clone(), *ends, *rest)
+        low, high = self._range
+        return QParams(
+            scale.clone(), zero_point.clone(), low, high, self.channel_axis, self.levels(), knots=self.knots()
+        )
 
     @property
     def signed(self) -> bool:

@@ -65,8 +65,8 @@ class FixedQuantizer(Quantizer):
         return self.zero.to(self.scale.dtype)
 
     def qparams(self, x: Tensor | None = None) -> QParams:
-        ends, rest = (self.quant_min, self.quant_max), (self.channel_axis, self._levels, self.bends)
-        return QParams(self.scale, self.zero, *ends, *rest)
+        low, high = self._range
+        return QParams(self.scale, self.zero, low, high, self.channel_axis, self._levels, knots=self.bends)
 
     def to_integer(self, x: Tensor) -> Tensor:
         if self.integers is not None:

@@ -98,7 +98,7 @@ def _segments(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     else:
         count = torch.bucketize(x, inner, out_int32=True)
     flat = count.reshape(-1)
-    return count, *(table.index_select(0, flat).view(x.shape) for table in (knots, widths))
+    return count, knots.index_select(0, flat).view(x.shape), widths.index_select(0, flat).view(x.shape)
 
 
 def _halving_search(x: Tensor, inner: Tensor) -> Tensor:
