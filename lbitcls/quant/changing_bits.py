@@ -5,9 +5,10 @@ more: layers with more bits than a stage stay as they are.
 
 When the bits change, all tensors stay the same objects with the same shapes. The range of a grid is kept:
 
-    learned step:      s ← s · (largest integer before) / (largest integer now)
-    learned offset:    scale and offset span the range that the grid had
-    range or clip:     unchanged, whether learned or observed; so are a constant range, α of DSQ, and the sign
+    learned step:        s ← s · (largest integer before) / (largest integer now)
+    learned offset:      scale and offset span the range that the grid had
+    range or clip:       unchanged, whether learned or observed; so are a constant range, α of DSQ, and the sign
+    learned thresholds:  refused, since each number of bits has another number of them (N2UQ's inputs)
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def change_bits(quantizer: Quantizer, num_bits: int, keep_range: bool = True) ->
         keep_range: Keep the range of each grid; False: the quantizer waits for initial values, as a new one does.
 
     Raises:
-        ConfigError: The method lacks these bits.
+        ConfigError: The method lacks these bits, or the quantizer cannot change its bits.
         ScaleError: The grid to keep has a scale that is not finite or not positive.
 
     Example:
@@ -48,6 +49,8 @@ def change_bits(quantizer: Quantizer, num_bits: int, keep_range: bool = True) ->
         True
     """
     check_num_bits(num_bits, type(quantizer).__name__, quantizer.lowest_bits)
+    if num_bits != quantizer.num_bits:
+        _require_changeable(quantizer, quantizer.place or type(quantizer).__name__)
     spans = keep_range and quantizer.is_initialized and not quantizer.bits_leave_range
     ends = _ends(quantizer) if spans else None
     quantizer.num_bits = num_bits
@@ -56,6 +59,15 @@ def change_bits(quantizer: Quantizer, num_bits: int, keep_range: bool = True) ->
     quantizer.refresh()
     if ends is not None:
         quantizer.set_range(*ends)
+
+
+def _require_changeable(quantizer: Quantizer, name: str) -> None:
+    if quantizer.bits_are_fixed:
+        raise ConfigError(
+            f"{name} ({type(quantizer).__name__}, {quantizer.num_bits} bits) cannot change its bits in training: each "
+            f"number of bits has another number of parameters. In progressive.bits, give {quantizer.role}s "
+            "the bits of quant_transformer in every stage, as in [(8, 2), (4, 2), (2, 2)], or use another method."
+        )
 
 
 def _ends(quantizer: Quantizer) -> tuple[Tensor, Tensor]:
@@ -100,9 +112,12 @@ def check_stages(model: nn.Module, pairs: Sequence[Pair]) -> None:
 
     Raises:
         ConfigError: The last stage has other bits than the lowest of the model's quantizers, a stage changes nothing,
-            or no quantizer has so few bits.
+            no quantizer has so few bits, or a quantizer that would change its bits cannot.
     """
     quantizers = [quantizer for _, quantizer in named_quantizers(model)]
+    for name, quantizer in named_quantizers(model):
+        if any(stage_bits(quantizer, pair) != quantizer.final_bits for pair in pairs):
+            _require_changeable(quantizer, name)
     for role, last in zip(("weight", "input"), pairs[-1], strict=True):
         fewest = min((q.final_bits for q in quantizers if q.role == role), default=last)
         if last != fewest:

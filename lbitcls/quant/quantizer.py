@@ -22,10 +22,10 @@ from lbitcls.quant.grid_facts import GRID, describe, read_facts, sign_name
 from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.recompute import worthwhile
 from lbitcls.quant.kernels.selection import select_at_first_use
-from lbitcls.quant.quantizer_errors import NotInitializedError, ScaleError
+from lbitcls.quant.quantizer_errors import NotInitializedError, ScaleError, require_finite
 from lbitcls.quant.spec import QParams, along, check_num_bits, compute_dtype, integer_range, per_grid
 from lbitcls.quant.weight_norm import chosen, norm_fact, restore, standardize
-from lbitcls.utils.errors import ConfigError, DataError
+from lbitcls.utils.errors import ConfigError
 from lbitcls.utils.jsontext import json_text
 
 OWN_METHODS = "lbitcls.quant.quantizers."
@@ -67,6 +67,8 @@ class Quantizer(nn.Module):
     """True if the grid's parameters are initialized from data (else the grid is constant)."""
     bits_leave_range: ClassVar[bool] = False
     """True if the parameters define the range, not a step, so that with other bits they stay as they are."""
+    bits_are_fixed: ClassVar[bool] = False
+    """True if the number of parameters depends on the bits, so that they cannot change in training."""
 
     initialized: Tensor
     enabled: Tensor
@@ -134,8 +136,8 @@ class Quantizer(nn.Module):
         """Return the integers that occur, ascending, or None if all integers in the range occur."""
         return None
 
-    def knots(self) -> Tensor | None:
-        """Return the values that `normalize` bends to 0, 1, 2, … steps, without a gradient, or None."""
+    def thresholds(self) -> Tensor | None:
+        """Return the values above which x becomes 1, 2, … steps, if these are uneven (`QParams.thresholds`), or None."""
         return None
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -211,7 +213,7 @@ class Quantizer(nn.Module):
         zero_point = self.zero_point().to(torch.int32).expand(scale.shape)
         low, high = self._range
         return QParams(
-            scale.clone(), zero_point.clone(), low, high, self.channel_axis, self.levels(), knots=self.knots()
+            scale.clone(), zero_point.clone(), low, high, self.channel_axis, self.levels(), self.thresholds()
         )
 
     @property
@@ -250,7 +252,7 @@ class Quantizer(nn.Module):
         Raises:
             DataError: A value in `x` is not finite, or is so large that the grid would not be finite.
         """
-        self._require_finite(x, "its data contains")
+        require_finite(x, self._name, "its data contains", self.role)
         given, x = x, self.normalize(x.detach().to(compute_dtype(x)))
         if self._signed_by_config is None:
             self.negative.fill_(bool((x < 0).any()))
@@ -260,18 +262,9 @@ class Quantizer(nn.Module):
         else:
             self.set_range(*rule(per_grid(x, self.channel_axis), self))
         for tensor in (*self.parameters(recurse=False), *self.grid(given)):
-            self._require_finite(tensor, "its grid contains")
+            require_finite(tensor, self._name, "its grid contains", self.role)
         self.initialized.fill_(True)
         self.refresh()
-
-    def _require_finite(self, x: Tensor, what: str) -> None:
-        finite = x.detach().isfinite()
-        if not finite.all():
-            cause = "weights of a run that diverged" if self.role == "weight" else "an image, or weights that diverged"
-            raise DataError(
-                f"{self._name} cannot be initialized: {what} {int((~finite).sum())} of {x.numel()} values that are "
-                f"NaN or infinite. Check for {cause}."
-            )
 
     def _require_usable(self, scale: Tensor) -> None:
         bad = ~(scale.isfinite() & (scale > (SMALLEST_SCALE if self.needs_data else 0.0)))

@@ -25,8 +25,8 @@ class QParams:
         quant_max: Largest integer.
         channel_axis: Axis of the tensor that the C scales belong to; None: one scale for the tensor.
         levels: Integers that occur, ascending, int32; None: all integers in the range occur.
-        knots: Values that are bent to 0, 1, 2, … steps before rounding (`kernels.piecewise.positions`, mirrored at zero
-            if signed); None: each is its number times `scale`.
+        thresholds: Values above which an input, its magnitude if signed, becomes 1, 2, … steps (`piecewise.steps_of`);
+            None: they lie in the middle between two steps.
     """
 
     scale: Tensor
@@ -35,7 +35,7 @@ class QParams:
     quant_max: int
     channel_axis: int | None = None
     levels: Tensor | None = None
-    knots: Tensor | None = None
+    thresholds: Tensor | None = None
 
     @property
     def signed(self) -> bool:

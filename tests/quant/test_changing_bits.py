@@ -25,6 +25,7 @@ CASES: list[tuple[Case, int]] = [
     ((name, role, bits, per_channel, signed), new)
     for name, role, (bits, new) in itertools.product(METHODS, ("weight", "input"), [(8, 4), (4, 3), (3, 2), (2, 8)])
     for per_channel, signed in ([(False, True), (True, True)] if role == "weight" else [(False, True), (False, False)])
+    if not getattr(METHODS[name], role).bits_are_fixed
 ]
 each_case = pytest.mark.parametrize(
     ("case", "new"),
@@ -217,3 +218,18 @@ def test_averaged_model_and_cached_weights_follow(method: str) -> None:
         assert torch.equal(renewed(x), after)
     model.train()(x)
     ema.update(model)  # shapes fit
+
+
+def test_thresholds_have_the_bits_of_the_config_in_every_stage() -> None:
+    """N2UQ's inputs have a parameter for each threshold; its weights change their bits as all do."""
+    model = network("N2UQ")
+    with pytest.raises(ConfigError, match=r"2\.input_quantizer \(N2UQInput, 2 bits\) cannot change its bits"):
+        check_stages(model, [(8, 8), (2, 2)])
+    with pytest.raises(ConfigError, match="give inputs the bits of quant_transformer in every stage"):
+        change_bits(model[2].input_quantizer, 4)
+    assert model[2].input_quantizer.num_bits == 2
+    pairs = [(8, 2), (4, 2), (2, 2)]
+    check_stages(model, pairs)
+    for pair in pairs:
+        set_bits(model, pair)
+    assert bits_of(model) == [(8, 8), (2, 2), (4, 4)]

@@ -10,7 +10,7 @@ from lbitcls.deploy.export.lowering import lower
 from lbitcls.deploy.verification.integer import integer_model
 from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.quant.calibration import calibrate
-from lbitcls.quant.kernels.piecewise import positions
+from lbitcls.quant.kernels.piecewise import MARGIN, positions, steps_of
 from lbitcls.quant.methods import build_quant_layer
 from lbitcls.quant.quantizers.n2uq import N2UQInput, N2UQWeight
 
@@ -83,8 +83,7 @@ def test_the_gradients_are_those_of_the_line(bits: int, signed: bool) -> None:
 def test_a_length_near_zero_or_below_keeps_a_segment_and_its_gradient() -> None:
     quantizer = uneven(2, signed=False)
     quantizer.lengths.data = torch.tensor([2.0, 1e-9, -1.0], dtype=torch.float64)
-    knots = quantizer.knots()
-    torch.testing.assert_close(knots.diff(), torch.tensor([2.0, 0.01, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(quantizer.thresholds(), torch.tensor([1.0, 2.005, 2.51], dtype=torch.float64))
     quantizer(torch.tensor([2.002, 2.5], dtype=torch.float64)).sum().backward()
     assert (quantizer.lengths.grad != 0).all()
 
@@ -128,8 +127,25 @@ def test_positions_are_interpolation(knots: int) -> None:
     ends = torch.cat([torch.zeros(1), torch.rand(knots, generator=torch.Generator().manual_seed(0)) + 0.1]).cumsum(0)
     x = torch.rand(3, 4, 5, 6).mul(ends[-1]).to(memory_format=torch.channels_last)
     expected = np.interp(x.numpy(), ends.numpy(), range(knots + 1))
-    torch.testing.assert_close(positions(x, ends), torch.tensor(expected).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(positions(x, ends), torch.tensor(expected).float(), rtol=1e-4, atol=MARGIN + 1e-4)
     assert positions(torch.tensor([torch.nan]), ends).isnan()
+
+
+@each_sign
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_value_at_a_threshold_and_its_neighbors_fall_as_they_are_compared(bits: int, signed: bool) -> None:
+    """In float32, too: no rounding error of the line moves a value across, so training and export agree exactly."""
+    quantizer = uneven(bits, signed).float()
+    for seed in range(10):
+        torch.manual_seed(seed)
+        quantizer.lengths.data = torch.rand(2**bits - 1) * 3 + 0.01
+        thresholds, step = quantizer.thresholds(), torch.tensor(STEP)
+        above, below = (torch.nextafter(thresholds, torch.tensor(end)) for end in (torch.inf, -torch.inf))
+        number = torch.arange(quantizer.quant_max).float()
+        for x, expected in ((above, number + 1), (thresholds, number), (below, number)):
+            for sign in (1, -1) if signed else (1,):
+                assert torch.equal(quantizer(sign * x), sign * expected * step)
+                assert torch.equal(steps_of(sign * x, thresholds, signed), sign * expected)
 
 
 def network(bits: int) -> tuple[nn.Module, Tensor]:

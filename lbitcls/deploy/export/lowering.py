@@ -1,6 +1,6 @@
 """Lowers a model for export: its layers compute the same with ONNX's QuantizeLinear and DequantizeLinear.
 
-    x -> [uneven thresholds become even ones (N2UQ): search, Sub, Div, Add, Mul] ->
+    x -> [with thresholds (N2UQ): the number of those below x, times the scale] ->
          Clip (to a grid that is narrower than its container) -> QuantizeLinear -> DequantizeLinear ─┐
     integer weights (an initializer) -> DequantizeLinear, a scale for each output channel ───────────┴ layer -> Add
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lbitcls.deploy.export.residuals import carried_outputs
 from lbitcls.deploy.targets.base import LayerFacts
 from lbitcls.quant.computed_weights import plain_copy
-from lbitcls.quant.kernels.piecewise import positions
+from lbitcls.quant.kernels.piecewise import steps_of
 from lbitcls.quant.layers import LAYER_KINDS, QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer, is_active
 from lbitcls.quant.spec import QParams, along
@@ -35,7 +35,7 @@ _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
 class LoweredInput(nn.Module):
-    """Bend, Clip, QuantizeLinear, DequantizeLinear on the grid of an input quantizer; the result for NaN is undefined.
+    """Clip, QuantizeLinear and DequantizeLinear on the grid of an input quantizer; the result for NaN is undefined.
 
     Args:
         qparams: Per-tensor grid.
@@ -44,14 +44,14 @@ class LoweredInput(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
-    knots: Tensor | None
+    thresholds: Tensor | None
 
     def __init__(self, qparams: QParams, container: str | None = None) -> None:
         super().__init__()
         self.container = container or container_of(qparams)
         self.register_buffer("scale", qparams.scale.detach().float().reshape(()))
         self.register_buffer("zero_point", qparams.zero_point.to(_DTYPES[self.container]).reshape(()))
-        self.register_buffer("knots", None if qparams.knots is None else qparams.knots.detach().float())
+        self.register_buffer("thresholds", None if qparams.thresholds is None else qparams.thresholds.float())
         self.signed = qparams.signed
         ends = torch.tensor([qparams.quant_min, qparams.quant_max]) - qparams.zero_point.cpu().reshape(())
         low, high = (ends * self.scale.cpu()).tolist()
@@ -59,8 +59,8 @@ class LoweredInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake quantize `x`, of any shape."""
-        if self.knots is not None:
-            x = positions(x, self.knots, self.signed) * self.scale
+        if self.thresholds is not None:
+            x = steps_of(x, self.thresholds, self.signed) * self.scale
         if self.bounds is not None:
             x = torch.clamp(x, *self.bounds)
         if not torch.compiler.is_exporting():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lbitcls.quant import functional
 from lbitcls.quant.calibration import named_quantizers
 from lbitcls.quant.computed_weights import plain_copy
-from lbitcls.quant.kernels.piecewise import positions
+from lbitcls.quant.kernels.piecewise import steps_of
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams, along
@@ -36,7 +36,7 @@ class FixedQuantizer(Quantizer):
     scale: Tensor
     zero: Tensor
     integers: Tensor | None
-    bends: Tensor | None
+    ends: Tensor | None
 
     def __init__(self, quantizer: Quantizer, weight: Tensor | None = None) -> None:
         qparams = quantizer.qparams(weight)
@@ -44,7 +44,7 @@ class FixedQuantizer(Quantizer):
         super().__init__(quantizer.num_bits, quantizer.role, quantizer.signed, quantizer.num_channels)
         self.channel_axis = quantizer.channel_axis
         self._levels = qparams.levels
-        self.register_buffer("bends", qparams.knots)
+        self.register_buffer("ends", qparams.thresholds)
         self.register_buffer("scale", qparams.scale)
         self.register_buffer("zero", qparams.zero_point)
         self.register_buffer("integers", None if weight is None else quantizer.to_integer(weight))
@@ -55,25 +55,23 @@ class FixedQuantizer(Quantizer):
     def levels(self) -> Tensor | None:
         return self._levels
 
-    def knots(self) -> Tensor | None:
-        return self.bends
-
-    def normalize(self, x: Tensor) -> Tensor:
-        return x if self.bends is None else positions(x, self.bends, self.signed) * self.scale
+    def thresholds(self) -> Tensor | None:
+        return self.ends
 
     def zero_point(self) -> Tensor:
         return self.zero.to(self.scale.dtype)
 
     def qparams(self, x: Tensor | None = None) -> QParams:
         low, high = self._range
-        return QParams(self.scale, self.zero, low, high, self.channel_axis, self._levels, knots=self.bends)
+        return QParams(self.scale, self.zero, low, high, self.channel_axis, self._levels, self.ends)
 
     def to_integer(self, x: Tensor) -> Tensor:
         if self.integers is not None:
             return self.integers
+        if self.ends is not None:
+            return steps_of(x, self.ends, self.signed).to(torch.int32)
         zero = along(self.zero_point(), x.dim(), self.channel_axis)
-        scale, ends = along(self.scale, x.dim(), self.channel_axis), (self.low - zero, self.high - zero)
-        steps = functional.to_steps(self.normalize(x), scale, *ends)
+        steps = functional.to_steps(x, along(self.scale, x.dim(), self.channel_axis), self.low - zero, self.high - zero)
         return (steps + zero).to(torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:

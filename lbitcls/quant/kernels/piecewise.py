@@ -1,7 +1,9 @@
-"""Piecewise linear function through knots: knots[i] becomes i, so that uneven thresholds become even ones.
+"""Uneven thresholds: the number of them below x, and the line that this staircase rounds, with its gradients.
 
-Between two knots the function is linear; before the first and after the last it continues straight. With the gradients
-of this function by x and by the knots, rounding it is N2UQ's generalized straight-through estimator.
+The line goes through knots, knots[i] becomes i, and continues straight before the first and after the last. Thresholds
+are the middles between knots. Rounded, the line is the number of thresholds below x, exactly: a value beside a
+threshold keeps a distance from the half, so that no rounding error moves it to the other side. With the line's
+gradients by x and by the knots, this is N2UQ's generalized straight-through estimator.
 """
 
 from __future__ import annotations
@@ -15,10 +17,41 @@ from lbitcls.quant.kernels.elementwise import as_rows, dense, like
 from lbitcls.quant.kernels.selection import fusible
 
 MOST_COMPARISONS = 16
+MARGIN = 1e-3
+"""Least distance of a position from a half, in steps: more than the rounding errors of 255 steps."""
+
+
+def midpoints(knots: Tensor) -> Tensor:
+    """Return the thresholds (n,) between knots (n + 1,)."""
+    return (knots[1:] + knots[:-1]) / 2
+
+
+def steps_of(x: Tensor, thresholds: Tensor, signed: bool = False) -> Tensor:
+    """Return the number of thresholds below each value, in the dtype of `x`, in operators that ONNX has.
+
+    Args:
+        x: Floating-point tensor of any shape, without NaN.
+        thresholds: Ascending values (n,) of the dtype of `x`.
+        signed: Mirror the staircase at zero: `steps_of(-x) = -steps_of(x)`.
+
+    Example:
+        >>> steps_of(torch.tensor([0.5, 0.6, 4.0]), torch.tensor([0.5, 2.0])).tolist()
+        [0.0, 1.0, 2.0]
+    """
+    magnitude = x.abs() if signed else x
+    if not torch.compiler.is_exporting():
+        steps = torch.bucketize(magnitude.contiguous(), thresholds).to(x.dtype)
+    elif len(thresholds) < MOST_COMPARISONS:
+        steps = torch.where(magnitude > thresholds[0], 1.0, 0.0)
+        for i in range(1, len(thresholds)):
+            steps = torch.where(magnitude > thresholds[i], i + 1.0, steps)
+    else:
+        steps = _halving_search(magnitude, thresholds).to(x.dtype)
+    return torch.where(x < 0, -steps, steps) if signed else steps
 
 
 def positions(x: Tensor, knots: Tensor, signed: bool = False) -> Tensor:
-    """Return the position of each value between the knots, in steps; NaN stays NaN.
+    """Return the position of each value between the knots, in steps, at least `MARGIN` from a half; NaN stays NaN.
 
     Args:
         x: Floating-point tensor of any shape.
@@ -26,8 +59,8 @@ def positions(x: Tensor, knots: Tensor, signed: bool = False) -> Tensor:
         signed: Mirror the function at zero: `positions(-x) = -positions(x)`.
 
     Example:
-        >>> positions(torch.tensor([0.5, 2.0, 4.0]), torch.tensor([0.0, 1.0, 3.0])).tolist()
-        [0.5, 1.5, 2.5]
+        >>> positions(torch.tensor([0.25, 2.5, 4.0]), torch.tensor([0.0, 1.0, 3.0])).tolist()
+        [0.25, 1.75, 2.5]
     """
     if torch.compiler.is_compiling():
         return _positions(x, knots, signed)
@@ -63,8 +96,10 @@ class Bend(torch.autograd.Function):
 @fusible
 def _positions(x: Tensor, knots: Tensor, signed: bool) -> Tensor:
     magnitude = x.abs() if signed else x
-    number, start, width = _segments(magnitude, knots)
-    found = number + (magnitude - start) / width
+    number, middle, width = _segments(magnitude, knots)
+    beyond = (magnitude - middle) / width
+    beyond = torch.where(magnitude > middle, beyond.clamp(min=MARGIN), beyond.clamp(max=-MARGIN))
+    found = number + 0.5 + beyond
     return torch.where(x < 0, -found, found) if signed else found
 
 
@@ -72,39 +107,38 @@ def _positions(x: Tensor, knots: Tensor, signed: bool) -> Tensor:
 def _gradients(grad: Tensor, x: Tensor, knots: Tensor, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradient of x, and those of each segment's start and end, (n,)."""
     magnitude = x.abs() if signed else x
-    number, start, width = _segments(magnitude, knots)
+    number, middle, width = _segments(magnitude, knots)
     grad_x = grad / width
-    by_end = -(grad_x * torch.sign(x) if signed else grad_x) * ((magnitude - start) / width).clamp(0, 1)
-    by_start = -(grad_x * torch.sign(x) if signed else grad_x) - by_end
+    by_ends = -(grad_x * torch.sign(x) if signed else grad_x)
+    by_end = by_ends * ((magnitude - middle) / width + 0.5).clamp(0, 1)
+    by_start = by_ends - by_end
     return grad_x, _sums(by_start, number, knots), _sums(by_end, number, knots)
 
 
 def _segments(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the number of each value's segment, its start and its width."""
-    inner, widths = knots[1:-1], knots[1:] - knots[:-1]
+    """Return the number of each value's segment, its threshold and its width."""
+    inner, middles, widths = knots[1:-1], midpoints(knots), knots[1:] - knots[:-1]
     if torch.compiler.is_compiling() and len(inner) < MOST_COMPARISONS:
-        number, start, width = (torch.zeros_like(x) + first for first in (0, knots[0], widths[0]))
-        for i in range(len(inner)):  # one pass over memory, also in OpenVINO; a search is not
+        number, middle, width = (torch.zeros_like(x) + first for first in (0, middles[0], widths[0]))
+        for i in range(len(inner)):  # one pass over memory; a search is not
             beyond = x > inner[i]
             number = torch.where(beyond, i + 1, number)
-            start, width = torch.where(beyond, inner[i], start), torch.where(beyond, widths[i + 1], width)
-        return number, start, width
-    if torch.compiler.is_exporting():
-        count = _halving_search(x, inner)
-    elif len(inner) < MOST_COMPARISONS:
+            middle, width = torch.where(beyond, middles[i + 1], middle), torch.where(beyond, widths[i + 1], width)
+        return number, middle, width
+    if len(inner) < MOST_COMPARISONS:
         count = torch.zeros_like(x, dtype=torch.int32)
         for bound in inner:
             count += x > bound
     else:
         count = torch.bucketize(x, inner, out_int32=True)
     flat = count.reshape(-1)
-    return count, knots.index_select(0, flat).view(x.shape), widths.index_select(0, flat).view(x.shape)
+    return count, *(table.index_select(0, flat).view(x.shape) for table in (middles, widths))
 
 
-def _halving_search(x: Tensor, inner: Tensor) -> Tensor:
-    """Return the number of `inner` values, ascending, below each value of `x`, int64; made of ONNX's operators."""
-    half = 2 ** len(inner).bit_length() // 2
-    table = torch.cat([inner, inner.new_full((max(2 * half - 1 - len(inner), 0),), torch.inf)])
+def _halving_search(x: Tensor, thresholds: Tensor) -> Tensor:
+    """Return the number of thresholds below each value, int64."""
+    half = 2 ** len(thresholds).bit_length() // 2
+    table = torch.cat([thresholds, thresholds.new_full((2 * half - 1 - len(thresholds),), torch.inf)])
     number = torch.zeros_like(x, dtype=torch.int64)
     while half:
         number = torch.where(x > table[number + (half - 1)], number + half, number)

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 
 from lbitcls.quant import functional
 from lbitcls.quant.kernels import Elementwise
-from lbitcls.quant.kernels.piecewise import Bend
+from lbitcls.quant.kernels.piecewise import Bend, midpoints
 from lbitcls.quant.methods import register_method
-from lbitcls.quant.quantizer import Quantizer, RangeRule, fill_scale
+from lbitcls.quant.quantizer import Quantizer, RangeRule
 from lbitcls.quant.quantizers.dorefa import everywhere, odd_levels
-from lbitcls.quant.ranges import mse
+from lbitcls.quant.ranges import fill_scale, mse
 from lbitcls.quant.spec import compute_dtype, per_grid
 
 SHORTEST = 0.01
@@ -79,6 +79,7 @@ class N2UQInput(Quantizer):
     """
 
     formula = Elementwise(functional.fake_quantize, step_gradients, functional.fake_quantize_plain)
+    bits_are_fixed = True
 
     def __init__(self, num_bits: int, **kwargs: Any) -> None:
         super().__init__(num_bits, narrow_range=True, **kwargs)
@@ -86,14 +87,16 @@ class N2UQInput(Quantizer):
         self.lengths = nn.Parameter(torch.ones(2**num_bits - 1))
 
     def normalize(self, x: Tensor) -> Tensor:
+        x = super().normalize(x)
         if not self._ready:
             return x
         x = x.to(compute_dtype(x))
         bent: Tensor = Bend.apply(x, self._knots(self._factor(x)).to(x.dtype), self.signed)
         return bent * functional.positive_scale(self.scale).detach()
 
-    def knots(self) -> Tensor:
-        return self._knots().detach()
+    @torch.no_grad()
+    def thresholds(self) -> Tensor:
+        return midpoints(self._knots())
 
     def _knots(self, factor: float = 1.0) -> Tensor:
         """Return d_0 … d_n, whose gradients are multiplied by `factor`."""
@@ -132,6 +135,7 @@ class N2UQWeight(Quantizer):
     """
 
     fixed_options = ("narrow_range",)
+    bits_leave_range = True
     needs_data = False
 
     @property
@@ -149,7 +153,8 @@ class N2UQWeight(Quantizer):
         return torch.arange(self.quant_min, self.quant_max + 1, 2, dtype=torch.int32, device=self.low.device)
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
-        mean = per_grid(x.detach().to(compute_dtype(x)), self.channel_axis).abs().mean(1)
+        x = self.normalize(x.detach())
+        mean = per_grid(x.to(compute_dtype(x)), self.channel_axis).abs().mean(1)
         clip = (mean * (2**self.num_bits - 1) / 2 ** (self.num_bits - 1)).clamp(min=functional.SMALLEST_SCALE)
         return (clip if self.channel_axis is not None else clip[0]) / self.high, self.low, self.high
 
