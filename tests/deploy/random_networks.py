@@ -24,7 +24,7 @@ from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.utils.errors import ConfigError
 
 CLASSES = 4
-METHODS = ("LSQ", "LSQ", "LSQPlus", "DSQ", "EWGS", "PACT", "DoReFa", "UQ", "APoT", "TorchQAT", "N2UQ")
+METHODS = ("LSQ", "LSQ", "LSQPlus", "DSQ", "EWGS", "PACT", "DoReFa", "UQ", "APoT", "TorchQAT")
 BITS = ((8, 8), (8, 8), (4, 4), (4, 4), (4, 8), (8, 4), (3, 3), (6, 5), (2, 4), (2, 2))
 SUFFIXES = {"Conv2d": "Conv", "Linear": "Linear", "Conv1d": "Conv1d", "ConvTranspose2d": "ConvTranspose2d"}
 ACCURACY = 0.9

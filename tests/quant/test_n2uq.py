@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.lowering import lower
+from lbitcls.deploy.export.lowering import LoweredInput, lower
 from lbitcls.deploy.verification.integer import integer_model
 from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.quant.calibration import calibrate
@@ -185,3 +185,18 @@ def test_the_exported_model_has_the_thresholds(bits: int) -> None:
     session = ort.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert ((torch.tensor(y) - net(x)).abs() > 1e-5).float().mean() < 0.02
+
+
+@pytest.mark.slow
+@each_sign
+@pytest.mark.parametrize("bits", [2, 8])
+def test_the_exported_input_falls_as_in_training_beside_every_threshold(bits: int, signed: bool) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    quantizer = uneven(bits, signed).float().eval()
+    thresholds = quantizer.thresholds()
+    above, below = (torch.nextafter(thresholds, torch.tensor(end)) for end in (torch.inf, -torch.inf))
+    x = torch.cat([above, thresholds, below, -above, -thresholds, -below, torch.zeros(1)])
+    program = torch.onnx.export(LoweredInput(quantizer.qparams()), (x,), dynamo=True, verbose=False)
+    session = ort.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.equal(torch.tensor(y), quantizer(x).detach())

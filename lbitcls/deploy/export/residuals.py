@@ -205,7 +205,9 @@ def _grid(sample: Tensor, takers: Iterable[QuantLayer], bits: int, signed: bool 
         own = layer.input_quantizer
         if own is None or not own.is_enabled or own.num_bits != bits:
             continue
-        if own.levels() is not None or own.thresholds() is not None:  # not integers at even distances, or not kept by it
+        if (
+            own.levels() is not None or own.thresholds() is not None
+        ):  # not integers at even distances, or not kept by it
             continue
         if _squared_error(own, sample) <= limit:
             return own, "8 bits, on the grid of the layer that consumes it"

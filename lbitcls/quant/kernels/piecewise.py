@@ -131,8 +131,8 @@ def _segments(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             count += x > bound
     else:
         count = torch.bucketize(x, inner, out_int32=True)
-    flat = count.reshape(-1)
-    return count, *(table.index_select(0, flat).view(x.shape) for table in (middles, widths))
+    middle, width = (table.index_select(0, count.reshape(-1)).view(x.shape) for table in (middles, widths))
+    return count, middle, width
 
 
 def _halving_search(x: Tensor, thresholds: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
     inputs: i steps between the thresholds T_i and T_(i+1),  i = 0 … n = 2^b - 1, times one learned step
     T_i = d_(i-1) + a_i / 2,  d_i = a_1 + … + a_i,  with learned lengths a_i > 0
     backward (G-STE): the value is (i - 1 + (x - d_(i-1)) / a_i) · step in segment i, from d_(i-1) to d_i, constant
-    before d_0 = 0 and after d_n; its derivatives by x and by every a_i are the gradients          (sections 3.1, 3.2)
+    before d_0 = 0 and after d_n; its derivatives by x and by every a_i are the gradients
     weights: w' = w · 2^(b-1) / (2^b - 1) / mean |w|, clipped to [-1, 1], rounded to 2^b levels from -1 to 1,
-    which keeps the entropy of the levels high                                                     (section 3.3)
+    which keeps the entropy of the levels high
 
 The segments' middles are the thresholds, so the value is that line, rounded: `normalize` bends x to the line, and the
-rest is rounding with the straight-through gradient. The step alone scales the result: ∂x̂/∂step is the number of steps.
+rest is rounding with the straight-through gradient. The result is exactly the number of thresholds below x times the
+step (`kernels.piecewise`), so an exported model counts the same. ∂x̂/∂step is that number.
 
 Details that the paper leaves open follow the authors' code: the weights' mean is that of the output channel
 (`per_channel=True`), a constant for the gradient; levels are multiplied by it again; the gradient passes unclipped.
