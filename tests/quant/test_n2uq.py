@@ -196,7 +196,7 @@ def test_the_exported_input_falls_as_in_training_beside_every_threshold(bits: in
     thresholds = quantizer.thresholds()
     above, below = (torch.nextafter(thresholds, torch.tensor(end)) for end in (torch.inf, -torch.inf))
     x = torch.cat([above, thresholds, below, -above, -thresholds, -below, torch.zeros(1)])
-    program = torch.onnx.export(LoweredInput(quantizer.qparams()), (x,), dynamo=True, verbose=False)
+    program = torch.onnx.export(LoweredInput(quantizer.qparams()).eval(), (x,), dynamo=True, verbose=False)
     session = ort.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert torch.equal(torch.tensor(y), quantizer(x).detach())
