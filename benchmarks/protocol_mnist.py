@@ -14,7 +14,7 @@ from pathlib import Path
 
 from result_rows import ROOT, Results, Row, paired, rows_table, train_rows, wrapped
 
-METHODS = ("LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "EWGS", "TorchQAT")
+METHODS = ("LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "EWGS", "TorchQAT", "N2UQ")
 BITS = (4, 3, 2)
 SEEDS = (0, 1, 2)
 AIM = 0.15
