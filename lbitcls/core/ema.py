@@ -61,6 +61,9 @@ class ModelEMA:
         state = {name: value for name, value in model.state_dict().items() if name not in averaged}
         self.module.load_state_dict(state, strict=False)
 
+    def start_over(self) -> None:
+        """Forget earlier weights where they would count as much as later ones (after other bits)."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the counters; the weights themselves are the checkpoint's `state_dict`."""
         return {"kind": self.kind, "steps": self.steps}
@@ -80,7 +83,8 @@ class ModelEMA:
 class ModelSWA(ModelEMA):
     """Copy of a model with the equal average of its weights at several steps.
 
-    When quantizers are switched on, averaging starts over, because the average would mix weights from before and after.
+    When quantizers are switched on or get other bits, averaging starts over, because the average would mix weights from
+    before and after.
 
     Args:
         model: Model in training (not wrapped by DDP, not yet compiled).
@@ -109,6 +113,9 @@ class ModelSWA(ModelEMA):
 
     def take_over(self, model: nn.Module, chosen: Iterable[nn.Parameter]) -> None:
         super().take_over(model, chosen)
+        self.start_over()
+
+    def start_over(self) -> None:
         self.averaged = 0
 
     def state_dict(self) -> dict[str, Any]:

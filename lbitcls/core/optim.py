@@ -70,6 +70,7 @@ def build_optimizer(
     quantizers: Iterable[nn.Parameter] = (),
     lr_mults: Mapping[int, float] | None = None,
     bits: Mapping[int, int] | None = None,
+    final_bits: Mapping[int, int] | None = None,
 ) -> torch.optim.Optimizer:
     """Build the optimizer described by `cfg` for every parameter of `model`.
 
@@ -81,6 +82,7 @@ def build_optimizer(
         quantizers: Parameters that quantizers learn: without weight decay, unless `paramwise_cfg` sets one.
         lr_mults: Additional factors on the learning rate, by a parameter's `id`.
         bits: Number of bits of the quantized weights, by a parameter's `id`; for `decay_by_bits`.
+        final_bits: Those at the end of training, if they change: weights that have the same change together.
 
     Returns:
         The optimizer; an `OptimizerPair` if `paramwise_cfg.quantizers` sets one for the quantizers' parameters.
@@ -99,12 +101,11 @@ def build_optimizer(
     learned = {id(p) for p in quantizers}
     if paramwise.quantizers is not None and not learned:
         raise ConfigError(f"{QuantizerParams.PLACE}: no quantizer of this model learns a parameter; leave it out.")
-    groups = _group(model, paramwise, main, own, learned, lr_mults or {}, bits or {})
+    groups = _group(model, paramwise, main, own, learned, lr_mults or {}, final_bits or bits or {})
     optimizer = main.build([group for key, group in groups.items() if own is None or not key.apart])
     if own is not None:
         optimizer = OptimizerPair(optimizer, own.build([group for key, group in groups.items() if key.apart]))
-    if paramwise.decay_by_bits is not None:
-        follow_bits(optimizer, paramwise.decay_by_bits, bits or {})
+    follow_bits(optimizer, bits or {})
     return optimizer
 
 
@@ -114,28 +115,27 @@ def quantizer_policy(cfg: Mapping[str, Any]) -> Warmup | None:
     return None if quantizers is None else quantizers.lr_config
 
 
-def follow_bits(optimizer: torch.optim.Optimizer, decays: Mapping[int, float], bits: Mapping[int, int]) -> None:
-    """Set the weight decay of quantized weights for their present numbers of bits.
+def follow_bits(optimizer: torch.optim.Optimizer, bits: Mapping[int, int]) -> None:
+    """Set the weight decay of quantized weights for their present numbers of bits, if it depends on them.
 
-    Call it again after the bits change, and after a state is loaded with other bits than the config's.
+    Call it again after the bits change. Bits that `decay_by_bits` does not list keep the decay without it.
 
     Args:
-        optimizer: Optimizer that `build_optimizer` built with `decay_by_bits`.
-        decays: Weight decay by bits; other bits keep the decay without `decay_by_bits`.
+        optimizer: Optimizer that `build_optimizer` built.
         bits: Number of bits by a weight's `id`.
 
     Raises:
         ConfigError: Weights of one group, which had the same bits when it was built, have different ones.
     """
     for group in optimizer.param_groups:
-        if "other_decay" not in group:
+        if "decay_by_bits" not in group:
             continue
         found = {bits[id(parameter)] for parameter in group["params"]}
         if len(found) > 1:
             raise ConfigError(
                 f"decay_by_bits: layers of equal bits must change together; now they have {sorted(found)}."
             )
-        group["weight_decay"] = decays.get(found.pop(), group["other_decay"])
+        group["weight_decay"] = group["decay_by_bits"].get(found.pop(), group["other_decay"])
 
 
 def _read_paramwise(given: Any) -> ParamwiseConfig:
@@ -285,7 +285,7 @@ def _new_group(key: _Key, kind: _Kind, paramwise: ParamwiseConfig) -> dict[str, 
     if key.bits is not None:
         if decay is None:
             raise ConfigError(f"optimizer.paramwise_cfg.decay_by_bits: {kind.cls.__name__} has no weight_decay.")
-        group["other_decay"] = decay * key.decay_mult
+        group |= {"decay_by_bits": dict(paramwise.decay_by_bits or {}), "other_decay": decay * key.decay_mult}
     if key.apart and paramwise.quantizers is not None and paramwise.quantizers.lr_config is not None:
         group["schedule"] = QUANTIZERS
     return group

@@ -37,10 +37,10 @@ def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for _, quantizer in named_quantizers(model) for p in quantizer.parameters()]
 
 
-def weight_bits(model: nn.Module) -> dict[int, int]:
-    """Return the number of bits of the quantized weights, by the `id` of a parameter."""
+def weight_bits(model: nn.Module, final: bool = False) -> dict[int, int]:
+    """Return the number of bits of the quantized weights, or those at the end of training, by a parameter's `id`."""
     return {
-        id(parameter): layer.weight_quantizer.num_bits
+        id(parameter): layer.weight_quantizer.final_bits if final else layer.weight_quantizer.num_bits
         for layer in model.modules()
         if isinstance(layer, QuantLayer) and layer.weight_quantizer is not None
         for name, parameter in layer.named_parameters()  # a parametrized weight has other names

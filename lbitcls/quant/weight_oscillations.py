@@ -15,7 +15,8 @@ quantized weight, but here a frozen weight still counts in the gradient norm and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,7 @@ class Oscillations:
         frequency: Moving average of oscillations, in [0, 1]. float32.
         average: Moving average of the integers. float32.
         frozen: True for frozen weights.
+        bits: Number of bits of the integers, which mean nothing with others.
     """
 
     integers: Tensor
@@ -87,13 +89,15 @@ class Oscillations:
     frequency: Tensor
     average: Tensor
     frozen: Tensor
+    bits: int
 
     @classmethod
     def start(cls, layer: QuantLayer) -> Oscillations:
         """Return the state before the first step: no change seen yet, nothing frozen."""
         integers = read_integers(layer)
         zeros = torch.zeros_like(integers, dtype=torch.float32)
-        return cls(integers.short(), zeros.to(torch.int8), zeros, integers.float(), zeros.bool())
+        bits = quantizer_of(layer).num_bits
+        return cls(integers.short(), zeros.to(torch.int8), zeros, integers.float(), zeros.bool(), bits)
 
     @torch.no_grad()
     def update(self, layer: QuantLayer, momentum: float, threshold: float) -> None:
@@ -153,13 +157,15 @@ class Oscillations:
             return torch.round(self.average).int()
         return levels[torch.bucketize(self.average, (levels[1:] + levels[:-1]) / 2)]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors, on the CPU."""
-        return {field.name: getattr(self, field.name).cpu() for field in fields(self)}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the attributes, tensors on the CPU."""
+        return vars(self.to(torch.device("cpu")))
 
     def to(self, device: torch.device) -> Oscillations:
         """Return the state on `device`."""
-        return Oscillations(**{name: value.to(device) for name, value in self.state_dict().items()})
+        return Oscillations(
+            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        )
 
 
 @torch.no_grad()

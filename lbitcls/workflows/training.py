@@ -308,12 +308,13 @@ def _build_step(
 
 
 def quantized_parameters(model: nn.Module, settings: Settings) -> dict[str, Any]:
-    """Return the arguments `quantizers` and `bits` of `build_optimizer`."""
+    """Return the arguments of `build_optimizer` for quantized models: `quantizers`, `bits` and `final_bits`."""
     if not settings.quant_transformer:
         return {}
     from lbitcls.quant import quantizer_parameters, weight_bits
 
-    return {"quantizers": quantizer_parameters(model), "bits": weight_bits(model)}
+    bits, final_bits = weight_bits(model), weight_bits(model, final=True)
+    return {"quantizers": quantizer_parameters(model), "bits": bits, "final_bits": final_bits}
 
 
 def _build_features(settings: Settings, model: nn.Module, dataset: Dataset, hooks: Sequence[Hook]) -> FeatureCache:

@@ -69,9 +69,9 @@ def end(cfg: Config, event: str, at: int) -> None:
     """Train until the run is ended from a hook; what it leaves is what a killed process leaves."""
     from tiny_parts import Ended
 
-    cfg = Config({**cfg._cfg_dict, "custom_hooks": [dict(type="EndAt", event=event, at=at, priority=99)]})
+    hooks = [*(cfg.get("custom_hooks") or ()), dict(type="EndAt", event=event, at=at, priority=99)]
     with contextlib.suppress(Ended):
-        train_classifier(cfg)
+        train_classifier(Config({**cfg._cfg_dict, "custom_hooks": hooks}))
         pytest.fail("the run was not ended")
 
 

@@ -156,7 +156,7 @@ def test_decay_by_bits() -> None:
     decay = {name: group_of(optimizer, p)["weight_decay"] for name, p in model.named_parameters()}
     expected = {"scale": 0.0, "clip": 0.0, "first.bias": 0.0, "last.bias": 0.0}
     assert decay == {**expected, "first.weight": 3e-5, "last.weight": 0.01}  # 4 bits: the optimizer's
-    follow_bits(optimizer, decays, {id(model.first.weight): 4, id(model.last.weight): 3})
+    follow_bits(optimizer, {id(model.first.weight): 4, id(model.last.weight): 3})
     decay = {name: group_of(optimizer, p)["weight_decay"] for name, p in model.named_parameters()}
     assert decay == {**expected, "first.weight": 0.01, "last.weight": 1e-4}
 
@@ -166,7 +166,7 @@ def test_layers_of_one_group_change_their_bits_together() -> None:
     first, last = id(model.first.weight), id(model.last.weight)
     optimizer = build(model, dict(decay_by_bits={2: 3e-5}), {first: 2, last: 2})
     with pytest.raises(ConfigError, match=r"must change together; now they have \[2, 3\]"):
-        follow_bits(optimizer, {2: 3e-5}, {first: 2, last: 3})
+        follow_bits(optimizer, {first: 2, last: 3})
 
 
 PLACE = r"optimizer\.paramwise_cfg\.quantizers"

@@ -21,6 +21,7 @@ from lbitcls.quant.weight_oscillations import (
     OSCILLATING,
     Oscillations,
     dampening_loss,
+    quantizer_of,
     quantizes,
     weight_quantizers,
 )
@@ -89,7 +90,8 @@ class FreezeOscillationsHook(Hook):
 
     The record at the end of each epoch has `oscillating` and `frozen`, in percent of the weights that are tracked:
     those with a frequency above 0.005 that are not frozen, and those frozen. An averaged model (`ema`) gets the frozen
-    integers before it is validated.
+    integers before it is validated. When the bits of a layer change (`progressive`), its weights are released and
+    tracking starts over.
 
     Args:
         threshold: Frequency of oscillations, in [0, 1], above which a weight freezes; or two: at the start and the end
@@ -120,7 +122,7 @@ class FreezeOscillationsHook(Hook):
 
     def before_run(self, runner: EpochRunner) -> None:
         found = weight_quantizers(runner.module)
-        self.layers = {name: layer for name, layer, quantizer in found if quantizer.num_bits <= self.max_bits}
+        self.layers = {name: layer for name, layer, quantizer in found if quantizer.final_bits <= self.max_bits}
         if not self.layers:
             raise ConfigError(
                 f"FreezeOscillationsHook needs quantized weights of at most {self.max_bits} bits; the model has none. "
@@ -133,7 +135,10 @@ class FreezeOscillationsHook(Hook):
 
     def before_epoch(self, runner: EpochRunner) -> None:
         for name, layer in self.layers.items():
-            if name not in self.oscillations and layer.weight_quantizer and quantizes(layer.weight_quantizer):
+            bits = quantizer_of(layer).num_bits
+            if name in self.oscillations and self.oscillations[name].bits != bits:
+                del self.oscillations[name]
+            if name not in self.oscillations and bits <= self.max_bits and quantizes(quantizer_of(layer)):
                 self.oscillations[name] = Oscillations.start(layer)
 
     def after_step(self, runner: EpochRunner) -> None:

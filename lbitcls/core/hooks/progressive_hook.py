@@ -10,6 +10,7 @@ import torch
 
 from lbitcls.core.hooks.calibration_hook import initialize_quantizers
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.core.optim import follow_bits
 from lbitcls.settings.progressive import Pair, ProgressiveConfig
 from lbitcls.settings.training_sections import CalibrationConfig
 from lbitcls.utils.errors import ConfigError
@@ -71,18 +72,21 @@ class ProgressiveHook(Hook):
         self._name_phase(runner)
 
     def _carry_over(self, runner: EpochRunner, pair: Pair, changed: int) -> None:
-        """Renew everything that depends on the bits: the averaged model, initial values, DDP, compiled code."""
+        """Renew everything that depends on the bits: weight decay, the average, initial values, DDP, compiled code."""
+        from lbitcls.quant import weight_bits
         from lbitcls.quant.changing_bits import set_bits
 
+        follow_bits(runner.step.optimizer, weight_bits(runner.module))
         runner.model = runner.module  # remove DDP, which must register the buffers again
         if runner.ema is not None:
             set_bits(runner.ema.module, pair)
+            runner.ema.start_over()
         told = "their ranges are kept"
         if not self.keep_range:
             _, number = initialize_quantizers(runner, self.calibration.num_batches, self.calibration.method)
             told = f"initialized from {number} batches"
         runner.wrap_model()
-        if runner.module._compiled_call_impl is not None:
+        if any(module._compiled_call_impl is not None for module in runner.model.modules()):
             torch.compiler.reset()  # else PyTorch's limit of recompilations is reached after a few stages
         runner.logger.info(
             "Stage %d of %d from epoch %d: %s; %d quantizers changed, %s.",
