@@ -19,7 +19,7 @@ from lbitcls.inference.torch_model import load_trained
 from lbitcls.protocols import Dataset
 from lbitcls.settings.distill import DistillConfig, TeacherConfig
 from lbitcls.settings.sections import read_settings
-from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
 from lbitcls.utils.published import is_published
 
 _TOLERANCE = 1e-2  # of a normalized value: configs give means and deviations in about three digits
@@ -60,8 +60,11 @@ def open_teacher(
         DataError: The teacher numbers the classes differently.
     """
     file = settings.teacher.file
-    with torch.random.fork_rng():
-        model, its_steps = _open(settings.teacher, session)
+    try:
+        with torch.random.fork_rng():
+            model, its_steps = _open(settings.teacher, session)
+    except LbitclsError as error:
+        raise type(error)(f"{TeacherConfig.PLACE}: {error}") from error
     own, its = (getattr(one, "num_classes", None) for one in (student, model))
     if None not in (own, its) and own != its:
         raise ConfigError(
@@ -81,7 +84,7 @@ def _open(teacher: TeacherConfig, session: Session) -> tuple[Any, Steps | None]:
     config = teacher.config or (describe(teacher.checkpoint).config if records else None)
     if config is None:
         raise CheckpointError(
-            f"distill.teacher: {teacher.checkpoint} does not record its config; give it as distill.teacher.config."
+            f"{teacher.checkpoint} does not record its config; give it as {TeacherConfig.PLACE}.config."
         )
     settings = read_settings(config)
     return load_trained(settings, teacher.checkpoint, str(session.device)), test_steps(settings.source)

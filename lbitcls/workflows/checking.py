@@ -21,6 +21,7 @@ from lbitcls.core.evaluation import evaluate
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
 from lbitcls.core.hooks.distiller import Distiller
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.oscillation_hooks import DampenOscillationsHook, FreezeOscillationsHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.optim import build_optimizer
 from lbitcls.core.runner import EpochRunner
@@ -238,7 +239,7 @@ def _check_hooks(
     """Build the hooks of calibration, of validation, and each other one, independently."""
     target = nn.Linear(1, 1) if model is None else model
     own = settings.changed(custom_hooks=[], log_config={"hooks": []})
-    rest = own.changed(quant_transformer=None, calibration=None)
+    rest = own.changed(quant_transformer=None, calibration=None, progressive=None)
     for some, evaluates in ((own, False), (rest, validate)):
         with found.part():
             build_hooks(some, target, session, evaluates, data_root)
@@ -298,14 +299,14 @@ def _take_step(settings: Settings, session: Session, validate: bool, data_root: 
 
 
 def _calibrate(runner: EpochRunner) -> None:
-    """Switch the quantizers on, as training does at the calibration epoch, and freeze what it freezes."""
+    """Switch the quantizers on, as training does at the calibration epoch, and start the hooks on weights."""
     runner.wrap_model()
     for hook in runner.hooks:
         if isinstance(hook, CalibrationHook):
             hook.before_run(runner)
             hook.epoch, hook.num_batches = 0, 1
             hook.before_epoch(runner)
-        elif isinstance(hook, UnfreezeHook):
+        elif isinstance(hook, (UnfreezeHook, DampenOscillationsHook, FreezeOscillationsHook)):
             hook.before_run(runner)
 
 

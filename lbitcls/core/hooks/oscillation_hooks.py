@@ -126,7 +126,7 @@ class FreezeOscillationsHook(Hook):
         if not self.layers:
             raise ConfigError(
                 f"FreezeOscillationsHook needs quantized weights of at most {self.max_bits} bits; the model has none. "
-                "Set max_bits, or remove the hook."
+                "Add quant_transformer, raise max_bits, or remove the hook."
             )
         for name, layer in self.layers.items():
             _require_writable(name, layer)
