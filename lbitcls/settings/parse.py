@@ -75,11 +75,11 @@ def _messages(kind: Any, value: Any, place: str, details: Sequence[Mapping[str, 
 
 def _message(kind: Any, value: Any, place: str, detail: Mapping[str, Any]) -> tuple[str, str]:
     """Return the location of a pydantic error and the message for it."""
-    if detail["loc"] and detail["loc"][-1] == "[key]":
-        owner = ".".join(map(str, (*([place] if place else []), *detail["loc"][:-2])))
-        return f"{owner}.[key]", f"{owner}: keys must be strings; got {detail['loc'][-2]}."
     about_key = detail["type"] in _ABOUT_KEYS
     where, annotation, given = list(_walk(kind, value, place, detail["loc"][:-1] if about_key else detail["loc"]))[-1]
+    if detail["loc"] and detail["loc"][-1] == "[key]" and _marker(annotation, Says) is None:
+        owner = ".".join(map(str, (*([place] if place else []), *detail["loc"][:-2])))
+        return f"{owner}.[key]", f"{owner}: keys must be strings; got {detail['loc'][-2]}."
     known = section_fields(annotation)
     if about_key and known and _marker(annotation, Says) is None:
         owner, last = _OWNERS.get(where, where), detail["loc"][-1]

@@ -131,10 +131,15 @@ def test_checkpoint_of_a_stage_has_its_true_bits(
 @pytest.mark.slow
 def test_two_processes_change_bits_together(make_config: Any, tmp_path: Path) -> None:
     """Buffers of APoT change their shapes under DDP; both ranks have the same weights."""
-    make_config(**sections("APoT", ranges="new"), options={"data.samples_per_gpu": 64}).dump(tmp_path / "tiny.py")
-    code, _, errors = finish(launch(tmp_path / "tiny.py"))
+    hooks = [dict(type="Fingerprint")]
+    given = sections("APoT", ranges="new")
+    make_config(custom_hooks=hooks, **given, options={"data.samples_per_gpu": 128}).dump(tmp_path / "tiny.py")
+    code, _, errors = finish(launch(tmp_path / "tiny.py", "--no-validate"))
     assert code == 0, errors
     assert bits_in(tmp_path / "work" / "latest.pth")["conv2.weight"] == 2
+    first, second = (torch.load(tmp_path / "work" / f"rank_{rank}.pt") for rank in (0, 1))
+    names = [name for name in first if "running" not in name]  # a process's own until a validation
+    assert len(names) > 12 and [first[name] for name in names] == [second[name] for name in names]
 
 
 @pytest.mark.slow
@@ -171,6 +176,10 @@ def test_wrong_values_are_refused_before_training(make_config: Any, wrong: dict[
 def test_float_model_has_no_stages(make_config: Any) -> None:
     with pytest.raises(ConfigError, match="progressive is for quantizers"):
         train_classifier(make_config(progressive=dict(bits=[8, 2], epochs=[1])))
+
+
+def test_check_accepts_stages(write_config: Any) -> None:
+    assert main(["check", str(write_config(**sections()))]) == 0
 
 
 def test_check_finds_wrong_stages(write_config: Any, capsys: Any) -> None:

@@ -17,8 +17,11 @@ OPTIMA = torch.tensor([-0.41, -0.3, 0.06, 0.14, 0.33, 0.6, 0.25, 0.9], dtype=tor
 
 
 def make_layer(method: str, outputs: int = 6, inputs: int = 20, **options: Any) -> Any:
-    entry = {"type": f"{method}Linear", "num_bit_w": 3, "num_bit_a": 32, **options}
-    layer = build_quant_layer(entry, nn.Linear(inputs, outputs, bias=False))
+    """A Linear, or a 1×1 convolution: `weight_norm` is for convolutions."""
+    convolves = "weight_norm" in options
+    entry = {"type": f"{method}{'Conv' if convolves else 'Linear'}", "num_bit_w": 3, "num_bit_a": 32, **options}
+    plain = nn.Conv2d(inputs, outputs, 1, bias=False) if convolves else nn.Linear(inputs, outputs, bias=False)
+    layer = build_quant_layer(entry, plain)
     layer.weight_quantizer.initialize(layer.weight.detach())
     return layer
 
@@ -123,12 +126,27 @@ def test_dampening_measures_a_normalized_weight() -> None:
     torch.testing.assert_close(dampening_loss(layer).detach(), (nearest - latent).square().sum(), rtol=1e-12, atol=0)
 
 
+def test_dampening_measures_a_weight_with_weight_norm() -> None:
+    """LSQ's grid on ŵ = (w - mean) / std; as in training, no gradient passes through mean and std."""
+    torch.manual_seed(1)
+    layer = make_layer("LSQ", per_channel=True, weight_norm=True).double()
+    loss = dampening_loss(layer)
+    loss.backward()
+    w, scale = layer.weight.detach(), layer.weight_quantizer.scale.detach().reshape(-1, 1, 1, 1)
+    std = w.std(dim=(1, 2, 3), keepdim=True, correction=0)
+    latent = (w - w.mean(dim=(1, 2, 3), keepdim=True)) / std
+    inside = (latent >= LOW * scale) & (latent <= HIGH * scale)
+    residual = torch.where(inside, latent - (latent / scale).round().clamp(LOW, HIGH) * scale, 0.0)
+    torch.testing.assert_close(loss.detach(), residual.square().sum(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(layer.weight.grad, 2 * residual / std, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", [2, 4])
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_frozen_integers_stay_while_all_else_moves(method: str, bits: int, per_channel: bool) -> None:
+@pytest.mark.parametrize("options", [dict(), dict(per_channel=True), dict(weight_norm=True)])
+def test_frozen_integers_stay_while_all_else_moves(method: str, bits: int, options: dict[str, Any]) -> None:
     torch.manual_seed(2)
-    layer = make_layer(method, num_bit_w=bits, per_channel=per_channel)
+    layer = make_layer(method, num_bit_w=bits, **options)
     oscillations = Oscillations.start(layer)
     oscillations.frozen = torch.rand_like(layer.weight) < 0.3
     before = oscillations.integers.clone()
@@ -137,7 +155,7 @@ def test_frozen_integers_stay_while_all_else_moves(method: str, bits: int, per_c
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter += 0.03 * parameter.abs().mean() * torch.randn_like(parameter)
-        layer.train()(torch.randn(2, 20))  # observed ranges move
+        layer.train()(torch.randn(2, 20, *layer.weight.shape[2:]))  # observed ranges move
         oscillations.update(layer, momentum=0.01, threshold=1.0)
         assert torch.equal(read_integers(layer)[oscillations.frozen].short(), before[oscillations.frozen])
     assert oscillations.frozen.sum() == number
