@@ -78,6 +78,7 @@ def combination(seed: int, teacher: str) -> dict[str, Any]:
         sections["progressive"] = dict(bits=[8, last], epochs=[1], ranges=draw.choice(["keep", "new"]))
         if draw.random() < 0.5:
             sections["progressive"]["bits"] = [last + 1, last]
+        sections["calibration"]["epoch"] = 0
     if draw.random() < 0.5:
         losses = [dict(), dict(loss="mse", label_weight=0), dict(loss="feature", modules=["backbone.bn2"])]
         sections["distill"] = dict(draw.choice(losses), teacher=dict(checkpoint=teacher))
