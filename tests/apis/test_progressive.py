@@ -133,7 +133,7 @@ def test_two_processes_change_bits_together(make_config: Any, tmp_path: Path) ->
     """Buffers of APoT change their shapes under DDP; both ranks have the same weights."""
     hooks = [dict(type="Fingerprint")]
     given = sections("APoT", ranges="new")
-    make_config(custom_hooks=hooks, **given, options={"data.samples_per_gpu": 128}).dump(tmp_path / "tiny.py")
+    make_config(custom_hooks=hooks, **given, options={"data.samples_per_gpu": 240}).dump(tmp_path / "tiny.py")
     code, _, errors = finish(launch(tmp_path / "tiny.py", "--no-validate"))
     assert code == 0, errors
     assert bits_in(tmp_path / "work" / "latest.pth")["conv2.weight"] == 2
