@@ -195,8 +195,9 @@ def test_state_is_small_and_comes_back() -> None:
         layer.weight.neg_()
     oscillations.update(layer, 0.01, 1.0)
     state = oscillations.state_dict()
-    assert sum(value.element_size() for value in state.values()) == 12  # bytes for each weight
     again = Oscillations(**state).to(torch.device("cpu")).state_dict()
+    assert state.pop("bits") == again["bits"] == 3
+    assert sum(value.element_size() for value in state.values()) == 12  # bytes for each weight
     assert all(torch.equal(state[name], again[name]) for name in state) and (state["directions"] != 0).any()
 
 
