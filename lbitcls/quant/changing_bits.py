@@ -41,6 +41,7 @@ def change_bits(quantizer: Quantizer, num_bits: int, keep_range: bool = True) ->
         ScaleError: The grid to keep has a scale that is not finite or not positive.
 
     Example:
+        >>> from lbitcls.quant.quantizers.lsq import LSQ
         >>> quantizer = LSQ(8, role="weight")
         >>> quantizer.initialize(torch.randn(8, 3, 3, 3))
         >>> before = quantizer.scale * 127

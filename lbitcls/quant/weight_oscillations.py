@@ -15,7 +15,7 @@ quantized weight, but here a frozen weight still counts in the gradient norm and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -163,9 +163,8 @@ class Oscillations:
 
     def to(self, device: torch.device) -> Oscillations:
         """Return the state on `device`."""
-        return Oscillations(
-            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        )
+        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 @torch.no_grad()
