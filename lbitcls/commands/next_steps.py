@@ -40,6 +40,8 @@ def _reports() -> bool:
 
 
 def _after_train(args: argparse.Namespace, summary: Any) -> Commands:
+    if args.find_lr:
+        return [] if summary.suggestion is None else [["train", args.config, *_with_rate(args, summary.suggestion)]]
     if "integer" in summary:
         model = Path(summary["integer"]["file"])
         return [_infer(model), _benchmark(model)]
@@ -97,6 +99,13 @@ def _given(args: argparse.Namespace) -> list[str]:
     """Return the options that the next command needs, too: `--data-root` and `--options`."""
     root = getattr(args, "data_root", None)
     return [*(["--data-root", root] if root else []), *_options(args)]
+
+
+def _with_rate(args: argparse.Namespace, rate: float) -> list[str]:
+    """Return the options of a training run at the learning rate `rate`."""
+    others = [option for option in args.options if not option.lstrip("+").startswith("optimizer.lr=")]
+    root = ["--data-root", args.data_root] if args.data_root else []
+    return [*root, "--options", *others, f"optimizer.lr={rate:.2g}"]
 
 
 def _options(args: argparse.Namespace) -> list[str]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lbitcls.commands.base import TRAIN, common_arguments, read_config, short_forms, verb
 from lbitcls.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lbitcls.core.lr_finder import RangeTest
+    from lbitcls.utils.config import Config
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +32,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--sycbn", action="store_true", help="compute BatchNorm statistics over all GPUs")
     add("--cpu-only", action="store_true", help="train on the CPU")
     add("--verbose", action="store_true", help="show every line of the log file")
+    _range_test_options(parser)
     common_arguments(parser)
+
+
+def _range_test_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--find-lr", action="store_true", help="do not train, but suggest a learning rate: a range test of 100 steps")
+    add("--find-lr-epoch", type=int, metavar="N", help="epoch (from 0) whose frozen parts and quantizers apply")
+    add("--find-lr-steps", type=int, default=100, metavar="N", help="steps of the range test (default: 100)")
+    add(
+        "--find-lr-range",
+        type=float,
+        nargs=2,
+        default=(1e-7, 10.0),
+        metavar=("MIN", "MAX"),
+        help="learning rates of the range test (default: 1e-07 10)",
+    )
 
 
 @verb("train", add_options, TRAIN)
@@ -61,12 +82,31 @@ def run(args: argparse.Namespace) -> object:
         from lbitcls.settings.sections import read_settings
 
         cfg.merge_from_dict({"work_dir": _named(read_settings(cfg).run_folder, args.name, args.work_dir)})
+    if args.find_lr:
+        return _find_lr(cfg, args)
     from lbitcls.workflows.training import train_classifier
 
     return train_classifier(
         cfg,
         resume=args.resume,
         validate=not args.no_validate,
+        data_root=args.data_root,
+        launcher=args.launcher,
+        verbose=args.verbose,
+    )
+
+
+def _find_lr(cfg: Config, args: argparse.Namespace) -> RangeTest:
+    from lbitcls.workflows.finding_lr import find_learning_rate
+
+    least, most = args.find_lr_range
+    return find_learning_rate(
+        cfg,
+        epoch=args.find_lr_epoch,
+        least=least,
+        most=most,
+        steps=args.find_lr_steps,
+        resume=args.resume,
         data_root=args.data_root,
         launcher=args.launcher,
         verbose=args.verbose,

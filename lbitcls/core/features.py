@@ -1,9 +1,10 @@
 """Feature cache (`feature_cache=True`): with a frozen backbone, each image's features are computed once and kept.
 
-It requires a pipeline without random steps. A batch with a new sample is read and passed through the backbone as usual,
-so the first epoch takes its normal time; after that the head learns from stored features, and no image is read. The
-result equals that without the cache if a sample's features do not depend on the other samples of its batch; this is
-checked on the first batch, and a difference causes a warning.
+It requires a pipeline without random steps: that of the training set, or `pipeline`, which applies only while the
+backbone is frozen, so that a backbone which trains later sees random images. A batch with a new sample is read and
+passed through the backbone as usual, so the first epoch takes its normal time; after that the head learns from stored
+features, and no image is read. The result equals that without the cache if a sample's features do not depend on the
+other samples of its batch; this is checked on the first batch, and a difference causes a warning.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class FeatureCache:
     Args:
         enabled: False: batches are handed through as they are.
         max_mib: what the features of all data sets may take, in MiB; where it is more, they are computed each time.
+        fixed: Loader of the training images while no part before the head changes; None: the run's own.
         unused_for: where it is not enabled though no part before the head changes: the random steps that forbid it,
             `''` for none; None: it could not save anything. What it would save is logged once.
         computed: Number of batches whose features were computed while the cache was on, in training and validation.
@@ -81,6 +83,7 @@ class FeatureCache:
 
     enabled: bool = False
     max_mib: float = FeatureCacheConfig.max_mib
+    fixed: BatchLoader | None = None
     unused_for: str | None = None
     computed: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0}, init=False)
     _stores: dict[int, _Store] = field(default_factory=dict)  # by the loader's id
@@ -95,7 +98,10 @@ class FeatureCache:
             start: Number of the first batch.
         """
         epoch = runner.epoch if training else 0
-        if not self._usable(runner):
+        changing = bool(cast("FixedFeatures", runner.module).moving_parts) if self.enabled or self.fixed else True
+        if training and self.fixed is not None and not changing:
+            loader = self.fixed
+        if not self._usable(runner, changing):
             began = time.monotonic()
             yield from loader.iterate(epoch, start)
             if training and start == 0:
@@ -123,8 +129,8 @@ class FeatureCache:
             store.phase = phase
         return store
 
-    def _usable(self, runner: Run) -> bool:
-        if self.enabled and cast("FixedFeatures", runner.module).moving_parts:
+    def _usable(self, runner: Run, changing: bool) -> bool:
+        if self.enabled and changing:
             runner.logger.info("feature_cache: Dropping the features, because the backbone trains from now on.")
             self._drop()
         return self.enabled
@@ -200,6 +206,7 @@ def build_feature_cache(
     datasets: Mapping[str, Dataset],
     compiled: bool = False,
     later: Sequence[str] = (),
+    fixed: BatchLoader | None = None,
 ) -> FeatureCache:
     """Build the feature cache of a run.
 
@@ -209,6 +216,7 @@ def build_feature_cache(
         datasets: Data sets whose features are cached, by their names in messages.
         compiled: True if the whole model is compiled.
         later: Names of parts that a hook keeps frozen until some epoch.
+        fixed: Loader of the training images while the backbone is frozen, if they have another pipeline.
 
     Raises:
         ConfigError: The features would change, because the backbone trains, a pipeline step is random, or batches are
@@ -230,9 +238,9 @@ def build_feature_cache(
         if steps:
             raise ConfigError(
                 f"feature_cache needs the same image in every epoch, but the pipeline of {name} has random steps: "
-                f"{steps}. Replace them by Resize and CenterCrop, or remove feature_cache."
+                f"{steps}. Replace them by Resize and CenterCrop, give feature_cache.pipeline, or remove feature_cache."
             )
-    return FeatureCache(enabled=True, max_mib=settings.max_mib)
+    return FeatureCache(enabled=True, max_mib=settings.max_mib, fixed=fixed)
 
 
 def _unused_for(model: nn.Module, datasets: Mapping[str, Dataset], compiled: bool, later: Sequence[str]) -> str | None:

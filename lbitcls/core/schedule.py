@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from lbitcls.settings.learning_rate import (
@@ -95,13 +96,20 @@ class Schedule:
     epoch_len: int
     max_epochs: int
 
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """First epoch and end (exclusive) of each part of the run; the policy starts again in each."""
+        return list(pairwise((0, *self.settings.restarts, self.max_epochs)))
+
     def __call__(self, base_lr: float, iteration: int, epoch: int) -> float:
         """Return the learning rate of `iteration` (of the run, from 0), which belongs to `epoch` (from 0)."""
         own, formula = self.settings, _FORMULAS[type(self.settings)]
+        begin, end = next((begin, end) for begin, end in reversed(self.parts) if begin <= epoch)
+        epoch, iteration = epoch - begin, iteration - begin * self.epoch_len
         if own.by_epoch:
-            lr = formula(own, base_lr, epoch, self.max_epochs)
+            lr = formula(own, base_lr, epoch, end - begin)
         else:
-            lr = formula(own, base_lr, iteration, self.max_epochs * self.epoch_len)
+            lr = formula(own, base_lr, iteration, (end - begin) * self.epoch_len)
         length = own.warmup_iters * (self.epoch_len if own.warmup_by_epoch else 1)
         if own.warmup is None or iteration >= length:
             return lr
@@ -125,12 +133,18 @@ def build_schedule(cfg: Warmup | Mapping[str, Any] | None, *, epoch_len: int, ma
         max_epochs: Number of epochs of the run.
 
     Raises:
-        ConfigError: A policy or key is unknown, or a value is out of range.
+        ConfigError: A policy or key is unknown, a value is out of range, or the run ends before a restart.
     """
     policy = cfg if isinstance(cfg, Warmup) else FixedPolicy() if not cfg else read_policy(cfg)
+    if policy.restarts and policy.restarts[-1] >= max_epochs:
+        raise ConfigError(
+            f"lr_config.restarts: epoch {policy.restarts[-1]}, but the run has only {max_epochs} epochs. Remove the "
+            "restart, or train for more epochs."
+        )
     schedule = Schedule(policy, epoch_len=epoch_len, max_epochs=max_epochs)
     try:
-        schedule(1.0, max_epochs * epoch_len - 1, max_epochs - 1)
+        for _, end in schedule.parts:
+            schedule(1.0, end * epoch_len - 1, end - 1)
     except OverflowError:
         raise ConfigError("lr_config: the learning rate becomes too large by the end of the run.") from None
     return schedule

@@ -14,7 +14,7 @@ from lbitcls.settings.fields import ITEMS, MOST, NUMBER, Count, Doc, Factor, Swi
 
 @dataclass(frozen=True, kw_only=True)
 class Warmup(Section):
-    """Options of every policy: the unit of its progress, and the warmup at the start of a run."""
+    """Options of every policy: the unit of its progress, the warmup at its start, and its restarts."""
 
     PLACE: ClassVar[str] = "lr_config"
 
@@ -30,8 +30,14 @@ class Warmup(Section):
         float, Ge(0), Le(1), NUMBER, Doc("Initial learning rate of the warmup as a fraction of the policy's.")
     ] = 0.1
     warmup_by_epoch: Annotated[Switch, Doc("Measure warmup_iters in epochs; False: in iterations.")] = False
+    restarts: Annotated[
+        Annotated[tuple[Count, ...], ITEMS],
+        Doc("Epochs (from 0) at which policy and warmup start again, each time for the epochs up to the next restart."),
+    ] = ()
 
     def check(self) -> None:
+        if list(self.restarts) != sorted(set(self.restarts)):
+            raise ValueError(f"restarts must be in ascending order; got {list(self.restarts)}.")
         if self.warmup is not None and self.warmup_iters == 0:
             raise ValueError("warmup needs warmup_iters > 0.")
         if self.warmup is not None and self.warmup_ratio == 0:

@@ -210,6 +210,9 @@ class CalibrationConfig(Section):
     method: Annotated[
         RangeRule | None, Doc("Rule that finds ranges in these batches; None: each quantization method's own.")
     ] = None
+    reload_best: Annotated[
+        Switch, Doc("Continue with the best weights of the float epochs before it, instead of their last ones.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,6 +338,11 @@ class FeatureCacheConfig(Section):
     max_mib: Annotated[
         Positive, Doc("Memory limit for the features of all data sets, in MiB; the rest are recomputed in each epoch.")
     ] = 1024.0
+    pipeline: Annotated[
+        Annotated[tuple[Component, ...], MinLen(1), ITEMS] | None,
+        Says("a list of steps, each a dict(type='…', …)"),
+        Doc("Pipeline of the training images while the backbone is frozen; None: that of data.train."),
+    ] = None
 
 
 WorkflowStep = Annotated[tuple[Literal["train", "val"], Count], ITEMS]

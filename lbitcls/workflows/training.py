@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.assembly.run_hooks import build_hooks
-from lbitcls.assembly.session import Session, check_data, load_data, make_model, open_session
+from lbitcls.assembly.session import Session, check_data, data_section, load_data, make_model, open_session
 from lbitcls.core.distillation import Student
 from lbitcls.core.ema import build_average
 from lbitcls.core.features import FeatureCache, build_feature_cache
@@ -104,20 +104,15 @@ def _train(
     with open_session(settings, launcher, log_file, head, lock, verbose) as session:
         if is_main():
             remove_leftovers(work_dir)
-        start = _find_start(settings, work_dir, resume, session)
-        settings = settings.changed(seed=_choose_seed(settings.seed, start, session))
-        _prepare(settings, session)
-        run = _name_run(start, work_dir if resume else None)
-        runner = build_runner(settings, work_dir, session, start, run=run, validate=validate, data_root=data_root)
-        if start is not None:
-            runner.restore(start[1], start[0])
-            _say_where(runner, start[0])
+        settings, runner, resumed = open_run(
+            settings, work_dir, session, resume=resume, validate=validate, data_root=data_root
+        )
         describe_run(runner)
         say_backbone(runner)
         show_plan_line(settings, runner)
         began = time.monotonic()
         runner.run()
-        summary = finish(runner, time.monotonic() - began, log_file, resumed=start is not None)
+        summary = finish(runner, time.monotonic() - began, log_file, resumed=resumed)
         draw_run(settings, runner, [board.add_picture for board in boards_of(runner)])
         if session.place.rank != 0:
             return summary
@@ -132,6 +127,27 @@ def _train(
             board.close()
         show_summary(summary)
     return summary
+
+
+def open_run(
+    settings: Settings,
+    work_dir: Path,
+    session: Session,
+    *,
+    resume: bool,
+    validate: bool,
+    data_root: str | None,
+) -> tuple[Settings, EpochRunner, bool]:
+    """Return the settings with their seed, the runner at its position, and True if it resumes a run."""
+    start = _find_start(settings, work_dir, resume, session)
+    settings = settings.changed(seed=_choose_seed(settings.seed, start, session))
+    _prepare(settings, session)
+    run = _name_run(start, work_dir if resume else None)
+    runner = build_runner(settings, work_dir, session, start, run=run, validate=validate, data_root=data_root)
+    if start is not None:
+        runner.restore(start[1], start[0])
+        _say_where(runner, start[0])
+    return settings, runner, start is not None
 
 
 def _say_where(runner: EpochRunner, path: Path) -> None:
@@ -241,7 +257,7 @@ def build_runner(
         ema=ema,
         wrap=lambda module: _parallel(trained, settings, session),
         memory_format=memory_format,
-        features=_build_features(settings, model, dataset, hooks),
+        features=_build_features(settings, model, dataset, hooks, session, data_root),
         meta=meta,
         logger=session.logger,
     )
@@ -317,13 +333,29 @@ def quantized_parameters(model: nn.Module, settings: Settings) -> dict[str, Any]
     return {"quantizers": quantizer_parameters(model), "bits": bits, "final_bits": final_bits}
 
 
-def _build_features(settings: Settings, model: nn.Module, dataset: Dataset, hooks: Sequence[Hook]) -> FeatureCache:
-    datasets = {"data.train": dataset}
+def _build_features(
+    settings: Settings,
+    model: nn.Module,
+    dataset: Dataset,
+    hooks: Sequence[Hook],
+    session: Session,
+    data_root: str | None,
+) -> FeatureCache:
+    datasets, fixed = {"data.train": dataset}, None
+    if settings.feature_cache is not None and settings.feature_cache.pipeline is not None:
+        section = {**data_section(settings.data, "train", "training"), "pipeline": settings.feature_cache.pipeline}
+        dataset, fixed = load_data(
+            *(settings, "train", "feature_cache", session),
+            seed=settings.seed or 0,
+            data_root=data_root,
+            section=section,
+        )
+        datasets = {"feature_cache": dataset}
     for hook in hooks:
         if isinstance(hook, EvaluationHook):
             datasets["data.val"] = hook.loader.dataset
     later = [name for hook in hooks if isinstance(hook, UnfreezeHook) for name in hook.parts(model)]
-    return build_feature_cache(settings.feature_cache, model, datasets, settings.compile, later)
+    return build_feature_cache(settings.feature_cache, model, datasets, settings.compile, later, fixed)
 
 
 def _compile(models: Sequence[nn.Module], device: torch.device) -> None:

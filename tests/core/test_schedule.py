@@ -130,3 +130,27 @@ def test_mistakes(cfg: Any, message: str) -> None:
 
 def test_policies_by_any_case() -> None:
     assert rate(dict(policy="Step", step=1), 10) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_each_restart_is_a_schedule_of_its_own(by_epoch: bool) -> None:
+    """A run of 10 epochs with restarts at 4 and 7 has the rates of runs of 4, 3 and 3 epochs, one after another."""
+    cfg = dict(policy="CosineAnnealing", min_lr=0, by_epoch=by_epoch, warmup="linear", warmup_iters=12)
+    for begin, end in ((0, 4), (4, 7), (7, 10)):
+        for iteration in range(10 * begin, 10 * end):
+            expected = rate(cfg, iteration - 10 * begin, max_epochs=end - begin)
+            assert rate({**cfg, "restarts": [4, 7]}, iteration) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("restarts", "message"),
+    [
+        ([7, 4], r"restarts must be in ascending order; got \[7, 4\]"),
+        ([4, 4], "ascending order"),
+        ([0], "must be an integer ≥ 1; got 0"),
+        ([10], "restarts: epoch 10, but the run has only 10 epochs"),
+    ],
+)
+def test_mistakes_of_restarts(restarts: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rate(dict(policy="fixed", restarts=restarts), 0)

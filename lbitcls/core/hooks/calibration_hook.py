@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.settings.training_sections import CalibrationConfig, RangeRule
 from lbitcls.utils.dist import broadcast_module
@@ -24,6 +25,7 @@ class CalibrationHook(Hook):
         epoch: Epoch (from 0) at whose start the quantizers are switched on; 0: before training.
         num_batches: Number of training batches for the initial values.
         method: Rule that finds ranges in them, `mse`, `percentile` or `minmax`; None: each method's own rule.
+        reload_best: Load the best weights of the float epochs first; without validation there are none.
     """
 
     priority = PRIORITIES["VERY_HIGH"]
@@ -33,8 +35,10 @@ class CalibrationHook(Hook):
         epoch: int = CalibrationConfig.epoch,
         num_batches: int = CalibrationConfig.num_batches,
         method: RangeRule | None = CalibrationConfig.method,
+        reload_best: bool = CalibrationConfig.reload_best,
     ) -> None:
-        checked = CalibrationConfig(epoch=epoch, num_batches=num_batches, method=method)
+        checked = CalibrationConfig(epoch=epoch, num_batches=num_batches, method=method, reload_best=reload_best)
+        self.reload_best = checked.reload_best
         self.epoch, self.num_batches, self.method = checked.epoch, checked.num_batches, checked.method
         self.done = False
 
@@ -52,6 +56,8 @@ class CalibrationHook(Hook):
         if self.done or runner.epoch < self.epoch:
             return
         runner.model = runner.module  # remove DDP: it must register again which parameters have gradients
+        if self.reload_best:
+            self._reload(runner)
         count, number = initialize_quantizers(runner, self.num_batches, self.method)
         _switch(runner, True)
         runner.wrap_model()
@@ -60,6 +66,12 @@ class CalibrationHook(Hook):
             "Quantization is on from epoch %d: %d quantizers initialized from %d batches.",
             *(runner.epoch + 1, count, number),
         )
+
+    def _reload(self, runner: EpochRunner) -> None:
+        """Load the best weights of the float epochs, also into the averaged model."""
+        validation = runner.find(EvaluationHook)
+        if validation is not None and validation.load_best(runner, runner.module) and runner.ema is not None:
+            runner.ema.module.load_state_dict(runner.module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done}

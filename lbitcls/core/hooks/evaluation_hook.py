@@ -153,18 +153,30 @@ class EvaluationHook(Hook):
         self._weights_of = runner.epoch if runner.completed else None
         if best is None or not self.settings.reload_best or not runner.completed:
             return
-        self._weights_of = best["epoch"]
-        path = runner.work_dir / best["file"]
+        if self.load_best(runner, runner.eval_model):
+            self._weights_of = best["epoch"]
+
+    def load_best(self, runner: EpochRunner, model: nn.Module) -> bool:
+        """Load the best weights of the current phase into `model` on all ranks; they may be an average's.
+
+        Returns:
+            False if there is no readable file of them: the model keeps its weights, with a warning.
+        """
+        best = self.best.get(runner.phase)
+        if best is None:
+            return False
+        path, loaded = runner.work_dir / best["file"], True
         said = "Reloaded the best weights: %s %.4f, epoch %d, %s"
         if is_main():
             try:
-                runner.eval_model.load_state_dict(read_checkpoint(path)["state_dict"])
+                model.load_state_dict(read_checkpoint(path)["state_dict"])
             except CheckpointError as error:
                 runner.logger.warning("%s", error)
-                self._weights_of = runner.epoch
+                loaded = False
                 said = "Kept the last epoch's weights instead of the best: %s %.4f, epoch %d, %s"
-        self._share(runner.eval_model)
+        self._share(model)
         runner.logger.info(said, best["key"], best["value"], best["epoch"], path, extra=DETAIL)
+        return broadcast_object(loaded)
 
     def _share(self, model: nn.Module) -> None:
         """Send the weights that rank 0 read to every rank."""

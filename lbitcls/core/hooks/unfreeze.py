@@ -58,6 +58,8 @@ class UnfreezeHook(Hook):
     def before_run(self, runner: EpochRunner) -> None:
         if self.epoch >= runner.max_epochs:
             raise ConfigError(f"UnfreezeHook: epoch={self.epoch}, but the run has only {runner.max_epochs} epochs.")
+        if runner.epoch > self.epoch:  # resumed later: a calibration at this epoch must not find the parts frozen
+            return
         model = cast("Freezable", runner.module)
         for name in self.parts(runner.module):
             model.freeze(name)
