@@ -1,6 +1,6 @@
 """The recipe of `lbitcls init` on three folders of images; the table is docs/results/init_recipe.md.
 
-    python benchmarks/init_recipe.py --data-root FOLDER [--rows cifar10/recipe …] [--seeds 0]
+    python benchmarks/init_recipe.py --data-root FOLDER [--rows cifar10/squeezenet1_1/recipe …] [--seeds 0 1]
 
 `FOLDER` contains `cifar10_jpg.tar.gz`, `MNIST`, `hymenoptera_256.tar.gz` (or the folder) and `weights`. The script
 extracts a small folder of images from each set, and runs `lbitcls init` and `lbitcls train` on it. Completed rows (with
@@ -41,6 +41,7 @@ PARTS = {"train": 0, "val": 1}
 NUMBERS = {"cifar10": (30, 40), "mnist": (15, 20)}
 RECIPES = ("probe", "earlier", "recipe", "recipe_4w4f")
 SHORTER = ("num_threads=1", "data.workers_per_gpu=0", "+log_config.pictures=False", "+export=None")
+ROWS = [f"{name}/{backbone}/{recipe}" for name in FOLDERS for backbone in WEIGHTS for recipe in RECIPES]
 Entry = dict[str, Any]
 
 
@@ -209,3 +210,68 @@ def processor_seconds() -> float:
 def recorded(file: Path) -> list[Entry]:
     """Return the lines of a file of results."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def document(results: list[Entry]) -> str:
+    """Return the page: one line per row with all its seeds, and the rows that have not been trained."""
+    rows = [line for row in ROWS if (line := _row(row, [entry for entry in results if entry["row"] == row]))]
+    known = {entry["row"] for entry in results}
+    return "\n".join(
+        [
+            "# The recipe of `lbitcls init`",
+            "",
+            "`python benchmarks/init_recipe.py --data-root FOLDER` writes this page; `--rows ROW --seeds SEED` trains",
+            "one row: a folder, a backbone and a recipe. Top-1 in percent on `val`. `probe` is a logistic regression on",
+            "the pretrained features, converged, with the best of four L2 penalties; `earlier`, head and backbone",
+            "together for 6,000 images, as `init` wrote before; `recipe`, the config that `init` writes; `recipe_4w4f`,",
+            "with `--quantize lsq-4w4f`. Best: the highest of a phase's epochs; last: after its last epoch. The run keeps",
+            "the best weights of the float phases, so it is at least as good as its own first phase on these images. As",
+            "they also chose the epoch, the best is optimistic by a few images; a separate `test` folder tells more.",
+            "",
+            *(f"- `{name}`: {text}." for name, text in FOLDERS.items()),
+            "",
+            "| row | seeds | best of each phase | last of each phase | epochs | minutes |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Not trained yet: {', '.join(f'`{row}`' for row in ROWS if row not in known) or 'none'}.",
+            "",
+        ]
+    )
+
+
+def _row(row: str, found: list[Entry]) -> str | None:
+    if not found:
+        return None
+    seeds = ", ".join(str(entry["seed"]) for entry in found)
+    best, last = ("; ".join(_accuracies(entry, key) for entry in found) for key in ("best", "last"))
+    minutes = ", ".join(str(entry.get("minutes", "")) for entry in found)
+    epochs = found[0].get("epochs", "")
+    return f"| `{row}` | {seeds} | {best} | {last} | {epochs} | {minutes} |"
+
+
+def _accuracies(entry: Entry, key: str) -> str:
+    return " → ".join(f"{value:.1f}" for value in entry.get(key, [entry["top-1"]]))
+
+
+def main() -> None:
+    """Train the remaining rows, and write the page after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/init_recipe.md")
+    args = parser.parse_args()
+    results = args.out.with_suffix(".jsonl")
+    for seed in args.seeds:
+        for row in args.rows:
+            if not any((entry["row"], entry["seed"]) == (row, seed) for entry in recorded(results)):
+                entry = measure(row, seed, args.data_root)
+                with results.open("a") as lines:
+                    lines.write(json.dumps(entry) + "\n")
+            args.out.write_text(document(recorded(results)))
+    args.out.write_text(document(recorded(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lbitcls.commands.base import TRAIN, common_arguments, read_config, short_forms, verb
 from lbitcls.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lbitcls.core.lr_finder import RangeTest
-    from lbitcls.utils.config import Config
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -83,30 +78,26 @@ def run(args: argparse.Namespace) -> object:
 
         cfg.merge_from_dict({"work_dir": _named(read_settings(cfg).run_folder, args.name, args.work_dir)})
     if args.find_lr:
-        return _find_lr(cfg, args)
+        from lbitcls.workflows.finding_lr import find_learning_rate
+
+        least, most = args.find_lr_range
+        return find_learning_rate(
+            cfg,
+            epoch=args.find_lr_epoch,
+            least=least,
+            most=most,
+            steps=args.find_lr_steps,
+            resume=args.resume,
+            data_root=args.data_root,
+            launcher=args.launcher,
+            verbose=args.verbose,
+        )
     from lbitcls.workflows.training import train_classifier
 
     return train_classifier(
         cfg,
         resume=args.resume,
         validate=not args.no_validate,
-        data_root=args.data_root,
-        launcher=args.launcher,
-        verbose=args.verbose,
-    )
-
-
-def _find_lr(cfg: Config, args: argparse.Namespace) -> RangeTest:
-    from lbitcls.workflows.finding_lr import find_learning_rate
-
-    least, most = args.find_lr_range
-    return find_learning_rate(
-        cfg,
-        epoch=args.find_lr_epoch,
-        least=least,
-        most=most,
-        steps=args.find_lr_steps,
-        resume=args.resume,
         data_root=args.data_root,
         launcher=args.launcher,
         verbose=args.verbose,
