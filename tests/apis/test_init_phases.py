@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def plan(images: int, **given: Any) -> Plan:
 
 def test_more_images_mean_fewer_epochs_and_more_iterations() -> None:
     plans = [plan(images) for images in (50, 250, 1_000, 4_000, 20_000, 100_000)]
-    for small, large in zip(plans, plans[1:], strict=False):
+    for small, large in pairwise(plans):
         assert small.head_epochs >= large.head_epochs and small.whole_epochs >= large.whole_epochs
         assert small.whole_epochs * small.train_images < large.whole_epochs * large.train_images
     assert [p.whole_epochs for p in plans] == [30, 25, 13, 6, 3, 3]
