@@ -14,6 +14,7 @@ before it had a probe phase; `recipe` and `recipe_4w4f`, the config of `lbitcls 
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import subprocess
