@@ -103,9 +103,9 @@ class OneCyclePolicy(Warmup):
 
     policy: Literal["OneCycle"] = "OneCycle"
     by_epoch: Annotated[Switch, Doc("Measure the policy's progress in epochs; False: in iterations.")] = False
-    pct_start: Annotated[float, Ge(0), Le(1), NUMBER, Doc("Fraction of the run in which the learning rate rises.")] = (
-        0.3
-    )
+    pct_start: Annotated[
+        float, Ge(0), Le(1), NUMBER, Doc("Fraction of the run, or between restarts, in which the rate rises.")
+    ] = 0.3
     div_factor: Annotated[float, Ge(1), NUMBER, Doc("The first learning rate is the base rate divided by this.")] = 25.0
     final_div_factor: Annotated[
         float, Ge(1), NUMBER, Doc("The final learning rate is the first one divided by this.")

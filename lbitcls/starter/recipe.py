@@ -1,12 +1,12 @@
 """Text of the config that `lbitcls init` writes: a transfer-learning recipe for a folder of images.
 
-With pretrained weights a run has two phases, or three. The new head trains alone, on features that are computed once
-(a probe); then AdamW fine-tunes the whole network, the backbone at a small
-fraction of the head's learning rate, from a warmup on; then, with `--quantize`, training continues with quantizers,
-from the best weights so far. The best weights of the first two phases are kept, so on the validation set the float
-model is at least as good as after the first. More images mean fewer epochs, but more iterations. BatchNorm keeps its
-published statistics and weights. For LSQ and EWGS, calibration picks the initial ranges by least squared error, as in
-`configs/transfer/…_lsq_4w4f.py`. `docs/results/init_recipe.md` has the measurements behind the numbers.
+With pretrained weights a run has two phases, or three. The new head trains alone, on features that are computed once;
+then AdamW fine-tunes the whole network, the backbone at a small fraction of the head's learning rate, from a warmup on;
+then, with `--quantize`, training continues with quantizers, from the best weights so far. The best weights of both
+float phases are kept, so on the validation images the float model is at least as good as its own head phase. More
+images mean fewer epochs, but more iterations. BatchNorm keeps its published statistics and weights. For LSQ and EWGS,
+calibration picks the initial ranges by least squared error, as in `configs/transfer/…_lsq_4w4f.py`.
+`docs/results/init_recipe.md` has the measurements behind the numbers.
 """
 
 from __future__ import annotations

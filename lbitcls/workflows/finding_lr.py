@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lbitcls.assembly.session import open_session
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
+from lbitcls.core.hooks.progressive_hook import ProgressiveHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook
 from lbitcls.core.lr_finder import LEAST, MOST, STEPS, RangeTest, range_test
 from lbitcls.core.runner import EpochRunner
@@ -37,11 +38,11 @@ def find_learning_rate(
     """Run a learning-rate range test, and write its curve and its values to the work directory.
 
     The work directory's run does not change, and can be resumed afterwards. The test calls no hooks except
-    `UnfreezeHook` and that of `calibration`.
+    `UnfreezeHook` and those of `calibration` and `progressive`.
 
     Args:
         cfg: Config of the run; `load_from` names weights to start from.
-        epoch: Epoch (from 0) whose frozen parts and quantizers apply; None: 0, or that of the resumed run.
+        epoch: Epoch (from 0) whose frozen parts, quantizers and bits apply; None: 0, or that of the resumed run.
         least: Learning rate of the first step.
         most: Learning rate of the last step.
         steps: Number of optimizer steps.
@@ -72,8 +73,9 @@ def find_learning_rate(
 
 
 def _enter(runner: EpochRunner, epoch: int | None) -> None:
-    """Bring the model into its state at the start of an epoch: frozen parts, quantizers."""
-    hooks = [hook for hook in runner.hooks if isinstance(hook, (CalibrationHook, UnfreezeHook))]
+    """Bring the model into its state at the start of an epoch: frozen parts, quantizers and their bits."""
+    kinds = (CalibrationHook, ProgressiveHook, UnfreezeHook)
+    hooks = [hook for hook in runner.hooks if isinstance(hook, kinds)]
     for hook in hooks:
         hook.before_run(runner)
     runner.wrap_model()

@@ -55,10 +55,7 @@ def test_it_ends_where_the_loss_explodes(make_config: Any, monkeypatch: Any) -> 
     losses = iter([2.0] * 10 + [1.0] * 10 + [30.0, 60.0, 1.0])
     monkeypatch.setattr("lbitcls.core.lr_finder._train", lambda *given: next(losses))
     found = find_learning_rate(make_config())
-    assert found.losses == (2.0,) * 10 + (1.0,) * 10 + (
-        30.0,
-        60.0,
-    )  # the running mean has reached four times its lowest value
+    assert found.losses == (2.0,) * 10 + (1.0,) * 10 + (30.0, 60.0)  # the running mean is four times its lowest value
     losses = iter([2.0] * 10 + [math.inf, 1.0])
     assert find_learning_rate(make_config()).losses == (2.0,) * 10
 
@@ -156,6 +153,23 @@ def test_the_phase_of_an_epoch(make_config: Any, monkeypatch: Any) -> None:
     assert found[0].suggestion is None  # random features of a frozen backbone teach the head nothing in 40 steps
     for result in found[1:]:
         assert_descends(result)
+
+
+def test_the_bits_of_an_epoch(make_config: Any, monkeypatch: Any) -> None:
+    """`epoch` also selects the stage of `progressive`."""
+    from lbitcls.quant import weight_bits
+
+    seen = []
+
+    def spy(runner: EpochRunner, **given: Any) -> RangeTest:
+        seen.append(set(weight_bits(runner.module).values()))
+        return range_test(runner, **given)
+
+    monkeypatch.setattr(finding_lr, "range_test", spy)
+    cfg = make_config(total_epochs=2, progressive=dict(bits=[8, 4], epochs=[1]), **QUANTIZED)
+    for epoch in (0, 1):
+        find_learning_rate(cfg, epoch=epoch, least=1e-3, steps=10)
+    assert seen == [{8}, {4}]
 
 
 def test_files_and_the_command_to_use(write_config: Any, capsys: Any) -> None:

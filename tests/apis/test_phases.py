@@ -72,22 +72,22 @@ def test_fixed_images_while_frozen_then_random_ones(make_config: Any) -> None:
     assert not torch.equal(saved(cfg, late)["state_dict"][key], saved(plain, late)["state_dict"][key])
 
 
-def test_phases_resume_bit_identical(make_config: Any) -> None:
+@pytest.mark.parametrize("max_mib", [1024.0, pytest.param(0.001, marks=pytest.mark.slow)])
+def test_phases_resume_bit_identical(make_config: Any, max_mib: float) -> None:
     """Also if the features do not fit: the pipeline depends on the position, not on the cache."""
     from tiny_parts import Ended
 
-    for cache in (None, dict(pipeline=FIXED, max_mib=0.001)):
-        whole = phases(make_config, f"whole{cache is None}", cache)
-        train_classifier(whole)
-        for at in (17, 31):
-            often = dict(checkpoint_config=dict(by_epoch=False, interval=5))
-            end = [dict(type="EndAt", event="after_iter", at=at)]
-            cut = phases(make_config, f"cut{at}{cache is None}", cache, end, **often)
-            with pytest.raises(Ended):
-                train_classifier(cut)
-            cut.custom_hooks = cut.custom_hooks[:-1]
-            train_classifier(cut, resume=True)
-            assert_equal(saved(whole)["state_dict"], saved(cut)["state_dict"])
+    cache = dict(pipeline=FIXED, max_mib=max_mib)
+    whole = phases(make_config, "whole", cache)
+    train_classifier(whole)
+    for at in (17, 31):  # while the head trains alone, and later
+        often = dict(checkpoint_config=dict(by_epoch=False, interval=5))
+        cut = phases(make_config, f"cut{at}", cache, [dict(type="EndAt", event="after_iter", at=at)], **often)
+        with pytest.raises(Ended):
+            train_classifier(cut)
+        cut.custom_hooks = cut.custom_hooks[:-1]
+        train_classifier(cut, resume=True)
+        assert_equal(saved(whole)["state_dict"], saved(cut)["state_dict"])
 
 
 def test_random_steps_in_the_cache_are_refused(make_config: Any) -> None:
@@ -95,7 +95,10 @@ def test_random_steps_in_the_cache_are_refused(make_config: Any) -> None:
         train_classifier(phases(make_config, "refused", dict(pipeline=RANDOM)))
 
 
-@pytest.mark.parametrize("ema", [None, dict(decay=0.5)], ids=["plain", "ema"])
+SWA = pytest.param(dict(kind="swa", start=1), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("ema", [pytest.param(None, marks=pytest.mark.slow), dict(decay=0.5), SWA])
 def test_quantization_starts_from_the_best_float_weights(make_config: Any, ema: Any, monkeypatch: Any) -> None:
     from tiny_parts import Ended
 

@@ -132,10 +132,15 @@ def test_policies_by_any_case() -> None:
     assert rate(dict(policy="Step", step=1), 10) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [dict(policy="CosineAnnealing", min_lr=0, warmup="linear", warmup_iters=12), dict(policy="OneCycle")],
+    ids=["cosine", "one_cycle"],
+)
 @pytest.mark.parametrize("by_epoch", [True, False])
-def test_each_restart_is_a_schedule_of_its_own(by_epoch: bool) -> None:
+def test_each_restart_is_a_schedule_of_its_own(policy: dict[str, Any], by_epoch: bool) -> None:
     """A run of 10 epochs with restarts at 4 and 7 has the rates of runs of 4, 3 and 3 epochs, one after another."""
-    cfg = dict(policy="CosineAnnealing", min_lr=0, by_epoch=by_epoch, warmup="linear", warmup_iters=12)
+    cfg = {**policy, "by_epoch": by_epoch}
     for begin, end in ((0, 4), (4, 7), (7, 10)):
         for iteration in range(10 * begin, 10 * end):
             expected = rate(cfg, iteration - 10 * begin, max_epochs=end - begin)
