@@ -1,4 +1,4 @@
-"""The phases of the config that `lbitcls init` writes, and that its run is at least as good as a linear probe."""
+"""The phases of the config that `lbitcls init` writes, and that its run is at least as good as its head phase."""
 
 from __future__ import annotations
 
@@ -89,13 +89,15 @@ def test_the_config_has_the_phases(quantize: str | None, pretrained: str, tmp_pa
 
 
 @pytest.mark.slow
-def test_at_least_as_good_as_the_probe(tmp_path: Path, monkeypatch: Any) -> None:
-    """On CIFAR-10 images: better than the best epoch of the head alone, or equal; the probe has learned the classes."""
+def test_at_least_as_good_as_the_head_phase(tmp_path: Path, monkeypatch: Any) -> None:
+    """On CIFAR-10 images: better than the best epoch of the head alone, or equal; the head has learned the classes."""
     archive = DATA / "cifar10_jpg.tar.gz"
     if not archive.exists() or not (DATA / WEIGHTS).exists():
         pytest.skip(f"needs {archive} and {WEIGHTS}")
     monkeypatch.chdir(tmp_path)
-    left = {(part, kind): 12 for part in ("train", "test") for kind in ("airplane", "frog", "ship")}
+    left = {
+        (part, kind): number for part, number in (("train", 12), ("test", 8)) for kind in ("airplane", "frog", "ship")
+    }
     with tarfile.open(archive) as tar:
         for member in tar:
             key = tuple(member.name.split("/")[1:3])
@@ -109,12 +111,12 @@ def test_at_least_as_good_as_the_probe(tmp_path: Path, monkeypatch: Any) -> None
     weights = str((DATA / WEIGHTS).resolve())
     assert main(["init", "photos", "--backbone", "squeezenet1_1", "--pretrained", weights]) == 0
     head = Config.fromfile("photos.py").custom_hooks[0]["epoch"]
-    shorter = [f"total_epochs={head + 3}", "data.workers_per_gpu=0", "num_threads=1", "+log_config.pictures=False"]
+    shorter = [f"total_epochs={head + 2}", "data.workers_per_gpu=0", "num_threads=1", "+log_config.pictures=False"]
     assert main(["train", "photos.py", "--options", *shorter]) == 0
     records = map(json.loads, Path("work_dirs/photos/log.jsonl").read_text().splitlines())
     val = {record["epoch"]: record["top-1"] for record in records if record["mode"] == "val"}
     summary = json.loads(Path("work_dirs/photos/summary.json").read_text())
-    assert len(val) == head + 3
+    assert len(val) == head + 2
     best = max(val.values())
     assert best >= max(val[epoch] for epoch in range(1, head + 1)) > 60
-    assert summary["float"]["top-1"] == pytest.approx(best)
+    assert summary["float"]["top1"] == pytest.approx(best)

@@ -137,6 +137,7 @@ BEYOND_A_SCHEMA = (
     *(
         " needs '",
         "needs warmup",
+        "needs kind=",
         "accepts either",
         "there is no result",
         "must be a list with 'train'",
