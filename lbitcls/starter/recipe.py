@@ -6,7 +6,7 @@ then, with `--quantize`, training continues with quantizers, from the best weigh
 float phases are kept, so on the validation images the float model is at least as good as its own head phase. More
 images mean fewer epochs, but more iterations. BatchNorm keeps its published statistics and weights. For LSQ and EWGS,
 calibration picks the initial ranges by least squared error, as in `configs/transfer/…_lsq_4w4f.py`.
-`docs/results/init_recipe.md` has the measurements behind the numbers.
+`docs/results/init_recipe.md` has measurements.
 """
 
 from __future__ import annotations
