@@ -1,0 +1,6 @@
+"""`plain.py` whose bits go down, an epoch each at 4 and 3 bits, with ranges that are found again for each."""
+
+_base_ = "plain.py"
+
+progressive = dict(bits=[4, 3, 2], epochs=[1, 1], ranges="new")
+calibration = dict(method="mse")
