@@ -125,7 +125,7 @@ class Extent:
 
     def add(self, x: Tensor, quantizer: Quantizer | None) -> None:
         """Count a tensor, as the quantizer sees it."""
-        value = x.detach() if quantizer is None else quantizer.normalize(x.detach())
+        value = x.detach() if quantizer is None else quantizer.normalize(x.detach()).detach()
         self.lowest = min(self.lowest, float(value.min()))
         self.highest = max(self.highest, float(value.max()))
         if quantizer is not None:

@@ -103,6 +103,8 @@ def _why_simulated(layer: Layer) -> str | None:
         return "hooks watch a quantizer"
     if _own_forward(inputs):
         return "its input quantizer has its own forward pass"
+    if type(inputs).normalize is not Quantizer.normalize:
+        return "its input quantizer bends its input"
     return None if inputs.channel_axis is None else "its input has a scale for each channel"
 
 

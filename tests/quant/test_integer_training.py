@@ -99,9 +99,11 @@ def test_products_are_exact(seed: int) -> None:
     assert torch.equal(y, F.linear(rows.double() + low, matrix.double(), bias.double()).float())
 
 
+MULTIPLYING = [method for method in METHODS if method != "N2UQ"]
+"""Methods whose layers multiply integers in training."""
 CASES = [
     (method, name, bits, per_channel, signed)
-    for method, name, bits in itertools.product(METHODS, LAYERS, (2, 4, 8))
+    for method, name, bits in itertools.product(MULTIPLYING, LAYERS, (2, 4, 8))
     for per_channel, signed in ((False, False), (True, True))
 ]
 
@@ -122,6 +124,10 @@ def check_step(case: tuple[str, str, int, bool, bool], image: bool, monkeypatch:
         smallest = 1e-3 if "quantizer" in name else 2e-5
         bound = max(smallest, 3 * distance(simulated_gradients[name], expected))
         assert distance(got_gradients[name], expected) <= bound, name
+
+
+def test_inputs_with_learned_thresholds_are_simulated() -> None:
+    assert why_float(make("N2UQ", "Conv", 4, False, False)[0]) == "its input quantizer bends its input"
 
 
 def slow_unless(is_fast: Callable[[Any], bool]) -> list[Any]:
@@ -198,7 +204,7 @@ def test_integer_kernels_are_refused_where_they_cannot_run(monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MULTIPLYING)
 def test_a_compiled_model_steps_alike(method: str, compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     torch.manual_seed(0)

@@ -112,7 +112,7 @@ class RandomNetwork(nn.Module):
 def test_a_step_of_a_random_network(seed: int, kernels: str) -> None:
     draw = random.Random(seed)
     torch.manual_seed(seed)
-    methods = sorted({*METHODS} - {"TorchQAT"})  # the largest value of its first batch is a tie
+    methods = sorted({*METHODS} - {"TorchQAT", "N2UQ"})  # a tie in its first batch; inputs that are simulated
     model = RandomNetwork(draw, draw.choice(["LSQ", "LSQ", *methods]))
     x = torch.randn(3, 3, draw.choice([6, 7]), 6)
     check(prepared(model, x), x)

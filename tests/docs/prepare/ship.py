@@ -83,7 +83,6 @@ BENCHMARKS = {
 WITH_DATA = {
     "python benchmarks/accuracy_cifar10.py --data-root FOLDER": "data",
     "python benchmarks/protocol_cifar10.py --data-root FOLDER": "data",
-    "python benchmarks/protocol_mnist.py --data-root FOLDER": "data",
     "python benchmarks/runner_epoch.py --data-root FOLDER --json runner_epoch.json": "data",
 }
 
