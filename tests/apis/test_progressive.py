@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_distributed import finish, launch
-from test_resume import content, end, same_run
+from test_resume import end, same_run
 
 from lbitcls.apis import init_model, train_classifier
 from lbitcls.apis import test_classifier as classify
