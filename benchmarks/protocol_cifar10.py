@@ -43,11 +43,11 @@ def quantized(bits: str, seed: int) -> Row:
     options: dict[str, object] = {"seed": seed}
     if before := BITS[: BITS.index(bits)]:
         options["load_from"] = f"work_dirs/{before[-1]}-{seed}/latest.pth"
-    return Row(f"cifar10/resnet20_{bits.lower()}.py", options, keeps=seed == 0)
+    return Row(f"cifar10/resnet20_{bits.lower()}.py", options)
 
 
 ROWS: dict[str, Row] = {
-    "resnet20": Row("cifar10/resnet20.py", {"load_from": "resnet20.pth"}, keeps=True),
+    "resnet20": Row("cifar10/resnet20.py", {"load_from": "resnet20.pth"}),
     **{f"float-{seed}": Row("cifar10/resnet20_control.py", {"seed": seed}) for seed in SEEDS},
     **{f"{bits}-{seed}": quantized(bits, seed) for seed in SEEDS for bits in BITS},
     **{name: Row(f"cifar10/ablation/{name}.py", final=False) for name in INGREDIENTS},

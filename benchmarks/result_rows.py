@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -29,13 +28,11 @@ class Row:
         config: File below `configs/`.
         options: What the row's command changes in it.
         final: Read the test set, once, after the last epoch.
-        keeps: Keep the trained weights beside the log: other rows begin with them.
     """
 
     config: str
     options: dict[str, Any] = field(default_factory=dict)
     final: bool = True
-    keeps: bool = False
 
     @property
     def changes(self) -> list[str]:
@@ -62,17 +59,13 @@ def train_rows(
 ) -> None:
     """Train the wanted rows that are not completed, and write the page after each.
 
-    Results are in the `.jsonl` file beside the page `out`, logs and kept weights in the folder of its name.
+    Results are in the `.jsonl` file beside the page `out`, logs in the folder of its name.
     """
     file = out.with_suffix(".jsonl")
-    for name in recorded(file):
-        take_weights(name, work, out)
     for name in wanted:
         if name not in recorded(file):
             result = run_row(name, rows[name], work, data_root)
             keep_log(name, work, out)
-            if rows[name].keeps:
-                keep_weights(name, work, out)
             with file.open("a") as lines:
                 lines.write(json.dumps(result) + "\n")
         out.write_text(page(recorded(file)))
@@ -117,23 +110,6 @@ def keep_log(name: str, work: Path, page: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = (work / "work_dirs" / name / "log.jsonl").read_bytes()
     (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(log, mtime=0))
-
-
-def keep_weights(name: str, work: Path, page: Path) -> None:
-    """Keep a row's last weights, without the state of its training, beside its log."""
-    import torch
-
-    content = torch.load(work / "work_dirs" / name / "latest.pth", map_location="cpu", weights_only=True)
-    kept = {"meta": content["meta"], "state_dict": content["state_dict"]}
-    torch.save(kept, page.with_suffix("") / f"{name}.pth")
-
-
-def take_weights(name: str, work: Path, page: Path) -> None:
-    """Put the kept weights of a completed row where its training left them, if that is another machine or folder."""
-    kept, place = page.with_suffix("") / f"{name}.pth", work / "work_dirs" / name / "latest.pth"
-    if kept.exists() and not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(kept, place)
 
 
 def recorded(file: Path) -> Results:
