@@ -15,7 +15,7 @@ Deviations:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,15 +43,16 @@ UNIFORM = Elementwise(
 ODD = Elementwise(odd_levels, everywhere)
 
 
-class DoReFaWeight(Quantizer):
-    """Quantizer of weights, normalized by tanh and their maximum, to odd levels (255 levels with zero at 8 bits).
+class OddLevels(Quantizer):
+    """Quantizer of weights to odd levels (255 levels with zero at 8 bits), on a grid that needs no first values.
 
     Args:
-        num_bits: Number of bits, 1 to 8.
+        num_bits: Number of bits.
         **kwargs: Arguments of `Quantizer`.
     """
 
-    lowest_bits = 1
+    uniform: ClassVar[Elementwise] = UNIFORM
+    """Formula at 8 bits."""
     bits_leave_range = True
     fixed_options = ("narrow_range",)
     needs_data = False
@@ -59,7 +60,7 @@ class DoReFaWeight(Quantizer):
     @property
     def formula(self) -> Elementwise:  # type: ignore[override]
         """Odd levels; uniform levels at 8 bits."""
-        return UNIFORM if self.num_bits == 8 else ODD
+        return self.uniform if self.num_bits == 8 else ODD
 
     def integer_range(self) -> tuple[int, int]:
         largest = 127 if self.num_bits == 8 else 2**self.num_bits - 1
@@ -69,6 +70,23 @@ class DoReFaWeight(Quantizer):
         if self.num_bits == 8:
             return None
         return torch.arange(self.quant_min, self.quant_max + 1, 2, dtype=torch.int32, device=self.low.device)
+
+    def first_values(self, x: Tensor) -> None:
+        """Do nothing: there is nothing to initialize."""
+
+    def set_range(self, lower: Tensor, upper: Tensor) -> None:
+        """Do nothing: there is nothing to initialize."""
+
+
+class DoReFaWeight(OddLevels):
+    """Quantizer of weights, normalized by tanh and their maximum, to odd levels (255 levels with zero at 8 bits).
+
+    Args:
+        num_bits: Number of bits, 1 to 8.
+        **kwargs: Arguments of `Quantizer`.
+    """
+
+    lowest_bits = 1
 
     def normalize(self, x: Tensor) -> Tensor:
         x = super().normalize(x)
@@ -98,12 +116,6 @@ class DoReFaWeight(Quantizer):
             )
             return (scale if self.channel_axis is not None else scale[0]), self.low, self.high
         return 1 / self.high, self.low, self.high
-
-    def first_values(self, x: Tensor) -> None:
-        """Do nothing: the grid is constant."""
-
-    def set_range(self, lower: Tensor, upper: Tensor) -> None:
-        """Do nothing: the grid is constant."""
 
 
 class DoReFaInput(Quantizer):

@@ -40,7 +40,7 @@ from lbitcls.quant.kernels import Elementwise
 from lbitcls.quant.kernels.piecewise import Bend, midpoints
 from lbitcls.quant.methods import register_method
 from lbitcls.quant.quantizer import Quantizer, RangeRule
-from lbitcls.quant.quantizers.dorefa import everywhere, odd_levels
+from lbitcls.quant.quantizers.dorefa import OddLevels, everywhere
 from lbitcls.quant.ranges import fill_scale, mse
 from lbitcls.quant.spec import compute_dtype, per_grid
 
@@ -53,10 +53,6 @@ def step_gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Te
     v = functional.late(grad, x) / scale
     inside = (v >= low) & (v <= high)
     return torch.where(inside, grad, 0.0), torch.clamp(torch.round(v), low, high) * grad
-
-
-UNIFORM = Elementwise(functional.fake_quantize, everywhere, functional.fake_quantize_plain)
-ODD = Elementwise(odd_levels, everywhere)
 
 
 class N2UQInput(Quantizer):
@@ -127,7 +123,7 @@ class N2UQInput(Quantizer):
         self.lengths.data.fill_(self.scale.detach())
 
 
-class N2UQWeight(Quantizer):
+class N2UQWeight(OddLevels):
     """Quantizer of weights to 2^num_bits levels, as far apart as the mean magnitude demands.
 
     Args:
@@ -135,35 +131,13 @@ class N2UQWeight(Quantizer):
         **kwargs: Arguments of `Quantizer`.
     """
 
-    fixed_options = ("narrow_range",)
-    bits_leave_range = True
-    needs_data = False
-
-    @property
-    def formula(self) -> Elementwise:  # type: ignore[override]
-        """Odd levels; uniform levels at 8 bits."""
-        return UNIFORM if self.num_bits == 8 else ODD
-
-    def integer_range(self) -> tuple[int, int]:
-        largest = 127 if self.num_bits == 8 else 2**self.num_bits - 1
-        return -largest, largest
-
-    def levels(self) -> Tensor | None:
-        if self.num_bits == 8:
-            return None
-        return torch.arange(self.quant_min, self.quant_max + 1, 2, dtype=torch.int32, device=self.low.device)
+    uniform = Elementwise(functional.fake_quantize, everywhere, functional.fake_quantize_plain)
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.normalize(x.detach())
         mean = per_grid(x.to(compute_dtype(x)), self.channel_axis).abs().mean(1)
         clip = (mean * (2**self.num_bits - 1) / 2 ** (self.num_bits - 1)).clamp(min=functional.SMALLEST_SCALE)
         return (clip if self.channel_axis is not None else clip[0]) / self.high, self.low, self.high
-
-    def first_values(self, x: Tensor) -> None:
-        """Do nothing: the grid follows from the weight."""
-
-    def set_range(self, lower: Tensor, upper: Tensor) -> None:
-        """Do nothing: the grid follows from the weight."""
 
 
 register_method("N2UQ", weight=N2UQWeight, input=N2UQInput)
