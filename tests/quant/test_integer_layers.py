@@ -25,7 +25,10 @@ from lbitcls.quant.quantizers.lsq import LSQ
 from lbitcls.registry import QUANT_LAYERS
 
 QUANT_LAYERS.names()  # imports every method
-pytestmark = pytest.mark.skipif(bool(machine.find_obstacle()), reason="this machine multiplies no 8-bit integers")
+pytestmark = [
+    pytest.mark.skipif(bool(machine.find_obstacle()), reason="this machine multiplies no 8-bit integers"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),  # PyTorch copies the input there
+]
 
 
 def convolutions() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
@@ -62,7 +65,6 @@ def case(name: str, method: str = "LSQ", **options: Any) -> tuple[QuantLayer, Te
     return quantized(layer, x, ENTRY_SUFFIXES[type(layer).__name__], method, **options), x
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch copies the input there
 @pytest.mark.parametrize("image", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_every_form_is_served(name: str, image: bool) -> None:
