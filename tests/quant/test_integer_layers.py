@@ -27,7 +27,7 @@ from lbitcls.registry import QUANT_LAYERS
 QUANT_LAYERS.names()  # imports every method
 pytestmark = [
     pytest.mark.skipif(bool(machine.find_obstacle()), reason="this machine multiplies no 8-bit integers"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),  # PyTorch copies the input there
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),  # it copies the input
 ]
 
 
