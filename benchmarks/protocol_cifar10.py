@@ -10,11 +10,10 @@ the runs: an interrupted row resumes, a completed one (in the `.jsonl` file besi
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
-from result_rows import ROOT, Results, Row, lbitcls, paired, rows_table, train_rows, wrapped
+from result_rows import Results, Row, lbitcls, paired, rows_table, run_script, wrapped
 
 WEIGHTS = "weights/resnet20-12fca82f.th"
 BITS = ("W4A4", "W3A3", "W2A2")
@@ -149,20 +148,11 @@ about 0.5): configs/cifar10/ablation.
 """
 
 
-def main() -> None:
-    """Train the remaining rows, and write the page after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="ROW")
-    parser.add_argument("--work-root", type=Path, default=ROOT / "work_dirs/protocol_cifar10")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/cifar10_resnet20.md")
-    args = parser.parse_args()
-    work, data_root = args.work_root.resolve(), args.data_root.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+def convert(work: Path, data_root: Path) -> None:
+    """Make a checkpoint of the published float network."""
     if not (work / "resnet20.pth").exists():
         lbitcls("convert", str(data_root / WEIGHTS), "resnet20.pth", work=work)
-    train_rows(ROWS, args.rows, work, data_root, args.out, page)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, ROWS, page, "cifar10_resnet20", convert)

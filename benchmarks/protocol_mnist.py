@@ -8,11 +8,9 @@ Interrupted rows resume; completed ones (in the `.jsonl` file beside the page) a
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
 
-from result_rows import ROOT, Results, Row, paired, rows_table, train_rows, wrapped
+from result_rows import Results, Row, paired, rows_table, run_script, wrapped
 
 METHODS = ("LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "EWGS", "TorchQAT", "N2UQ")
 BITS = (4, 3, 2)
@@ -92,17 +90,5 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def main() -> None:
-    """Train the remaining rows, and write the page after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="ROW")
-    parser.add_argument("--work-root", type=Path, default=ROOT / "work_dirs/protocol_mnist")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/mnist_lenet5.md")
-    args = parser.parse_args()
-    args.work_root.mkdir(parents=True, exist_ok=True)
-    train_rows(ROWS, args.rows, args.work_root.resolve(), args.data_root.resolve(), args.out, page)
-
-
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, ROWS, page, "mnist_lenet5")

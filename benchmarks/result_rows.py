@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
@@ -49,6 +50,35 @@ def lbitcls(*arguments: str, work: Path) -> None:
         raise SystemExit(f"lbitcls {' '.join(arguments[:2])} ended with exit code {done.returncode}; run it again.")
 
 
+def run_script(
+    doc: str | None,
+    rows: Mapping[str, Row],
+    page: Callable[[Results], str],
+    name: str,
+    prepare: Callable[[Path, Path], None] | None = None,
+) -> None:
+    """Read the command line, and train the wanted rows.
+
+    Args:
+        doc: Description of the script.
+        rows: All rows by name.
+        page: Makes the document for completed rows.
+        name: Name of the page in `docs/results` and of the work folder.
+        prepare: Called before the first row, with the work folder and the folder of the data.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", choices=list(rows), default=list(rows), metavar="ROW")
+    parser.add_argument("--work-root", type=Path, default=ROOT / "work_dirs" / name)
+    parser.add_argument("--out", type=Path, default=ROOT / f"docs/results/{name}.md")
+    args = parser.parse_args()
+    work, data_root = args.work_root.resolve(), args.data_root.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    if prepare is not None:
+        prepare(work, data_root)
+    train_rows(rows, args.rows, work, data_root, args.out, page)
+
+
 def train_rows(
     rows: Mapping[str, Row],
     wanted: Iterable[str],
@@ -57,18 +87,19 @@ def train_rows(
     out: Path,
     page: Callable[[Results], str],
 ) -> None:
-    """Train the wanted rows that are not completed, and write the page after each.
+    """Write the page, train the wanted rows that are not completed, and write it again after each.
 
     Results are in the `.jsonl` file beside the page `out`, logs in the folder of its name.
     """
     file = out.with_suffix(".jsonl")
+    out.write_text(page(recorded(file)))
     for name in wanted:
         if name not in recorded(file):
             result = run_row(name, rows[name], work, data_root)
             keep_log(name, work, out)
             with file.open("a") as lines:
                 lines.write(json.dumps(result) + "\n")
-        out.write_text(page(recorded(file)))
+            out.write_text(page(recorded(file)))
 
 
 def run_row(name: str, row: Row, work: Path, data_root: Path) -> dict[str, Any]:
