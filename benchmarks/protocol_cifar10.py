@@ -33,6 +33,7 @@ INGREDIENTS = {
     "dampening": "oscillations are dampened",
     "averaged": "moving average of the weights, BatchNorm re-estimated",
     "one_cycle": "one-cycle learning rate, up to 0.04",
+    "adam": "Adam, learning rate 0.001, without weight decay",
 }
 """Rows of the ablation, each a config of `configs/cifar10/ablation`, and what each has."""
 
