@@ -43,14 +43,6 @@ PUBLISHED = {"DoReFa": 88.2, "PACT": 89.7, "APoT": 91.0}
 """Top-1 of ResNet-20 with W2A2 on the original images, trained for hundreds of epochs: APoT's paper, table 2."""
 
 
-def quantized(bits: str, seed: int) -> Row:
-    """Return the row of a bit width, which begins with the weights of the next higher one with seed 0."""
-    options: dict[str, object] = {"seed": seed}
-    if before := BITS[: BITS.index(bits)]:
-        options["load_from"] = f"work_dirs/{before[-1]}-0/latest.pth"
-    return Row(f"cifar10/resnet20_{bits.lower()}.py", options)
-
-
 def method_row(method: str) -> Row:
     """Return the row of a method at 2 bits: the config of LSQ with other layers."""
     policy, special = "quant_transformer.quan_policy", "quant_transformer.special_layers.convert_type"
@@ -62,7 +54,7 @@ def method_row(method: str) -> Row:
 ROWS: dict[str, Row] = {
     "resnet20": Row("cifar10/resnet20.py", {"load_from": "resnet20.pth"}),
     **{f"float-{seed}": Row("cifar10/resnet20_control.py", {"seed": seed}) for seed in SEEDS},
-    **{f"{bits}-{seed}": quantized(bits, seed) for seed in SEEDS for bits in BITS},
+    **{f"{bits}-{seed}": Row(f"cifar10/resnet20_{bits.lower()}.py", {"seed": seed}) for seed in SEEDS for bits in BITS},
     **{method: method_row(method) for method in METHODS},
     **{name: Row(f"cifar10/ablation/{name}.py", final=False) for name in INGREDIENTS},
 }
@@ -83,11 +75,11 @@ _CONDITIONS = """
 images are CIFAR-10 as lossy JPEG files: compare with the float rows here, not with a paper's. Everything is
 chosen on 5,000 training images that are held out; 45,000 train, and the 10,000 test images are read once for a
 row, after its last epoch. (The published network has trained on the held-out images too, which shows in their
-accuracy; they still rank recipes.) `resnet20` is the published network, fine-tuned on these images. From it the
-bits go down, W4A4, W3A3, W2A2, each from the weights of the one before with seed 0. The control `float-SEED`
-begins with it too, and trains for as many further epochs as the way to W2A2 has, so that no row gains by
-training longer. The first and last layers have 8 bits. Each row's log is in the folder of this page's name.
-(Every method after a few epochs: [cifar10_short.md](cifar10_short.md).)
+accuracy; they still rank recipes of one length.) `resnet20` is the published network, fine-tuned on these
+images. Every quantized row begins with it; so does the control `float-SEED`, which trains for 54 further
+epochs, more than any quantized row, so that none gains by training longer. The first and last layers have 8
+bits. Each row's log is in the folder of this page's name. (Every method after a few epochs:
+[cifar10_short.md](cifar10_short.md).)
 """
 
 

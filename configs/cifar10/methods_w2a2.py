@@ -13,6 +13,4 @@ _base_ = "_base_/resnet20_lsq.py"
 quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=2, num_bit_a=2)))
 calibration = dict(_delete_=True, num_batches=8)
 distill = None
-load_from = "work_dirs/resnet20/latest.pth"
-optimizer = dict(lr=0.02)
 total_epochs = 10

@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10 as JPEG files, float, for as many further epochs as the network gets from float to 2 bits.
+"""ResNet-20 on CIFAR-10 as JPEG files, float, for more further epochs than any quantized row.
 
     python tools/train.py configs/cifar10/resnet20.py --load-from resnet20.pth --data-root FOLDER
     python tools/train.py configs/cifar10/resnet20_control.py --data-root FOLDER

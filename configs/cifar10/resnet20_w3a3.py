@@ -1,7 +1,6 @@
-"""ResNet-20 on CIFAR-10 as JPEG files, LSQ W3A3: second step of 32 → 4 → 3 → 2 bits.
+"""ResNet-20 on CIFAR-10 as JPEG files, LSQ W3A3: from the float network in 20 epochs.
 
     python tools/train.py configs/cifar10/resnet20.py --load-from resnet20.pth --data-root FOLDER
-    python tools/train.py configs/cifar10/resnet20_w4a4.py --data-root FOLDER
     python tools/train.py configs/cifar10/resnet20_w3a3.py --data-root FOLDER
     lbitcls test work_dirs/resnet20_w3a3/latest.pth --data-root FOLDER
 
@@ -12,6 +11,4 @@ docs/results/cifar10_resnet20.md. On a GPU, or a CPU without VNNI: `--options ke
 _base_ = "_base_/resnet20_lsq.py"
 
 quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=3, num_bit_a=3)))
-load_from = "work_dirs/resnet20_w4a4/latest.pth"
-optimizer = dict(lr=0.03, weight_decay=5e-5)
-total_epochs = 10
+total_epochs = 20

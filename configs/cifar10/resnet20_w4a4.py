@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10 as JPEG files, LSQ W4A4: first step of 32 → 4 → 3 → 2 bits.
+"""ResNet-20 on CIFAR-10 as JPEG files, LSQ W4A4: from the float network in 15 epochs.
 
     python tools/train.py configs/cifar10/resnet20.py --load-from resnet20.pth --data-root FOLDER
     python tools/train.py configs/cifar10/resnet20_w4a4.py --data-root FOLDER
@@ -11,6 +11,4 @@ docs/results/cifar10_resnet20.md. On a GPU, or a CPU without VNNI: `--options ke
 _base_ = "_base_/resnet20_lsq.py"
 
 quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=4, num_bit_a=4)))
-load_from = "work_dirs/resnet20/latest.pth"
-optimizer = dict(lr=0.02)
-total_epochs = 8
+total_epochs = 15

@@ -1,6 +1,6 @@
 """LSQ for `resnet20.py`: first and last layers at 8 bits, one scale per output channel, learning from the float model.
 
-The config itself sets the bits of the other layers, the weights to begin with, the learning rate and the epochs.
+The config itself sets the bits of the other layers and the epochs.
 """
 
 _base_ = "../resnet20.py"
@@ -21,5 +21,7 @@ distill = dict(
     teacher=dict(checkpoint="work_dirs/resnet20/latest.pth"), loss="kl", temperature=4.0, weight=1.0, label_weight=0.0
 )
 kernels = dict(kind="integer", gradients="bf16")
+load_from = "work_dirs/resnet20/latest.pth"
+optimizer = dict(lr=0.02)
 amp = None
 compile = False

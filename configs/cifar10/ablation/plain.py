@@ -20,6 +20,4 @@ quant_transformer = dict(
 )
 calibration = dict(num_batches=8, method=None)
 distill = None
-load_from = "work_dirs/resnet20/latest.pth"
-optimizer = dict(lr=0.02)
 total_epochs = 5

@@ -60,7 +60,7 @@ class LSQ(Quantizer):
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         n = x.numel() // self.scale.numel() if self.role == "weight" else x[:1].numel()
-        factor = 1 / math.sqrt(max(n, 1) * self.quant_max)
+        factor = 1 / math.sqrt(max(n, 1) * (self.quant_max if self.init == "paper" else self.quant_max**2))
         return functional.positive_scale(self.scale, factor), self.low, self.high
 
     def first_values(self, x: Tensor) -> None:
