@@ -34,9 +34,10 @@ def paper_gradients(x: Tensor, s: float, low: int, high: int, grad: Tensor, g: f
 
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("role", ["weight", "input"])
-def test_values_and_gradients_are_the_papers(num_bits: int, role: str) -> None:
+@pytest.mark.parametrize("init", ["mse", "paper"])
+def test_values_and_gradients_are_the_papers(num_bits: int, role: str, init: str) -> None:
     torch.manual_seed(num_bits)
-    quantizer = LSQ(num_bits, role=role, signed=role == "weight").double()
+    quantizer = LSQ(num_bits, role=role, signed=role == "weight", init=init).double()
     x = torch.randn(6, 5, 3, 3, dtype=torch.float64)
     quantizer.initialize(x)
     quantizer.scale.data.mul_(0.7)  # values beyond the range too
@@ -46,9 +47,8 @@ def test_values_and_gradients_are_the_papers(num_bits: int, role: str) -> None:
     y.backward(grad)
     n = x.numel() if role == "weight" else x[0].numel()
     s = quantizer.scale.item()
-    expected_x, expected_s = paper_gradients(
-        x.detach(), s, quantizer.quant_min, quantizer.quant_max, grad, 1 / math.sqrt(n * quantizer.quant_max)
-    )
+    g = 1 / math.sqrt(n * quantizer.quant_max) if init == "paper" else 1 / (math.sqrt(n) * quantizer.quant_max)
+    expected_x, expected_s = paper_gradients(x.detach(), s, quantizer.quant_min, quantizer.quant_max, grad, g)
     steps = torch.tensor(
         [min(max(round(v / s), quantizer.quant_min), quantizer.quant_max) for v in x.flatten().tolist()]
     )

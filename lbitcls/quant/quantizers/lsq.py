@@ -7,8 +7,10 @@
 
 Deviations:
 - For inputs, n is the number of features of one sample, not of the batch, so that nothing depends on the batch size.
-- The initial step minimizes the mean squared error on the data; `init='paper'` selects the paper's, whose range is
-  2·sqrt(quant_max) means: 22 for 8-bit weights and 32 for 8-bit inputs, where few values lie.
+- The initial step minimizes the mean squared error on the data, and g = 1 / (sqrt(n) · quant_max), so that the end of
+  the range, s · quant_max, learns at one pace for all bits. `init='paper'` selects the paper's step and g. Its range is
+  2·sqrt(quant_max) means: 22 for 8-bit weights and 32 for 8-bit inputs, where few values lie. Its g belongs to that
+  step: the smaller one of an 8-bit weight, whose range has values at its ends, would leave it, and cross zero.
 - 8-bit weights use -127..127, so that every integer has its negative (an exporter flips the signs of channels).
 - Gradients pass at exactly the ends of the range (the paper's inequality is strict): a ReLU's zeros lie there.
 - If training drives a scale below zero, its magnitude is used. If all values are zero, the initial scale is that of
@@ -36,7 +38,8 @@ class LSQ(Quantizer):
 
     Args:
         num_bits: Number of bits, 2 to 8.
-        init: Rule of the initial step: `mse`, the least mean squared error, or `paper`, 2·mean|v| / sqrt(quant_max).
+        init: Rule of the initial step and the factor of its gradient: `mse`, the least mean squared error and
+            1 / (sqrt(n) · quant_max), or `paper`, 2·mean|v| / sqrt(quant_max) and 1 / sqrt(n · quant_max).
         **kwargs: Arguments of `Quantizer`.
 
     Example:
@@ -60,7 +63,8 @@ class LSQ(Quantizer):
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         n = x.numel() // self.scale.numel() if self.role == "weight" else x[:1].numel()
-        factor = 1 / math.sqrt(max(n, 1) * (self.quant_max if self.init == "paper" else self.quant_max**2))
+        steps = math.sqrt(self.quant_max) if self.init == "paper" else self.quant_max
+        factor = 1 / (math.sqrt(max(n, 1)) * steps)
         return functional.positive_scale(self.scale, factor), self.low, self.high
 
     def first_values(self, x: Tensor) -> None:
