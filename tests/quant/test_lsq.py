@@ -57,6 +57,25 @@ def test_values_and_gradients_are_the_papers(num_bits: int, role: str, init: str
     torch.testing.assert_close(quantizer.scale.grad, expected_s, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["LSQ", "EWGS"])
+@pytest.mark.parametrize("num_bits", [2, 4, 8])
+def test_steps_and_weights_learn_at_one_pace(method: str, num_bits: int) -> None:
+    """The paper's aim (section 2.2): relative updates of step and weights are alike, here for all bits."""
+    torch.manual_seed(0)
+    bits = dict(num_bit_w=num_bits, num_bit_a=num_bits)
+    layer = build_quant_layer(dict(type=f"{method}Linear", per_channel=True, **bits), nn.Linear(64, 100))
+    x = torch.randn(128, 64).relu()
+    y = layer(x)
+    ratios = []
+    for _ in range(20):
+        layer.zero_grad()
+        layer(x).backward(torch.randn_like(y))
+        of_weight = (layer.weight.grad.norm(dim=1) / layer.weight.detach().norm(dim=1)).mean()
+        scale = layer.weight_quantizer.scale
+        ratios.append(float((scale.grad / scale.detach()).square().mean().sqrt() / of_weight))
+    assert 0.5 < sum(ratios) / len(ratios) < 5
+
+
 @pytest.mark.parametrize("low, high", [(0, 15), (-8, 7)])
 def test_values_at_the_ends_and_at_ties(low: int, high: int) -> None:
     quantizer = LSQ(4, signed=low < 0).double()
