@@ -18,7 +18,7 @@ from result_rows import Results, Row, lbitcls, paired, rows_table, run_script, w
 WEIGHTS = "weights/resnet20-12fca82f.th"
 BITS = ("W4A4", "W3A3", "W2A2")
 GOALS = {"W4A4": 0.5, "W3A3": 0.5, "W2A2": 1.75}
-"""Largest gap to the float control that is aimed at, in points of top-1."""
+"""Largest gap to float that is aimed at, in points of top-1."""
 SEEDS = (0, 1, 2)
 INGREDIENTS = {
     "plain": "none: LSQ as in its paper",
@@ -85,23 +85,34 @@ bits. Each row's log is in the folder of this page's name. (Every method after a
 
 def _bits_table(results: Results) -> list[str]:
     lines = [
-        "| bits | seeds | test top-1 | gap to the control | standard error | goal |",
-        "|---|---|---|---|---|---|",
+        "| bits | seeds | test top-1 | gap to the control | gap to `resnet20` | standard error | goal |",
+        "|---|---|---|---|---|---|---|",
     ]
     for bits in ("float", *BITS):
         seeds = [seed for seed in SEEDS if f"{bits}-{seed}" in results and f"float-{seed}" in results]
-        if seeds:
+        if seeds and "resnet20" in results:
             lines.append(_bits_line(bits, seeds, results))
-    note = "The standard error is that of the paired difference on the test images; deviation: between seeds."
-    return [*lines, "", note] if len(lines) > 2 else []
+    return [*lines, "", *wrapped(_GAPS)] if len(lines) > 2 else []
+
+
+_GAPS = """
+The standard error is that of the paired difference to the control on the test images; ± is the deviation between
+seeds. Before these rows the test set was read for another recipe, which learned at twice the rate, with the paper's
+factor for the gradients of steps that began with the least squared error (methods.md, LSQ): W4A4 88.12, W3A3 87.65,
+W2A2 85.24. It was given up for its held-out and training accuracy.
+"""
 
 
 def _bits_line(bits: str, seeds: list[int], results: Results) -> str:
-    top1 = [results[f"{bits}-{seed}"]["test"] for seed in seeds]
+    rows = [results[f"{bits}-{seed}"] for seed in seeds]
+    top1 = [row["test"] for row in rows]
     spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-    gap, error = paired(*([results[f"{name}-{seed}"] for seed in seeds] for name in (bits, "float")))
-    shown = ("–", "–", "–") if bits == "float" else (f"{gap:+.2f}", f"{error:.2f}", f"-{GOALS[bits]:.2f}")
-    return f"| {bits} | {', '.join(map(str, seeds))} | {statistics.mean(top1):.2f}{spread} | {' | '.join(shown)} |"
+    gap, error = paired(rows, [results[f"float-{seed}"] for seed in seeds])
+    begun, _ = paired(rows, [results["resnet20"]] * len(rows))
+    cells = ["–", f"{begun:+.2f}", "–", "–"]
+    if bits != "float":
+        cells = [f"{gap:+.2f}", f"{begun:+.2f}", f"{error:.2f}", f"-{GOALS[bits]:.2f}"]
+    return f"| {bits} | {', '.join(map(str, seeds))} | {statistics.mean(top1):.2f}{spread} | {' | '.join(cells)} |"
 
 
 def _methods(results: Results) -> list[str]:
