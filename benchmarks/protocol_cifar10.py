@@ -97,9 +97,9 @@ def _bits_table(results: Results) -> list[str]:
 
 _GAPS = """
 The standard error is that of the paired difference to the control on the test images; ± is the deviation between
-seeds. Before these rows the test set was read for another recipe, which learned at twice the rate, with the paper's
-factor for the gradients of steps that began with the least squared error (methods.md, LSQ): W4A4 88.12, W3A3 87.65,
-W2A2 85.24. It was given up for its held-out and training accuracy.
+seeds. The test set was read for an earlier recipe too: each bit width from the one above it, learning rates of 0.02 to
+0.04, and first steps of least squared error whose gradients had the paper's factor (W4A4 88.12, W3A3 87.65, W2A2
+85.24). Its training accuracy at 2 bits stood still, and some steps had crossed zero (methods.md, LSQ).
 """
 
 
