@@ -125,3 +125,21 @@ class KillReader(Hook):
     def before_iter(self, runner: Any) -> None:
         if runner.iter == self.at:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class Count(Hook):
+    """Counts iterations in steps of its own, as a hook with a state does."""
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+        self.total = 0
+
+    def after_iter(self, runner: Any) -> None:
+        self.total += self.by
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total = state["total"]

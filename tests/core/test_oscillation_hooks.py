@@ -21,7 +21,7 @@ from lbitcls.utils.errors import ConfigError
 
 def runner(model: nn.Module, done: float = 0.0) -> Any:
     step = SimpleNamespace(penalties={}, device=torch.device("cpu"))
-    return SimpleNamespace(module=model, iter=20 * done, max_epochs=2, loader=range(10), step=step)
+    return SimpleNamespace(module=model, iter=20 * done, max_epochs=2, loader=range(10), step=step, hooks=[])
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ class DampenOscillationsHook(Hook):
         self.weight = read_annealed("DampenOscillationsHook: weight", weight)
 
     def before_run(self, runner: EpochRunner) -> None:
+        _require_alone(self, runner)
         if not any(True for _ in weight_quantizers(runner.module)):
             raise ConfigError(
                 "DampenOscillationsHook needs quantized weights; the model has none. Add quant_transformer, or remove "
@@ -121,6 +122,7 @@ class FreezeOscillationsHook(Hook):
         self.oscillations: dict[str, Oscillations] = {}
 
     def before_run(self, runner: EpochRunner) -> None:
+        _require_alone(self, runner)
         found = weight_quantizers(runner.module)
         self.layers = {name: layer for name, layer, quantizer in found if quantizer.final_bits <= self.max_bits}
         if not self.layers:
@@ -171,6 +173,13 @@ class FreezeOscillationsHook(Hook):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.oscillations = {name: Oscillations(**tensors) for name, tensors in state.items()}
+
+
+def _require_alone(hook: Hook, runner: EpochRunner) -> None:
+    """Raise `ConfigError` if the run has another hook of this type, which would act on the same weights."""
+    kind = type(hook).__name__
+    if sum(isinstance(other, type(hook)) for other in runner.hooks) > 1:
+        raise ConfigError(f"custom_hooks has several {kind}s, which would act on the same weights. Keep one of them.")
 
 
 def _synchronize_norm(layer: QuantLayer) -> None:
