@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -125,6 +126,65 @@ def test_an_exported_teacher_is_the_checkpoint(make_config: Any, delivered: Any)
     assert losses[0][0] > 0
     # A sum that lies between two steps may be rounded otherwise by the engine.
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=2e-3, atol=1e-5)
+
+
+def changed_teacher(path: Path, target: Path) -> Path:
+    """A copy of a teacher's checkpoint with other weights."""
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["head.fc.bias"] += 1.0
+    torch.save(saved, target)
+    return target
+
+
+def test_another_teacher_after_an_interruption_is_a_warning(make_config: Any, teacher: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copy(teacher, tmp_path / "teacher.pth"))
+    cfg = make_config(distill=dict(teacher=dict(checkpoint=str(given))), total_epochs=1)
+    train_classifier(cfg)
+    digest = hashlib.sha256(given.read_bytes()).hexdigest()
+    assert torch.load(f"{cfg.work_dir}/latest.pth", weights_only=True)["meta"]["teacher"] == digest
+    cfg.total_epochs = 2
+    train_classifier(cfg, resume=True)
+    assert "WARNING" not in log_of(cfg.work_dir)
+    other = hashlib.sha256(changed_teacher(teacher, given).read_bytes()).hexdigest()
+    cfg.total_epochs = 3
+    train_classifier(cfg, resume=True)
+    told = f"teacher.pth is another file than the run was started with (SHA-256 {other[:12]}…, then {digest[:12]}…)"
+    assert log_of(cfg.work_dir).count(told) == 1
+    moved = Path(shutil.move(given, tmp_path / "moved.pth"))  # the file counts, not its name
+    cfg.distill.teacher.checkpoint, cfg.total_epochs = str(moved), 4
+    train_classifier(cfg, resume=True)
+    assert log_of(cfg.work_dir).count("continues differently") == 1
+
+
+def test_a_teacher_that_comes_or_goes_is_a_warning(make_config: Any, teacher: Path) -> None:
+    taught = dict(distill=dict(teacher=dict(checkpoint=str(teacher))))
+    train_classifier(make_config(**taught, total_epochs=1))
+    train_classifier(make_config(total_epochs=2), resume=True)
+    assert "saved with a teacher and resumes without" in log_of(make_config().work_dir)
+    train_classifier(make_config(**taught, total_epochs=3), resume=True)
+    assert "saved without a teacher and resumes with" in log_of(make_config().work_dir)
+
+
+def test_a_checkpoint_of_an_older_version_knows_no_teacher(make_config: Any, teacher: Path) -> None:
+    cfg = make_config(distill=dict(teacher=dict(checkpoint=str(teacher))), total_epochs=1)
+    train_classifier(cfg)
+    latest = Path(cfg.work_dir) / "latest.pth"
+    saved = torch.load(latest, weights_only=True)
+    del saved["meta"]["teacher"]
+    torch.save(saved, latest)
+    cfg.total_epochs = 2
+    train_classifier(cfg, resume=True)
+    assert "WARNING" not in log_of(cfg.work_dir)
+
+
+def test_resuming_needs_the_teacher(make_config: Any, teacher: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copy(teacher, tmp_path / "teacher.pth"))
+    cfg = make_config(distill=dict(teacher=dict(checkpoint=str(given))), total_epochs=1)
+    train_classifier(cfg)
+    given.unlink()
+    cfg.total_epochs = 2
+    with pytest.raises(CheckpointError, match=r"distill\.teacher: there is no checkpoint .*teacher\.pth"):
+        train_classifier(cfg, resume=True)
 
 
 def wrong(**changes: Any) -> tuple[str, dict[str, Any]]:
