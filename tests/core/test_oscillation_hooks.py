@@ -70,8 +70,9 @@ def test_a_quantizer_that_normalizes_needs_the_inverse() -> None:
 
     layer = build_quant_layer(dict(type="LSQLinear", num_bit_w=4, num_bit_a=32), nn.Linear(4, 4))
     layer.weight_quantizer = Halved(4, role="weight")
-    with pytest.raises(ConfigError, match="Halved normalizes weights but has no `denormalize`"):
-        FreezeOscillationsHook().before_run(runner(layer))
+    for hook in (FreezeOscillationsHook(), DampenOscillationsHook()):
+        with pytest.raises(ConfigError, match=f"{hook.name}: Halved normalizes weights but has no `denormalize`"):
+            hook.before_run(runner(layer))
 
 
 @pytest.mark.slow  # imports the compiler
