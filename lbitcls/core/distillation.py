@@ -73,9 +73,9 @@ class Observed:
         self.model, self.names, self.owner = model, tuple(modules), owner
         self._found: Outputs = {}
         self._observes = False
-        known = dict(model.named_modules())
+        known = {name: module for name, module in model.named_modules() if name}
         for key, name in modules.items():
-            if name not in known or not name:
+            if name not in known:
                 raise ConfigError(f"distill.modules: {owner} has no module '{name}'{suggest(name, known)}")
             known[name].register_forward_hook(partial(self._keep, key))
 

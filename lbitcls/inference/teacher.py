@@ -80,7 +80,7 @@ def open_teacher(
 
 def _open(teacher: TeacherConfig, session: Session) -> tuple[Any, Steps | None]:
     """Return the teacher's classifier and its test pipeline, None if unknown."""
-    if teacher.checkpoint is None:
+    if not teacher.checkpoint:
         exported = open_exported(teacher.file, threads=torch.get_num_threads())
         return ExportedTeacher(exported), describe(teacher.file).steps
     records = not is_published(teacher.checkpoint)

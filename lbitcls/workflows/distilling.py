@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from lbitcls.assembly.session import Session
 from lbitcls.core.hooks.distiller import Distiller
+from lbitcls.core.hooks.work_dir import is_written
 from lbitcls.inference.teacher import open_teacher
 from lbitcls.protocols import Dataset
 from lbitcls.settings.distill import TEMPERATURE, DistillConfig
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint_content import shown_name
 from lbitcls.utils.dist import check_equal
+from lbitcls.utils.errors import ConfigError
 from lbitcls.workflows.run_kernels import Start
 
 
@@ -31,19 +35,26 @@ def build_distiller(
         start: Checkpoint to resume from, and its content.
 
     Raises:
+        ConfigError: The teacher's file is one that the run replaces.
         LbitclsError: As `open_teacher` does.
     """
     distill = settings.distill
     if distill is None:
         _recognize(None, "", start, session)
         return None
+    file = distill.teacher.file
+    if is_written(Path(file).expanduser(), settings.run_folder):
+        raise ConfigError(
+            f"distill.teacher: {file} is in the work directory, where this run writes its own checkpoints. Name "
+            "another folder with --work-dir, or move the teacher."
+        )
     section = settings.data.dataset("train") or {}
     teacher = open_teacher(distill, model, dataset, section.get("pipeline") or [], session)
-    check_equal(f"distill.teacher: the SHA-256 of {distill.teacher.file}", teacher.digest)
-    _recognize(teacher.digest, distill.teacher.file, start, session)
+    check_equal(f"distill.teacher: the SHA-256 of {file}", teacher.digest)
+    _recognize(teacher.digest, file, start, session)
     if settings.channels_last:
         teacher.to(memory_format=torch.channels_last)
-    session.logger.info("Teacher: %s; %s", distill.teacher.file, _described(distill))
+    session.logger.info("Teacher: %s; %s", file, _described(distill))
     return Distiller(teacher, model, _changing(distill, model, dataset))
 
 

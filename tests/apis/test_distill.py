@@ -7,8 +7,10 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_resume import QUANT as QUANTIZED
@@ -16,6 +18,7 @@ from test_resume import end, same, same_run
 
 from lbitcls.apis import train_classifier
 from lbitcls.commands.main import main
+from lbitcls.inference.teacher import ExportedTeacher
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError
 
@@ -196,6 +199,8 @@ def wrong(**changes: Any) -> tuple[str, dict[str, Any]]:
     [
         wrong(told="distill.teacher: the section accepts either checkpoint or model; got neither", teacher={}),
         wrong(told="got both", teacher=dict(model="x.onnx")),
+        wrong(told="got neither", teacher=dict(checkpoint="")),
+        wrong(told="has no module ''.", loss="feature", modules=[""]),
         wrong(told="config is for a checkpoint; x.onnx", teacher=dict(model="x.onnx", checkpoint=None, config="x.py")),
         wrong(told="Did you mean 'temperature'?", temperatur=4),
         wrong(told="distill.temperature must be a number > 0; got 0", temperature=0),
@@ -246,6 +251,41 @@ def test_a_teacher_that_does_not_fit(make_config: Any, teacher: Path, tmp_path: 
         file.truncate(1000)
     with pytest.raises(CheckpointError, match=r"cut\.pth"):
         train_classifier(make_config(distill=dict(teacher=dict(checkpoint=str(tmp_path / "cut.pth")))))
+
+
+def test_a_teacher_for_other_images(make_config: Any, teacher: Path, tmp_path: Path) -> None:
+    """It is known when the teacher runs, in the first step or before, and told as the teacher's error."""
+    content = torch.load(teacher, weights_only=True)
+    content["state_dict"]["backbone.conv1.weight"] = torch.zeros(8, 3, 3, 3)
+    torch.save(content, tmp_path / "colors.pth")
+    cfg = Config.fromfile(teacher.with_name("config.py"))
+    cfg.model.backbone = dict(type="TinyColorNet")
+    cfg.dump(tmp_path / "colors.py")
+    files = dict(checkpoint=str(tmp_path / "colors.pth"), config=str(tmp_path / "colors.py"))
+    for epochs in (1, 2):  # in the step; in advance
+        with pytest.raises(
+            ConfigError, match=r"distill.teacher cannot process .* \(128, 1, 8, 8\): TinyColorNet needs"
+        ):
+            train_classifier(make_config(distill=dict(teacher=files), total_epochs=epochs))
+
+
+def test_a_teacher_in_the_work_directory_would_be_replaced(make_config: Any, teacher: Path) -> None:
+    cfg = make_config(distill=dict(teacher=dict(checkpoint=str(teacher))))
+    cfg.work_dir = str(teacher.parent / ".." / teacher.parent.name)
+    with pytest.raises(ConfigError, match=r"latest.pth is in the work directory, where this run writes its own"):
+        train_classifier(cfg)
+    assert teacher.is_file()
+
+
+def test_an_exported_teacher_is_not_compiled(make_config: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    exported = SimpleNamespace(num_classes=10, CLASSES=None, logits=lambda img: np.zeros((len(img), 10), np.float32))
+    monkeypatch.setattr("lbitcls.inference.teacher._open", lambda given, session: (ExportedTeacher(exported), None))
+    compiled: list[Any] = []
+    monkeypatch.setattr("lbitcls.workflows.training._compile", lambda models, device: compiled.extend(models))
+    (tmp_path / "teacher.onnx").write_bytes(b"")
+    given = dict(teacher=dict(model=str(tmp_path / "teacher.onnx")))
+    train_classifier(make_config(distill=given, compile=True, total_epochs=1))
+    assert [type(model).__name__ for model in compiled] == ["Student"]
 
 
 def test_normalization_that_cannot_be_compared_is_a_warning(make_config: Any, teacher: Path) -> None:

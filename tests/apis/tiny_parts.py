@@ -23,7 +23,7 @@ class TinyNet(nn.Module):
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(self.in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(2 * width)
@@ -32,6 +32,13 @@ class TinyNet(nn.Module):
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         features = torch.relu(self.bn1(self.conv1(img)))
         return (torch.relu(self.bn2(self.conv2(features))),)
+
+
+@BACKBONES.register_module()
+class TinyColorNet(TinyNet):
+    """TinyNet for images with three channels."""
+
+    in_channels = 3
 
 
 class Ended(BaseException):

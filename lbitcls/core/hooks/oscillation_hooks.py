@@ -123,6 +123,11 @@ class FreezeOscillationsHook(Hook):
         self.threshold = read_annealed("FreezeOscillationsHook: threshold", threshold)
         self.momentum = as_number("FreezeOscillationsHook: momentum", momentum)
         self.max_bits = require_count("FreezeOscillationsHook: max_bits", max_bits, 1, 8)
+        if max(self.threshold) > 1:
+            raise ConfigError(
+                f"FreezeOscillationsHook: threshold is a frequency in [0, 1]; got {shown(threshold)}, so nothing would "
+                "freeze. Lower it, or remove the hook."
+            )
         if not 0 < self.momentum <= 1:
             raise ConfigError(f"FreezeOscillationsHook: momentum must be in (0, 1]; got {shown(momentum)}.")
         self.layers: dict[str, QuantLayer] = {}
