@@ -30,7 +30,7 @@ def runner(model: nn.Module, done: float = 0.0) -> Any:
         (dict(type="FreezeOscillationsHook", threshold="much"), "threshold must be a number; got the string 'much'"),
         (dict(type="FreezeOscillationsHook", threshold=[0.1, 0.02, 0.01]), "threshold must be a number, or two"),
         (dict(type="FreezeOscillationsHook", threshold=[0.1, -0.01]), "threshold must be ≥ 0"),
-        (dict(type="FreezeOscillationsHook", threshold=[0.1, 1.5]), r"threshold is a frequency in \[0, 1\]; got"),
+        (dict(type="FreezeOscillationsHook", threshold=[0.1, 1.5]), r"threshold must be in \[0, 1\], as"),
         (dict(type="FreezeOscillationsHook", momentum=0), r"momentum must be in \(0, 1\]; got 0"),
         (dict(type="FreezeOscillationsHook", max_bits=0), "max_bits must be an integer ≥ 1; got 0"),
         (dict(type="DampenOscillationsHook", weight=-1), "weight must be ≥ 0; got -1"),

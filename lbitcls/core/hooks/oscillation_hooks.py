@@ -125,8 +125,8 @@ class FreezeOscillationsHook(Hook):
         self.max_bits = require_count("FreezeOscillationsHook: max_bits", max_bits, 1, 8)
         if max(self.threshold) > 1:
             raise ConfigError(
-                f"FreezeOscillationsHook: threshold is a frequency in [0, 1]; got {shown(threshold)}, so nothing would "
-                "freeze. Lower it, or remove the hook."
+                "FreezeOscillationsHook: threshold must be in [0, 1], as the frequencies that it is compared with; got "
+                f"{shown(threshold)}."
             )
         if not 0 < self.momentum <= 1:
             raise ConfigError(f"FreezeOscillationsHook: momentum must be in (0, 1]; got {shown(momentum)}.")
