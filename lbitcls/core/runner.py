@@ -27,7 +27,7 @@ from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
 from lbitcls.protocols import BatchLoader, RunHook
 from lbitcls.utils.checkpoint import compare, other_grids, save_checkpoint
-from lbitcls.utils.checkpoint_content import checked_tensors, shown_name
+from lbitcls.utils.checkpoint_content import checked_tensors, listed, shown_name
 from lbitcls.utils.dist import is_main, rank, world_size
 from lbitcls.utils.env import mix_seed
 from lbitcls.utils.errors import CheckpointError, ResourceError, TrainingError
@@ -350,10 +350,8 @@ class EpochRunner:
         for key, state in states.items():
             if key in hooks:
                 hooks[key].load_state_dict(state)
-        if lost := [shown_name(str(key)) for key in states if key not in hooks]:
-            self.logger.warning(
-                "The run was saved with %s and resumes without: its results will differ.", ", ".join(lost)
-            )
+        if lost := [key for key in states if key not in hooks]:
+            self.logger.warning("The run was saved with %s and resumes without: its results will differ.", listed(lost))
 
     def _take_position(self, meta: Mapping[str, Any]) -> None:
         self.epoch, self.iter, self.inner_iter = meta["epoch"], meta["iter"], meta["inner_iter"]
