@@ -174,7 +174,7 @@ class RunHook(Protocol):
 
     @property
     def name(self) -> str:
-        """Key of the hook's state in a checkpoint."""
+        """Key of the hook's state in a checkpoint, numbered if several hooks have it."""
         ...
 
     def on_record(self, runner: Any, record: dict[str, Any]) -> None:

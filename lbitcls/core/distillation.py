@@ -73,9 +73,9 @@ class Observed:
         self.model, self.names, self.owner = model, tuple(modules), owner
         self._found: Outputs = {}
         self._observes = False
-        known = dict(model.named_modules())
+        known = {name: module for name, module in model.named_modules() if name}
         for key, name in modules.items():
-            if name not in known or not name:
+            if name not in known:
                 raise ConfigError(f"distill.modules: {owner} has no module '{name}'{suggest(name, known)}")
             known[name].register_forward_hook(partial(self._keep, key))
 
@@ -104,10 +104,12 @@ class Teacher(nn.Module):
         model: Classifier; it is switched to eval mode, and its parameters to no gradient.
         modules: Names of its modules whose outputs it returns, by their names in `Outputs`; empty: its logits.
         compiles: False: `torch.compile` cannot compile it.
+        digest: SHA-256 of its file, in hexadecimal, by which a resumed run recognizes it.
     """
 
-    def __init__(self, model: nn.Module, modules: Mapping[str, str], compiles: bool = True) -> None:
+    def __init__(self, model: nn.Module, modules: Mapping[str, str], compiles: bool = True, digest: str = "") -> None:
         super().__init__()
+        self.digest = digest
         self.model = model.eval().requires_grad_(False)
         self.compiles = compiles
         self._observed = Observed(model, modules, "the teacher")

@@ -27,7 +27,7 @@ from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
 from lbitcls.protocols import BatchLoader, RunHook
 from lbitcls.utils.checkpoint import compare, other_grids, save_checkpoint
-from lbitcls.utils.checkpoint_content import checked_tensors, shown_name
+from lbitcls.utils.checkpoint_content import checked_tensors, listed, shown_name
 from lbitcls.utils.dist import is_main, rank, world_size
 from lbitcls.utils.env import mix_seed
 from lbitcls.utils.errors import CheckpointError, ResourceError, TrainingError
@@ -173,6 +173,17 @@ class EpochRunner:
         """Return the first hook of type `kind`, or None."""
         return next((hook for hook in self.hooks if isinstance(hook, kind)), None)
 
+    def keyed_hooks(self) -> dict[str, RunHook]:
+        """Return the hooks by the key of their state in a checkpoint: their name, numbered if an earlier one has it."""
+        keyed: dict[str, RunHook] = {}
+        for hook in self.hooks:
+            key, number = hook.name, 1
+            while key in keyed:
+                number += 1
+                key = f"{hook.name}-{number}"
+            keyed[key] = hook
+        return keyed
+
     def publish(self, record: dict[str, Any]) -> None:
         """Pass a record of results to every hook (loggers write it)."""
         for hook in self.hooks:
@@ -282,7 +293,7 @@ class EpochRunner:
         }
 
     def _states(self) -> dict[str, Any]:
-        hooks = {hook.name: state for hook in self.hooks if (state := hook.state_dict())}
+        hooks = {key: state for key, hook in self.keyed_hooks().items() if (state := hook.state_dict())}
         states: dict[str, Any] = {"scaler": self.step.scaler.state_dict(), "hooks": hooks}
         if self.ema is not None:
             states |= {"ema": self.ema.state_dict(), "train_state_dict": self.module.state_dict()}
@@ -335,9 +346,12 @@ class EpochRunner:
         states = checkpoint.get("hooks", {})
         if not isinstance(states, Mapping):
             raise StateError(f"'hooks' must be a dict; got a {type(states).__name__}")
-        for hook in self.hooks:
-            if hook.name in states:
-                hook.load_state_dict(states[hook.name])
+        hooks = self.keyed_hooks()
+        for key, state in states.items():
+            if key in hooks:
+                hooks[key].load_state_dict(state)
+        if lost := [key for key in states if key not in hooks]:
+            self.logger.warning("The run was saved with %s and resumes without: its results will differ.", listed(lost))
 
     def _take_position(self, meta: Mapping[str, Any]) -> None:
         self.epoch, self.iter, self.inner_iter = meta["epoch"], meta["iter"], meta["inner_iter"]

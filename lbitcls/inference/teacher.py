@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from lbitcls.protocols import Dataset
 from lbitcls.settings.distill import DistillConfig, TeacherConfig
 from lbitcls.settings.sections import read_settings
 from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
-from lbitcls.utils.published import is_published
+from lbitcls.utils.files import sha256_of
+from lbitcls.utils.published import fetch_weights, is_published
 
 _TOLERANCE = 1e-2  # of a normalized value: configs give means and deviations in about three digits
 
@@ -72,12 +74,13 @@ def open_teacher(
         )
     check_names(model.CLASSES, f"the teacher {file}", dataset, "train", session.logger)
     _check_normalization(file, its_steps, steps, session)
-    return Teacher(model, settings.pairs, compiles=not isinstance(model, ExportedTeacher))
+    digest = sha256_of(fetch_weights(file) if is_published(file) else Path(file).expanduser())
+    return Teacher(model, settings.pairs, not isinstance(model, ExportedTeacher), digest)
 
 
 def _open(teacher: TeacherConfig, session: Session) -> tuple[Any, Steps | None]:
     """Return the teacher's classifier and its test pipeline, None if unknown."""
-    if teacher.checkpoint is None:
+    if not teacher.checkpoint:
         exported = open_exported(teacher.file, threads=torch.get_num_threads())
         return ExportedTeacher(exported), describe(teacher.file).steps
     records = not is_published(teacher.checkpoint)

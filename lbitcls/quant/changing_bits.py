@@ -3,7 +3,8 @@
 A stage of training has bits (weights, inputs). In it, each quantizer has these, or those of the config if they are
 more: layers with more bits than a stage stay as they are.
 
-When the bits change, all tensors stay the same objects with the same shapes. The range of a grid is kept:
+When the bits change, all tensors stay the same objects with the same shapes. Either the quantizer waits for initial
+values again, as a new one does, or the range of its grid is kept:
 
     learned step:        s ← s · (largest integer before) / (largest integer now)
     learned offset:      scale and offset span the range that the grid had

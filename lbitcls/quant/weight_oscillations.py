@@ -3,12 +3,16 @@
     dampening loss   ‖ŵ - clip(w, s·n, s·p)‖², ŵ: the quantized weight, without a gradient           (section 4.2)
     oscillation      o = 1 if an integer changes in the direction opposite to its last change, else 0   (section 4.1)
     frequency        f ← m · o + (1 - m) · f
-    freezing         where f > threshold, the integer becomes round(average) and stays    (section 4.3, algorithm 1)
+    freezing         where f > threshold, the integer becomes round(average) and stays
     average          average ← m · integer + (1 - m) · average, after freezing, as in the authors' code
 
-For methods that normalize a weight (DoReFa, APoT, UQ), w is the normalized weight. A frozen weight is written to the
-middle of its integer's cell, s·integer, after each step of the optimizer, so it follows a learned scale and the
-normalization, and exports need to know nothing. The authors replace the integer in the forward pass instead: same
+For methods that normalize a weight (DoReFa, APoT, UQ, `weight_norm`), integers are those of the normalized weight, and
+the middle of an integer's cell is the weight that the normalization, with the current statistics, maps to s·integer.
+Dampening measures the distance of the weight itself to it, with the statistics as constants. The distance of the
+normalized weight would be larger by 1 / std, and λ would mean something else than for other methods.
+
+A frozen weight is written to the middle of its cell after each step of the optimizer, so it follows a learned scale and
+the normalization, and exports need to know nothing. The authors replace the integer in the forward pass instead: same
 quantized weight, but here a frozen weight still counts in the gradient norm and in a normalization's statistics.
 """
 
@@ -26,7 +30,7 @@ from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.spec import along, compute_dtype
 
 OSCILLATING = 0.005
-"""Frequency above which a weight counts as oscillating, as in the paper's tables."""
+"""Frequency above which a weight counts as oscillating in records."""
 MOST_ROUNDS = 30  # of writing frozen weights, whose values depend on a normalization that depends on them
 
 
@@ -42,13 +46,20 @@ def quantizes(quantizer: Quantizer) -> bool:
     return quantizer.is_enabled and quantizer.is_initialized
 
 
+def lacks_inverse(quantizer: Quantizer) -> bool:
+    """Return True if `quantizer` normalizes weights, but does not define where a normalized value comes from."""
+    kind = type(quantizer)
+    own = kind.normalize is not Quantizer.normalize
+    return own and kind.denormalize is Quantizer.denormalize
+
+
 def normalizes(quantizer: Quantizer) -> bool:
     """Return True if `quantizer` normalizes weights before it divides by the scale."""
     return quantizer.weight_norm or type(quantizer).normalize is not Quantizer.normalize
 
 
 def dampening_loss(model: nn.Module) -> Tensor | float:
-    """Return the sum of squared distances between weights and their quantized values; 0.0 if none is quantized now.
+    """Return the sum of squared distances between weights and the middle of their cells; 0.0 if none is quantized now.
 
     Weights outside the range and frozen layers add nothing.
     """
@@ -62,13 +73,13 @@ def dampening_loss(model: nn.Module) -> Tensor | float:
 
 def _squared_distance(weight: Tensor, quantizer: Quantizer) -> Tensor:
     weight = weight.to(compute_dtype(weight))
-    latent = quantizer.normalize(weight)
     with torch.no_grad():
-        grid, axis = quantizer.grid(weight), quantizer.channel_axis
-        quantized = quantizer.formula(latent, axis, *grid)
+        latent, grid, axis = quantizer.normalize(weight), quantizer.grid(weight), quantizer.channel_axis
+        middle = quantizer.denormalize(quantizer.formula(latent, axis, *grid), weight)
         bounds = [(bound - quantizer.zero_point()) * grid[0] for bound in (quantizer.low, quantizer.high)]
         low, high = (along(bound, weight.dim(), axis) for bound in bounds)
-    return (quantized - torch.clamp(latent, low, high)).square().sum()
+        inside = (latent >= low) & (latent <= high)
+    return torch.where(inside, weight - middle, 0.0).square().sum()
 
 
 @dataclass

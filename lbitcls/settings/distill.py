@@ -13,7 +13,8 @@ from lbitcls.settings.fields import ITEMS, Doc, Factor, Says, Text
 from lbitcls.settings.training_sections import Positive
 
 TEMPERATURE = 4.0
-"""Temperature of `kl` if none is set: the one of Tian et al. (arXiv:1910.10699), as are the two default weights."""
+"""Temperature of `kl` if none is set; it and the two default weights are those of KD in Tian et al.'s code
+(arXiv:1910.10699)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,10 @@ class TeacherConfig(Section):
 
     def check(self) -> None:
         """Raise `ValueError` unless exactly one file has the teacher's weights."""
-        if (self.checkpoint is None) == (self.model is None):
-            given = "neither" if self.model is None else "both"
+        if bool(self.checkpoint) == bool(self.model):
+            given = "both" if self.model else "neither"
             raise ValueError(f"the section accepts either checkpoint or model; got {given}.")
-        if self.model is not None and self.config is not None:
+        if self.model and self.config is not None:
             raise ValueError(f"config is for a checkpoint; {self.model} records its own. Leave config out.")
 
     @property
@@ -78,7 +79,7 @@ class DistillConfig(Section):
                 if self.loss == "feature"
                 else f"modules needs loss='feature'; got loss='{self.loss}'. Leave modules out."
             )
-        if self.loss == "feature" and self.teacher.model is not None:
+        if self.loss == "feature" and self.teacher.model:
             raise ValueError(
                 f"loss='feature' needs a checkpoint as its teacher; {self.teacher.model} gives logits only."
             )

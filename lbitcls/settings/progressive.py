@@ -36,9 +36,9 @@ class ProgressiveConfig(Section):
         Doc("Duration of each stage but the last in epochs; the last stage lasts to the end of the run."),
     ]
     ranges: Annotated[
-        Literal["keep", "new"],
-        Doc("keep: each grid keeps its range when its bits change; new: it is initialized again, as by calibration."),
-    ] = "keep"
+        Literal["new", "keep"],
+        Doc("new: each grid is initialized again when its bits change, as by calibration; keep: it keeps its range."),
+    ] = "new"
 
     @property
     def pairs(self) -> tuple[Pair, ...]:

@@ -24,7 +24,7 @@ _LONGEST = 1000  # characters of a tensor's or class's name
 _LARGEST = 2**63  # exclusive bound of a count
 _REPEATED = 2**20  # elements that a tensor may have without storage in the file for each
 _COUNTS = ("epoch", "iter", "inner_iter", "images", "epoch_len", "seed", "world_size", "max_epochs")
-_TEXTS = ("lbitcls_version", "config", "run", "phase", "kernels", "optimizer")
+_TEXTS = ("lbitcls_version", "config", "run", "phase", "kernels", "optimizer", "teacher")
 _FLAGS = tuple(f"_quantizer.{name}" for name in ("initialized", "enabled", "negative"))
 
 

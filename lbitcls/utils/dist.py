@@ -121,7 +121,7 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered or []
 
 
-def check_equal(name: str, value: int) -> None:
+def check_equal(name: str, value: int | str) -> None:
     """Raise `DataError` on all ranks unless all have the same `value`, called `name` in the message."""
     if world_size() == 1:
         return

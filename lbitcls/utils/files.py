@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -62,6 +63,19 @@ def open_regular(path: str | os.PathLike) -> io.FileIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a regular file's content, in hexadecimal.
+
+    Raises:
+        OSError: It is missing, not a regular file, or unreadable.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_lines(path: Path) -> list[str]:

@@ -6,7 +6,6 @@ torchvision defines each file's URL and the start of its SHA-256; torch keeps do
 
 from __future__ import annotations
 
-import hashlib
 import re
 import socket
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlparse
 
 from lbitcls.utils.cache import exclusive, remove_partial
 from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
+from lbitcls.utils.files import sha256_of
 from lbitcls.utils.logging import get_logger, interactive
 
 SCHEME = "torchvision://"
@@ -75,7 +75,7 @@ def fetch_weights(name: str) -> Path:
     checksum = found[1] if found else None
     if not path.is_file():
         _fetch(name, url, path, checksum)
-    elif checksum and not _sha256(path).startswith(checksum):
+    elif checksum and not sha256_of(path).startswith(checksum):
         get_logger().warning(
             "Using the weights in %s although it is not the published file (its checksum differs).", path
         )
@@ -102,11 +102,3 @@ def _fetch(name: str, url: str, path: Path, checksum: str | None) -> None:
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

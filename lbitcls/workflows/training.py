@@ -234,16 +234,18 @@ def build_runner(
     model = _synchronize_norms(model, settings, session).to(device).to(memory_format=memory_format)
     broadcast_module(model)
     hooks = build_hooks(settings, model, session, validate, data_root)
-    if settings.distill is not None:
-        hooks.append(build_distiller(settings, settings.distill, model, dataset, session))
+    distiller = build_distiller(settings, model, dataset, session, start)
+    hooks += [] if distiller is None else [distiller]
+    teacher = None if distiller is None else distiller.teacher
     step = _build_step(settings, model, session, hooks, uneven=getattr(dataset, "on_error", "raise") == "skip")
     trained = model if settings.distill is None else Student(model, settings.distill)
     epoch_steps = -(-len(loader) // step.cumulative_iters)
     ema = build_average(settings.ema, model, epochs, epoch_steps)
     if settings.compile:
-        _compile([trained, *(hook.teacher for hook in hooks if isinstance(hook, Distiller))], device)
+        _compile([trained, teacher] if teacher is not None and teacher.compiles else [trained], device)
     own = quantizer_policy(settings.optimizer)
     meta = {"world_size": session.place.world_size, "kernels": kernels, "max_epochs": epochs, "run": run}
+    meta["teacher"] = None if teacher is None else teacher.digest
     return EpochRunner(
         model,
         step,

@@ -112,6 +112,7 @@ META: dict[str, list[Any]] = {
     "config": [7, b"x", "\ud800", "model = dict(", {"a": 1}],
     "run": [7, ["x"]],
     "kernels": [7, "nonsense"],
+    "teacher": [7, "y" * 10**6],
     "phase": [7],
     "optimizer": [7, "Adam", "y" * 10**6],
     "x" * 10**6: [1],

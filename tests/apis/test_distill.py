@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_resume import QUANT as QUANTIZED
@@ -15,6 +18,7 @@ from test_resume import end, same, same_run
 
 from lbitcls.apis import train_classifier
 from lbitcls.commands.main import main
+from lbitcls.inference.teacher import ExportedTeacher
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError
 
@@ -127,6 +131,65 @@ def test_an_exported_teacher_is_the_checkpoint(make_config: Any, delivered: Any)
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=2e-3, atol=1e-5)
 
 
+def changed_teacher(path: Path, target: Path) -> Path:
+    """A copy of a teacher's checkpoint with other weights."""
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["head.fc.bias"] += 1.0
+    torch.save(saved, target)
+    return target
+
+
+def test_another_teacher_after_an_interruption_is_a_warning(make_config: Any, teacher: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copy(teacher, tmp_path / "teacher.pth"))
+    cfg = make_config(distill=dict(teacher=dict(checkpoint=str(given))), total_epochs=1)
+    train_classifier(cfg)
+    digest = hashlib.sha256(given.read_bytes()).hexdigest()
+    assert torch.load(f"{cfg.work_dir}/latest.pth", weights_only=True)["meta"]["teacher"] == digest
+    cfg.total_epochs = 2
+    train_classifier(cfg, resume=True)
+    assert "WARNING" not in log_of(cfg.work_dir)
+    other = hashlib.sha256(changed_teacher(teacher, given).read_bytes()).hexdigest()
+    cfg.total_epochs = 3
+    train_classifier(cfg, resume=True)
+    told = f"teacher.pth is another file than the run was started with (SHA-256 {other[:12]}…, then {digest[:12]}…)"
+    assert log_of(cfg.work_dir).count(told) == 1
+    moved = Path(shutil.move(given, tmp_path / "moved.pth"))  # the file counts, not its name
+    cfg.distill.teacher.checkpoint, cfg.total_epochs = str(moved), 4
+    train_classifier(cfg, resume=True)
+    assert log_of(cfg.work_dir).count("continues differently") == 1
+
+
+def test_a_teacher_that_comes_or_goes_is_a_warning(make_config: Any, teacher: Path) -> None:
+    taught = dict(distill=dict(teacher=dict(checkpoint=str(teacher))))
+    train_classifier(make_config(**taught, total_epochs=1))
+    train_classifier(make_config(total_epochs=2), resume=True)
+    assert "saved with a teacher and resumes without" in log_of(make_config().work_dir)
+    train_classifier(make_config(**taught, total_epochs=3), resume=True)
+    assert "saved without a teacher and resumes with" in log_of(make_config().work_dir)
+
+
+def test_a_checkpoint_of_an_older_version_knows_no_teacher(make_config: Any, teacher: Path) -> None:
+    cfg = make_config(distill=dict(teacher=dict(checkpoint=str(teacher))), total_epochs=1)
+    train_classifier(cfg)
+    latest = Path(cfg.work_dir) / "latest.pth"
+    saved = torch.load(latest, weights_only=True)
+    del saved["meta"]["teacher"]
+    torch.save(saved, latest)
+    cfg.total_epochs = 2
+    train_classifier(cfg, resume=True)
+    assert "WARNING" not in log_of(cfg.work_dir)
+
+
+def test_resuming_needs_the_teacher(make_config: Any, teacher: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copy(teacher, tmp_path / "teacher.pth"))
+    cfg = make_config(distill=dict(teacher=dict(checkpoint=str(given))), total_epochs=1)
+    train_classifier(cfg)
+    given.unlink()
+    cfg.total_epochs = 2
+    with pytest.raises(CheckpointError, match=r"distill\.teacher: there is no checkpoint .*teacher\.pth"):
+        train_classifier(cfg, resume=True)
+
+
 def wrong(**changes: Any) -> tuple[str, dict[str, Any]]:
     return changes.pop("told"), changes
 
@@ -136,6 +199,8 @@ def wrong(**changes: Any) -> tuple[str, dict[str, Any]]:
     [
         wrong(told="distill.teacher: the section accepts either checkpoint or model; got neither", teacher={}),
         wrong(told="got both", teacher=dict(model="x.onnx")),
+        wrong(told="got neither", teacher=dict(checkpoint="")),
+        wrong(told="has no module ''.", loss="feature", modules=[""]),
         wrong(told="config is for a checkpoint; x.onnx", teacher=dict(model="x.onnx", checkpoint=None, config="x.py")),
         wrong(told="Did you mean 'temperature'?", temperatur=4),
         wrong(told="distill.temperature must be a number > 0; got 0", temperature=0),
@@ -186,6 +251,41 @@ def test_a_teacher_that_does_not_fit(make_config: Any, teacher: Path, tmp_path: 
         file.truncate(1000)
     with pytest.raises(CheckpointError, match=r"cut\.pth"):
         train_classifier(make_config(distill=dict(teacher=dict(checkpoint=str(tmp_path / "cut.pth")))))
+
+
+def test_a_teacher_for_other_images(make_config: Any, teacher: Path, tmp_path: Path) -> None:
+    """It is known when the teacher runs, in the first step or before, and told as the teacher's error."""
+    content = torch.load(teacher, weights_only=True)
+    content["state_dict"]["backbone.conv1.weight"] = torch.zeros(8, 3, 3, 3)
+    torch.save(content, tmp_path / "colors.pth")
+    cfg = Config.fromfile(teacher.with_name("config.py"))
+    cfg.model.backbone = dict(type="TinyColorNet")
+    cfg.dump(tmp_path / "colors.py")
+    files = dict(checkpoint=str(tmp_path / "colors.pth"), config=str(tmp_path / "colors.py"))
+    for epochs in (1, 2):  # in the step; in advance
+        with pytest.raises(
+            ConfigError, match=r"distill.teacher cannot process .* \(128, 1, 8, 8\): TinyColorNet needs"
+        ):
+            train_classifier(make_config(distill=dict(teacher=files), total_epochs=epochs))
+
+
+def test_a_teacher_in_the_work_directory_would_be_replaced(make_config: Any, teacher: Path) -> None:
+    cfg = make_config(distill=dict(teacher=dict(checkpoint=str(teacher))))
+    cfg.work_dir = str(teacher.parent / ".." / teacher.parent.name)
+    with pytest.raises(ConfigError, match=r"latest.pth is in the work directory, where this run writes its own"):
+        train_classifier(cfg)
+    assert teacher.is_file()
+
+
+def test_an_exported_teacher_is_not_compiled(make_config: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    exported = SimpleNamespace(num_classes=10, CLASSES=None, logits=lambda img: np.zeros((len(img), 10), np.float32))
+    monkeypatch.setattr("lbitcls.inference.teacher._open", lambda given, session: (ExportedTeacher(exported), None))
+    compiled: list[Any] = []
+    monkeypatch.setattr("lbitcls.workflows.training._compile", lambda models, device: compiled.extend(models))
+    (tmp_path / "teacher.onnx").write_bytes(b"")
+    given = dict(teacher=dict(model=str(tmp_path / "teacher.onnx")))
+    train_classifier(make_config(distill=given, compile=True, total_epochs=1))
+    assert [type(model).__name__ for model in compiled] == ["Student"]
 
 
 def test_normalization_that_cannot_be_compared_is_a_warning(make_config: Any, teacher: Path) -> None:

@@ -59,14 +59,15 @@ def test_stages_of_a_run(run: tuple[Config, dict[str, Any]]) -> None:
         assert found == {"conv1.weight": 8, "conv1.input": 8, "conv2.weight": bits, "conv2.input": bits}
     log = next(folder.glob("*.log")).read_text()
     assert "W8A8 from epoch 1, W4A4 from epoch 2, W2A2 from epoch 3" in log
-    assert "Stage 3 of 3 from epoch 3: W2A2; 2 quantizers changed, their ranges are kept." in log
+    assert "Stage 3 of 3 from epoch 3: W2A2; 2 quantizers changed, initialized from 2 batches." in log
     assert [summary[phase]["epoch"] for phase in ("w8a8", "w4a4", "quantized")] == [1, 2, 3]
 
 
 def test_best_weights_are_those_of_the_last_stage(make_config: Any) -> None:
-    """With a learning rate of 0 after the first stages, fewer bits give a worse result."""
+    """With a learning rate of 0 after the first stages, fewer bits on kept ranges give a worse result."""
     cfg = make_config(
-        **sections(epochs=[4, 1]) | dict(total_epochs=6, lr_config=dict(policy="step", step=[4], gamma=1e-9))
+        **sections(epochs=[4, 1], ranges="keep")
+        | dict(total_epochs=6, lr_config=dict(policy="step", step=[4], gamma=1e-9))
     )
     summary = train_classifier(cfg)
     assert summary["w8a8"]["top1"] > summary["quantized"]["top1"]
@@ -81,9 +82,9 @@ def test_best_weights_are_those_of_the_last_stage(make_config: Any) -> None:
         pytest.param("APoT", dict(ema=dict(decay=0.9)), marks=pytest.mark.slow),
         pytest.param("TorchQAT", dict(amp="bf16"), marks=pytest.mark.slow),
         pytest.param(
-            "DSQ", dict(progressive=dict(bits=[8, 4, 2], epochs=[1, 1], ranges="new")), marks=pytest.mark.slow
+            "DSQ", dict(progressive=dict(bits=[8, 4, 2], epochs=[1, 1], ranges="keep")), marks=pytest.mark.slow
         ),
-        ("LSQPlus", dict(progressive=dict(bits=[8, 4, 2], epochs=[1, 1], ranges="new"), ema=dict(decay=0.9))),
+        ("LSQPlus", dict(progressive=dict(bits=[8, 4, 2], epochs=[1, 1], ranges="keep"), ema=dict(decay=0.9))),
     ],
 )
 def test_resumed_run_is_bit_identical(make_config: Any, method: str, extra: dict[str, Any]) -> None:
@@ -93,6 +94,8 @@ def test_resumed_run_is_bit_identical(make_config: Any, method: str, extra: dict
     end(ended, "after_iter", 17)  # in the middle of the second stage
     train_classifier(ended, resume=True)
     same_run(whole, ended)
+    told = "their ranges are kept" if "progressive" in extra else "initialized from 2 batches"
+    assert f"2 quantizers changed, {told}." in next(Path(whole.work_dir).glob("*.log")).read_text()
 
 
 def test_resumed_between_two_stages(make_config: Any) -> None:
@@ -132,7 +135,7 @@ def test_checkpoint_of_a_stage_has_its_true_bits(
 def test_two_processes_change_bits_together(make_config: Any, tmp_path: Path) -> None:
     """Buffers of APoT change their shapes under DDP; both ranks have the same weights."""
     hooks = [dict(type="Fingerprint")]
-    given = sections("APoT", ranges="new")
+    given = sections("APoT")
     make_config(custom_hooks=hooks, **given, options={"data.samples_per_gpu": 240}).dump(tmp_path / "tiny.py")
     code, _, errors = finish(launch(tmp_path / "tiny.py", "--no-validate"))
     assert code == 0, errors
@@ -166,7 +169,7 @@ WRONG = [
     (dict(epochs=[1]), "progressive: epochs must be 2 durations for 3 stages"),
     (dict(epochs=[0, 1]), "progressive.epochs must be a list of integers ≥ 1"),
     (dict(epochs=[2, 1]), "the last stage begins after 3 epochs .*total_epochs is 3"),
-    (dict(ranges="kept"), "progressive.ranges must be one of 'keep', 'new'; got 'kept'"),
+    (dict(ranges="kept"), "progressive.ranges must be one of 'new', 'keep'; got 'kept'"),
     (dict(bit=[8, 2]), "progressive does not accept 'bit'"),
 ]
 

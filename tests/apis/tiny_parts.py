@@ -23,7 +23,7 @@ class TinyNet(nn.Module):
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(self.in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(2 * width)
@@ -32,6 +32,13 @@ class TinyNet(nn.Module):
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         features = torch.relu(self.bn1(self.conv1(img)))
         return (torch.relu(self.bn2(self.conv2(features))),)
+
+
+@BACKBONES.register_module()
+class TinyColorNet(TinyNet):
+    """TinyNet for images with three channels."""
+
+    in_channels = 3
 
 
 class Ended(BaseException):
@@ -125,3 +132,21 @@ class KillReader(Hook):
     def before_iter(self, runner: Any) -> None:
         if runner.iter == self.at:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class Count(Hook):
+    """Counts iterations in steps of its own, as a hook with a state does."""
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+        self.total = 0
+
+    def after_iter(self, runner: Any) -> None:
+        self.total += self.by
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total = state["total"]

@@ -21,7 +21,7 @@ from lbitcls.utils.errors import ConfigError
 
 def runner(model: nn.Module, done: float = 0.0) -> Any:
     step = SimpleNamespace(penalties={}, device=torch.device("cpu"))
-    return SimpleNamespace(module=model, iter=20 * done, max_epochs=2, loader=range(10), step=step)
+    return SimpleNamespace(module=model, iter=20 * done, max_epochs=2, loader=range(10), step=step, hooks=[])
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ def runner(model: nn.Module, done: float = 0.0) -> Any:
         (dict(type="FreezeOscillationsHook", threshold="much"), "threshold must be a number; got the string 'much'"),
         (dict(type="FreezeOscillationsHook", threshold=[0.1, 0.02, 0.01]), "threshold must be a number, or two"),
         (dict(type="FreezeOscillationsHook", threshold=[0.1, -0.01]), "threshold must be ≥ 0"),
+        (dict(type="FreezeOscillationsHook", threshold=[0.1, 1.5]), r"threshold must be in \[0, 1\], as"),
         (dict(type="FreezeOscillationsHook", momentum=0), r"momentum must be in \(0, 1\]; got 0"),
         (dict(type="FreezeOscillationsHook", max_bits=0), "max_bits must be an integer ≥ 1; got 0"),
         (dict(type="DampenOscillationsHook", weight=-1), "weight must be ≥ 0; got -1"),
@@ -70,8 +71,9 @@ def test_a_quantizer_that_normalizes_needs_the_inverse() -> None:
 
     layer = build_quant_layer(dict(type="LSQLinear", num_bit_w=4, num_bit_a=32), nn.Linear(4, 4))
     layer.weight_quantizer = Halved(4, role="weight")
-    with pytest.raises(ConfigError, match="Halved normalizes weights but has no `denormalize`"):
-        FreezeOscillationsHook().before_run(runner(layer))
+    for hook in (FreezeOscillationsHook(), DampenOscillationsHook()):
+        with pytest.raises(ConfigError, match=f"{hook.name}: Halved normalizes weights but has no `denormalize`"):
+            hook.before_run(runner(layer))
 
 
 @pytest.mark.slow  # imports the compiler

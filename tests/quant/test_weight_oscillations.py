@@ -69,7 +69,7 @@ def test_weights_between_two_integers_oscillate_until_dampened_or_frozen() -> No
 
 
 def paper_algorithm(weight: Tensor, steps: int, momentum: float, threshold: float) -> list[list[int]]:
-    """Training with iterative freezing, one weight after the other, as algorithm 1 has it."""
+    """Training with iterative freezing, one weight after the other, as in the paper."""
     columns = []
     for w, optimum in zip(weight.tolist(), OPTIMA.tolist(), strict=True):
         integer = min(max(round(w / SCALE), LOW), HIGH)
@@ -116,29 +116,38 @@ def test_dampening_loss_and_its_gradient(per_channel: bool) -> None:
     assert layer.weight_quantizer.scale.grad is None
 
 
-def test_dampening_measures_a_normalized_weight() -> None:
+def test_dampening_measures_dorefas_weight_itself() -> None:
+    """Its distance to the weight that tanh and the maximum of the tensor map to the nearest level."""
     torch.manual_seed(1)
     layer = make_layer("DoReFa").double()
     w = layer.weight.detach()
-    latent = torch.tanh(w) / torch.tanh(w).abs().max()
+    widest = torch.tanh(w).abs().max()
     levels = torch.arange(-7, 8, 2, dtype=torch.float64) / 7
-    nearest = levels[(latent[..., None] - levels).abs().argmin(-1)]
-    torch.testing.assert_close(dampening_loss(layer).detach(), (nearest - latent).square().sum(), rtol=1e-12, atol=0)
-
-
-def test_dampening_measures_a_weight_with_weight_norm() -> None:
-    """LSQ's grid on ŵ = (w - mean) / std; as in training, no gradient passes through mean and std."""
-    torch.manual_seed(1)
-    layer = make_layer("LSQ", per_channel=True, weight_norm=True).double()
+    nearest = levels[(torch.tanh(w)[..., None] / widest - levels).abs().argmin(-1)]
+    residual = w - torch.atanh(nearest * widest)
     loss = dampening_loss(layer)
     loss.backward()
-    w, scale = layer.weight.detach(), layer.weight_quantizer.scale.detach().reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(loss.detach(), residual.square().sum(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(layer.weight.grad, 2 * residual, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["LSQ", "APoT", "UQ"])
+def test_dampening_means_the_same_with_normalized_weights(method: str) -> None:
+    """The grid is that of (w - mean) / std, and the distance that of the weight: std times that of the normalized."""
+    torch.manual_seed(1)
+    layer = make_layer(method, per_channel=True, weight_norm=True).double()
+    loss = dampening_loss(layer)
+    loss.backward()
+    w, quantizer = layer.weight.detach(), layer.weight_quantizer
     std = w.std(dim=(1, 2, 3), keepdim=True, correction=0)
     latent = (w - w.mean(dim=(1, 2, 3), keepdim=True)) / std
-    inside = (latent >= LOW * scale) & (latent <= HIGH * scale)
-    residual = torch.where(inside, latent - (latent / scale).round().clamp(LOW, HIGH) * scale, 0.0)
-    torch.testing.assert_close(loss.detach(), residual.square().sum(), rtol=1e-9, atol=0)
-    torch.testing.assert_close(layer.weight.grad, 2 * residual / std, rtol=1e-7, atol=1e-9)
+    quantized = quantizer(w).detach()
+    scale = quantizer.qparams().scale.reshape(-1, 1, 1, 1)
+    inside = (latent >= quantizer.quant_min * scale) & (latent <= quantizer.quant_max * scale)
+    residual = torch.where(inside, std * (latent - quantized), 0.0)
+    assert 0.5 < inside.double().mean() < 1
+    torch.testing.assert_close(loss.detach(), residual.square().sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(layer.weight.grad, 2 * residual, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lbitcls.core.distillation import Outputs, Teacher
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.utils.dist import sum_over_ranks
+from lbitcls.utils.errors import ConfigError, DataError
+from lbitcls.utils.failures import explain
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -57,7 +59,20 @@ class Distiller(Hook):
     def _outputs(self, img: Tensor, index: Tensor | None) -> Outputs:
         if self._logits is not None and index is not None and bool(self._known[index].all()):
             return {"logits": self._logits[index.to(self._logits.device)]}
-        return self.teacher(img)
+        return self._ask(img)
+
+    def _ask(self, img: Tensor) -> Outputs:
+        """Return the teacher's outputs; an error says that it is the teacher's."""
+        try:
+            return self.teacher(img)
+        except (DataError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and explain(error) is not None:  # the machine failed
+                raise
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"distill.teacher cannot process the images of data.train, {tuple(img.shape)}: {reason}. Model and "
+                "teacher see the same images: use a teacher for them, or prepare them as its config does."
+            ) from error
 
     def _compute(self, runner: EpochRunner) -> str:
         """Keep the logits of the first epoch's images; return the reason if they need too much memory."""
@@ -66,7 +81,7 @@ class Distiller(Hook):
         for batch in runner.loader.iterate(0):
             img = runner.to_device(batch)["img"]
             with torch.autocast(img.device.type, dtype=dtype, enabled=dtype is not None):
-                logits = self.teacher(img)["logits"].float()
+                logits = self._ask(img)["logits"].float()
             if not len(table):
                 mib = number * logits.shape[1] * 4 / 2**20
                 if mib > MOST_MIB:

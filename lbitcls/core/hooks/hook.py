@@ -44,7 +44,7 @@ class Hook:
 
     @property
     def name(self) -> str:
-        """Key of the hook's state in a checkpoint."""
+        """Key of the hook's state in a checkpoint; a run numbers the keys of hooks that have the same name."""
         return type(self).__name__
 
     def before_run(self, runner: EpochRunner) -> None:

@@ -21,6 +21,7 @@ from lbitcls.quant.weight_oscillations import (
     OSCILLATING,
     Oscillations,
     dampening_loss,
+    lacks_inverse,
     quantizer_of,
     quantizes,
     weight_quantizers,
@@ -58,11 +59,14 @@ def anneal(ends: tuple[float, float], runner: EpochRunner) -> float:
 class DampenOscillationsHook(Hook):
     """Hook that adds the dampening loss to the loss: weight · Σ (quantized weight - clipped weight)².
 
-    The term is the record value `loss_dampening`. Weights that are not quantized yet (`calibration.epoch`) add nothing.
+    The sum is over all weights, as in the paper; the authors' code takes the mean over the weights of an output
+    channel, so its factors belong to smaller terms. The term is the record value `loss_dampening`. Weights that are
+    not quantized yet (`calibration.epoch`) add nothing. See `lbitcls.quant.weight_oscillations` for methods that
+    normalize weights.
 
     Args:
         weight: Factor λ of the term, or two factors: at the start and the end of the run, with half a cosine between
-            them. The default is that of the authors' code for MobileNetV2.
+            them.
 
     Example:
         >>> DampenOscillationsHook(weight=1e-3).weight
@@ -73,11 +77,14 @@ class DampenOscillationsHook(Hook):
         self.weight = read_annealed("DampenOscillationsHook: weight", weight)
 
     def before_run(self, runner: EpochRunner) -> None:
+        _require_alone(self, runner)
         if not any(True for _ in weight_quantizers(runner.module)):
             raise ConfigError(
                 "DampenOscillationsHook needs quantized weights; the model has none. Add quant_transformer, or remove "
                 "the hook."
             )
+        for _, _, quantizer in weight_quantizers(runner.module):
+            _require_inverse(quantizer, self)
         runner.step.penalties["loss_dampening"] = partial(self._term, runner)
 
     def _term(self, runner: EpochRunner) -> torch.Tensor | float:
@@ -97,8 +104,9 @@ class FreezeOscillationsHook(Hook):
         threshold: Frequency of oscillations, in [0, 1], above which a weight freezes; or two: at the start and the end
             of the run, with half a cosine between them. One oscillation adds `momentum` to the frequency, so 2 to 3
             times the momentum freezes weights that oscillate repeatedly. The default is that of the authors' code for
-            MobileNetV2.
-        momentum: Weight of a step in the moving averages of oscillations and integers, in (0, 1].
+            MobileNetV2 at 4 bits, which freezes nothing in the first quarter of a run and begins the cosine there.
+        momentum: Weight of a step in the moving averages of oscillations and integers, in (0, 1]. The authors' code has
+            0.001, for runs of about 10⁶ steps.
         max_bits: Largest number of bits of the weights to freeze. As in the authors' code, layers of more bits are left
             alone: the step between their integers is small.
 
@@ -115,12 +123,18 @@ class FreezeOscillationsHook(Hook):
         self.threshold = read_annealed("FreezeOscillationsHook: threshold", threshold)
         self.momentum = as_number("FreezeOscillationsHook: momentum", momentum)
         self.max_bits = require_count("FreezeOscillationsHook: max_bits", max_bits, 1, 8)
+        if max(self.threshold) > 1:
+            raise ConfigError(
+                "FreezeOscillationsHook: threshold must be in [0, 1], as the frequencies that it is compared with; got "
+                f"{shown(threshold)}."
+            )
         if not 0 < self.momentum <= 1:
             raise ConfigError(f"FreezeOscillationsHook: momentum must be in (0, 1]; got {shown(momentum)}.")
         self.layers: dict[str, QuantLayer] = {}
         self.oscillations: dict[str, Oscillations] = {}
 
     def before_run(self, runner: EpochRunner) -> None:
+        _require_alone(self, runner)
         found = weight_quantizers(runner.module)
         self.layers = {name: layer for name, layer, quantizer in found if quantizer.final_bits <= self.max_bits}
         if not self.layers:
@@ -130,6 +144,7 @@ class FreezeOscillationsHook(Hook):
             )
         for name, layer in self.layers.items():
             _require_writable(name, layer)
+            _require_inverse(quantizer_of(layer), self)
         restored = self.oscillations.items()
         self.oscillations = {name: state.to(runner.step.device) for name, state in restored if name in self.layers}
 
@@ -173,6 +188,13 @@ class FreezeOscillationsHook(Hook):
         self.oscillations = {name: Oscillations(**tensors) for name, tensors in state.items()}
 
 
+def _require_alone(hook: Hook, runner: EpochRunner) -> None:
+    """Raise `ConfigError` if the run has another hook of this type, which would act on the same weights."""
+    kind = type(hook).__name__
+    if sum(isinstance(other, type(hook)) for other in runner.hooks) > 1:
+        raise ConfigError(f"custom_hooks has several {kind}s, which would act on the same weights. Keep one of them.")
+
+
 def _synchronize_norm(layer: QuantLayer) -> None:
     """Give all ranks rank 0's running variance of a folded BatchNorm, on which the integers of the weight depend."""
     if world_size() > 1:
@@ -186,10 +208,11 @@ def _require_writable(name: str, layer: QuantLayer) -> None:
             f"FreezeOscillationsHook: the weight of '{name}' is computed (weight_norm, a parametrization), so it "
             "cannot be fixed. Remove the hook, or what computes the weight."
         )
-    kind = type(layer.weight_quantizer)
-    own = getattr(kind, "normalize", None) is not Quantizer.normalize
-    if issubclass(kind, Quantizer) and own and kind.denormalize is Quantizer.denormalize:
+
+
+def _require_inverse(quantizer: Quantizer, hook: Hook) -> None:
+    if lacks_inverse(quantizer):
         raise ConfigError(
-            f"FreezeOscillationsHook: {kind.__name__} normalizes weights but has no `denormalize`, which is "
-            "needed to fix an integer. Define it, or remove the hook."
+            f"{type(hook).__name__}: {type(quantizer).__name__} normalizes weights but has no `denormalize`, which is "
+            "needed to find the middle of an integer's cell. Define it, or remove the hook."
         )

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class ProgressiveHook(Hook):
     """Hook that gives the quantizers fewer bits at the start of each stage.
 
-    Weights, optimizer state, scales and statistics are carried over. The stage depends on the epoch only, and the model
-    itself tells its bits, so that resuming needs no saved state. The best weights of each stage are kept apart:
-    `runner.phase` is `w8a8`, …, and `quantized` in the last stage.
+    Weights, optimizer state and statistics are carried over; with `ranges='keep'` the ranges too. The stage depends on
+    the epoch only, and the model itself tells its bits, so that resuming needs no saved state. The best weights of each
+    stage are kept apart: `runner.phase` is `w8a8`, …, and `quantized` in the last stage.
 
     Args:
         settings: Section `progressive`.
-        calibration: Section `calibration`: the first stage begins when quantization does, and with `ranges='new'`
-            quantizers are initialized by its rule.
+        calibration: Section `calibration`: the first stage begins when quantization does, and unless ranges are kept,
+            quantizers that change are initialized by its rule.
     """
 
     priority = PRIORITIES["VERY_HIGH"]  # as calibration, which runs before it

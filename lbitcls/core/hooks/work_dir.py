@@ -7,6 +7,7 @@ run writes anything else there.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable
 from itertools import count
@@ -67,6 +68,12 @@ class WorkDirHook(Hook):
             )
         if not given:
             config.dump(kept)
+
+
+def is_written(path: Path, folder: Path) -> bool:
+    """Return True if a run in the work directory `folder` writes its own checkpoints to `path`."""
+    here = os.path.realpath(path.parent) == os.path.realpath(folder)
+    return here and _CHECKPOINTS.fullmatch(path.name) is not None
 
 
 def set_aside(folder: Path, run: str, more: Iterable[str] = ()) -> Path | None:
