@@ -3,8 +3,8 @@
     python tools/train.py configs/cifar10/resnet20.py --load-from resnet20.pth --data-root FOLDER
     python tools/train.py configs/cifar10/ablation/plain.py --data-root FOLDER
 
-The other configs of this folder add one ingredient each, `all.py` adds all of them, and `no_*.py` leave one out. For
-accuracy and time see docs/results/cifar10_resnet20.md. On a GPU, or a CPU without VNNI: `--options kernels=auto`.
+The other configs of this folder add one ingredient each; `all.py` has those of the recipe. For accuracy and
+time see docs/results/cifar10_resnet20.md. On a GPU, or a CPU without VNNI: `--options kernels=auto`.
 """
 
 _base_ = "../_base_/resnet20_lsq.py"

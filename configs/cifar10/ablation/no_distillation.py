@@ -1,0 +1,5 @@
+"""`all.py` that learns from labels."""
+
+_base_ = "all.py"
+
+distill = None
