@@ -5,8 +5,8 @@
 where g is the gradient of the quantized value and x_n - x_q is the rounding error, in units of the whole range.
 
 Deviations:
-- The grid is LSQ's (one learned scale, LSQ's factor and initial values, `init` of LSQ) instead of two learned ends of the range and
-  a learned output scale for each layer: the paper's contribution is the gradient, which works with any grid.
+- The grid is LSQ's (one learned scale, with LSQ's factor and initial values, `init`) instead of two learned ends of the
+  range and a learned output scale for each layer: the paper's contribution is the gradient, which works with any grid.
 - δ is a constant, 1e-3, the value the paper starts from; the paper can also adapt it to the Hessian's trace.
 """
 
