@@ -218,7 +218,14 @@ def test_a_folder_of_photos_is_trained_on_as_it_is(photos: Photos, capsys: Any, 
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     config = "../my_photos.py"
-    short = ["--options", "total_epochs=2", "calibration.epoch=1", "data.workers_per_gpu=0", "kernels=plain"]
+    short = [
+        "--options",
+        "total_epochs=2",
+        "calibration.epoch=1",
+        "lr_config.restarts=[1]",
+        "data.workers_per_gpu=0",
+        "kernels=plain",
+    ]
     assert main(["train", config, *short]) == 0
     work = Path("work_dirs/my_photos")
     assert {"best_top-1.pth", "best_float_top-1.pth", "results.png", "val_predictions.png", "tf_logs"} <= {
