@@ -83,6 +83,7 @@ def test_folder_without_a_split(photos: Photos, capsys: Any) -> None:
         assert part in said
     assert "The same image twice: 1" in said and "Classes with one image are used for training only: 蟻" in said
     assert "cannot be downloaded" in said and "lbitcls train my_photos.py" in said
+    assert "lbitcls train my_photos.py --find-lr\n" in Path("my_photos.py").read_text()
     cfg = read("my_photos.py")
     train, val = files_of(cfg, "train"), files_of(cfg, "val")
     assert len(train) + len(val) == 17 and len(val) in (3, 4) and not set(train) & set(val)
@@ -218,14 +219,7 @@ def test_a_folder_of_photos_is_trained_on_as_it_is(photos: Photos, capsys: Any, 
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     config = "../my_photos.py"
-    short = [
-        "--options",
-        "total_epochs=2",
-        "calibration.epoch=1",
-        "lr_config.restarts=[1]",
-        "data.workers_per_gpu=0",
-        "kernels=plain",
-    ]
+    short = ["--options", "total_epochs=2", "calibration.epoch=1", "data.workers_per_gpu=0", "kernels=plain"]
     assert main(["train", config, *short]) == 0
     work = Path("work_dirs/my_photos")
     assert {"best_top-1.pth", "best_float_top-1.pth", "results.png", "val_predictions.png", "tf_logs"} <= {

@@ -10,7 +10,7 @@ from blocks import Page
 
 from prepare.materials import write_image
 
-SHORT = "total_epochs=2 calibration.epoch=1 lr_config.restarts=[1] kernels=plain +log_config.pictures=false"
+SHORT = "total_epochs=2 calibration.epoch=1 kernels=plain +log_config.pictures=false"
 
 
 def flowers(folder: Path) -> None:
