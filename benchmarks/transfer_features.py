@@ -29,7 +29,10 @@ def compare(backbone: str, configs: Path, data_root: Path, seeds: Sequence[int])
             head = _trained_head(configs / f"{backbone}_{trained}.py", *found[trained]["train"], seed)
             for tested in KINDS:
                 wrong[f"{trained}/{tested}"].append(_wrong(head, *found[tested]["val"]))
-    probes = {kind: [_probe(found[kind], penalty) for penalty in PENALTIES] for kind in KINDS}
+    probes = {
+        kind: [int((probe(found[kind], penalty) != found[kind]["val"][1]).sum()) for penalty in PENALTIES]
+        for kind in KINDS
+    }
     return {"backbone": backbone, "seeds": list(seeds), "sqnr_db": _sqnr(found), "wrong": wrong, "probes": probes}
 
 
@@ -85,15 +88,17 @@ def _wrong(head: Any, maps: Any, labels: Any) -> int:
     return int((head(maps).argmax(dim=1) != labels).sum())
 
 
-def _probe(found: dict[str, tuple[Any, Any]], penalty: float) -> int:
-    """Return misclassified validation images of a logistic regression on the maps' means, in float64, converged."""
+def probe(found: dict[str, tuple[Any, Any]], penalty: float) -> Any:
+    """Return the labels (N,) that a logistic regression on maps' means or vectors, float64, converged, gives `val`."""
     import torch
 
-    (train, target), (val, labels) = found["train"], found["val"]
-    train, val = train.double().mean(dim=(2, 3)), val.double().mean(dim=(2, 3))
+    (train, target), val = found["train"], found["val"][0]
+    train, val = (
+        values.double().flatten(2).mean(dim=2) if values.dim() > 2 else values.double() for values in (train, val)
+    )
     mean, std = train.mean(dim=0), train.std(dim=0).clamp_min(1e-6)
     train, val = (train - mean) / std, (val - mean) / std
-    layer = torch.nn.Linear(train.shape[1], 2, dtype=torch.float64)
+    layer = torch.nn.Linear(train.shape[1], int(target.max()) + 1, dtype=torch.float64)
     for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=500, line_search_fn="strong_wolfe")
@@ -105,7 +110,7 @@ def _probe(found: dict[str, tuple[Any, Any]], penalty: float) -> int:
         return value
 
     optimizer.step(loss)
-    return _wrong(layer, val, labels)
+    return layer(val).argmax(dim=1)
 
 
 def _sqnr(found: dict[str, dict[str, tuple[Any, Any]]]) -> list[float]:

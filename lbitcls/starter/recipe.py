@@ -176,7 +176,7 @@ def _pipelines(plan: Plan) -> str:
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="RandomResizedCrop", size={plan.size}, scale=(0.35, 1.0)),
-    dict(type="RandomFlip", flip_prob=0.5, direction="horizontal"),
+    dict(type="RandomFlip", flip_prob=0.5, direction="horizontal"),  # remove it if left and right matter, as in text
     dict(type="ColorJitter", brightness=0.2, contrast=0.2, saturation=0.2),
     normalize,
     dict(type="ImageToTensor", keys=["img"]),
@@ -233,7 +233,8 @@ def _schedule(plan: Plan) -> str:
     board = 'dict(type="TensorboardLoggerHook")'
     loggers = f'dict(type="TextLoggerHook"), {board}' if plan.boards else 'dict(type="TextLoggerHook")'
     missing = "" if plan.boards else f"\n# {board} needs pip install tensorboard."
-    return f"""optimizer = dict(
+    return f"""# To test the learning rate, with its curve: {plan.commands[0]} --find-lr
+optimizer = dict(
 {lines})
 lr_config = dict(policy="CosineAnnealing", min_lr=0.0, by_epoch=False, warmup="linear", warmup_iters={min(steps, 500)})
 total_epochs = {plan.epochs}

@@ -83,6 +83,7 @@ def test_folder_without_a_split(photos: Photos, capsys: Any) -> None:
         assert part in said
     assert "The same image twice: 1" in said and "Classes with one image are used for training only: 蟻" in said
     assert "cannot be downloaded" in said and "lbitcls train my_photos.py" in said
+    assert "lbitcls train my_photos.py --find-lr\n" in Path("my_photos.py").read_text()
     cfg = read("my_photos.py")
     train, val = files_of(cfg, "train"), files_of(cfg, "val")
     assert len(train) + len(val) == 17 and len(val) in (3, 4) and not set(train) & set(val)

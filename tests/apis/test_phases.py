@@ -10,6 +10,7 @@ import torch
 
 from lbitcls.apis import train_classifier
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.unfreeze import UnfreezeHook
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import ConfigError
@@ -22,7 +23,7 @@ def phases(make_config: Any, work: str, cache: Any = None, hooks: Any = (), **mo
     """Two epochs of the head, two of the whole network; an epoch has 12 iterations."""
     cfg: Config = make_config(
         work,
-        total_epochs=4,
+        total_epochs=more.pop("total_epochs", 4),
         feature_cache=dict(pipeline=FIXED) if cache is None else cache,
         custom_hooks=[dict(type="UnfreezeHook", epoch=2, lr_mult=0.1), *hooks],
         lr_config=dict(policy="CosineAnnealing", min_lr=0, by_epoch=False, restarts=[2]),
@@ -88,6 +89,41 @@ def test_phases_resume_bit_identical(make_config: Any, max_mib: float) -> None:
         cut.custom_hooks = cut.custom_hooks[:-1]
         train_classifier(cut, resume=True)
         assert_equal(saved(whole)["state_dict"], saved(cut)["state_dict"])
+
+
+@pytest.mark.parametrize("ema", [None, dict(decay=0.5)])
+def test_the_whole_network_starts_from_the_best_head(make_config: Any, ema: Any, monkeypatch: Any) -> None:
+    """Not from the last one, which a high rate spoils; also after a resume, which reloads at the phase's start only."""
+    from tiny_parts import Ended
+
+    seen: list[dict[str, Any]] = []
+    epoch_start = UnfreezeHook.before_epoch
+
+    def spy(self: Any, runner: Any) -> None:
+        epoch_start(self, runner)
+        if (runner.epoch, runner.inner_iter) == (2, 0):
+            seen.append({name: value.clone() for name, value in runner.module.state_dict().items()})
+
+    monkeypatch.setattr(UnfreezeHook, "before_epoch", spy)
+
+    def config(work: str, hooks: Any = (), **more: Any) -> Config:
+        cfg = phases(make_config, work, None, hooks, ema=ema, **more)
+        cfg.custom_hooks[0]["reload_best"] = True
+        cfg.lr_config = dict(policy="step", step=[1], gamma=3000.0)  # the second epoch spoils the head
+        return cfg
+
+    whole = config("whole", total_epochs=3)
+    train_classifier(whole)
+    first, spoiled = (saved(whole, f"epoch_{number}.pth")["state_dict"] for number in (1, 2))
+    assert_equal(seen[0], first)
+    assert not torch.equal(spoiled["head.fc.weight"], first["head.fc.weight"])
+    often = dict(checkpoint_config=dict(by_epoch=False, interval=4))
+    cut = config("cut", [dict(type="EndAt", event="after_iter", at=29)], total_epochs=3, **often)
+    with pytest.raises(Ended):
+        train_classifier(cut)
+    cut.custom_hooks = cut.custom_hooks[:-1]
+    train_classifier(cut, resume=True)
+    assert_equal(saved(whole)["state_dict"], saved(cut)["state_dict"])
 
 
 def test_random_steps_in_the_cache_are_refused(make_config: Any) -> None:

@@ -121,7 +121,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ),
         custom_hooks=[
             dict(type="PreciseBNHook", num_batches=2, interval=1, priority="NORMAL"),
-            dict(type="UnfreezeHook", epoch=1, layers=["backbone"], lr_mult=0.5),
+            dict(type="UnfreezeHook", epoch=1, layers=["backbone"], lr_mult=0.5, reload_best=True),
         ],
         **{
             **RUN,

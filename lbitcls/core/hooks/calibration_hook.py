@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.evaluation_hook import load_best_so_far
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.settings.training_sections import CalibrationConfig, RangeRule
 from lbitcls.utils.dist import broadcast_module
@@ -57,7 +57,7 @@ class CalibrationHook(Hook):
             return
         runner.model = runner.module  # remove DDP: it must register again which parameters have gradients
         if self.reload_best:
-            self._reload(runner)
+            load_best_so_far(runner)
         count, number = initialize_quantizers(runner, self.num_batches, self.method)
         _switch(runner, True)
         runner.wrap_model()
@@ -66,12 +66,6 @@ class CalibrationHook(Hook):
             "Quantization is on from epoch %d: %d quantizers initialized from %d batches.",
             *(runner.epoch + 1, count, number),
         )
-
-    def _reload(self, runner: EpochRunner) -> None:
-        """Load the best weights of the float epochs, also into the averaged model."""
-        validation = runner.find(EvaluationHook)
-        if validation is not None and validation.load_best(runner, runner.module) and runner.ema is not None:
-            runner.ema.module.load_state_dict(runner.module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done}

@@ -193,6 +193,13 @@ class EvaluationHook(Hook):
         self.best = {phase: dict(best) for phase, best in state["best"].items()}
 
 
+def load_best_so_far(runner: EpochRunner) -> None:
+    """Load the best weights of the current phase into the model and its average; without validation there are none."""
+    validation = runner.find(EvaluationHook)
+    if validation is not None and validation.load_best(runner, runner.module) and runner.ema is not None:
+        runner.ema.module.load_state_dict(runner.module.state_dict())
+
+
 def _is_there(runner: EpochRunner, best: dict[str, Any]) -> bool:
     """Return True if the work directory contains the file of the best weights, from this run and epoch."""
     try:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
+from lbitcls.core.hooks.evaluation_hook import load_best_so_far
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.schedule import as_number
 from lbitcls.registry import HOOKS
-from lbitcls.utils.errors import ConfigError, require_count, require_list
+from lbitcls.utils.errors import ConfigError, require_count, require_list, shown
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -29,6 +30,7 @@ class UnfreezeHook(Hook):
         layers: Names of submodules, also with `*`, `?` and `[…]`: `['backbone']`, `['backbone.layer[34]']`.
         lr_mult: Factor on the learning rate of these parts, in the whole run, in addition to `paramwise_cfg`. If
             several hooks name a part, the one with the lowest epoch applies.
+        reload_best: Load the best weights so far before the parts start to train; without validation there are none.
 
     Example:
         >>> UnfreezeHook(epoch=5, layers=["backbone"], lr_mult=0.1).epoch
@@ -37,12 +39,21 @@ class UnfreezeHook(Hook):
 
     priority = PRIORITIES["HIGH"]  # after calibration, which switches the quantizers' gradients on
 
-    def __init__(self, epoch: int, layers: Sequence[str] | str = ("backbone",), lr_mult: float = 1.0) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        layers: Sequence[str] | str = ("backbone",),
+        lr_mult: float = 1.0,
+        reload_best: bool = False,
+    ) -> None:
         self.epoch = require_count("UnfreezeHook: epoch", epoch, 1)  # epochs count from 0
         self.layers = [layers] if isinstance(layers, str) else require_list("UnfreezeHook: layers", layers)
         self.lr_mult = as_number("UnfreezeHook: lr_mult", lr_mult)
+        self.reload_best = reload_best
         if not self.layers or self.lr_mult < 0:
             raise ConfigError(f"UnfreezeHook needs layers and an lr_mult ≥ 0; got {layers!r} and {lr_mult!r}.")
+        if not isinstance(reload_best, bool):
+            raise ConfigError(f"UnfreezeHook: reload_best must be True or False; got {shown(reload_best)}.")
 
     def parts(self, model: nn.Module) -> list[str]:
         """Return the names of the submodules of `model` that match `layers`.
@@ -69,6 +80,8 @@ class UnfreezeHook(Hook):
         frozen = [name for name in self.parts(runner.module) if model.is_frozen(name)]
         if runner.epoch < self.epoch or not frozen:
             return
+        if self.reload_best and (runner.epoch, runner.inner_iter) == (self.epoch, 0):  # not when resumed mid-epoch
+            load_best_so_far(runner)
         runner.model = runner.module  # remove DDP: it must register again which parameters have gradients
         for name in frozen:
             model.unfreeze(name)
