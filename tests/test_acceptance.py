@@ -73,11 +73,11 @@ def test_quickstart(work_dir: Path, tmp_path: Path) -> None:
 def test_mnist(work_dir: Path, tmp_path: Path, shared_data: Path) -> None:
     config = "mnist/lenet5_lsq_4w4f.py"
     summary = train(config, work_dir, "--data-root", shared_data)
-    assert summary["quantized"]["top1"] >= 98
     records = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
     assert max(record["epoch"] for record in records) == 3
+    assert summary["quantized"]["top1"] == max(record["top-1"] for record in records if record["mode"] == "val")
     tested = top1(config, work_dir / "best_top-1.pth", tmp_path / "m.json", "--data-root", shared_data)
-    assert tested == summary["quantized"]["top1"]
+    assert tested >= 98  # of the test set; training has validated on other images
     data = dict(data_root=str(shared_data))
     export_checkpoint(ROOT / "configs" / config, work_dir / "best_top-1.pth", work_dir / "model.onnx", **data)
     assert_faithful(config, work_dir / "model.onnx", tested, 0.1, **data)

@@ -2,7 +2,8 @@
 
     python tools/train.py configs/mnist/lenet5_lsq_4w4f.py --data-root FOLDER_WITH_MNIST
 
-Measured: 98.8 % top-1 after three epochs, in a little over a minute on one CPU core.
+Measured: 98.8 % top-1 on the test set after three epochs, in a little over a minute on one CPU core; 97.9 % on the
+held-out images.
 """
 
 model = dict(

@@ -79,6 +79,7 @@ def resnet20(repo_root: Path, work_dir: Path, shared_data: Path) -> tuple[Config
     cfg.data.test.pipeline.insert(1, dict(type="Resize", size=(32, 32)))  # the export needs the size
     cfg.data.test.indices = list(range(0, 10_000, 5))
     cfg.data.calibration = dict(cfg.data.test, data_prefix="cifar10_jpg/train", indices=list(range(0, 50_000, 250)))
+    cfg.data.train.pop("exclude_indices")
     cfg.data.train.indices = list(range(0, 50_000, 20))
     cfg.merge_from_dict(dict(work_dir=str(work_dir), log_config=dict(pictures=False)))
     return cfg, checkpoint

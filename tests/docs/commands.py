@@ -75,8 +75,10 @@ def check_command(command: list[str]) -> None:
 
 
 def check_script(script: str, arguments: list[str]) -> None:
-    """A script of the repository, with options that it has."""
+    """A script of the repository, with options that it or a script beside it that it imports has."""
     text = (ROOT / script).read_text(encoding="utf-8")
+    beside = [(ROOT / script).with_name(f"{name}.py") for name in re.findall(r"^from (\w+) import", text, re.MULTILINE)]
+    text += "".join(file.read_text(encoding="utf-8") for file in beside if file.exists())
     distributed = re.fullmatch(r"tools/dist_(train|test)\.sh", script)
     verb = re.search(r'main\(only="(\w+)"\)', text)
     if distributed:
