@@ -208,7 +208,7 @@ def test_formulas_are_drawn_in_lines(site: Path, browser: Any) -> None:
     browser.get((site / "methods.html").as_uri())
     rows = "return [...document.querySelectorAll('#lsq math > mtable > mtr')].map((e) => e.getBoundingClientRect().top)"
     tops = browser.execute_script(rows)
-    assert len(tops) == 4 and tops == sorted(set(tops)), "one below the other"
+    assert len(tops) > 3 and tops == sorted(set(tops)), "one below the other"
 
 
 @needs_browser
