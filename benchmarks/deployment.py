@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.export.residuals import carry_residuals
 from lbitcls.deploy.runtime.benchmark import cpu_name, time_engines
-from lbitcls.deploy.runtime.engine import Engine, OpenVINOEngine, can_bf16, load
+from lbitcls.deploy.runtime.engine import Engine, load
+from lbitcls.deploy.runtime.engines.openvino import OpenVINOEngine
 from lbitcls.deploy.verification.placement import executed_operations, integer_layers
 from lbitcls.models import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate
@@ -122,7 +123,7 @@ def export_all(name: str, folder: Path) -> list[File]:
     """Export the float file first, then the variants."""
     images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
     model = float_model(name, images)
-    base = export_onnx(model, folder / f"{name}.onnx", input_shape=SHAPE)
+    base = export_model(model, folder / f"{name}.onnx", input_shape=SHAPE)
     files = [File("float", base.path, 1.0, base.seconds, "")]
     by_bits: dict[int, nn.Module] = {}
     for variant in VARIANTS[name]:
@@ -138,7 +139,7 @@ def export(variant: str, model: nn.Module, images: Tensor, path: Path, float_siz
     began = time.perf_counter()
     if "residuals" in variant:
         model, _ = carry_residuals(model, [images])
-    report = export_onnx(model, path, input_shape=SHAPE, pack="packed" in variant)
+    report = export_model(model, path, input_shape=SHAPE, pack="packed" in variant)
     seconds = time.perf_counter() - began
     convolutions = integer_layers(path)["convolutions"]
     counted = f"{convolutions['integer']} of {convolutions['total']}"
@@ -168,7 +169,7 @@ def measure(name: str, files: list[File], args: argparse.Namespace) -> list[dict
     for batch in args.batch:
         base, *others = files
         engines: dict[str, Engine] = {base.name: load(base.path, threads=args.threads)}
-        if can_bf16("openvino"):
+        if OpenVINOEngine.supports("bf16"):
             engines["float, bf16"] = load(base.path, threads=args.threads, precision="bf16")
         for file in others:
             foreign = file.path.suffix == ".xml"

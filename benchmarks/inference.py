@@ -59,7 +59,7 @@ def export_resnet18(folder: Path) -> None:
     """Write the config, and the files of the float and the quantized model."""
     import torch
 
-    from lbitcls.deploy import export_onnx
+    from lbitcls.deploy import export_model
     from lbitcls.models import build_classifier
     from lbitcls.quant import build_mtransformer, calibrate
     from lbitcls.utils import Config
@@ -73,10 +73,10 @@ def export_resnet18(folder: Path) -> None:
     with torch.no_grad():
         model.train().predict(images)
     facts: dict[str, Any] = dict(input_shape=SHAPE, pipeline=cfg.data.test.pipeline, config=cfg.pretty_text)
-    export_onnx(model.eval(), folder / "float.onnx", **facts)
+    export_model(model.eval(), folder / "float.onnx", **facts)
     model = build_mtransformer(cfg.quant_transformer)(model).eval()
     calibrate(model, [images], "mse")
-    export_onnx(model, folder / "W8A8.onnx", **facts)
+    export_model(model, folder / "W8A8.onnx", **facts)
 
 
 def pictures() -> list[np.ndarray]:

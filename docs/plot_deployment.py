@@ -24,7 +24,7 @@ from plot_methods import rounded
 from torch import Tensor, fx, nn
 
 from lbitcls.datasets import build_dataset
-from lbitcls.deploy import export_onnx
+from lbitcls.deploy import export_model
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.quant.layers import QuantLayer
 
@@ -258,7 +258,7 @@ def picture() -> Figure:
     """Return the figure, of a file that is exported for it."""
     model = quantized_block()
     with tempfile.TemporaryDirectory() as folder:
-        report = export_onnx(model, Path(folder, "model.onnx"), input_shape=(1, 8, 8))
+        report = export_model(model, Path(folder, "model.onnx"), input_shape=(1, 8, 8))
         file = onnx.load(report.path)
     layers = [layer["name"] for layer in report.info.layers]
     trained, shipped = trained_boxes(model, file), file_boxes(file, layers)

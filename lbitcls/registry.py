@@ -138,5 +138,6 @@ PIPELINES = Registry("pipeline step", ("lbitcls.datasets.pipelines",))
 HOOKS = Registry("hook", ("lbitcls.core.hooks", "lbitcls.tracking.tensorboard"))
 QUANT_LAYERS = Registry("quantized layer", ("lbitcls.quant.quantizers",))
 QUANLAYERS = QUANT_LAYERS
+ENGINES = Registry("engine", ("lbitcls.deploy.runtime.engines",))
 TARGETS = Registry("target", ("lbitcls.deploy.targets",))
 TRANSFORMERS = Registry("model transformer", ("lbitcls.quant.transformer",))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lbitcls.deploy.runtime.engine import ENGINES
+from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.workflows.exporting import export_checkpoint
 from lbitcls.workflows.testing import test_classifier as measure
 
@@ -46,7 +46,7 @@ def top1(config: str, checkpoint: Path, out: Path, *arguments: Any) -> float:
 
 def assert_faithful(config: str, exported: Path, expected: float, within: float, **data: str) -> None:
     """In both engines the exported model has the checkpoint's accuracy, in percent."""
-    for engine in ENGINES:
+    for engine in CPU.engines:
         given = measure(ROOT / "configs" / config, exported, engine=engine, threads=1, **data)["top-1"]
         assert given == pytest.approx(expected, abs=within), engine
 

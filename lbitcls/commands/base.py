@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.files import is_exported
 
 if TYPE_CHECKING:
     from lbitcls.settings.base import Section
@@ -120,7 +121,7 @@ def model_config(args: argparse.Namespace, config: str | None, model: str | None
         return read_config(args)
     given = [getattr(args, flag.replace("-", "_")) for flag in getattr(args, "short_forms", ())]
     device = args.device
-    if model.lower().endswith(".onnx"):
+    if is_exported(model):
         if device not in (None, "auto", "cpu"):
             raise ConfigError(f"an exported model runs on the CPU; remove --device {device}.")
         device = None
@@ -156,7 +157,11 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
 def engine_arguments(parser: argparse.ArgumentParser, threads: int | None = None) -> None:
     """Add the options of the engine that runs `.onnx` files."""
     add = parser.add_argument
-    add("--engine", metavar="NAME", help="engine for an .onnx file: openvino (default) or onnxruntime")
+    add(
+        "--engine",
+        metavar="NAME",
+        help="engine for an exported model: openvino, onnxruntime, … (default: the first of its target)",
+    )
     said = "the engine's choice" if threads is None else threads
     add("--threads", type=int, default=threads, metavar="N", help=f"number of engine threads (default: {said})")
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from lbitcls.commands.base import SHORT_FORMS
 from lbitcls.utils.errors import ConfigError, LbitclsError, nearest
+from lbitcls.utils.files import EXPORTED
 from lbitcls.utils.library import CONFIG_SUFFIXES
 
-_FILE_SUFFIXES = (*CONFIG_SUFFIXES, ".pth", ".pt", ".onnx")
+_FILE_SUFFIXES = (*CONFIG_SUFFIXES, ".pth", ".pt", *EXPORTED)
 
 
 def files_first(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ ORDER = "[CONFIG] MODEL IMAGE…"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls infer`."""
     add = parser.add_argument
-    add("model", metavar="MODEL", help="exported model (.onnx) or checkpoint (.pth), or its config and then the model")
+    add("model", metavar="MODEL", help="exported model or checkpoint (.pth), or its config and then the model")
     add("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
     add("--topk", type=int, default=1, metavar="K", help="number of classes to list per image (default: 1)")
     add("--json", metavar="FILE", help="write the results to this JSON file; -: to standard output")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lbitcls.utils.files import is_exported
 from lbitcls.utils.logging import interactive
 
 Commands = list[list[str]]
@@ -71,7 +72,7 @@ def _files(args: argparse.Namespace, others: list[str]) -> tuple[str | None, str
 
 
 def _after_model(args: argparse.Namespace, config: str | None, model: Path) -> Commands:
-    if model.suffix == ".onnx":
+    if is_exported(model):
         return [_benchmark(model)]
     if config is None:  # an export needs it
         return []

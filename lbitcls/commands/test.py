@@ -13,7 +13,7 @@ ORDER = "[CONFIG] [MODEL] [FOLDER]"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lbitcls test`."""
     add = parser.add_argument
-    add("model", metavar="MODEL", help="exported model (.onnx) or checkpoint (.pth), or its config and then the model")
+    add("model", metavar="MODEL", help="exported model or checkpoint (.pth), or its config and then the model")
     add(
         "folder",
         nargs="*",

@@ -12,7 +12,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("kind", metavar="KIND", help="figure to draw: batch, predictions, errors or confusion")
     add("config", help="config file: .py, .yaml or .json")
-    add("checkpoint", nargs="?", help="checkpoint or .onnx file (default: the work directory's best checkpoint)")
+    add("checkpoint", nargs="?", help="checkpoint or exported model (default: the work directory's best checkpoint)")
     add("--out", metavar="FILE", help="figure to write: .png, .svg, .pdf (default: in the work directory)")
     add("--num-images", type=int, metavar="N", help="maximum number of images in the figure (default: 24)")
     add("--rows", type=int, metavar="N", help="rows of the grid")

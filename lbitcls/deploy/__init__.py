@@ -10,7 +10,7 @@ from lbitcls.utils.lazy import exports
 
 if TYPE_CHECKING:
     from lbitcls.deploy.export.integer_backbone import IntegerBackbone as IntegerBackbone
-    from lbitcls.deploy.export.onnx import export_onnx as export_onnx
+    from lbitcls.deploy.export.onnx import export_model as export_model
     from lbitcls.deploy.runtime.benchmark import time_models as time_models
     from lbitcls.deploy.runtime.engine import Engine as Engine
     from lbitcls.deploy.runtime.engine import load as load

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
 import numpy as np
 
 from lbitcls.utils.errors import ConfigError, DataError
+from lbitcls.utils.files import is_exported
 from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
@@ -69,11 +70,11 @@ def init_model(
     Args:
         config: Config, or its path. None: the one that the exported model or the checkpoint records; it is parsed,
             not executed.
-        checkpoint: Checkpoint or published weights of the config's model, or an `.onnx` file exported from it; None:
+        checkpoint: Checkpoint or published weights of the config's model, or a model exported from it; None:
             the initial weights of the config's model.
         device: Device for a checkpoint's model: `'cpu'`, `'cuda'`, `'cuda:1'`; None: the config's, or else the first
             GPU, or the CPU. Without a GPU, `'cuda'` runs on the CPU, with a warning. An exported model runs on the CPU.
-        engine: Engine for an exported model: `'openvino'` (the default) or `'onnxruntime'`.
+        engine: Engine for an exported model; None: the first that judges files of its target.
         threads: Number of threads of the engine; None: its own choice.
 
     Returns:
@@ -89,7 +90,7 @@ def init_model(
         ('0', '1', '2')
     """
     cfg = None if config is None else _config(config)
-    if checkpoint is not None and Path(checkpoint).suffix.lower() == ".onnx":
+    if checkpoint is not None and is_exported(checkpoint):
         from lbitcls.inference.onnx_model import open_exported
 
         if device not in (None, "auto", "cpu"):
@@ -234,7 +235,7 @@ def _load_trained(
     cfg: ConfigLike | None, checkpoint: str | Path | None, device: str | None, engine: str | None, threads: int | None
 ) -> Classifier:
     if engine is not None or threads is not None:
-        raise ConfigError(f"engine and threads need an .onnx file, which an engine runs; got '{checkpoint}'.")
+        raise ConfigError(f"engine and threads need an exported model, which an engine runs; got '{checkpoint}'.")
     from lbitcls.inference.torch_model import load_trained
     from lbitcls.settings.sections import read_settings
 

@@ -13,7 +13,7 @@ from lbitcls.datasets.listing import images_of
 from lbitcls.inference.api import Result, check_numbers, init_model, predict_pictures
 from lbitcls.protocols import Classifier
 from lbitcls.utils.errors import DataError
-from lbitcls.utils.files import check_writable, is_standard_output, write_out
+from lbitcls.utils.files import check_writable, is_exported, is_standard_output, write_out
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import get_logger, track
 
@@ -39,13 +39,13 @@ def infer_files(
 
     Args:
         cfg: Config that the checkpoint was trained with; None: the one that the file records.
-        checkpoint: Checkpoint of this model, or an `.onnx` file exported from it.
+        checkpoint: Checkpoint of this model, or a model exported from it.
         images: Image files, and folders that are searched for images, including their subfolders.
         topk: Number of classes to list for each image, at least 1.
         out: JSON file for the results; `-`: standard output, while all other output goes to standard error.
         folder: New or empty folder for the labeled images and `predictions.csv`.
         device: Device for a checkpoint's model; None: the config's, or else the first GPU, or the CPU.
-        engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        engine: Engine for an exported model; None: the first that judges files of its target.
         threads: Number of threads of the engine; None: its own choice.
         batch_size: Maximum number of images predicted at once, at least 1.
 
@@ -60,7 +60,7 @@ def infer_files(
     check_numbers(topk, batch_size)
     paths = [path for given in images for path in images_of(Path(given).expanduser())]
     piped = out is not None and is_standard_output(out)
-    if device not in (None, "auto") and Path(checkpoint).suffix.lower() != ".onnx":
+    if device not in (None, "auto") and not is_exported(checkpoint):
         from lbitcls.utils.device import choose_device
 
         choose_device(get_logger(), device)  # strict, unlike `init_model`

@@ -58,7 +58,7 @@ def open_classifier(
         CheckpointError: The engine cannot run the file, or the file is not a classifier.
         ConfigError: The engine is unknown.
     """
-    opened = load(path, engine or "openvino", threads)
+    opened = load(path, engine, threads)
     logger.info("Running %s in %s, %s, threads: %s.", path, opened.name, opened.precision, threads or "its own choice")
     if opened.info is None:
         logger.info("%s was not written by lbitcls: its classes and preprocessing are unknown.", path)

@@ -106,13 +106,13 @@ class ExportedModel:
 def open_exported(
     path: str | Path, cfg: Config | None = None, engine: str | None = None, threads: int | None = None
 ) -> ExportedModel:
-    """Open the ONNX file `path` for predictions.
+    """Open the exported model `path` for predictions.
 
     Raises:
         CheckpointError: The engine cannot run the file, or the model outputs features.
         ConfigError: The engine is unknown, or nothing defines how images are prepared.
     """
-    return ExportedModel(load(path, engine or "openvino", threads), cfg)
+    return ExportedModel(load(path, engine, threads), cfg)
 
 
 def check_part(engine: Engine) -> None:

@@ -14,11 +14,10 @@ from lbitcls.inference.preparation import Steps, fitting_steps, test_steps
 from lbitcls.settings.sections import ConfigLike, as_config
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
-from lbitcls.utils.files import suggest_path
+from lbitcls.utils.files import EXPORTED, is_exported, suggest_path
 from lbitcls.utils.library import CONFIG_SUFFIXES
 from lbitcls.utils.logging import get_logger
 
-EXPORTED = ".onnx"
 CHECKPOINTS = (".pth", ".pt", ".ckpt")
 _MACHINE = ("device", "gpu_ids", "cpu_only", "num_threads", "dist_params")  # settings of the machine that trained
 _SHOWN = 5  # names that a message lists
@@ -74,11 +73,11 @@ def sort_arguments(given: Sequence[str], usage: str) -> Given:
     suffix = Path(first).suffix.lower()
     if suffix in CONFIG_SUFFIXES:
         return Given(first, others[0] if others else None, others[1:])
-    if suffix not in (EXPORTED, *CHECKPOINTS):
+    if suffix not in (*EXPORTED, *CHECKPOINTS):
         near = "." if Path(first).exists() else suggest_path(Path(first))
         raise ConfigError(
-            f"the first file must be an exported model ({EXPORTED}), a checkpoint ({', '.join(CHECKPOINTS)}) or a "
-            f"config ({', '.join(CONFIG_SUFFIXES)}); got {first}{near} The order is: {usage}."
+            f"the first file must be an exported model ({', '.join(EXPORTED)}), a checkpoint "
+            f"({', '.join(CHECKPOINTS)}) or a config ({', '.join(CONFIG_SUFFIXES)}); got {first}{near} The order is: {usage}."
         )
     if others and Path(others[0]).suffix.lower() in CONFIG_SUFFIXES:
         raise ConfigError(f"the config {others[0]} stands after the model {first}. The order is: {usage}.")
@@ -108,7 +107,7 @@ def describe(path: str | Path) -> Description:
         ConfigError: As for `recorded_config`.
     """
     path = Path(path).expanduser()
-    return _exported(path) if path.suffix.lower() == EXPORTED else _checkpoint(path)
+    return _exported(path) if is_exported(path) else _checkpoint(path)
 
 
 def _exported(path: Path) -> Description:
@@ -151,7 +150,7 @@ def _parsed(text: str, path: Path) -> Config | None:
         config.pop(name, None)
     imports = (config.pop("custom_imports", None) or {}).get("imports") or []
     missing = [name for name in ([imports] if isinstance(imports, str) else imports) if name not in sys.modules]
-    if missing and path.suffix.lower() == EXPORTED:
+    if missing and is_exported(path):
         get_logger().warning(
             "Not importing %s, which the config in %s names; give the config to import it.", *(", ".join(missing), path)
         )

@@ -17,7 +17,7 @@ from torch import nn
 
 from lbitcls.utils.checkpoint_content import check_sums, checked, listed, shown_name
 from lbitcls.utils.errors import CheckpointError
-from lbitcls.utils.files import suggest_path, write_whole
+from lbitcls.utils.files import is_exported, suggest_path, write_whole
 from lbitcls.utils.logging import get_logger
 from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.version import __version__
@@ -109,7 +109,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
         raise CheckpointError(f"{path} is not a regular file, nor a link to one; name a checkpoint.")
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}{suggest_path(path)}")
-    if path.suffix.lower() == ".onnx":
+    if is_exported(path):
         raise CheckpointError(
             f"{path} is an exported model, whose weights cannot be loaded into a model; give the checkpoint (.pth) "
             "that it was exported from. Exported models are for test, benchmark and visualize."

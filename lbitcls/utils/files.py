@@ -14,6 +14,14 @@ from pathlib import Path
 from lbitcls.utils.errors import ConfigError, nearest, suggest
 from lbitcls.utils.temporary import hold, new_temporary, remove_leftovers, temporary_name
 
+EXPORTED = (".onnx", ".tflite", ".pte")
+"""Suffixes of exported models."""
+
+
+def is_exported(path: str | os.PathLike) -> bool:
+    """Return True if a path's suffix is that of an exported model."""
+    return Path(path).suffix.lower() in EXPORTED
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file next to `path`, sync it, and only then rename it to `path`.

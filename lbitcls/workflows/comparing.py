@@ -26,7 +26,7 @@ from lbitcls.settings.sections import Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
 from lbitcls.utils.device import device_or_cpu
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError
-from lbitcls.utils.files import suggest_path
+from lbitcls.utils.files import EXPORTED, suggest_path
 from lbitcls.utils.logging import get_logger, interactive
 
 ORDER = "IMAGES FLOAT_CONFIG INT_CONFIG FLOAT_CHECKPOINT INT_CHECKPOINT [DEVICE [PAGE]]"
@@ -164,7 +164,7 @@ def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str]
     half = len(given) // 2
     configs, checkpoints = given[:half], given[half:]
     for path in configs:
-        if Path(path).suffix.lower() in (".pth", ".pt", ".onnx"):
+        if Path(path).suffix.lower() in (".pth", ".pt", *EXPORTED):
             raise ConfigError(f"{path} is in the place of a config; the order is {ORDER}.")
     return configs, checkpoints
 

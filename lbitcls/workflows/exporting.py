@@ -1,9 +1,10 @@
-"""Exports a checkpoint to an ONNX file with integer weights, and compares the two models on real images."""
+"""Exports a checkpoint for a target, with integer weights, and compares the two models on real images."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,12 +18,13 @@ from torch import nn
 
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.deploy.export.composed import refuse_residuals
-from lbitcls.deploy.export.onnx import ExportReport, export_onnx
+from lbitcls.deploy.export.onnx import ExportReport, export_model
 from lbitcls.deploy.export.onnx import check_options as check_file_options
 from lbitcls.deploy.export.residuals import carry_residuals
-from lbitcls.deploy.runtime.engine import first_reason
-from lbitcls.deploy.runtime.metadata import require
-from lbitcls.deploy.targets.base import find_target
+from lbitcls.deploy.runtime.engine import find_engine, first_reason
+from lbitcls.deploy.runtime.metadata import model_file, require
+from lbitcls.deploy.targets.base import Target, find_target
+from lbitcls.deploy.verification.certificate import COLUMNS
 from lbitcls.deploy.verification.placement import integer_layers
 from lbitcls.deploy.verification.verdict import FEWEST_IMAGES, LEGEND
 from lbitcls.settings.export import ExportOptions
@@ -31,13 +33,14 @@ from lbitcls.settings.sections import ConfigLike, DataConfig, Settings, read_set
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.errors import ConfigError, LbitclsError
 from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.folders import move_folder
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table
 from lbitcls.workflows.calibrating import calibration_images, first_images
 from lbitcls.workflows.planning import image_shape
 
 RANGE_IMAGES = 64
-"""Number of images from which the ranges of skip connections are computed."""
+"""Number of images from which ranges are computed that training did not give: of skip connections, for example."""
 
 
 class RejectedError(LbitclsError):
@@ -54,14 +57,14 @@ def export_checkpoint(
     details: bool = False,
     **given: Any,
 ) -> ExportReport:
-    """Write the model of `cfg` with the weights in `checkpoint` to an ONNX file, and print a summary of it.
+    """Write the model of `cfg` with the weights in `checkpoint` for a target, and print a summary of it.
 
     Writes a report beside it, `model.report.json` for `model.onnx`.
 
     Args:
         cfg: Config that the checkpoint was trained with.
         checkpoint: Checkpoint of this model, quantized or float.
-        out: File to write, `.onnx`; for a symbolic link, the file that it points to.
+        out: File to write, with the target's suffix (`.onnx`), or a folder; for a symbolic link, what it points to.
         options: Options of the export; None: those in `given`.
         data_root: Folder to search for relative data paths.
         details: True: print the whole table of a verification that passed, too.
@@ -76,15 +79,15 @@ def export_checkpoint(
     """
     settings = read_settings(cfg)
     settings.require(("model", "data"), "an export")
-    out = _check_target(out)
     options = parse(ExportOptions, {**vars(options or ExportOptions()), **given}, ExportOptions.PLACE)
     check_options(options)
+    out = _check_out(out, find_target(options.target))
     with open_session(settings) as session, _draft(out) as draft:
         model = make_model(settings, session, pretrained=False, data_root=data_root, checkpoint=checkpoint)
         meta = load_checkpoint(model, checkpoint, strict=True, logger=session.logger)["meta"]
         batches = _verification_images(settings, session, options.num_images, data_root) if options.verify else []
         model, residuals = _with_residuals(model.eval(), settings, session, options, data_root)
-        report = export_onnx(
+        report = export_model(
             model,
             draft,
             input_shape=_input_shape(settings, model, session, data_root),
@@ -95,14 +98,15 @@ def export_checkpoint(
             classes=meta.get("CLASSES") or getattr(model, "CLASSES", None),
             pipeline=json.loads(json_text(_pipeline(settings.data))),
             config=settings.text,
+            batches=_range_images(settings, session, options, data_root),
         )
         report, layers = _in_integers(report)
         _print(replace(report, path=out), layers)
         result = _verify(model, draft, batches, details) if options.verify else None
         rejected = result is not None and not result["passed"]
-        report = replace(report, path=out.with_name(f"{out.stem}.rejected.onnx") if rejected else out)
+        report = replace(report, path=out.with_name(f"{out.stem}.rejected{out.suffix}") if rejected else out)
         record = {"export": report.to_json(), "residuals": residuals, "layers": layers, "verification": result}
-        draft.replace(report.path)
+        move_folder(draft, report.path) if draft.is_dir() else draft.replace(report.path)
         write_whole(_report_path(report.path), lambda path: path.write_text(_text(record), "utf-8"))
         if result is not None and rejected:
             reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
@@ -114,26 +118,31 @@ def export_checkpoint(
 
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `out` for the unverified file; delete the file if the export ends early."""
-    draft = out.with_name(f".{out.stem}.{os.getpid()}.onnx")
+    """Yield a temporary path beside `out` for the unverified file or folder; delete it if the export ends early."""
+    draft = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
     try:
         yield draft
     finally:
-        draft.unlink(missing_ok=True)
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
 def check_options(options: ExportOptions) -> None:
     """Raise the errors that an export with these options would raise, before anything is built."""
     target = check_file_options(options.opset, options.part, options.pack, options.target)
-    for package in target.engines if options.verify else ():
-        require(package)
+    for package in target.packages:
+        require(package, target.extra)
+    for engine in map(find_engine, target.engines if options.verify else ()):
+        require(engine.package, engine.extra)
 
 
-def _check_target(out: str | Path) -> Path:
-    """Return the file to write; for a link its target, so that draft and report are written beside that."""
+def _check_out(out: str | Path, target: Target) -> Path:
+    """Return the file or folder to write; for a link its target, so that draft and report are written beside that."""
     out = Path(out).expanduser()
-    if out.suffix != ".onnx" or out.is_dir():
-        raise ConfigError(f"--out must be an .onnx file, such as model.onnx; got '{out}'.")
+    if target.suffix == "":
+        return _check_out_folder(out)
+    if out.suffix != target.suffix or out.is_dir():
+        article = "an" if target.suffix == ".onnx" else "a"
+        raise ConfigError(f"--out must be {article} {target.suffix} file, such as model{target.suffix}; got '{out}'.")
     if out.is_symlink():
         out = Path(os.path.realpath(out))
     for path in (out, _report_path(out)):
@@ -141,16 +150,28 @@ def _check_target(out: str | Path) -> Path:
     return out
 
 
+def _check_out_folder(out: Path) -> Path:
+    out = Path(os.path.realpath(out))
+    if out.is_dir() and any(out.iterdir()) and not model_file(out).is_file():
+        raise ConfigError(f"--out {out} is a folder with other content; name a new one, or one that an export wrote.")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder for this target; {out} is a file.")
+    check_writable(_report_path(out), "--out")
+    return out
+
+
 def _report_path(model: Path) -> Path:
-    return model.with_suffix(".report.json")
+    """Return the report's path: `model.report.json` for `model.onnx`, `model.tflite.report.json` for `model.tflite`."""
+    return model.with_name(f"{model.stem if model.suffix == '.onnx' else model.name}.report.json")
 
 
 def _in_integers(report: ExportReport) -> tuple[ExportReport, dict[str, Any] | None]:
     """Return the report and the layers that OpenVINO runs in integers; if it cannot run the file, note the reason."""
-    if find_spec("openvino") is None or "openvino" in report.cannot_run:
+    file = model_file(report.path)
+    if file.suffix != ".onnx" or find_spec("openvino") is None or "openvino" in report.cannot_run:
         return report, None
     try:
-        return report, integer_layers(report.path)
+        return report, integer_layers(file)
     except RuntimeError as error:  # OpenVINO's: it has no kernel for an operation
         return replace(report, cannot_run={**report.cannot_run, "openvino": first_reason(error)}), None
 
@@ -201,6 +222,15 @@ def _verification_images(
     return chain(batches, first_images(more, missing))
 
 
+def _range_images(
+    settings: Settings, session: Session, options: ExportOptions, data_root: str | None
+) -> Iterable[torch.Tensor]:
+    """Return the images for the ranges that the target needs beyond those of training."""
+    if not find_target(options.target).needs_images:
+        return ()
+    return first_images(calibration_images(settings, None, session, data_root), RANGE_IMAGES)
+
+
 def _with_residuals(
     model: nn.Module, settings: Settings, session: Session, options: ExportOptions, data_root: str | None
 ) -> tuple[nn.Module, dict[str, str]]:
@@ -219,6 +249,8 @@ def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor], detai
     found = verify(model, path, batches)
     verdict = "REJECTED" if not found.passed else "passed" if found.judged else "not judged"
     print(f"Verification on {found.images} images: {verdict}\n{found.sentence}")
+    if found.certificates:
+        print_table("Certificate", COLUMNS, [certificate.cells() for certificate in found.certificates])
     if details or not found.passed:
         print_table("Differences", found.columns, found.table())
         print(LEGEND)

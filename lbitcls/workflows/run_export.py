@@ -9,7 +9,7 @@ from typing import Any
 
 from lbitcls.assembly.session import Session, load_data, make_model, open_session
 from lbitcls.core.evaluation import evaluate
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.runtime.benchmark import time_models
 from lbitcls.deploy.runtime.metadata import read_info, require
 from lbitcls.deploy.targets.base import find_target
@@ -39,6 +39,10 @@ def check_export(settings: Settings) -> None:
         raise ConfigError("export writes an integer model, but the config has no quant_transformer.")
     if settings.data.val is None:
         raise ConfigError("export measures the integer model on data.val; the config has none.")
+    if find_target(settings.export.target).suffix != ".onnx":
+        raise ConfigError(
+            f"export at the end of a run writes an ONNX file; for {settings.export.target} use lbitcls export."
+        )
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         require(package)
     check_options(ExportOptions(**vars(settings.export)))
@@ -98,7 +102,7 @@ def _export_float(settings: Settings, checkpoint: str, exported: Path, path: Pat
     model = make_model(settings, session, pretrained=False).eval()
     load_checkpoint(model, checkpoint, logger=session.logger)
     set_quantization(model, False)
-    export_onnx(model, path, input_shape=info.input_shape, classes=info.classes, pipeline=info.pipeline)
+    export_model(model, path, input_shape=info.input_shape, classes=info.classes, pipeline=info.pipeline)
 
 
 def _quiet() -> logging.Logger:

@@ -21,7 +21,7 @@ from lbitcls.settings.training_sections import EvaluationConfig
 from lbitcls.utils.checkpoint import load_checkpoint
 from lbitcls.utils.dist import gather_objects, is_main
 from lbitcls.utils.errors import ConfigError, DataError
-from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.files import check_writable, is_exported, write_whole
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table, track
 from lbitcls.workflows.class_results import ClassCounts, name_of, print_classes, print_confusion
@@ -48,7 +48,7 @@ def test_classifier(
     Args:
         cfg: Config that the checkpoint was trained with; `evaluation.metric_options` sets the k of top-k. None: the
             config that the file records; it is parsed, not executed.
-        checkpoint: Checkpoint of the config's model, a published state dict that fits it, or an exported `.onnx` file,
+        checkpoint: Checkpoint of the config's model, a published state dict that fits it, or an exported model,
             which an engine runs on the CPU. None: the model at the start of training, with the weights of `pretrained`
             and `load_from`, or random ones; the log reports which.
         folder: Image folder to test on, with one folder for each of the model's classes; None: the config's data.
@@ -59,7 +59,7 @@ def test_classifier(
             `logits` (N, K), float32.
         data_root: Folder to search for relative data paths (`--data-root`).
         launcher: `none`, `pytorch` or `slurm`.
-        engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        engine: Engine for an exported model; None: the first that judges files of its target.
         threads: Number of threads of the engine; None: its own choice.
 
     Returns:
@@ -150,9 +150,9 @@ def open_model(
         ConfigError: an engine for a checkpoint, or labels in `dataset` that are not classes of the model.
         DataError: the class order of `dataset`, which is `data.<split>`, differs from the checkpoint's.
     """
-    exported = path is not None and Path(path).suffix.lower() == ".onnx"
+    exported = path is not None and is_exported(path)
     if not exported and (engine is not None or threads is not None):
-        raise ConfigError(f"--engine and --threads need an .onnx file, which an engine runs; got '{path}'.")
+        raise ConfigError(f"--engine and --threads need an exported model, which an engine runs; got '{path}'.")
     if path is None:
         return _untrained(settings, split, dataset, session, data_root)
     if exported:

@@ -56,7 +56,7 @@ def visualize(
             most confident first, with their file names; `'confusion'`: the confusion matrix.
         cfg: Config.
         model: Model in memory, used unchanged (such as one from `init_model`); a checkpoint of the config's model; or
-            an `.onnx` file exported from it. None: the best checkpoint in the work directory. A batch needs no model.
+            a model exported from it. None: the best checkpoint in the work directory. A batch needs no model.
         out: File for the figure (`.png`, `.svg`, `.pdf`, `.jpg`); None: the figure is not written. For `'errors'`, a
             `.csv` file next to it lists all errors, most confident first.
         num_images: Maximum number of images in the figure; None: 24, or as many as `rows` × `cols`. The confusion
@@ -65,7 +65,7 @@ def visualize(
         cols: Images per row; None: chosen from their number.
         split: Part of `data`; None: `train` for a batch, else `val`, or `test` if the config has no `val`.
         data_root: Folder to search for relative data paths (`--data-root`).
-        engine: Engine for an `.onnx` file: `openvino` (the default) or `onnxruntime`.
+        engine: Engine for an exported model; None: the first that judges files of its target.
         threads: Number of threads of the engine; None: its own choice.
         tensorboard: True: also write the figure to `tf_logs` in the work directory.
 
@@ -175,7 +175,7 @@ def _opened(
         model = open_model(settings, shown, split, dataset, session, engine, threads)
         return model, session.device, Path(shown).name
     if engine is not None or threads is not None:
-        raise ConfigError("engine and threads need an .onnx file; this model is already loaded.")
+        raise ConfigError("engine and threads need an exported model; this model is already loaded.")
     if not isinstance(shown, nn.Module):
         running = cast("ExportedModel", shown).engine
         exported = OnnxClassifier(running, settings.model.get("head") or {})

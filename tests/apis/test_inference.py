@@ -19,7 +19,7 @@ from PIL import Image
 
 from lbitcls.apis import inference_model, init_model, show_result, show_result_pyplot
 from lbitcls.datasets.digits import Digits
-from lbitcls.deploy import export_onnx
+from lbitcls.deploy import export_model
 from lbitcls.inference.onnx_model import ExportedModel
 from lbitcls.models import build_classifier
 from lbitcls.utils import Config, save_checkpoint
@@ -217,7 +217,7 @@ def test_names_that_nobody_gave(form: str, tmp_path: Path, caplog: pytest.LogCap
         if form == "checkpoint":
             save_checkpoint(classifier, path)
         else:
-            export_onnx(classifier, path, input_shape=(3, 32, 32), pipeline=RGB)
+            export_model(classifier, path, input_shape=(3, 32, 32), pipeline=RGB)
         caplog.clear()
         model = init_model(cfg, path)
         found = inference_model(model, [PHOTO, PHOTO])
@@ -290,7 +290,7 @@ def test_files_that_lbitcls_did_not_write(tmp_path: Path) -> None:
     import onnx
 
     torch.manual_seed(0)
-    export_onnx(build_classifier(one_conv(5)).eval(), tmp_path / "model.onnx", input_shape=(3, 16, 16))
+    export_model(build_classifier(one_conv(5)).eval(), tmp_path / "model.onnx", input_shape=(3, 16, 16))
     proto = onnx.load(tmp_path / "model.onnx")
     del proto.metadata_props[:]
     for value in (*proto.graph.input, *proto.graph.output):
@@ -310,7 +310,7 @@ def test_files_that_lbitcls_did_not_write(tmp_path: Path) -> None:
 
 
 def test_a_backbone_has_no_classes(tmp_path: Path) -> None:
-    export_onnx(build_classifier(one_conv(5)).eval(), tmp_path / "b.onnx", input_shape=(3, 16, 16), part="backbone")
+    export_model(build_classifier(one_conv(5)).eval(), tmp_path / "b.onnx", input_shape=(3, 16, 16), part="backbone")
     with pytest.raises(CheckpointError, match=r"b\.onnx is a backbone: it returns features"):
         init_model(None, tmp_path / "b.onnx")
 

@@ -18,7 +18,7 @@ from lbitcls.apis import init_model, train_classifier
 from lbitcls.commands.main import main
 from lbitcls.core.hooks.work_dir import PICTURES
 from lbitcls.datasets import build_dataset
-from lbitcls.deploy import export_onnx
+from lbitcls.deploy import export_model
 from lbitcls.models import build_classifier
 from lbitcls.tracking import run_pictures as module
 from lbitcls.tracking.run_pictures import confusion_of, mixed, predict, read_images
@@ -273,7 +273,7 @@ def test_visualize_takes_a_live_model_and_a_grid(trained: Any, tmp_path: Path) -
     assert len(visualize("batch", cfg, rows=1, cols=5).axes) == 5
     assert len(visualize("predictions", cfg, torch.nn.Flatten(), num_images=3, rows=2).axes) == 3  # any module
     exported = tmp_path / "model.onnx"
-    export_onnx(init_model(cfg, summary["checkpoint"]), exported, input_shape=(1, 8, 8))
+    export_model(init_model(cfg, summary["checkpoint"]), exported, input_shape=(1, 8, 8))
     opened = visualize("predictions", cfg, init_model(cfg, exported, engine="onnxruntime"), rows=2, cols=3)
     assert [text.get_text() for axes in opened.axes for text in axes.texts] == said[0]
     with pytest.raises(ConfigError, match="already loaded"):

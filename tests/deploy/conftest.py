@@ -156,17 +156,19 @@ def exports(tmp_path: Path) -> Callable[..., Any]:
     A value next to a rounding tie may fall on the other side in an engine; such a row of the batch may differ, but at
     most one row in eight does.
     """
-    from lbitcls.deploy.export.onnx import export_onnx
-    from lbitcls.deploy.runtime.engine import ENGINES, load, openvino_core
+    from lbitcls.deploy.export.onnx import export_model
+    from lbitcls.deploy.runtime.engine import load
+    from lbitcls.deploy.runtime.engines.openvino import openvino_core
+    from lbitcls.deploy.targets.cpu import CPU
     from lbitcls.deploy.verification.integer import reference_model
 
     def export(model: nn.Module, images: Tensor, name: str = "model.onnx", **options: Any) -> Any:
-        report = export_onnx(model, tmp_path / name, input_shape=tuple(images.shape[1:]), **options)
+        report = export_model(model, tmp_path / name, input_shape=tuple(images.shape[1:]), **options)
         reference: Any = reference_model(model, torch.float64)
         with torch.no_grad():
             expected = getattr(reference, "predict", reference)(images.double()).flatten(1).numpy()
         assert expected.std() > 0
-        results = {engine: load(report.path, engine, threads=1).predict(images.numpy()) for engine in ENGINES}
+        results = {engine: load(report.path, engine, threads=1).predict(images.numpy()) for engine in CPU.engines}
         free = openvino_core().compile_model(str(report.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         results["openvino, any batch size"] = free(images.numpy())[0]  # optimized differently from a fixed size
         for engine, given in results.items():

@@ -16,7 +16,7 @@ from layouts import ENDINGS
 from structures import ONNX_RUNTIME_ONLY, STRUCTURES
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.export.residuals import carry_residuals
 from lbitcls.deploy.runtime.engine import load
 from lbitcls.deploy.targets import cpu
@@ -185,7 +185,7 @@ def run(network: Network, folder: Path, engines: tuple[str, ...] = ("onnxruntime
     times = {name: 1.0 if name == network.container else 2.0 for name in ("int8", "uint8")}
     try:
         with patch.object(cpu, "_latencies", return_value=times):  # the faster one differs from run to run
-            export_onnx(model, path, input_shape=network.shape, **network.export)
+            export_model(model, path, input_shape=network.shape, **network.export)
     except ConfigError as error:
         return Outcome(accuracy, refused=str(error))
     if network.export["target"] == "tensorrt" or ONNX_RUNTIME_ONLY.intersection(network.structures):

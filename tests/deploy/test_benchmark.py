@@ -10,7 +10,7 @@ import pytest
 
 from lbitcls.deploy.runtime import benchmark
 from lbitcls.deploy.runtime.benchmark import cpu_name, time_models
-from lbitcls.deploy.runtime.engine import can_bf16
+from lbitcls.deploy.runtime.engines.openvino import OpenVINOEngine
 from lbitcls.deploy.runtime.metadata import ModelInfo
 from lbitcls.utils.errors import CheckpointError, ConfigError
 
@@ -83,7 +83,7 @@ def test_the_baseline(files: list[str], write_onnx: Any) -> None:
 
 
 def test_bf16_beside(files: list[str]) -> None:
-    if not can_bf16("openvino"):
+    if not OpenVINOEngine.supports("bf16"):
         pytest.skip("this CPU does not support bf16")
     seen = time_models(files, threads=1, batches=(1,), repeats=1, bf16=True)
     assert [(t.file, t.precision) for t in seen.timings] == [

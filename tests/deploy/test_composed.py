@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from lbitcls.commands.main import main
-from lbitcls.deploy import export_onnx, load
+from lbitcls.deploy import export_model, load
 from lbitcls.deploy.export import composed
 from lbitcls.deploy.export.integer_backbone import IntegerBackbone
 from lbitcls.deploy.passes.graph import Graph, weights_of
@@ -84,7 +84,7 @@ def kinds(path: Path) -> list[str]:
 
 def test_the_graph_of_a_file_is_carried_over_as_it_is(file: Path, digits: Tensor, tmp_path: Path) -> None:
     model = classifier(dict(type="IntegerBackbone", model=str(file)))
-    report = export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    report = export_model(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
     assert not constants(file) - constants(report.path)
     inner, whole = kinds(file), kinds(report.path)
     assert whole[: len(inner)] == inner and "Gemm" in whole[len(inner) :]
@@ -103,7 +103,7 @@ def test_the_graph_of_a_file_is_carried_over_as_it_is(file: Path, digits: Tensor
 def test_a_file_that_computes_otherwise_is_rejected(file: Path, digits: Tensor, tmp_path: Path) -> None:
     """Verification compares with the model as `test` runs it, so it finds a wrong scale in the backbone."""
     model = classifier(dict(type="IntegerBackbone", model=str(file)))
-    path = export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8)).path
+    path = export_model(model, tmp_path / "model.onnx", input_shape=(1, 8, 8)).path
     graph = Graph(onnx.load(path))
     weight = weights_of(graph)[2]
     scale = graph.array(weight.input[1])
@@ -120,7 +120,7 @@ def test_a_head_quantized_after_calibration(file: Path, digits: Tensor, tmp_path
     policy = dict(Linear=dict(type="LSQLinear", per_channel=True, **W8A8))
     model = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(model).eval()
     calibrate(model, [digits])
-    report = export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    report = export_model(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
     assert report.info.layers[-1]["name"] == "head.fc" and report.info.layers[-1]["weight_bits"] == 8
     assert not constants(file) - constants(report.path)
     found = verify(model, report.path, [digits])
@@ -143,12 +143,12 @@ def test_what_does_not_fit_the_file(file: Path, tmp_path: Path, monkeypatch: pyt
         (dict(target="tensorrt"), "exported for cpu, not for tensorrt"),
     ):
         with pytest.raises(ConfigError, match=message):
-            export_onnx(model, tmp_path / "model.onnx", **{"input_shape": (1, 8, 8), **keys})
+            export_model(model, tmp_path / "model.onnx", **{"input_shape": (1, 8, 8), **keys})
     with pytest.raises(ConfigError, match="residual_bits quantizes float skip connections"):
         composed.refuse_residuals(model)
     monkeypatch.setattr(model.backbone, "digest", bytes(32))
     with pytest.raises(CheckpointError, match="has changed since the model was built"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+        export_model(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -161,8 +161,8 @@ def test_the_whole_file_has_the_opset_of_the_backbones(opset: int, digits: Tenso
     ).eval()
     calibrate(source, [digits])
     backbone = tmp_path / "backbone.onnx"
-    export_onnx(source, backbone, input_shape=(1, 8, 8), opset=opset, part="backbone")
-    report = export_onnx(
+    export_model(source, backbone, input_shape=(1, 8, 8), opset=opset, part="backbone")
+    report = export_model(
         classifier(dict(type="IntegerBackbone", model=str(backbone))), tmp_path / "model.onnx", input_shape=(1, 8, 8)
     )
     assert report.opset == opset == onnx.load(report.path).opset_import[0].version
@@ -266,7 +266,7 @@ def test_published_integers_are_carried_over(
 ) -> None:
     """All integers and scales of weights and all grids are kept, and results equal those of PyTorch's kernels."""
     model = quantized_classifier(name, converted(name), cut)
-    path = export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 32, 32)).path
+    path = export_model(model, tmp_path / "model.onnx", input_shape=(3, 32, 32)).path
     network = model.backbone._network.module
     graph = Graph(onnx.load(path))
     written = {w.input[0]: (graph.array(w.input[0]), graph.array(w.input[1])) for w in weights_of(graph)}
@@ -298,7 +298,7 @@ def test_sums_of_tensors_on_grids(converted: Any, tmp_path: Path, monkeypatch: p
     expected = model.backbone(images)[0].numpy()
 
     def off() -> float:
-        path = export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), part="backbone").path
+        path = export_model(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), part="backbone").path
         given = load(path, threads=1).predict(images.numpy())
         return float((np.abs(np.subtract(given, expected)) > 1e-3 * expected.std()).mean())
 
@@ -312,14 +312,14 @@ def test_sums_of_tensors_on_grids(converted: Any, tmp_path: Path, monkeypatch: p
 def test_a_quantized_network_with_an_operation_of_no_form(converted: Any, tmp_path: Path) -> None:
     model = quantized_classifier("mobilenet_v2", converted("mobilenet_v2"), ("features.2", 24))
     with pytest.raises(ConfigError, match="have zero points, which tensorrt does not support"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), target="tensorrt")
+        export_model(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), target="tensorrt")
 
     class Unknown(nn.Identity):
         __module__ = "torch.ao.nn.quantized.modules.unknown"
 
     model.backbone._network.module.features[1].conv[2] = Unknown()
     with pytest.raises(ConfigError, match=r"cannot be exported: features.1.conv.2 \(Unknown\)"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 32, 32))
+        export_model(model, tmp_path / "model.onnx", input_shape=(3, 32, 32))
 
 
 def test_other_models_have_nothing_to_carry() -> None:

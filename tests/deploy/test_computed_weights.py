@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lbitcls.core.ema import ModelEMA
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import build_mtransformer, calibrate
@@ -152,7 +152,7 @@ def test_the_exported_weight_is_what_the_forward_pass_uses(
     model = make(MECHANISMS[mechanism], first, **options)  # other weights, other masks
     model.load_state_dict(torch.load(content, weights_only=True))
     assert sum(isinstance(module, QuantLayer) for module in model.modules()) == 3
-    export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+    export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     images, labels = data(200, 2)
     found = verify(model, tmp_path / "model.onnx", images.split(100), threads=1)
     assert found.passed, found.reasons
@@ -198,7 +198,7 @@ def test_layers_that_share_a_weight(tmp_path: Path) -> None:
     model = net(True)
     model.load_state_dict(average.state_dict())
     assert plain_copy(model)[4].weight is not model[4].weight
-    export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+    export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert verify(model, tmp_path / "model.onnx", data(200, 2)[0].split(100), threads=1).passed
 
 
@@ -226,7 +226,7 @@ def test_a_weight_that_changes_in_the_forward_pass_is_refused(change: Change, tm
         for layer in (model.conv, model.fc):
             layer.raw.mul_(1.5)  # as loading a checkpoint does
     with pytest.raises(ConfigError, match=r"'conv' computes with another weight.*hook.*parametrize"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+        export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert not list(tmp_path.iterdir())
 
 
@@ -239,7 +239,7 @@ def test_a_weight_that_the_parent_sets_is_refused(tmp_path: Path) -> None:
     calibrate(model, [data(64, 1)[0]])
     model.register_forward_pre_hook(set_by_parent)
     with pytest.raises(ConfigError, match="'fc' computes with another weight.*a module around it"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+        export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
 
 
 class OwnForward(QuantConv2d):
@@ -252,11 +252,11 @@ def test_a_layer_with_a_forward_of_its_own_is_refused(tmp_path: Path) -> None:
     calibrate(model, [data(64, 1)[0]])
     model.conv.__class__ = OwnForward
     with pytest.raises(ConfigError, match=r"conv \(OwnForward: forward\).*weight_to_quantize"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+        export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     model.conv.__class__ = QuantConv2d
     model.fc.forward = lambda x: x[:, :4]
     with pytest.raises(ConfigError, match=r"fc \(QuantLinear: forward\)"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+        export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
 
 
 def test_a_weight_that_the_layer_says_itself(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_weight_that_the_layer_says_itself(tmp_path: Path) -> None:
     model = make(lambda layer: None)
     model.conv.__class__ = Centred
     calibrate(model, [data(64, 1)[0]])
-    export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+    export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert verify(model, tmp_path / "model.onnx", data(200, 2)[0].split(100), threads=1).passed
 
 
@@ -302,7 +302,7 @@ def test_a_hook_that_keeps_to_the_original_is_refused(change: Change, quantized:
     calibrate(model, [data(64, 1)[0]])
     change(model.conv if quantized else model.norm)
     with pytest.raises(ConfigError, match="the export copies Net, and the copy gives different outputs"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+        export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert not list(tmp_path.iterdir())
 
 
@@ -319,5 +319,5 @@ def test_a_weight_that_is_read_besides_is_exported_in_float_there(change: Change
     model = make(change)
     model.__class__ = AlsoReads
     calibrate(model, [data(64, 1)[0]])
-    export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+    export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert verify(model, tmp_path / "model.onnx", data(100, 2)[0].split(50), threads=1).passed

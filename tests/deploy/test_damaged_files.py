@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import pytest
 
-from lbitcls.deploy.runtime.engine import ENGINES, load
+from lbitcls.deploy.runtime.engine import load
 from lbitcls.deploy.runtime.metadata import KEY, SEAL, ModelInfo, existing_file, read_info, sealed, write_info
+from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.utils.errors import CheckpointError
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 6, 5), dtype=np.float32)
@@ -46,7 +47,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(exported: Path, info: ModelIn
     assert loaded < 40, "only a flip in the digest's own entry is not found"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CPU.engines)
 def test_a_changed_weight_is_found_by_every_reader(exported: Path, engine: str) -> None:
     model = onnx.load(exported)
     model.graph.initializer[0].float_data[0] += 1

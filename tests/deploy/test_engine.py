@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from lbitcls.deploy import load
-from lbitcls.deploy.runtime.engine import _FIXED_BATCH_SIZES, ENGINES, openvino_core
+from lbitcls.deploy.runtime.engines.openvino import _FIXED_BATCH_SIZES, openvino_core
 from lbitcls.deploy.runtime.metadata import ModelInfo
+from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, DependencyError
 
-pytestmark = pytest.mark.parametrize("engine", ENGINES)
+pytestmark = pytest.mark.parametrize("engine", CPU.engines)
 
 
 def images(number: int, seed: int = 0) -> np.ndarray:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbitcls.datasets.digits import Digits
-from lbitcls.deploy.export.onnx import export_onnx
-from lbitcls.deploy.runtime.engine import ENGINES, load
+from lbitcls.deploy.export.onnx import export_model
+from lbitcls.deploy.runtime.engine import load
+from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import build_mtransformer
 
@@ -33,8 +34,8 @@ def test_the_published_conv_bn_relu(tmp_path: Path) -> None:
         model(image)
         expected = model.eval()(image).numpy()
     assert model[0].folded_norm and expected.max() > 0
-    export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 224, 224))
-    for engine in ENGINES:
+    export_model(model, tmp_path / "model.onnx", input_shape=(3, 224, 224))
+    for engine in CPU.engines:
         given = load(tmp_path / "model.onnx", engine, threads=1).predict(image.numpy())
         np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6 * expected.max())
 
@@ -67,8 +68,8 @@ def test_conv_bn_relu_trained_on_digits_predicts_the_same(tmp_path: Path) -> Non
     with torch.no_grad():
         expected = model(images).argmax(1).numpy()
     assert (expected == labels.numpy()).mean() > 0.93
-    export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
-    for engine in ENGINES:
+    export_model(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    for engine in CPU.engines:
         given = load(tmp_path / "model.onnx", engine, threads=1).predict(images.numpy())
         assert isinstance(given, np.ndarray) and np.array_equal(given.argmax(1), expected)
     verification = verify(model, tmp_path / "model.onnx", images.split(120), threads=1)

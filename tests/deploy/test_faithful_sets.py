@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lbitcls.deploy.runtime.engine import ENGINES
+from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.utils.config import Config
 from lbitcls.workflows.calibrating import calibrate_checkpoint
 from lbitcls.workflows.converting import convert_checkpoint
@@ -53,7 +53,7 @@ def assert_faithful(
         bound = max(bound, 100 - verification["yardstick"][0]["agreement"])
     expected = measure(cfg, checkpoint, **data)["top-1"]
     assert expected > above
-    for engine in ENGINES:
+    for engine in CPU.engines:
         given = measure(cfg, path, engine=engine, threads=1, **data)["top-1"]
         assert given == pytest.approx(expected, abs=bound + 1e-6), engine
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from lbitcls.deploy.export.lowering import lower
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.runtime.engine import load
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant.layers import QuantConv2d, QuantLayer, QuantLinear
@@ -107,7 +107,7 @@ def test_a_hook_that_asks_for_the_kind_of_layer(quantized: Quantized, number: in
     path = tmp_path / "model.onnx"
     with hooked(model, KINDS[kind], everywhere=number % 2 == 0, inputs=number % 3 == 0), torch.no_grad():
         expected = model(x)
-        export_onnx(model, path, input_shape=SHAPE)
+        export_model(model, path, input_shape=SHAPE)
         assert verify(model, path, x.split(60), threads=1).passed
     given = torch.from_numpy(load(path, "onnxruntime", threads=1).predict(x.numpy()))
     assert (given - expected).abs().mean() < 0.01 * expected.std()
@@ -130,7 +130,7 @@ def test_a_hook_that_the_exported_model_cannot_have_is_refused(
     )
     try:
         with pytest.raises(ConfigError, match="Sequential gives different outputs with its layers lowered for export"):
-            export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+            export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     finally:
         handle.remove()
     assert not list(tmp_path.iterdir())
@@ -161,5 +161,5 @@ def test_a_layer_whose_attributes_have_the_names_of_constants(quantized: Quantiz
     model[3].scale, model[3].input = nn.Parameter(torch.linspace(0.5, 1.5, 8)), nn.Parameter(torch.tensor(0.01))
     with torch.no_grad():
         model.eval()
-        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+        export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
         assert verify(model, tmp_path / "model.onnx", images().split(60), threads=1).passed

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.runtime.engine import load, load_usable
 from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.deploy.verification.verify import verify
@@ -68,7 +68,7 @@ def test_an_operation_that_openvino_lacks(
 ) -> None:
     model, path = quantized(kind()), tmp_path / "model.onnx"
     with caplog.at_level(logging.WARNING, "lbitcls"):
-        report = export_onnx(model, path, input_shape=SHAPE)
+        report = export_model(model, path, input_shape=SHAPE)
     assert list(report.cannot_run) == ["openvino"] and operation in report.cannot_run["openvino"]
     assert "openvino cannot run" in caplog.text and report.to_json()["cannot_run"] == report.cannot_run
     found = verify(model, path, images(120).split(60), threads=1)
@@ -81,7 +81,7 @@ def test_an_operation_that_openvino_lacks(
 def test_a_file_that_no_engine_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = quantized(Ring()), tmp_path / "model.onnx"
     monkeypatch.setattr(CPU, "engines", ("openvino",))
-    export_onnx(model, path, input_shape=SHAPE)
+    export_model(model, path, input_shape=SHAPE)
     with pytest.raises(CheckpointError, match=r"no engine runs .*model\.onnx: openvino: Unsupported padding mode"):
         verify(model, path, [images(4)])
 
@@ -89,7 +89,7 @@ def test_a_file_that_no_engine_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_judge_of_a_file_for_tensorrt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, path = quantized(Plain(), 4), tmp_path / "model.onnx"
     for target, judges in (("cpu", ["openvino", "onnxruntime"]), ("tensorrt", ["onnxruntime"])):
-        export_onnx(model, path, input_shape=SHAPE, target=target)
+        export_model(model, path, input_shape=SHAPE, target=target)
         found = verify(model, path, images(120).split(60), threads=1)
         assert found.passed and found.cannot_run == {}
         assert [row.name for row in found.rows] == ["integer", *judges]
@@ -127,7 +127,7 @@ def test_errors_without_words(error: Exception, traced_only: bool, what: str, tm
     with pytest.raises(
         ConfigError, match=rf"Raising {what}.*: {type(error).__name__} without a message \(.*, line \d+"
     ):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=SHAPE)
+        export_model(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert not list(tmp_path.iterdir())
 
 
@@ -155,7 +155,7 @@ class Alone(nn.Module):
 def test_one_image_alone_is_judged_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images = Alone(), torch.randn(2000, 1, 8, 8)
-    export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    export_model(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
     found = verify(model, tmp_path / "model.onnx", images.split(500), threads=1)
     assert found.reasons and all(reason.startswith("images one at a time: ") for reason in found.reasons)
     assert verify(model.net, tmp_path / "model.onnx", images.split(500), threads=1).passed
@@ -170,7 +170,7 @@ class Several(Alone):
 
 def test_a_model_that_takes_no_image_alone(tmp_path: Path) -> None:
     model = Several()
-    export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    export_model(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
     with pytest.raises(ConfigError, match="verification needs the model to accept a single image, which fails: "):
         verify(model, tmp_path / "model.onnx", [torch.randn(8, 1, 8, 8)], threads=1)
 

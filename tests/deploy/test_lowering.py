@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lbitcls.deploy.export.lowering import LoweredInput, layer_facts, lower
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.quant.quantizer_errors import NotInitializedError
 from lbitcls.quant.spec import QParams
@@ -32,7 +32,7 @@ def images() -> torch.Tensor:
 def test_uneven_inputs_are_refused_by_name_before_anything_is_written(quantized: Quantized, tmp_path: Path) -> None:
     model = quantized(net(), "APoT", 4, 4, images())
     with pytest.raises(ConfigError, match=r"uneven levels.*: 0 \(APoT\), 3 \(APoT\)\. Train with .*UQ .* or LSQ"):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 5, 5))
+        export_model(model, tmp_path / "model.onnx", input_shape=(3, 5, 5))
     assert not list(tmp_path.iterdir())
 
 

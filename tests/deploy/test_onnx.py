@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet
 from torchvision.models._api import BUILTIN_MODELS
 
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.runtime.engine import load
 from lbitcls.deploy.runtime.metadata import read_info
 from lbitcls.deploy.verification.verify import verify
@@ -126,7 +126,7 @@ def test_lower_opsets(quantized: Quantized, exports: Exports, opset: int) -> Non
 @pytest.mark.parametrize("opset", [9, 13, 16, 25])
 def test_an_opset_out_of_range_names_the_range(quantized: Quantized, tmp_path: Path, opset: int) -> None:
     with pytest.raises(ConfigError, match=rf"opset {opset} is not supported; use 17 to 21"):
-        export_onnx(Blocks(), tmp_path / "model.onnx", input_shape=(3, 10, 9), opset=opset)
+        export_model(Blocks(), tmp_path / "model.onnx", input_shape=(3, 10, 9), opset=opset)
     assert not list(tmp_path.iterdir())
 
 
@@ -174,7 +174,7 @@ def test_quantizers_that_are_off_are_exported_as_float_layers(quantized: Quantiz
 def test_the_model_is_not_changed(quantized: Quantized, tmp_path: Path) -> None:
     model = of_method(quantized, "LSQ", 4).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 10, 9))
+    export_model(model, tmp_path / "model.onnx", input_shape=(3, 10, 9))
     after = model.state_dict()
     assert model.training and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
@@ -225,7 +225,7 @@ def test_the_record_and_free_batch_of_a_classifier(quantized: Quantized, exports
 def test_a_backbone_gives_its_features(quantized: Quantized, tmp_path: Path) -> None:
     x = images(4, 3, 16, 16)
     model: Any = quantized(classifier(), "LSQ", 4, 4, x)
-    report = export_onnx(model, tmp_path / "backbone.onnx", input_shape=(3, 16, 16), part="backbone")
+    report = export_model(model, tmp_path / "backbone.onnx", input_shape=(3, 16, 16), part="backbone")
     assert report.info.feature_shapes == [[4, 16, 16], [8, 8, 8]] and report.info.out_channels == [4, 8]
     assert report.info.classes is None and report.info.num_classes is None
     assert all(layer["name"].startswith("backbone.") for layer in report.info.layers)
@@ -241,7 +241,7 @@ def test_a_backbone_gives_its_features(quantized: Quantized, tmp_path: Path) -> 
 @pytest.mark.parametrize("part", ["head", "backbone"])
 def test_a_part_that_is_not_there(tmp_path: Path, part: str) -> None:
     with pytest.raises(ConfigError, match="backbone"):
-        export_onnx(Blocks().eval(), tmp_path / "model.onnx", input_shape=(3, 10, 9), part=part)
+        export_model(Blocks().eval(), tmp_path / "model.onnx", input_shape=(3, 10, 9), part=part)
     assert not list(tmp_path.iterdir())
 
 
@@ -251,7 +251,7 @@ def test_a_model_that_cannot_be_traced(tmp_path: Path) -> None:
             return x if x.sum().item() > 0 else -x
 
     with pytest.raises(ConfigError, match=r"Stubborn cannot be traced for ONNX with a free batch size: \w+"):
-        export_onnx(Stubborn(), tmp_path / "model.onnx", input_shape=(3, 4, 4))
+        export_model(Stubborn(), tmp_path / "model.onnx", input_shape=(3, 4, 4))
     assert not list(tmp_path.iterdir())
 
 
@@ -315,7 +315,7 @@ def test_families(
     }
     model = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(model).eval()
     calibrate(model, [x[:32]], "mse")
-    report = export_onnx(model, tmp_path / "model.onnx", input_shape=(3, side, side))
+    report = export_model(model, tmp_path / "model.onnx", input_shape=(3, side, side))
     found = verify(model, report.path, x.split(26))
     if found.passed:
         return
@@ -336,5 +336,5 @@ def test_a_batch_size_that_the_model_fixes_is_refused(tmp_path: Path) -> None:
             return image.mean((2, 3)) / len(image)
 
     with pytest.raises(ConfigError, match="Fixing cannot be traced .* would accept 2 images and no other number"):
-        export_onnx(Fixing(), tmp_path / "model.onnx", input_shape=(3, 8, 8))
+        export_model(Fixing(), tmp_path / "model.onnx", input_shape=(3, 8, 8))
     assert not list(tmp_path.iterdir())

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.passes.packing import pack_int4
-from lbitcls.deploy.runtime.engine import ENGINES, load
+from lbitcls.deploy.runtime.engine import load
+from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.deploy.verification.placement import integer_layers
 from lbitcls.utils.errors import ConfigError
 
@@ -49,7 +50,7 @@ def test_packed_files_compute_the_same_bits_in_integers(quantized: Quantized, ex
     packed = exports(model, images(), name="packed.onnx", pack=True)
     assert packed.not_packed == {} and all(layer["packed"] for layer in packed.info.layers)
     assert packed.size < 0.6 * plain.size and abs(packed.unpacked_size - plain.size) < 1000
-    for engine in ENGINES:
+    for engine in CPU.engines:
         given = [load(report.path, engine, threads=1).predict(images().numpy()) for report in (plain, packed)]
         assert np.array_equal(*given)
     assert integer_layers(packed.path) == integer_layers(plain.path)
@@ -88,7 +89,7 @@ def test_wider_weights_are_left_alone(quantized: Quantized, exports: Exports) ->
 )
 def test_where_packing_is_not_possible(tmp_path: Any, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), pack=True, **options)
+        export_model(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), pack=True, **options)
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.export.residuals import CarriedOutput
 from lbitcls.deploy.passes.containers import to_uint8
 from lbitcls.deploy.passes.graph import Graph
@@ -68,7 +68,7 @@ def test_tensorrt_gets_int8_and_zero_points_of_zero(quantized: Quantized, export
 )
 def test_tensorrt_refuses_by_name(quantized: Quantized, tmp_path: Path, method: str, bits: int, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        export_onnx(
+        export_model(
             quantized(net(), method, bits, bits, images()),
             tmp_path / "model.onnx",
             input_shape=(3, 6, 6),
@@ -88,12 +88,12 @@ def test_integers_of_16_bits(quantized: Quantized, exports: Exports, tmp_path: P
         (dict(target="tensorrt"), "3: .*do not fit into 8 bits"),
     ):
         with pytest.raises(ConfigError, match=match):
-            export_onnx(model, tmp_path / "no.onnx", input_shape=(3, 6, 6), **options)
+            export_model(model, tmp_path / "no.onnx", input_shape=(3, 6, 6), **options)
 
 
 def test_an_unknown_target(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no target named 'tensor'. Did you mean 'tensorrt'"):
-        export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target="tensor")
+        export_model(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target="tensor")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_the_rules_of_a_target_are_applied(
     register("narrow", **rule)
     model = quantized(net(), "LSQ", 4, 4, images())
     with pytest.raises(ConfigError, match=match):
-        export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 6, 6), target="narrow", **options)
+        export_model(model, tmp_path / "model.onnx", input_shape=(3, 6, 6), target="narrow", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -323,7 +323,7 @@ def test_what_is_no_target_is_refused(registered: Any, tmp_path: Path) -> None:
     TARGETS.register_module(name="wrong", module=registered)
     try:
         with pytest.raises(ConfigError, match=r"the target 'wrong' is .*; it must be a subclass of .*base\.Target"):
-            export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target="wrong")
+            export_model(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target="wrong")
     finally:
         TARGETS.module_dict.pop("wrong")
 
@@ -331,4 +331,4 @@ def test_what_is_no_target_is_refused(registered: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [None, 3, ["cpu"], {}])
 def test_a_target_that_is_no_name(name: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"target must be a name: cpu, tensorrt; got"):
-        export_onnx(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target=name)
+        export_model(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target=name)

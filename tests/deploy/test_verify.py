@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.verification.verdict import Verification
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant import calibrate
@@ -222,7 +222,7 @@ Exported = tuple[nn.Module, Path]
 def exported(make_resnet: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A model with signed and unsigned inputs and a zero point, and its file."""
     model, path = make_resnet("LSQPlus"), tmp_path_factory.mktemp("exported") / "model.onnx"
-    export_onnx(model, path, input_shape=(1, 8, 8))
+    export_model(model, path, input_shape=(1, 8, 8))
     proto = onnx.load(path)
     proto.metadata_props.pop()  # the digest: tests change the file
     onnx.save(proto, path)
@@ -326,7 +326,7 @@ def test_an_engine_that_is_missing_says_what_to_install(
 def test_a_backbone_is_compared_by_its_features(make_resnet: Any, digits: Tensor, tmp_path: Path) -> None:
     model = make_resnet("LSQ")
     model.backbone.out_indices = (1, 2)
-    export_onnx(model, tmp_path / "backbone.onnx", input_shape=(1, 8, 8), part="backbone")
+    export_model(model, tmp_path / "backbone.onnx", input_shape=(1, 8, 8), part="backbone")
     verification = verify(model, tmp_path / "backbone.onnx", digits.split(120), threads=1)
     assert verification.passed and [row.output for row in verification.rows] == ["feature_0", "feature_1"] * 3
 
@@ -344,7 +344,7 @@ def test_every_method_passes_in_both_engines(
     method: str, bits: int, per_channel: bool, make_resnet: Any, digits: Tensor, tmp_path: Path
 ) -> None:
     model = make_resnet(method, bits, per_channel=per_channel)
-    export_onnx(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
+    export_model(model, tmp_path / "model.onnx", input_shape=(1, 8, 8))
     verification = verify(model, tmp_path / "model.onnx", digits.split(120), threads=1)
     assert verification.passed, verification.reasons
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from lbitcls.core.evaluation import evaluate
-from lbitcls.deploy import export_onnx
+from lbitcls.deploy import export_model
 from lbitcls.quant import build_mtransformer, calibrate, model_size, set_quantization
 from lbitcls.quant.bypass import Bypassed, noticing_once, watching
 from lbitcls.quant.cost import plan_cost
@@ -134,7 +134,7 @@ def test_a_weight_that_is_read_is_refused_by_name(how: str, options: dict[str, A
     with pytest.raises(ConfigError, match=r"reads the weight of fc itself.*exclude_layers=\['fc'\]"):
         calibrate(model, [x])
     with pytest.raises(ConfigError, match="export: the model reads the weight of fc"):
-        export_onnx(model, "never.onnx", input_shape=(3, 6, 6))
+        export_model(model, "never.onnx", input_shape=(3, 6, 6))
     assert model.training and "forward" not in model.fc.__dict__
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy import export_onnx
+from lbitcls.deploy import export_model
 from lbitcls.deploy.runtime.engine import load
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.quant.cost import count_macs
@@ -62,6 +62,6 @@ def test_a_model_that_names_its_inputs_is_counted_calibrated_and_exported(tmp_pa
     model = build_mtransformer(dict(type="ModelTransformer", quan_policy=policy))(model).eval()
     calibrate(model, [x])
     assert count_macs(model, x[:1]) == macs == {"up": 3 * 36 * 36, "conv": 8 * 12 * 12 * 36, "fc": 32}
-    export_onnx(model, tmp_path / "model.onnx", input_shape=(3, 6, 6))
+    export_model(model, tmp_path / "model.onnx", input_shape=(3, 6, 6))
     logits = torch.from_numpy(load(tmp_path / "model.onnx").predict(x.numpy()))
     torch.testing.assert_close(logits, model(x), atol=0.05, rtol=0.05)

@@ -28,10 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.export.onnx import export_onnx
+from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.passes.graph import Graph, operation_of, weights_of
-from lbitcls.deploy.runtime.engine import ENGINES, Engine, load
+from lbitcls.deploy.runtime.engine import Engine, load
 from lbitcls.deploy.runtime.metadata import ModelInfo, existing_file, read_info, read_onnx
+from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.registry import BACKBONES, DATASETS
 from lbitcls.utils.cache import cache_folder, exclusive
@@ -135,7 +136,7 @@ class IntegerBackbone(nn.Module):
         Two engines' results for the same graph differ only by the order of additions.
         """
         other = copy.copy(self)
-        other.engine = next(name for name in ENGINES if name != self.engine)
+        other.engine = next(name for name in CPU.engines if name != self.engine)
         other._dtype = torch.float64
         return other
 
@@ -267,7 +268,7 @@ def _export(recipe: Mapping[str, Any], weights: Path, images: Tensor, path: Path
         model = build_mtransformer(dict(recipe["quant_transformer"]))(_Whole(backbone), logger=logger).eval()
         calibrate(model, images.split(32), recipe["method"])
         channels, height, width = images.shape[1:]
-        export_onnx(
+        export_model(
             *(model, path),
             input_shape=(channels, height, width),
             part="backbone",

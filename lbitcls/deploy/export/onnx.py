@@ -1,4 +1,4 @@
-"""Exports a model to an ONNX file with integer weights: traces it, runs graph passes, shapes it for the target."""
+"""Exports a model with integer weights: traces it to ONNX, runs graph passes, shapes and writes it for the target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,12 +32,13 @@ from lbitcls.deploy.passes.maxima import pool_integers
 from lbitcls.deploy.passes.norms import absorb_norms
 from lbitcls.deploy.passes.packing import pack_weights
 from lbitcls.deploy.runtime.engine import cannot_run
-from lbitcls.deploy.runtime.metadata import ModelInfo, require, sealed, write_info
+from lbitcls.deploy.runtime.metadata import ModelInfo, model_file, require, write_info
 from lbitcls.deploy.targets.base import LayerFacts, Target, find_target
 from lbitcls.deploy.verification.live_model import check_called, check_lowered, check_weights_in_use
 from lbitcls.quant.computed_weights import copy_model, plain_copy
 from lbitcls.utils.errors import ConfigError, reason_of
 from lbitcls.utils.files import write_whole
+from lbitcls.utils.folders import write_folder
 from lbitcls.version import __version__
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class ExportReport:
         return {**record, "path": str(self.path)}
 
 
-def export_onnx(
+def export_model(
     model: nn.Module,
     path: str | Path,
     *,
@@ -99,21 +100,23 @@ def export_onnx(
     classes: Sequence[str] | None = None,
     pipeline: Sequence[dict[str, Any]] = (),
     config: str = "",
+    batches: Iterable[Tensor] = (),
 ) -> ExportReport:
-    """Export `model` to an ONNX file: input `image` (N, C, H, W), output `logits` (N, K) or `feature_0`, ….
+    """Export `model` for a target: input `image` (N, C, H, W), output `logits` (N, K) or `feature_0`, ….
 
     Args:
         model: Classifier, or any module that accepts an image; quantized or float. It is not changed. For skip
             connections in 8 bits, pass the copy that `residuals.carry_residuals` returns.
-        path: File to write, atomically: whole or not at all.
+        path: File or folder to write, atomically: whole or not at all.
         input_shape: (C, H, W) of an image.
         opset: ONNX operator set version, 17 to 21; lower in the file if an integer backbone's file has a lower one.
         part: `'model'`, or `'backbone'` for its features.
         pack: Store weights of 4 bits or fewer in 4 bits.
-        target: Name of a target in the registry `TARGETS`: `'cpu'`, `'tensorrt'`, or your own.
+        target: Name of a target in the registry `TARGETS`: `'cpu'`, `'tensorrt'`, …, or your own.
         classes: Class names; None: the model's own, if it has any.
         pipeline: Test pipeline, for the metadata.
         config: Text of the config, for the metadata.
+        batches: Calibration images (N, C, H, W), float32, for a target that needs them.
 
     Raises:
         ConfigError: A layer cannot be expressed in ONNX, is not supported by the target, or has a weight that the model
@@ -123,12 +126,13 @@ def export_onnx(
         DependencyError: A package is missing.
 
     Example:
-        >>> report = export_onnx(model, "model.onnx", input_shape=(1, 8, 8))
+        >>> report = export_model(model, "model.onnx", input_shape=(1, 8, 8))
         >>> report.info.num_classes, report.info.bits
         (10, 'float')
     """
     start = time.perf_counter()
     made_for = check_options(opset, part, pack, target)
+    images = [batch.float().cpu().numpy() for batch in batches] if made_for.needs_images else []
     names = _class_names(model, classes) if part == "model" else None
     plain = plain_copy(model)
     exported = plain if part == "model" else _Backbone(plain)
@@ -155,6 +159,8 @@ def export_onnx(
     packed, not_packed = pack_weights(graph, low_bit) if pack else ([], {})
     saved = unpacked - graph.save().ByteSize()
     carried.insert(graph, made_for)
+    if made_for.needs_images:
+        made_for.fill_grids(graph, images)
     proto = graph.save()
     info = ModelInfo(
         version=__version__,
@@ -170,12 +176,13 @@ def export_onnx(
         **carried.summary(_summary(facts)),
         **_outputs(proto, part),
     )
-    content = _finished(proto, info, made_for)
-    write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
+    finished = _finished(proto, info, made_for)
+    put = write_whole if made_for.suffix else write_folder
+    put(Path(path), lambda draft: made_for.write(finished, info, draft))
     refused = cannot_run(path, made_for.engines)
     for engine, reason in refused.items():
         logger.warning("%s cannot run %s: %s", engine, path, reason)
-    size, seconds = len(content), time.perf_counter() - start
+    size, seconds = model_file(Path(path)).stat().st_size, time.perf_counter() - start
     return ExportReport(
         Path(path),
         info,
@@ -287,7 +294,7 @@ def _rename_outputs(proto: ModelProto) -> None:
 
 
 def check_options(opset: int, part: str, pack: bool, target: str) -> Target:
-    """Check these arguments of `export_onnx`; return the target.
+    """Check these arguments of `export_model`; return the target.
 
     Raises:
         ConfigError: A value is wrong, or two values contradict each other.
@@ -299,15 +306,15 @@ def check_options(opset: int, part: str, pack: bool, target: str) -> Target:
     return made_for
 
 
-def _finished(proto: ModelProto, info: ModelInfo, target: Target) -> bytes:
-    """Return the file's bytes, with shapes and metadata, checked."""
+def _finished(proto: ModelProto, info: ModelInfo, target: Target) -> ModelProto:
+    """Return the graph with shapes and metadata, checked."""
     onnx = require("onnx")
     proto.producer_name, proto.producer_version = "lbitcls", __version__
     proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     write_info(proto, info)
     onnx.checker.check_model(proto, full_check=True)
     target.check_graph(Graph(proto))
-    return sealed(proto)
+    return proto
 
 
 def _record(fact: LayerFacts, packed: Sequence[str]) -> dict[str, Any]:

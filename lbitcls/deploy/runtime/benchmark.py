@@ -12,12 +12,11 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from lbitcls.deploy.runtime.engine import Engine, can_bf16, load
+from lbitcls.deploy.runtime.engine import Engine, find_engine, load
 from lbitcls.utils.errors import ConfigError
 
 MOST_REPEATS = 100_000
@@ -89,7 +88,7 @@ def time_models(
     Args:
         paths: ONNX files that expect images of one shape. The baseline is the first that is known to be float, or else
             the last of several.
-        engine: `'openvino'` or `'onnxruntime'`.
+        engine: Name of the engine.
         threads: Number of threads of the engine; None: its own choice.
         batches: Batch sizes, each at least 1.
         precision: `'f32'` or `'bf16'`.
@@ -110,14 +109,14 @@ def time_models(
         runs = [load(path, engine, threads, precision) for path in paths]
         _check_memory(max(batches), _image_shape(runs))
         baseline = _baseline(runs)
-        if bf16 and baseline is not None and precision != "bf16" and can_bf16(engine):
+        if bf16 and baseline is not None and precision != "bf16" and find_engine(engine).supports("bf16"):
             runs.append(load(baseline.path, engine, threads, "bf16"))
         timings += time_engines(runs, baseline, batch, repeats)
     return Comparison(
         cpu=cpu_name(),
         cores=os.cpu_count() or 1,
         threads=threads,
-        engine=f"{engine} {version(engine)}",
+        engine=f"{engine} {runs[0].version}",
         baseline=str(baseline.path) if baseline is not None else None,
         timings=tuple(timings),
     )

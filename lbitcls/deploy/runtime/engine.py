@@ -1,9 +1,10 @@
-"""Engines that run ONNX files on the CPU: OpenVINO (default, fast with integers) and ONNX Runtime; without PyTorch.
+"""Engines that run exported models on the CPU: what they share, and how a file is opened; without PyTorch.
 
     engine = load("model.onnx", threads=2)
     logits = engine.predict(images)         # float32 (N, C, H, W) -> (N, K)
 
-Both engines compute in float32 between integer layers, unless another precision is requested: on a CPU with bfloat16,
+`lbitcls.deploy.runtime.engines` has one file for each engine. `@ENGINES.register_module(name="…")` adds one of your
+own. They compute in float32 between integer layers, unless another precision is requested: on a CPU with bfloat16,
 OpenVINO would choose bfloat16 by itself and no longer agree with the trained model.
 """
 
@@ -12,15 +13,25 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from lbitcls.deploy.runtime.metadata import LARGEST_SIDE, ModelInfo, existing_file, info_of, read_onnx, require
+from lbitcls.deploy.runtime.metadata import (
+    LARGEST_SIDE,
+    OTHER_SUFFIXES,
+    ModelInfo,
+    existing_model,
+    info_of,
+    read_info,
+    read_onnx,
+    require,
+)
+from lbitcls.registry import ENGINES
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError, suggest
 from lbitcls.utils.logging import get_logger
 
@@ -30,38 +41,96 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lbitcls")
 PRECISIONS = ("f32", "bf16")
 MOST_THREADS = 1024
-ONE_THREAD = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": "1"}
-"""OpenVINO's settings for timing or inspecting a graph."""
-_FIXED_BATCH_SIZES = 4
+FOREIGN = "openvino"
+"""Engine of files that lbitcls did not write."""
 
 Shape = tuple[int | None, int | None, int | None]
 
 
-class Engine(ABC):
-    """ONNX model that is ready to run on the CPU. Created by `load`; threads may share one.
+@dataclass(frozen=True)
+class Description:
+    """Facts about an exported model that its file records.
 
     Attributes:
-        name: `'openvino'` or `'onnxruntime'`.
-        path: ONNX file.
+        info: Metadata; None for a file that lbitcls did not write.
+        input_shape: (C, H, W) of an image; None for each free size.
+        fixed_batch: Number of images of a batch; None: any.
+        output_names: Names of the outputs.
+    """
+
+    info: ModelInfo | None
+    input_shape: Shape
+    fixed_batch: int | None
+    output_names: tuple[str, ...]
+
+
+class Engine(ABC):
+    """Exported model that is ready to run on the CPU. Created by `load`; threads may share one.
+
+    Attributes:
+        name: Name under which it is registered, such as `'openvino'`.
+        package: Package that must be importable.
+        extra: Extra of lbitcls that installs it.
+        suffixes: Suffixes of the files that it opens; an empty one stands for a folder.
+        precisions: Precisions that it supports: `'f32'`, `'bf16'`.
+        path: File or folder.
         info: Metadata in the file; None for a file that lbitcls did not write.
-        precision: Precision of operations outside of integer layers: `'f32'` or `'bf16'`.
+        precision: Precision of operations outside of integer layers.
         threads: Number of threads; None: the engine's own choice.
         input_shape: (C, H, W) of an image in the graph; None for each free size.
+        fixed_batch: Number of images of a batch; None: any.
         output_names: Names of the graph's outputs.
     """
 
-    name: str
+    name: ClassVar[str]
+    package: ClassVar[str]
+    extra: ClassVar[str] = "deploy"
+    suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    precisions: ClassVar[tuple[str, ...]] = ("f32",)
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
-        model = read_onnx(path)
+        require(self.package, self.extra)
+        if precision not in self.precisions:
+            raise ConfigError(f"{self.name} computes in f32 on CPUs; for {precision} use engine='openvino'.")
         self.path = path
         self.threads = threads
         self.precision = precision
-        self.info: ModelInfo | None = info_of(model, path)
-        self.input_shape, self.fixed_batch = _image_input(model, path)
+        found = self._describe(path)
+        self.info, self.input_shape, self.fixed_batch = found.info, found.input_shape, found.fixed_batch
+        self.output_names = found.output_names
         if self.info is None:
             get_logger().warning("%s has no lbitcls metadata: changes to the file cannot be detected.", path)
-        self.output_names = tuple(value.name for value in model.graph.output)
+
+    @classmethod
+    def supports(cls, precision: str) -> bool:
+        """Return True if the engine supports a precision on this CPU."""
+        return precision in cls.precisions
+
+    @classmethod
+    def opens(cls, path: Path) -> bool:
+        """Return True unless a file's suffix belongs to other engines."""
+        suffix = "" if path.is_dir() else path.suffix.lower()
+        return suffix in cls.suffixes or (".onnx" in cls.suffixes and suffix not in ("", *OTHER_SUFFIXES))
+
+    @classmethod
+    def refusal(cls, path: Path) -> str | None:
+        """Return why the engine cannot run an exported model, as far as a quick look tells; None: it may run it."""
+        return None
+
+    @property
+    def version(self) -> str:
+        """Version of the engine's package."""
+        try:
+            return version(self.package.replace("_", "-"))
+        except PackageNotFoundError:
+            return str(getattr(require(self.package, self.extra), "__version__", "unknown"))
+
+    def integer_counts(self) -> tuple[int, int] | None:
+        """Return how many convolutions and linear layers run in integers, and how many there are.
+
+        The engine itself says so; None if it cannot.
+        """
+        return None
 
     def predict(self, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         """Return the model's outputs for a batch.
@@ -84,6 +153,12 @@ class Engine(ABC):
                 f"{self.name} cannot run {self.path.name} on images {images.shape}: {str(error).strip()}"
             ) from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _describe(self, path: Path) -> Description:
+        """Read a file's description; here: of an ONNX file."""
+        model = read_onnx(path)
+        names = tuple(value.name for value in model.graph.output)
+        return Description(info_of(model, path), *_image_input(model, path), names)
 
     @abstractmethod
     def _run(self, images: np.ndarray) -> Sequence[np.ndarray]:
@@ -112,123 +187,77 @@ class Engine(ABC):
             )
 
 
-@cache
-def openvino_core() -> Any:
-    """Return OpenVINO's core, one per process, which is never released.
-
-    Its CPU plugin gives the compiling thread an alternate signal stack. If a second core was released before the
-    first, a freed stack would stay in use, and the next signal (the end of a data worker, say) would end the process.
-    """
-    return require("openvino").Core()
-
-
-class OpenVINOEngine(Engine):
-    """OpenVINO on the CPU.
-
-    Fixed shapes run up to 15 % faster than free ones on small batches, but each must be compiled: the first few batch
-    sizes get their own compiled model, all others share one with a free batch size.
-    """
-
-    name = "openvino"
-
-    def __init__(self, path: Path, threads: int | None, precision: str) -> None:
-        require("openvino")
-        super().__init__(path, threads, precision)
-        self._core = openvino_core()
-        if precision == "bf16" and not can_bf16(self.name):
-            raise ConfigError("this CPU does not support bf16; use precision='f32'.")
-        self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "PERFORMANCE_HINT": "LATENCY",
-            # A pinned thread waits for its core while another process uses it, even if other cores are free.
-            "ENABLE_CPU_PINNING": False,
-        }
-        if threads is not None:
-            self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._model = self._core.read_model(str(path))
-        self._requests: dict[int | None, Any] = {}
-        self._lock = Lock()
-
-    def _run(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        with self._lock:
-            return list(self._request(len(images)).infer([images], share_inputs=True).values())
-
-    def _request(self, batch: int) -> Any:
-        fixed = batch in self._requests or len(self._requests) < _FIXED_BATCH_SIZES
-        key = batch if fixed else None
-        if key not in self._requests:
-            model = self._model.clone()
-            model.reshape([-1 if size is None else size for size in (key, *self.input_shape)])
-            self._requests[key] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-        return self._requests[key]
-
-
-class ONNXRuntimeEngine(Engine):
-    """ONNX Runtime's CPU provider: the portable reference; integer layers gain little speed in it."""
-
-    name = "onnxruntime"
-
-    def __init__(self, path: Path, threads: int | None, precision: str) -> None:
-        onnxruntime = require("onnxruntime")
-        super().__init__(path, threads, precision)
-        if precision != "f32":
-            raise ConfigError("ONNX Runtime computes in f32 on CPUs; for bf16 use engine='openvino'.")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # lbitcls reports errors itself, once
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads use no CPU
-        # Else a MatMul of floats with integer weights rounds its input to 8 bits (MatMulNBits at accuracy level 4).
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
-    def _run(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        return self._session.run(None, {self._input: images})
-
-
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (OpenVINOEngine, ONNXRuntimeEngine)}
-
-
-def load(path: str | Path, engine: str = "openvino", threads: int | None = None, precision: str = "f32") -> Engine:
-    """Open an ONNX file for prediction on the CPU.
+def load(path: str | Path, engine: str | None = None, threads: int | None = None, precision: str = "f32") -> Engine:
+    """Open an exported model for prediction on the CPU.
 
     Args:
-        path: File that `lbitcls export` wrote, or any ONNX file with one image input.
-        engine: `'openvino'` or `'onnxruntime'`.
+        path: File or folder that `lbitcls export` wrote, or any ONNX file with one image input.
+        engine: Name of an engine; None: the first of those that judge files of its target.
         threads: Number of threads, 1 to 1024; None: the engine's own choice.
         precision: Precision of operations outside of integer layers: `'f32'`, or `'bf16'` (OpenVINO, on CPUs that
             support it).
 
     Raises:
         CheckpointError: The file is missing, or the engine cannot run it.
-        ConfigError: The engine or precision is unknown, or the number of threads is out of range.
+        ConfigError: The engine or precision is unknown, the engine is for other files, or the number of threads is out
+            of range.
         DependencyError: The engine's package is missing.
 
     Example:
-        >>> from lbitcls.deploy import export_onnx
-        >>> report = export_onnx(model, "model.onnx", input_shape=(1, 8, 8))
+        >>> from lbitcls.deploy import export_model
+        >>> report = export_model(model, "model.onnx", input_shape=(1, 8, 8))
         >>> engine = load("model.onnx", threads=2)
         >>> engine.predict(np.zeros((3, *engine.info.input_shape), np.float32)).shape
         (3, 10)
     """
-    for what, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
-        if value not in known:
-            raise ConfigError(f"there is no {what} {value!r}{suggest(str(value), known)} Known: {', '.join(known)}.")
+    if precision not in PRECISIONS:
+        near = suggest(str(precision), PRECISIONS)
+        raise ConfigError(f"there is no precision {precision!r}{near} Known: {', '.join(PRECISIONS)}.")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
         raise ConfigError(
             f"threads must be an integer from 1 to {MOST_THREADS}, or None for the engine's choice; got {threads!r}."
         )
+    kind = None if engine is None else find_engine(engine)
+    path = existing_model(path)
+    kind = kind or find_engine(default_engine(path))
+    if not kind.opens(path):
+        raise ConfigError(
+            f"{kind.name} opens {_listed(kind.suffixes)}, not {path}; use engine={default_engine(path)!r}."
+        )
     try:
-        opened = ENGINES[engine](existing_file(path), threads, precision)
+        opened = kind(path, threads, precision)
     except LbitclsError:
         raise
     except Exception as error:  # each engine has its own exception types
-        raise CheckpointError(f"{engine} cannot run {path}: {str(error).strip()}") from error
+        raise CheckpointError(f"{kind.name} cannot run {path}: {str(error).strip()}") from error
     info, use = opened.info, "%s was exported for %s, and %s may compute it wrongly: use %s."
-    if info is not None and info.engines is not None and engine not in info.engines:
-        logger.warning(use, path, info.target, engine, " or ".join(info.engines))
+    if info is not None and info.engines is not None and kind.name not in info.engines:
+        logger.warning(use, path, info.target, kind.name, " or ".join(info.engines))
     return opened
+
+
+def find_engine(name: str) -> type[Engine]:
+    """Return the engine registered as `name`.
+
+    Raises:
+        ConfigError: There is no such engine, or the registered object is not an `Engine`.
+    """
+    kind = ENGINES.find(str(name))
+    if not (isinstance(kind, type) and issubclass(kind, Engine)):
+        raise ConfigError(f"the engine '{name}' is {kind!r}; it must be a subclass of {__name__}.Engine.")
+    return kind
+
+
+def default_engine(path: Path) -> str:
+    """Return the name of the first engine that judges an exported model."""
+    info = read_info(path)
+    if info is not None and info.engines:
+        return info.engines[0]
+    return FOREIGN
+
+
+def _listed(suffixes: Sequence[str]) -> str:
+    return " and ".join(f"{suffix} files" if suffix else "folders" for suffix in suffixes)
 
 
 def load_usable(
@@ -237,10 +266,10 @@ def load_usable(
     """Return those of `engines` that run a file (tried on one black image), and the reasons why the others cannot.
 
     Raises:
-        CheckpointError: The file is missing, or is not an ONNX file.
+        CheckpointError: The file is missing, or is not an exported model.
         DependencyError: The package of an engine is missing.
     """
-    read_onnx(existing_file(path))
+    read_info(existing_model(path))
     usable, refused = [], {}
     for name in engines:
         try:
@@ -258,17 +287,12 @@ def load_usable(
 def cannot_run(path: str | Path, engines: Iterable[str]) -> dict[str, str]:
     """Return the installed ones of `engines` that cannot run an exported model, with the reason.
 
-    If OpenVINO, which lacks some operations, can convert the file, no engine is tried.
+    If none of them refuses it at once (OpenVINO lacks some operations), none is tried.
     """
-    installed = [name for name in engines if find_spec(name) is not None]
-    if "openvino" not in installed:
-        return {}
-    try:
-        openvino_core().read_model(str(path))
-    except Exception as error:  # OpenVINO has its own exception types
-        others = [name for name in installed if name != "openvino"]
-        return {"openvino": first_reason(error), **load_usable(path, others, threads=1)[1]}
-    return {}
+    installed = [name for name in engines if find_spec(find_engine(name).package) is not None]
+    refused = {name: reason for name in installed if (reason := find_engine(name).refusal(Path(path))) is not None}
+    others = [name for name in installed if name not in refused] if refused else []
+    return {**refused, **(load_usable(path, others, threads=1)[1] if others else {})}
 
 
 _TELLING = ("No conversion rule", "Unsupported ", "Conversion is failed")
@@ -280,13 +304,6 @@ def first_reason(error: BaseException) -> str:
     telling = [line for sign in _TELLING for line in lines if line.startswith(sign)]
     rest = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (telling or rest or lines or [type(error).__name__])[0][:300]
-
-
-def can_bf16(engine: str) -> bool:
-    """Return True if `engine` supports bfloat16 on this CPU."""
-    if engine != OpenVINOEngine.name:
-        return False
-    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _image_input(model: onnx.ModelProto, path: Path) -> tuple[Shape, int | None]:

@@ -1,6 +1,9 @@
-"""Metadata of an exported model: one JSON text in the ONNX file, so that the file alone suffices to run the model.
+"""Metadata of an exported model: one JSON text in its file, so that the file alone suffices to run the model.
 
-Reading it needs the package `onnx`, but not PyTorch.
+An ONNX file has it among its properties; reading it needs the package `onnx`, but not PyTorch. Other files have it
+behind their last byte, where their engines ignore it:
+
+    content, JSON text, length of the text (8 bytes, little-endian), SHA-256 of all that (64 hexadecimal digits), MARK
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 KEY = "lbitcls"
 """Metadata property of the ONNX file that contains the JSON text."""
+OTHER_SUFFIXES = (".tflite", ".pte")
+"""Suffixes of exported models that are not ONNX files."""
+MARK = b"lbitcls\x01"
+"""Last bytes of a file with metadata behind its content."""
 SEAL = "lbitcls_sha256"
 """Metadata property that contains the SHA-256 of the file's bytes, computed with zeros in its place."""
 FORMAT = 1
@@ -128,27 +135,59 @@ def _check_seal(path: Path) -> None:
     given = content[place[0] : place[1]].decode()
     blank = content[: place[0]] + _BLANK.encode() + content[place[1] :]
     if given != hashlib.sha256(blank).hexdigest():
-        raise CheckpointError(
-            f"{path} has changed since lbitcls wrote it: it is damaged, or another tool has changed it. Copy it again, "
-            f"or export the model again; to use a file that you changed on purpose, remove its metadata entry {SEAL}."
-        )
+        raise _changed(path, f"; to use a file that you changed on purpose, remove its metadata entry {SEAL}")
+
+
+def with_trailer(content: bytes, info: ModelInfo) -> bytes:
+    """Return the bytes of a file that is not ONNX, with `info` and a digest of the whole behind them."""
+    text = json_text(asdict(info), ensure_ascii=False).encode()
+    body = content + text + len(text).to_bytes(8, "little")
+    return body + hashlib.sha256(body).hexdigest().encode() + MARK
+
+
+def _read_trailer(path: Path) -> ModelInfo | None:
+    """Return the metadata behind a file's content; None if there are none."""
+    content = path.read_bytes()
+    if not content.endswith(MARK):
+        return None
+    body, digest = content[: -len(MARK) - 64], content[-len(MARK) - 64 : -len(MARK)]
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise _changed(path)
+    length = int.from_bytes(body[-8:], "little")
+    if not 0 < length <= len(body) - 8:
+        raise _changed(path)
+    return _parsed(body[-8 - length : -8].decode("utf-8", "replace"), path)
+
+
+def _changed(path: Path, remedy: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"{path} has changed since lbitcls wrote it: it is damaged, or another tool has changed it. Copy it again, or "
+        f"export the model again{remedy}."
+    )
 
 
 def read_info(path: str | Path) -> ModelInfo | None:
-    """Return the metadata of the ONNX file `path`; None for a file that lbitcls did not write.
+    """Return the metadata of an exported model; None for a file that lbitcls did not write.
 
     Raises:
-        CheckpointError: The file is missing or not an ONNX file, or its metadata is damaged or from a newer lbitcls.
+        CheckpointError: The file is missing, not an exported model or damaged, or from a newer lbitcls.
         DependencyError: The package `onnx` is missing.
     """
-    return info_of(read_onnx(path), path)
+    path = existing_model(path)
+    model = model_file(path)
+    if model.suffix.lower() in OTHER_SUFFIXES:
+        return _read_trailer(model)
+    return info_of(read_onnx(model), model)
 
 
 def info_of(model: onnx.ModelProto, path: str | Path) -> ModelInfo | None:
     """Return the metadata of a model that was read from `path`, as `read_info` does."""
     text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
-    if text is None:
-        return None
+    return None if text is None else _parsed(text, path)
+
+
+def _parsed(text: str, path: str | Path) -> ModelInfo:
+    """Return the metadata in a JSON text, checked."""
     try:
         record = json.loads(text, parse_constant=_no_number)
         if record["format"] > FORMAT:
@@ -275,8 +314,12 @@ def _no_model(path: Path) -> CheckpointError:
     )
 
 
-def require(package: str) -> ModuleType:
+def require(package: str, extra: str = "deploy") -> ModuleType:
     """Import an optional package and return it.
+
+    Args:
+        package: Name of the package.
+        extra: Extra of lbitcls that installs it.
 
     Raises:
         DependencyError: The package is not installed.
@@ -285,17 +328,31 @@ def require(package: str) -> ModuleType:
         return import_module(package)
     except ImportError as error:
         raise DependencyError(
-            f"the package {package} is required but cannot be imported ({error}): pip install lbitcls[deploy]."
+            f"the package {package} is required but cannot be imported ({error}): pip install lbitcls[{extra}]."
         ) from error
+
+
+def model_file(path: Path) -> Path:
+    """Return the file that contains the model: `path` itself, or `model.onnx` in a folder."""
+    return path / "model.onnx" if path.is_dir() else path
+
+
+def existing_model(path: str | Path) -> Path:
+    """Return the path of an exported model; raise `CheckpointError`, with the nearest name, if it is none."""
+    path = Path(path).expanduser()
+    if path.is_dir() and model_file(path).is_file():
+        return path
+    return existing_file(path)
 
 
 def existing_file(path: str | Path) -> Path:
     """Return `path`; raise `CheckpointError`, with the nearest name in its folder, if it is not a file."""
     path = Path(path).expanduser()
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not an ONNX file.")
+        raise CheckpointError(f"{path} is a folder, not an exported model.")
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file; name an ONNX file.")
+        raise CheckpointError(f"{path} is not a regular file; name an exported model.")
     if not path.is_file():
-        raise CheckpointError(f"there is no ONNX file {path}{suggest_path(path, '*.onnx')}")
+        kind = "ONNX file" if path.suffix.lower() == ".onnx" else "exported model"
+        raise CheckpointError(f"there is no {kind} {path}{suggest_path(path, f'*{path.suffix}')}")
     return path

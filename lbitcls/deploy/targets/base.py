@@ -13,12 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
 
 from lbitcls.deploy.passes.containers import to_uint8
 from lbitcls.deploy.passes.graph import Graph, weights_of
+from lbitcls.deploy.runtime.metadata import ModelInfo, sealed
 from lbitcls.registry import TARGETS
 from lbitcls.utils.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 OPSETS = (17, 21)
 """Lowest and highest opset that the export writes."""
@@ -75,7 +82,12 @@ class Target:
 
     Attributes:
         name: Name under which it is registered; exported models record it.
-        engines: Engines that verify its files, from `lbitcls.deploy.runtime.engine.ENGINES`; at least one.
+        suffix: Suffix of what is written; an empty one stands for a folder.
+        extra: Extra of lbitcls that installs what writing needs.
+        packages: Packages that writing needs.
+        engines: Engines that verify its files, by their names in `lbitcls.registry.ENGINES`; at least one.
+        needs_images: True if `fill_grids` needs calibration images.
+        rounds_between_layers: True if its engines round where training does not: on the way from one layer to the next.
         opsets: Lowest and highest opset that it reads.
         kinds: Float types of the layers that it supports quantized; None: all.
         containers: Integer types that it supports for inputs: `uint8`, `int8` or both.
@@ -84,7 +96,12 @@ class Target:
         packed_weights: True if it supports 4-bit weights, two per byte.
     """
 
+    suffix: ClassVar[str] = ".onnx"
+    extra: ClassVar[str] = "deploy"
+    packages: ClassVar[Sequence[str]] = ()
     engines: ClassVar[Sequence[str]] = ("onnxruntime",)
+    needs_images: ClassVar[bool] = False
+    rounds_between_layers: ClassVar[bool] = False
     opsets: ClassVar[tuple[int, int]] = OPSETS
     kinds: ClassVar[Sequence[str] | None] = None
     containers: ClassVar[Sequence[str]] = ("uint8", "int8")
@@ -166,6 +183,22 @@ class Target:
 
     def shape(self, graph: Graph) -> None:
         """Change a graph of integer layers in place, so that the target computes it correctly or fast; here: no-op."""
+
+    def fill_grids(self, graph: Graph, batches: Sequence[np.ndarray]) -> None:
+        """Give the tensors between layers that training left in float a grid, from calibration images; here: no-op.
+
+        Args:
+            graph: Graph after `shape` and `choose_container`.
+            batches: float32 images (N, C, H, W), as the test pipeline returns them; called if `needs_images`.
+        """
+
+    def write(self, model: ModelProto, info: ModelInfo, path: Path) -> None:
+        """Write the finished graph, with its metadata, to a temporary file or folder, which the caller renames.
+
+        Raises:
+            ConfigError: The target cannot express the graph; names nodes and remedy, and nothing is written.
+        """
+        path.write_bytes(sealed(model))
 
     def shape_backbone(self, graph: Graph) -> None:
         """Shape a model whose backbone is one of torchvision's quantized networks; the last pass. Here: no-op."""

@@ -11,7 +11,7 @@ from lbitcls.deploy.passes.containers import signed_inputs, to_uint8
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.passes.guards import guard_grids, guard_scales
 from lbitcls.deploy.passes.maxima import split_maxima
-from lbitcls.deploy.runtime.engine import ONE_THREAD, openvino_core
+from lbitcls.deploy.runtime.engines.openvino import ONE_THREAD, openvino_core
 from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.targets.base import Choice, Target
 from lbitcls.registry import TARGETS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbitcls.deploy.passes.graph import OPERATIONS, Graph, through_pools
 from lbitcls.deploy.passes.guards import KEPT_FLOAT
-from lbitcls.deploy.runtime.engine import ONE_THREAD, openvino_core
+from lbitcls.deploy.runtime.engines.openvino import ONE_THREAD, openvino_core
 from lbitcls.deploy.runtime.metadata import require
 
 if TYPE_CHECKING:

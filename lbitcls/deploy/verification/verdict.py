@@ -29,12 +29,18 @@ many. They reject the file, or the yardstick, if
     it exceeds both five times the yardstick's and 5 % of the standard deviation (an engine)
 
 or, if larger, the share of the mean that one image contributes when it is off by a whole standard deviation.
+
+Some targets' engines round where training does not, on the way from one layer to the next (`rounds_between_layers`).
+Only absolute bounds judge them: 10 % of the standard deviation, and 0.5 % of the clear images.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lbitcls.deploy.verification.certificate import Certificate
 
 FEWEST_IMAGES = 100
 """Number of images needed to confirm a file."""
@@ -58,6 +64,8 @@ GROSS_MOST_DEVIATIONS = 0.1
 """On fewer images: this fraction, or 1 / number of images, if larger."""
 TIED_DEVIATIONS = 0.1
 """An image is clear, whatever the yardstick, if its top two logits are this fraction of the deviation apart."""
+ROUNDING_DEVIATIONS = 0.1
+"""Largest mean difference of an engine that rounds between layers, as a fraction of the standard deviation."""
 MOST_FLIPPED = 0.005
 """Fraction of the clear images that may change class, also for the yardstick; one image always may."""
 LEGEND = (
@@ -129,6 +137,8 @@ class Verification:
             None for features.
         cannot_run: Engines that cannot run the file and so do not judge it, with the reason.
         alone: Reasons why the file is rejected when some of the images run one at a time.
+        rounding: Engines that round where training does not, between layers.
+        certificates: One for each engine.
     """
 
     images: int
@@ -142,6 +152,8 @@ class Verification:
     clear: int | None = None
     cannot_run: dict[str, str] = field(default_factory=dict)
     alone: tuple[str, ...] = ()
+    rounding: frozenset[str] = frozenset()
+    certificates: tuple[Certificate, ...] = ()
 
     @property
     def judged(self) -> bool:
@@ -159,6 +171,9 @@ class Verification:
         found = [reason for row in self.yardstick if (reason := self._unsteady(row)) is not None]
         means = {row.output: row.mean for row in self.yardstick}
         for row in self.rows:
+            if row.name in self.rounding:
+                found += self._beyond(row, max(ROUNDING_DEVIATIONS, 0.0 if self.judged else 1 / self.images))
+                continue
             beyond = self._beyond(row, self._bound(row.output, means[row.output]))
             relative = (self._too_far(row, means[row.output]), self._too_many(row))
             found += beyond or [reason for reason in relative if reason is not None]
@@ -204,6 +219,7 @@ class Verification:
         """Return the verification as plain data, for the report."""
         return {
             **asdict(self),
+            "rounding": sorted(self.rounding),
             "sentence": self.sentence,
             "judged": self.judged,
             "passed": self.passed,

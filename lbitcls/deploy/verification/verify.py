@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from lbitcls.deploy.runtime.engine import Engine, load, load_usable
 from lbitcls.deploy.runtime.metadata import read_info
 from lbitcls.deploy.targets.base import find_target
+from lbitcls.deploy.verification.certificate import TimedEngine, certify
 from lbitcls.deploy.verification.integer import integer_model, largest_accumulator, layers_in_float
 from lbitcls.deploy.verification.live_model import Evaluation, Outputs, as_tuple, evaluating, evaluation
 from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.deploy.verification.verdict import FEWEST_IMAGES, TIED_DEVIATIONS, Comparison, Verification
 from lbitcls.quant.calibration import images_of
+from lbitcls.registry import TARGETS
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError, reason_of
 
 _FLOAT64 = (
@@ -43,7 +45,7 @@ _OFFSETS = 3.0  # bound on the deviation of all elements, relative to that of on
 
 def verify(
     model: nn.Module,
-    onnx_path: str | Path,
+    path: str | Path,
     batches: Iterable[Any],
     *,
     engines: Sequence[str] | None = None,
@@ -53,7 +55,7 @@ def verify(
 
     Args:
         model: Model that was exported, with its weights; it runs in eval mode, on its device, and its mode is restored.
-        onnx_path: Exported file.
+        path: Exported file or folder.
         batches: float32 images (N, C, H, W), as the test pipeline returns them, or anything else that
             `lbitcls.quant.calibration.images_of` accepts; at least 100 images to confirm the file.
         engines: Names of the engines that run the file; None: those that judge files of its target, without those that
@@ -71,14 +73,16 @@ def verify(
         DependencyError: An engine's package is missing.
         NotInitializedError: A quantizer of the model is not initialized.
     """
-    loaded, cannot_run = _judges(onnx_path, engines, threads)
+    loaded, cannot_run = _judges(path, engines, threads)
+    timed = [TimedEngine(engine) for engine in loaded]
     part = loaded[0].info.part if loaded and loaded[0].info is not None else "model"
     integer = integer_model(model)
     bound = largest_accumulator(integer)
     others = {"float64": _in_float64(reference_model(model, torch.float64), part)}
     if bound is not None:
         others["integer"] = _in_float64(integer, part)
-    others |= {engine.name: _engine_evaluation(engine) for engine in loaded}
+    others |= {run.engine.name: _engine_evaluation(run) for run in timed}
+    rounding = frozenset(engine.name for engine in loaded if _rounds(engine))
     study, alone = _Study(part), _Study(part)
     with evaluating(model):
         anchor = evaluation(model, part)
@@ -89,8 +93,11 @@ def verify(
                 alone.add(_guarded(anchor, single, _ONE), {name: run(single) for name, run in others.items()})
     if not study.images:
         raise DataError("there are no images to verify with; give at least one batch.")
-    reasons = alone.result(bound, {}, {}).reasons
-    return replace(study.result(bound, layers_in_float(integer), cannot_run), alone=reasons)
+    reasons = replace(alone.result(bound, {}, {}), rounding=rounding).reasons
+    found = replace(study.result(bound, layers_in_float(integer), cannot_run), alone=reasons, rounding=rounding)
+    reference = f"the trained model in PyTorch {torch.__version__}, float32"
+    given = [certify(run, found.rows, found.deviation, reference, found.images, found.passed) for run in timed]
+    return replace(found, certificates=tuple(given))
 
 
 def _judges(
@@ -127,9 +134,14 @@ def _guarded(run: Evaluation, images: Tensor, complaint: str) -> Outputs:
         raise ConfigError(f"verification needs the model {complaint.format(reason_of(error))}") from error
 
 
-def _engine_evaluation(engine: Engine) -> Evaluation:
+def _rounds(engine: Engine) -> bool:
+    """Return True if the engine rounds between layers, as its file's target says."""
+    return engine.info is not None and getattr(TARGETS.get(engine.info.target), "rounds_between_layers", False)
+
+
+def _engine_evaluation(engine: TimedEngine) -> Evaluation:
     def run(images: Tensor) -> Outputs:
-        outputs = engine.predict(images.float().cpu().numpy())
+        outputs = engine(images.float().cpu().numpy())
         return tuple(torch.from_numpy(array) for array in as_tuple(outputs))
 
     return run

@@ -28,7 +28,7 @@ def _calibrated() -> Path:
     from blocks import ROOT
 
     from lbitcls.datasets.digits import Digits
-    from lbitcls.deploy import export_onnx
+    from lbitcls.deploy import export_model
     from lbitcls.models import build_classifier
     from lbitcls.quant import build_mtransformer, calibrate, set_quantization
     from lbitcls.utils.checkpoint import save_checkpoint
@@ -49,9 +49,9 @@ def _calibrated() -> Path:
     for name in ("best_top-1.pth", "latest.pth"):
         save_checkpoint(model, folder / name, meta=meta)
     facts: dict[str, Any] = dict(classes=digits.CLASSES, pipeline=cfg.data.test.pipeline, config=cfg.pretty_text)
-    export_onnx(model, folder / "model.onnx", input_shape=(1, 8, 8), **facts)
+    export_model(model, folder / "model.onnx", input_shape=(1, 8, 8), **facts)
     set_quantization(model, False)
-    export_onnx(model, folder / "float.onnx", input_shape=(1, 8, 8), **facts)
+    export_model(model, folder / "float.onnx", input_shape=(1, 8, 8), **facts)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

@@ -53,7 +53,7 @@ def exported_for_the_target(names: dict[str, Any]) -> None:
     import torch
     from torch import nn
 
-    from lbitcls.deploy import export_onnx
+    from lbitcls.deploy import export_model
     from lbitcls.deploy.targets.base import find_target
     from lbitcls.deploy.verification.verify import verify
     from lbitcls.quant import build_mtransformer, calibrate
@@ -69,10 +69,10 @@ def exported_for_the_target(names: dict[str, Any]) -> None:
         path = Path("dsp.onnx")
         if channels < 16:
             with pytest.raises(ConfigError, match="breaks the rules of dsp: .* has 8 channels; give it 16 or more"):
-                export_onnx(net, path, input_shape=(3, 8, 8), target="dsp")
+                export_model(net, path, input_shape=(3, 8, 8), target="dsp")
             assert not path.exists()
         else:
-            report = export_onnx(net, path, input_shape=(3, 8, 8), target="dsp")
+            report = export_model(net, path, input_shape=(3, 8, 8), target="dsp")
             assert report.info.target == "dsp" and report.info.layers[0]["container"] == "int8"
             found = verify(net, path, [images], threads=1)
             assert found.passed and "onnxruntime" in {row.name for row in found.rows}

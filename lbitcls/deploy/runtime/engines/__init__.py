@@ -1,0 +1,1 @@
+"""Engines that run exported models, one file each."""
