@@ -77,7 +77,8 @@ def sort_arguments(given: Sequence[str], usage: str) -> Given:
         near = "." if Path(first).exists() else suggest_path(Path(first))
         raise ConfigError(
             f"the first file must be an exported model ({', '.join(EXPORTED)}), a checkpoint "
-            f"({', '.join(CHECKPOINTS)}) or a config ({', '.join(CONFIG_SUFFIXES)}); got {first}{near} The order is: {usage}."
+            f"({', '.join(CHECKPOINTS)}) or a config ({', '.join(CONFIG_SUFFIXES)}); got {first}{near} "
+            f"The order is: {usage}."
         )
     if others and Path(others[0]).suffix.lower() in CONFIG_SUFFIXES:
         raise ConfigError(f"the config {others[0]} stands after the model {first}. The order is: {usage}.")
