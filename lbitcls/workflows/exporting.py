@@ -24,7 +24,6 @@ from lbitcls.deploy.export.residuals import carry_residuals
 from lbitcls.deploy.runtime.engine import find_engine, first_reason
 from lbitcls.deploy.runtime.metadata import model_file, require
 from lbitcls.deploy.targets.base import Target, find_target
-from lbitcls.deploy.verification.certificate import COLUMNS
 from lbitcls.deploy.verification.placement import integer_layers
 from lbitcls.deploy.verification.verdict import FEWEST_IMAGES, LEGEND
 from lbitcls.settings.export import ExportOptions
@@ -249,8 +248,8 @@ def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor], detai
     found = verify(model, path, batches)
     verdict = "REJECTED" if not found.passed else "passed" if found.judged else "not judged"
     print(f"Verification on {found.images} images: {verdict}\n{found.sentence}")
-    if found.certificates:
-        print_table("Certificate", COLUMNS, [certificate.cells() for certificate in found.certificates])
+    for certificate in found.certificates:
+        print(certificate.sentence)
     if details or not found.passed:
         print_table("Differences", found.columns, found.table())
         print(LEGEND)

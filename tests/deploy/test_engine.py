@@ -161,7 +161,7 @@ def test_a_free_image_size_stays_free(engine: str, write_onnx: Any) -> None:
 
 def test_mistakes(engine: str, write_onnx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_onnx()
-    with pytest.raises(ConfigError, match="no engine 'openvin'. Did you mean 'openvino'"):
+    with pytest.raises(ConfigError, match="no engine named 'openvin'. Did you mean 'openvino'"):
         load(path, engine="openvin")
     with pytest.raises(ConfigError, match="no precision 'fp32'. Did you mean 'f32'"):
         load(path, engine=engine, precision="fp32")

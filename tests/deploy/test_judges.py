@@ -96,7 +96,8 @@ def test_the_judge_of_a_file_for_tensorrt(tmp_path: Path, caplog: pytest.LogCapt
         assert "exported for" not in caplog.text
     load(path, "onnxruntime", threads=1)
     assert "exported for" not in caplog.text
-    load(path, threads=1)
+    assert load(path, threads=1).name == "onnxruntime", "the first of its engines"
+    load(path, "openvino", threads=1)
     assert "exported for tensorrt, and openvino may compute it wrongly: use onnxruntime" in caplog.text
 
 

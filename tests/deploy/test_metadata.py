@@ -90,8 +90,9 @@ def test_files_that_are_none(write_onnx: Any, tmp_path: Path) -> None:
     write_onnx("model.onnx")
     with pytest.raises(CheckpointError, match=r"no ONNX file .*modle\.onnx. Did you mean 'model\.onnx'"):
         read_info(tmp_path / "modle.onnx")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="is a folder"):
-        read_info(tmp_path)
+        read_info(tmp_path / "empty")
     for content in (b"", b"PK\x03\x04 something", b"hello"):
         (tmp_path / "other.onnx").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"other\.onnx"):

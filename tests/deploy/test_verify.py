@@ -48,7 +48,9 @@ def verify_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
                 return tuple(perturb(y.numpy()) for y in outputs)
             return perturb(outputs.numpy())
 
-        engine = SimpleNamespace(name="twin", predict=predict, info=SimpleNamespace(part=part))
+        info = SimpleNamespace(part=part, target="cpu")
+        facts = dict(name="twin", version="1", path=Path(__file__), threads=None, info=info)
+        engine = SimpleNamespace(predict=predict, integer_counts=lambda: (3, 4), **facts)
         monkeypatch.setattr("lbitcls.deploy.verification.verify.load", lambda path, name, threads: engine)
         return verify(model, "model.onnx", images.split(64) if batches is None else batches, engines=["twin"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -14,11 +13,9 @@ import numpy as np
 from lbitcls.deploy.runtime.benchmark import cpu_name
 from lbitcls.deploy.runtime.engine import Engine
 from lbitcls.deploy.runtime.metadata import model_file
-from lbitcls.deploy.verification.verdict import Comparison
+from lbitcls.deploy.verification.placement import integer_layers
+from lbitcls.deploy.verification.verdict import Verification
 from lbitcls.utils.files import sha256_of
-
-COLUMNS = ("engine", "version", "images", "agree\n%", "mean\nlogits", "largest\nlogits", "in integers", "KiB", "ms")
-"""Column titles of `Certificate.cells`; ms: for one image of a batch."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +64,16 @@ class Certificate:
     date: str
     passed: bool
 
-    def cells(self) -> tuple[str, ...]:
-        """Return a row of a table with the titles `COLUMNS`."""
+    @property
+    def sentence(self) -> str:
+        """The certificate in one sentence, without its reference."""
+        same = f"on {self.images:,} images"
+        if self.agreement is not None:
+            same = f"the same class for {self.agreement:.2f} % of {self.images:,} images"
+        counts = "" if self.integer is None else f"{self.integer} of {self.layers} layers in integers; "
         return (
-            self.engine,
-            self.version,
-            str(self.images),
-            "" if self.agreement is None else f"{self.agreement:.2f}",
-            f"{self.mean:.3g}",
-            f"{self.largest:.3g}",
-            "not known" if self.integer is None else f"{self.integer} of {self.layers}",
-            f"{self.size / 1024:.0f}",
-            f"{self.milliseconds:.2f}",
+            f"{self.engine} {self.version}: {same}; outputs differ by {self.mean:.2g} on average, {self.largest:.2g} "
+            f"at most; {counts}{self.size / 1024:,.0f} KiB, {self.milliseconds:.3g} ms for an image."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -91,40 +86,46 @@ class TimedEngine:
 
     Attributes:
         engine: The engine.
-        seconds: Time of all calls but the first, which may compile.
-        images: Images of these calls.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.seconds, self.images = 0.0, 0
-        self._warm: set[tuple[int, ...]] = set()
+        self._seconds: dict[int, list[float]] = {}  # of each call, by batch size
 
     def __call__(self, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         """Return the engine's outputs."""
-        if images.shape not in self._warm:
-            self._warm.add(images.shape)
-            self.engine.predict(images)
         start = time.perf_counter()
         outputs = self.engine.predict(images)
-        self.seconds += time.perf_counter() - start
-        self.images += len(images)
+        self._seconds.setdefault(len(images), []).append(time.perf_counter() - start)
         return outputs
+
+    @property
+    def milliseconds(self) -> float:
+        """Time for an image, on average over the batches of the size that most images came in, in ms.
+
+        The first of several such batches does not count: an engine may compile for it.
+        """
+        size, seconds = max(self._seconds.items(), key=lambda item: item[0] * len(item[1]))
+        counted = seconds[1:] or seconds
+        return 1e3 * sum(counted) / (size * len(counted))
 
 
 def certify(
-    timed: TimedEngine,
-    rows: Sequence[Comparison],
-    deviation: dict[str, float],
-    reference: str,
-    images: int,
-    passed: bool,
+    timed: TimedEngine, found: Verification, reference: str, passed: bool, name: str | None = None
 ) -> Certificate:
-    """Return the certificate of an engine from its comparisons with the reference, the worst of several outputs."""
-    engine = timed.engine
-    mine = [row for row in rows if row.name == engine.name]
+    """Return the certificate of an engine from its comparisons with the reference, the worst of several outputs.
+
+    Args:
+        timed: The engine.
+        found: Comparisons of this engine, and perhaps of others.
+        reference: What the engine was compared with.
+        passed: True if the file was not rejected.
+        name: Name of the engine in `found`; None: its own.
+    """
+    engine, deviation = timed.engine, found.deviation
+    mine = [row for row in found.rows if row.name == (name or engine.name)]
     worst = max(mine, key=lambda row: row.mean / (deviation[row.output] or 1))
-    counts = engine.integer_counts()
+    counts = _integer_counts(engine)
     file = model_file(engine.path)
     return Certificate(
         file=engine.path.name,
@@ -133,7 +134,7 @@ def certify(
         engine=engine.name,
         version=engine.version,
         reference=reference,
-        images=images,
+        images=found.images,
         agreement=worst.agreement,
         mean=worst.mean,
         largest=max(row.largest for row in mine),
@@ -141,9 +142,16 @@ def certify(
         integer=None if counts is None else counts[0],
         layers=None if counts is None else counts[1],
         size=os.path.getsize(file),
-        milliseconds=1e3 * timed.seconds / max(1, timed.images),
+        milliseconds=timed.milliseconds,
         threads=engine.threads,
         cpu=cpu_name(),
         date=datetime.now(timezone.utc).date().isoformat(),
         passed=passed,
     )
+
+
+def _integer_counts(engine: Engine) -> tuple[int, int] | None:
+    if engine.name != "openvino":
+        return engine.integer_counts()
+    kinds = integer_layers(engine.path).values()
+    return sum(kind["integer"] for kind in kinds), sum(kind["total"] for kind in kinds)
