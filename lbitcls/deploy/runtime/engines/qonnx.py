@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbitcls.deploy.runtime.engine import Description, Engine
+from lbitcls.deploy.runtime.layers import layers_of
 from lbitcls.deploy.runtime.metadata import read_onnx, require
 from lbitcls.registry import ENGINES
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 DOMAIN, VERSION = "qonnx.custom_op.general", 1
 """Operator set of `Quant`, and its version."""
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _KEEPING = ("MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Reshape", "Flatten", "Transpose", "Squeeze")
 """Operations whose results are values of their input."""
 
@@ -57,9 +57,7 @@ class QONNXEngine(Engine):
 
     def integer_counts(self) -> tuple[int, int]:
         """Return how many layers have a weight and an input that are results of `Quant`, and how many there are."""
-        graph = self._model.graph
-        producers = {output: node for node in graph.node for output in node.output}
-        constants = {tensor.name for tensor in graph.initializer}
+        producers = {output: node for node in self._model.graph.node for output in node.output}
 
         def quantized(name: str) -> bool:
             node = producers.get(name)
@@ -67,15 +65,7 @@ class QONNXEngine(Engine):
                 node = producers.get(node.input[0])
             return node is not None and node.op_type == "Quant"
 
-        def constant(name: str) -> bool:
-            node = producers.get(name)
-            return (
-                name in constants
-                if node is None
-                else node.op_type in ("Quant", "Transpose") and constant(node.input[0])
-            )
-
-        layers = [node for node in graph.node if node.op_type in _LAYERS and constant(node.input[1])]
+        layers = layers_of(self._model)
         return sum(quantized(node.input[0]) and quantized(node.input[1]) for node in layers), len(layers)
 
 
