@@ -57,10 +57,12 @@ OPTIONAL = {
     "onnxruntime",
     "openvino",
     "plotly",
+    "qonnx",
     "sklearn",
     "tensorboard",
     "timm",
     "torchmetrics",
+    "tvm",
 }
 TEXT = {".py", ".md", ".txt", ".toml", ".in", ".cfg", ".sh", ".yaml", ".yml", ".json", ".ipynb", ""}
 # What is true only where the code was written: paths, package hosts, the numbers of the issues.

@@ -13,12 +13,13 @@ from lbitcls.deploy.runtime.layers import layers_of, refuse_packed
 from lbitcls.deploy.runtime.metadata import read_onnx, require
 from lbitcls.registry import ENGINES
 
-_INTEGER = "Int8"  # in the names of OpenCV's layers that multiply integers: ConvolutionInt8, InnerProductInt8
+_INTEGER = ("ConvolutionInt8", "InnerProductInt8")
+"""OpenCV's layers that multiply integers."""
 
 
 @ENGINES.register_module(name="opencv")
 class OpenCVEngine(Engine):
-    """OpenCV 5; the number of threads is one of the whole process."""
+    """OpenCV 5, its classic engine; the number of threads is one of the whole process."""
 
     name = "opencv"
     package = "cv2"
@@ -31,7 +32,8 @@ class OpenCVEngine(Engine):
         refuse_packed(self._model, "OpenCV")
         if threads is not None:
             cv2.setNumThreads(threads)
-        self._net = cv2.dnn.readNetFromONNX(str(path))
+        # The new engine of 5.0 stops at a MaxPool of integers; the classic one computes it.
+        self._net = cv2.dnn.readNetFromONNX(str(path), engine=cv2.dnn.ENGINE_CLASSIC)
         self._lock = Lock()
 
     @property
@@ -47,4 +49,4 @@ class OpenCVEngine(Engine):
     def integer_counts(self) -> tuple[int, int]:
         """Return how many of OpenCV's layers multiply integers, by their types, and how many layers there are."""
         types = [self._net.getLayer(number).type for number in range(len(self._net.getLayerNames()))]
-        return sum(_INTEGER in kind for kind in types), len(layers_of(self._model))
+        return sum(kind in _INTEGER for kind in types), len(layers_of(self._model))
