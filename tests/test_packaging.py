@@ -29,6 +29,7 @@ IMPORT_NAMES = {
     "mmcv": "mmcv-lite",
     "mmengine": "mmengine-lite",
     "PIL": "pillow",
+    "tvm": "apache-tvm",
     "yaml": "pyyaml",
 }
 BROUGHT_BY = {

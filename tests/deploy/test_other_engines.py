@@ -95,14 +95,14 @@ FAMILIES = ("option A, digits", "LeNet5, logits", "VGG-11", "SqueezeNet-1.1", "M
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tensorrts_rules_in_every_family(family: str, tmp_path: Path) -> None:
-    from test_backbones import SMALL, head_for
+    from test_backbones import SMALL, head_for  # type: ignore[import-not-found]
 
     config, (channels, size), feature = SMALL[family]
     torch.manual_seed(0)
     parts: dict[str, Any] = head_for(config, feature[0])
     if len(feature) == 1:
         parts.pop("neck", None)
-    model = build_classifier(dict(type="ImageClassifier", backbone=config, **parts))
+    model: Any = build_classifier(dict(type="ImageClassifier", backbone=config, **parts))
     policy = {
         kind: dict(type=f"LSQ{name}", num_bit_w=4, num_bit_a=4)
         for kind, name in (("Conv2d", "Conv"), ("Linear", "Linear"))
@@ -119,11 +119,12 @@ def test_tensorrts_rules_in_every_family(family: str, tmp_path: Path) -> None:
 
 
 def test_scales_on_the_axis_of_the_inputs_are_refused() -> None:
-    make, values = onnx.helper.make_node, {"codes": np.ones((3, 3), np.int8), "s": np.ones(3, np.float32)}
-    values["z"] = np.zeros(3, np.int8)
+    make = onnx.helper.make_node
+    values: dict[str, Any] = {"codes": np.ones((3, 3), np.int8), "s": np.ones(3, np.float32), "z": np.zeros(3, np.int8)}
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3]) for name in ("x", "y")]
     constants = [onnx.numpy_helper.from_array(value, key) for key, value in values.items()]
-    for kind, axis, extra, wrong in (("MatMul", 1, {}, 0), ("Gemm", 0, dict(transB=1), 1), ("Gemm", 1, {}, 0)):
+    cases: Any = (("MatMul", 1, {}, 0), ("Gemm", 0, dict(transB=1), 1), ("Gemm", 1, {}, 0))
+    for kind, axis, extra, wrong in cases:
         for given in (axis, wrong):
             nodes = [make("DequantizeLinear", ["codes", "s", "z"], ["w"], axis=given, name="w")]
             graph = onnx.helper.make_graph(

@@ -55,14 +55,14 @@ def images() -> Tensor:
     return torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def exported(model: nn.Module, path: Path, **options: Any) -> QONNXEngine:
+def exported(model: nn.Module, path: Path, **options: Any) -> Any:
     export_model(model, path, input_shape=(3, 8, 8), target="qonnx", **options)
     engine = load(path)
     assert isinstance(engine, QONNXEngine)
     return engine
 
 
-def rows_off(model: nn.Module, given: np.ndarray) -> int:
+def rows_off(model: nn.Module, given: Any) -> int:
     """Return the number of images whose logits differ from those in float64 by more than float32's rounding does."""
     with torch.no_grad():
         expected = reference_model(model, torch.float64)(images().double()).numpy()
@@ -93,7 +93,8 @@ def quantize(method: str, bits: Sequence[int], **options: Any) -> nn.Module:
     ]
     special = dict(layers_name=[name for name, _ in layers], convert_type=entries)
     torch.manual_seed(5)
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+    norms: list[Any] = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
         norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.5, 1.5)
         nn.init.uniform_(norm.weight, -0.5, 1.0)
     cfg = dict(type="ModelTransformer", quan_policy={}, special_layers=special)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lbitcls.deploy.runtime.engine import Engine
-from lbitcls.deploy.runtime.layers import layers_of
 from lbitcls.deploy.runtime.metadata import read_onnx, require
+from lbitcls.deploy.runtime.weighted import layers_of
 from lbitcls.registry import ENGINES
 
 _INTEGER = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")

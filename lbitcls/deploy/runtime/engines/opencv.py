@@ -9,8 +9,8 @@ from threading import Lock
 import numpy as np
 
 from lbitcls.deploy.runtime.engine import Engine
-from lbitcls.deploy.runtime.layers import layers_of, refuse_packed
 from lbitcls.deploy.runtime.metadata import read_onnx, require
+from lbitcls.deploy.runtime.weighted import layers_of, refuse_packed
 from lbitcls.registry import ENGINES
 
 _INTEGER = ("ConvolutionInt8", "InnerProductInt8")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbitcls.deploy.runtime.engine import Description, Engine
-from lbitcls.deploy.runtime.layers import layers_of
 from lbitcls.deploy.runtime.metadata import read_onnx, require
+from lbitcls.deploy.runtime.weighted import layers_of
 from lbitcls.registry import ENGINES
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lbitcls.deploy.runtime.engine import Engine
-from lbitcls.deploy.runtime.layers import layers_of, refuse_packed
 from lbitcls.deploy.runtime.metadata import read_onnx, require
+from lbitcls.deploy.runtime.weighted import layers_of, refuse_packed
 from lbitcls.registry import ENGINES
 
 _PRODUCTS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.nn.conv1d", "relax.matmul")
