@@ -239,7 +239,9 @@ def _replace(graph: Graph, node: NodeProto, output: str, inputs: list[str], grid
     """Replace `node` by a Quant with the given output, input and scale."""
     for name, value in (("zero_point", grid.zero_point), ("bits", grid.bits)):
         constant = f"qonnx.{name}_{value}".replace("-", "minus_")
-        inputs.append(constant if constant in graph.constants else graph.add_constant(constant, np.float32(value)))
+        inputs.append(
+            constant if constant in graph.constants else graph.add_constant(constant, np.array(value, np.float32))
+        )
     place, name = graph.nodes.index(node), f"{node.name.rpartition('/')[0]}/Quant"
     given = dict(domain=DOMAIN, signed=int(grid.signed), narrow=int(grid.narrow), rounding_mode="ROUND")
     graph.add_node("Quant", inputs, output, node, name, **given)
