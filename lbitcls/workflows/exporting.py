@@ -165,9 +165,12 @@ def _report_path(model: Path) -> Path:
 
 
 def _in_integers(report: ExportReport) -> tuple[ExportReport, dict[str, Any] | None]:
-    """Return the report and the layers that OpenVINO runs in integers; if it cannot run the file, note the reason."""
-    file = model_file(report.path)
-    if file.suffix != ".onnx" or find_spec("openvino") is None or "openvino" in report.cannot_run:
+    """Return the report and the layers that OpenVINO runs in integers; if it cannot run the file, note the reason.
+
+    None without OpenVINO, or if it does not judge files of the target.
+    """
+    file, judges = model_file(report.path), report.info.engines or ()
+    if "openvino" not in judges or find_spec("openvino") is None or "openvino" in report.cannot_run:
         return report, None
     try:
         return report, integer_layers(file)

@@ -301,10 +301,11 @@ def settle_signs(graph: Graph) -> None:
         scale = np.where(scale == 0, np.float32(1), np.abs(scale))
         weight.input[1] = graph.add_constant(weight.input[1], scale, replace=True)
         if outside.any():
-            _sign_outside(graph, weight, outside)
+            sign_outside(graph, weight, outside)
 
 
-def _sign_outside(graph: Graph, weight: NodeProto, negative: np.ndarray) -> None:
+def sign_outside(graph: Graph, weight: NodeProto, negative: np.ndarray) -> None:
+    """Multiply the results of the layer that uses a weight by -1 in the channels that are marked in `negative` (C,)."""
     operation = operation_of(graph, weight)
     assert operation is not None, weight.name
     sign = np.where(negative, np.float32(-1), np.float32(1))
