@@ -12,7 +12,7 @@ import torch
 from lbitcls.datasets.listing import images_of
 from lbitcls.deploy.runtime.metadata import ModelInfo, existing_model, read_info
 from lbitcls.deploy.verification.certificate import Certificate
-from lbitcls.deploy.verification.compare import compare_files
+from lbitcls.deploy.verification.crosscheck import compare_files
 from lbitcls.deploy.verification.verdict import FEWEST_IMAGES
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.inference.api import init_model

@@ -51,7 +51,7 @@ def verify_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
         info = SimpleNamespace(part=part, target="cpu")
         facts = dict(name="twin", version="1", path=Path(__file__), threads=None, info=info)
         engine = SimpleNamespace(predict=predict, integer_counts=lambda: (3, 4), **facts)
-        monkeypatch.setattr("lbitcls.deploy.verification.verify.load", lambda path, name, threads: engine)
+        monkeypatch.setattr("lbitcls.deploy.verification.judges.load", lambda path, name, threads: engine)
         return verify(model, "model.onnx", images.split(64) if batches is None else batches, engines=["twin"])
 
     return run

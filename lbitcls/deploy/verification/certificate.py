@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from typing import Any
-
-import numpy as np
-
-from lbitcls.deploy.runtime.benchmark import cpu_name
-from lbitcls.deploy.runtime.engine import Engine
-from lbitcls.deploy.runtime.metadata import model_file
-from lbitcls.deploy.verification.placement import integer_layers
-from lbitcls.deploy.verification.verdict import Verification
-from lbitcls.utils.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -79,79 +67,3 @@ class Certificate:
     def to_json(self) -> dict[str, Any]:
         """Return the certificate as plain data."""
         return asdict(self)
-
-
-class TimedEngine:
-    """Engine whose calls are timed.
-
-    Attributes:
-        engine: The engine.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._seconds: dict[int, list[float]] = {}  # of each call, by batch size
-
-    def __call__(self, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
-        """Return the engine's outputs."""
-        start = time.perf_counter()
-        outputs = self.engine.predict(images)
-        self._seconds.setdefault(len(images), []).append(time.perf_counter() - start)
-        return outputs
-
-    @property
-    def milliseconds(self) -> float:
-        """Time for an image, on average over the batches of the size that most images came in, in ms.
-
-        The first of several such batches does not count: an engine may compile for it.
-        """
-        size, seconds = max(self._seconds.items(), key=lambda item: item[0] * len(item[1]))
-        counted = seconds[1:] or seconds
-        return 1e3 * sum(counted) / (size * len(counted))
-
-
-def certify(
-    timed: TimedEngine, found: Verification, reference: str, passed: bool, name: str | None = None
-) -> Certificate:
-    """Return the certificate of an engine from its comparisons with the reference, the worst of several outputs.
-
-    Args:
-        timed: The engine.
-        found: Comparisons of this engine, and perhaps of others.
-        reference: What the engine was compared with.
-        passed: True if the file was not rejected.
-        name: Name of the engine in `found`; None: its own.
-    """
-    engine, deviation = timed.engine, found.deviation
-    mine = [row for row in found.rows if row.name == (name or engine.name)]
-    worst = max(mine, key=lambda row: row.mean / (deviation[row.output] or 1))
-    counts = _integer_counts(engine)
-    file = model_file(engine.path)
-    return Certificate(
-        file=engine.path.name,
-        sha256=sha256_of(file),
-        target=None if engine.info is None else engine.info.target,
-        engine=engine.name,
-        version=engine.version,
-        reference=reference,
-        images=found.images,
-        agreement=worst.agreement,
-        mean=worst.mean,
-        largest=max(row.largest for row in mine),
-        deviation=deviation[worst.output],
-        integer=None if counts is None else counts[0],
-        layers=None if counts is None else counts[1],
-        size=os.path.getsize(file),
-        milliseconds=timed.milliseconds,
-        threads=engine.threads,
-        cpu=cpu_name(),
-        date=datetime.now(timezone.utc).date().isoformat(),
-        passed=passed,
-    )
-
-
-def _integer_counts(engine: Engine) -> tuple[int, int] | None:
-    if engine.name != "openvino":
-        return engine.integer_counts()
-    kinds = integer_layers(engine.path).values()
-    return sum(kind["integer"] for kind in kinds), sum(kind["total"] for kind in kinds)

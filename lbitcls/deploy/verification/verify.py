@@ -22,18 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbitcls.deploy.runtime.engine import Engine, load, load_usable
-from lbitcls.deploy.runtime.metadata import read_info
-from lbitcls.deploy.targets.base import find_target
-from lbitcls.deploy.verification.certificate import TimedEngine, certify
 from lbitcls.deploy.verification.integer import integer_model, largest_accumulator, layers_in_float
-from lbitcls.deploy.verification.live_model import Evaluation, Outputs, as_tuple, evaluating, evaluation
+from lbitcls.deploy.verification.judges import TimedEngine, certify, engine_evaluation, judges, rounds
+from lbitcls.deploy.verification.live_model import Evaluation, Outputs, evaluating, evaluation
 from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.deploy.verification.study import Study
 from lbitcls.deploy.verification.verdict import Verification
 from lbitcls.quant.calibration import images_of
-from lbitcls.registry import TARGETS
-from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError, reason_of
+from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, reason_of
 
 _FLOAT64 = (
     "to run in float64, which fails: {} Something in it is fixed to float32, or a hook uses a module outside of the "
@@ -103,27 +99,6 @@ def verify(
     return replace(found, certificates=tuple(given))
 
 
-def judges(path: str | Path, engines: Sequence[str] | None, threads: int | None) -> tuple[list[Engine], dict[str, str]]:
-    """Return the engines that judge a file, and those of its target that cannot run it, with the reason.
-
-    Args:
-        path: Exported file or folder.
-        engines: Names of engines to use instead.
-        threads: Number of threads of each engine; None: its own choice.
-    """
-    if engines is not None:
-        if not engines:
-            raise ConfigError("engines must name at least one engine; got none.")
-        return [load(path, engine, threads=threads) for engine in engines], {}
-    info = read_info(path)
-    target = "cpu" if info is None else info.target
-    judges = info.engines if info is not None and info.engines is not None else find_target(target).engines
-    loaded, cannot_run = load_usable(path, judges, threads)
-    if not loaded:
-        raise CheckpointError(f"no engine runs {path}: {'; '.join(f'{n}: {why}' for n, why in cannot_run.items())}")
-    return loaded, cannot_run
-
-
 def _in_float64(copied: nn.Module, part: str) -> Evaluation:
     """Return the evaluation of a copy of the model in float64."""
     run = evaluation(copied, part, torch.float64)
@@ -139,18 +114,3 @@ def _guarded(run: Evaluation, images: Tensor, complaint: str) -> Outputs:
         raise
     except Exception as error:
         raise ConfigError(f"verification needs the model {complaint.format(reason_of(error))}") from error
-
-
-def rounds(engine: Engine) -> bool:
-    """Return True if the engine rounds between layers, as its file's target says."""
-    return engine.info is not None and getattr(TARGETS.get(engine.info.target), "rounds_between_layers", False)
-
-
-def engine_evaluation(engine: TimedEngine) -> Evaluation:
-    """Return the function from images to an engine's outputs, as tensors."""
-
-    def run(images: Tensor) -> Outputs:
-        outputs = engine(images.float().cpu().numpy())
-        return tuple(torch.from_numpy(array) for array in as_tuple(outputs))
-
-    return run

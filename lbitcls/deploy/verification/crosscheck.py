@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lbitcls.deploy.runtime.engine import Engine, find_engine
-from lbitcls.deploy.verification.certificate import Certificate, TimedEngine, certify
+from lbitcls.deploy.verification.certificate import Certificate
+from lbitcls.deploy.verification.judges import TimedEngine, certify, engine_evaluation, judges
 from lbitcls.deploy.verification.study import Study
 from lbitcls.deploy.verification.verdict import Verification
-from lbitcls.deploy.verification.verify import engine_evaluation, judges
 from lbitcls.quant.calibration import images_of
 from lbitcls.utils.errors import ConfigError, DataError
 
