@@ -116,7 +116,9 @@ def _in_integers(source: Source, node: NodeProto) -> bool:
     if node.op_type not in LAYERS:
         return False
     layer, before = source.layer(node.output[0]), source.producer(node.input[0])
-    return layer is not None and layer.scales is not None and before is not None and before.op_type == "DequantizeLinear"
+    return (
+        layer is not None and layer.scales is not None and before is not None and before.op_type == "DequantizeLinear"
+    )
 
 
 def _result(source: Source, node: NodeProto) -> str:
@@ -195,7 +197,7 @@ def _grid(source: Source, point: _Point, sample: Sample) -> Grid:
         scale = max(-sample.low, sample.high, np.finfo(np.float32).tiny) * 1.5 / 32767  # room for other images
         return Grid.of_levels(float(np.float32(scale)), -32768, 32767)
     curves = {node.op_type for node in source.consumers(point.name)}
-    seen_as = _CURVES.get(*curves, None) if len(curves) == 1 else None
+    seen_as = _CURVES.get(*curves) if len(curves) == 1 else None
     values = sample.values
     free = _best(_by_range(sample), values, seen_as)
     shared = [grid for reader in set(point.grids) for grid in _refined(reader, sample)]

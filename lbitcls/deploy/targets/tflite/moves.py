@@ -48,8 +48,10 @@ def reshape(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
     before = writer.source.shape(node.input[0])
     if not shape or prod(shape) != prod(before):
         raise UnsupportedError(node, "it moves images to another axis, or to unknown sizes")
-    if len(before) == 4:
+    if len(before) == 4 and before[2:] != (1, 1):
         number = _transposed(writer, number, _NCHW)
+    if len(shape) == 4 and shape[2:] == (1, 1):
+        return _reshaped(writer, number, stored(shape))
     number = _reshaped(writer, number, shape)
     return _transposed(writer, number, _NHWC) if len(shape) == 4 else number
 

@@ -37,9 +37,7 @@ def _combined(writer: Writer, node: NodeProto, name: str, grid: Grid) -> int | N
     if numbers is None:
         return None
     kind = node.op_type
-    return writer.result(
-        _KINDS[kind], numbers, name, node.name, grid, f"{kind}Options", fusedActivationFunction=0
-    )
+    return writer.result(_KINDS[kind], numbers, name, node.name, grid, f"{kind}Options", fusedActivationFunction=0)
 
 
 def _averaged(writer: Writer, node: NodeProto, name: str, grid: Grid) -> int | None:

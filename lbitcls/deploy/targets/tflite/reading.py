@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -197,7 +196,6 @@ class Source:
         rows_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes(node).get("transB", 0))
         values = values.T if rows_last else values
         return values, None if scales is None else np.broadcast_to(scales, len(values)).copy()
-
 
 
 def _per_channel(operand: np.ndarray, channels: int, axis: int) -> bool:

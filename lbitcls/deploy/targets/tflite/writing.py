@@ -24,8 +24,8 @@ import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
 from lbitcls.deploy.targets.tflite.flatfile import FlatFile, Grid, schema
-from lbitcls.deploy.targets.tflite.layers import float_layer, integer_layer
 from lbitcls.deploy.targets.tflite.reading import MOVING, Source
+from lbitcls.deploy.targets.tflite.written_layers import float_layer, integer_layer
 from lbitcls.utils.errors import ConfigError
 
 if TYPE_CHECKING:

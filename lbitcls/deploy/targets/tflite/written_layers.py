@@ -88,9 +88,7 @@ def _operation(
     return writer.result(code, inputs, name, label, grid, kind, **values)
 
 
-def _convolution(
-    writer: Writer, layer: Layer, weight: np.ndarray
-) -> tuple[str, np.ndarray, int, dict[str, Any]]:
+def _convolution(writer: Writer, layer: Layer, weight: np.ndarray) -> tuple[str, np.ndarray, int, dict[str, Any]]:
     """Return the operation of a convolution, its weight as TFLite arranges it, the channels' axis, and the options."""
     given = attributes(layer.node)
     strides, dilations = given.get("strides", [1, 1]), given.get("dilations", [1, 1])
