@@ -69,7 +69,15 @@ class LiteRTEngine(Engine):
 
 @ENGINES.register_module(name="litert_builtin")
 class LiteRTBuiltinEngine(LiteRTEngine):
-    """LiteRT with the kernels that the interpreter itself contains; those for microcontrollers compute the same."""
+    """LiteRT with the interpreter's own fast kernels instead of XNNPACK's."""
 
     name = "litert_builtin"
     kernels = "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
+
+
+@ENGINES.register_module(name="litert_reference")
+class LiteRTReferenceEngine(LiteRTEngine):
+    """LiteRT with the interpreter's reference kernels: slow, and the definition of what the others compute."""
+
+    name = "litert_reference"
+    kernels = "BUILTIN_REF"

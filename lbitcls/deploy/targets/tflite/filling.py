@@ -106,10 +106,9 @@ def _points(source: Source) -> list[_Point]:
 
 
 def _is_float(source: Source, name: str) -> bool:
-    """Return True for a float tensor that is neither a constant nor dequantized, nor a part of a layer."""
-    node = source.producer(name)
-    made = node is not None and node.op_type not in ("DequantizeLinear", *LAYERS)
-    return source.array(name) is None and made and source.layer(name) is None
+    """Return True for a float tensor that is neither a constant, nor dequantized, nor computed by a layer."""
+    known = source.array(name) is not None or source.is_held(name)
+    return not known and source.layer(name) is None and source.producer(name) is not None
 
 
 def _in_integers(source: Source, node: NodeProto) -> bool:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-MOVING = ("Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose")
+_RESHAPING = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+MOVING = (*_RESHAPING, "Concat", "GlobalMaxPool", "MaxPool", "Pad", "ReduceMax", "Slice", "Split")
 """Operations whose results are values of their inputs: integers pass through them unchanged."""
-MOVING = (*MOVING, "Unsqueeze", "GlobalMaxPool", "ReduceMax")
 BOUNDS = ("Relu", "Clip")
 
 
@@ -126,6 +126,13 @@ class Source:
         _, low, high = self.behind_bounds(quantize.input[0])
         used = plain.narrowed(low, high)
         return Grid.of_levels(scale, used.low - used.zero, used.high - used.zero)
+
+    def is_held(self, name: str) -> bool:
+        """Return True for dequantized integers, moved or not."""
+        node = self.producer(name)
+        while node is not None and node.op_type in MOVING and node.op_type != "Concat":
+            node = self.producer(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear" and self.array(node.input[0]) is None
 
     def quantize_of(self, name: str) -> NodeProto | None:
         """Return the QuantizeLinear that decides the integers of a tensor of codes."""

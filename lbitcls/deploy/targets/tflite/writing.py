@@ -80,6 +80,7 @@ class Writer:
         self.file = FlatFile("model")
         self._tables = FLOAT, INTEGER, MOVES
         self._codes: dict[tuple[str, Grid], int] = {}
+        self._held: dict[str, int | None] = {}
         self._real: dict[str, int] = {}
 
     def bytes(self) -> bytes:
@@ -115,10 +116,18 @@ class Writer:
         return self._quantized(name, grid) if made is None else made
 
     def held(self, name: str) -> int | None:
-        """Return the integers of a DequantizeLinear's result; None for any other tensor."""
-        node = self.source.producer(name)
-        if node is None or node.op_type != "DequantizeLinear":
+        """Return the integers of a DequantizeLinear's result, moved or not; None for any other tensor."""
+        if not self.source.is_held(name):
             return None
+        if name not in self._held:
+            self._held[name] = self._held_made(name)
+        return self._held[name]
+
+    def _held_made(self, name: str) -> int | None:
+        node = self.source.producer(name)
+        assert node is not None
+        if node.op_type != "DequantizeLinear":
+            return self._tables[2][node.op_type](self, node, name, self.held)
         quantize = self.source.quantize_of(node.input[0])
         return None if quantize is None else self._kept(node.input[0], self.source.grid(quantize))
 
