@@ -30,6 +30,7 @@ from lbitcls.deploy.runtime.metadata import require
 from lbitcls.utils.errors import CheckpointError
 
 Array = np.ndarray[Any, Any]
+SUFFIX = ".tflite"
 _HALF = 1 << 30
 
 

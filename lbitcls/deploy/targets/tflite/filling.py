@@ -62,6 +62,8 @@ def fill(graph: Graph, batches: Sequence[np.ndarray]) -> list[str]:
     """
     source = Source(graph.save())
     points = _points(source)
+    if not points:
+        return []
     samples = _samples(source, graph.save(), [point.name for point in points], batches)
     for point in points:
         _insert(graph, point, _grid(source, point, samples[point.name]))
