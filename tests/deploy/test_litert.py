@@ -20,8 +20,9 @@ from lbitcls.deploy.runtime.engine import load
 from lbitcls.deploy.runtime.metadata import read_info
 from lbitcls.deploy.targets.tflite import reading
 from lbitcls.deploy.targets.tflite.filling import Sample, _refined
+from lbitcls.deploy.targets.tflite.flatbuffer import tflite_bytes
 from lbitcls.deploy.targets.tflite.flatfile import FlatFile, Grid
-from lbitcls.deploy.targets.tflite.writing import Writer, tflite_bytes
+from lbitcls.deploy.targets.tflite.writing import Writer
 from lbitcls.deploy.targets.tflite.written_layers import filled
 from lbitcls.deploy.verification.tflite_reference import TFLiteReference, multiplier_of, requantize
 from lbitcls.deploy.verification.verify import verify
@@ -80,7 +81,7 @@ def test_file_is_integer_describes_itself_and_takes_any_batch(
     engine = load(path, threads=1)
     together = engine.predict(digits[:7].numpy())
     alone = [engine.predict(digits[i : i + 1].numpy()) for i in range(7)]
-    assert engine.input_shape == (1, 8, 8) and np.array_equal(together, np.concatenate(alone))  # type: ignore[arg-type]
+    assert engine.input_shape == (1, 8, 8) and np.array_equal(together, np.concatenate(alone))
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
@@ -166,13 +167,12 @@ class ErrorFunction(nn.Module):
 
 
 def test_what_cannot_be_expressed_is_refused_before_writing(quantized: Quantized, tmp_path: Path) -> None:
-    make = {
-        "0: litert does not support a quantized ConvTranspose2d": nn.ConvTranspose2d(3, 4, 3),
-        "1/Erf: Erf cannot be expressed; leave this part out": nn.Sequential(nn.Conv2d(3, 4, 3), ErrorFunction()),
+    refused: dict[str, list[nn.Module]] = {
+        "0: litert does not support a quantized ConvTranspose2d": [nn.ConvTranspose2d(3, 4, 3)],
+        "1/Erf: Erf cannot be expressed; leave this part out": [nn.Conv2d(3, 4, 3), ErrorFunction()],
     }
-    for match, first in make.items():
-        layers = [first] if isinstance(first, nn.ConvTranspose2d) else list(first)
-        model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+    for match, layers in refused.items():
+        model: nn.Module = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
         model(images())
         with pytest.raises(ConfigError, match=match):
             export(quantized(model, "LSQ", 8, 8, images()), images(), tmp_path)

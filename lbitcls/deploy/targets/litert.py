@@ -17,7 +17,8 @@ from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import ModelInfo, with_trailer
 from lbitcls.deploy.targets.base import INT16_OPSET, Target
 from lbitcls.deploy.targets.tflite.filling import fill
-from lbitcls.deploy.targets.tflite.writing import UnsupportedError, tflite_bytes
+from lbitcls.deploy.targets.tflite.flatbuffer import tflite_bytes
+from lbitcls.deploy.targets.tflite.writing import UnsupportedError
 from lbitcls.registry import TARGETS
 
 if TYPE_CHECKING:

@@ -70,6 +70,10 @@ class _Tensor:
         return float(self.scales[0])
 
 
+class UnknownOperationError(CheckpointError):
+    """The integer reference does not know an operation, or not in float32."""
+
+
 class TFLiteReference:
     """File as exact arithmetic: images (N, C, H, W), float32, to outputs.
 
@@ -77,7 +81,7 @@ class TFLiteReference:
         path: `.tflite` file.
 
     Raises:
-        CheckpointError: The file contains an operation that this reference does not know.
+        UnknownOperationError: The file contains an operation that this reference does not know.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -89,9 +93,9 @@ class TFLiteReference:
         self.inputs, self.outputs = list(graph.inputs), list(graph.outputs)
         names = {value: name for name, value in vars(self.schema.BuiltinOperator).items() if not name.startswith("_")}
         self.operations = [(names[model.operatorCodes[o.opcodeIndex].builtinCode], o) for o in graph.operators]
-        unknown = sorted({kind for kind, _ in self.operations if kind not in _KERNELS})
+        unknown = sorted({kind for kind, operation in self.operations if not self._knows(kind, operation)})
         if unknown:
-            raise CheckpointError(f"{path}: the integer reference does not know {', '.join(unknown)}.")
+            raise UnknownOperationError(f"{path}: the integer reference does not know {', '.join(unknown)}.")
 
     def __call__(self, images: Array) -> list[Array]:
         """Return all outputs."""
@@ -103,6 +107,11 @@ class TFLiteReference:
             values[target] = _KERNELS[kind](self, operation.builtinOptions, taken, self.tensors[target])
         found = [values[number] for number in self.outputs]
         return [a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in found]
+
+    def _knows(self, kind: str, operation: Any) -> bool:
+        """Return True for integer operations that have a kernel here, and for a few in float."""
+        in_float = self.tensors[operation.outputs[0]].dtype == "float32"
+        return kind in _KERNELS and not (in_float and kind in _INTEGERS_ONLY)
 
     def _tensor(self, tensor: Any, buffers: Any) -> _Tensor:
         types = {getattr(self.schema.TensorType, name.upper()): name for name in _TYPES}
@@ -262,6 +271,7 @@ def _minimum(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) 
     return np.minimum(taken[0][1], taken[1][1])
 
 
+_INTEGERS_ONLY = ("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TANH")
 _KERNELS: dict[str, Kernel] = {
     "ADD": _sum,
     "CONCATENATION": _concat,

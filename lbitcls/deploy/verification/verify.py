@@ -32,7 +32,7 @@ from lbitcls.deploy.verification.integer import integer_model, largest_accumulat
 from lbitcls.deploy.verification.live_model import Evaluation, Outputs, as_tuple, evaluating, evaluation
 from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.deploy.verification.study import Study
-from lbitcls.deploy.verification.tflite_reference import SUFFIX, TFLiteReference
+from lbitcls.deploy.verification.tflite_reference import SUFFIX, TFLiteReference, UnknownOperationError
 from lbitcls.deploy.verification.verdict import Verification
 from lbitcls.quant.calibration import images_of
 from lbitcls.registry import TARGETS
@@ -90,8 +90,9 @@ def verify(
         others["integer"] = _in_float64(integer, part)
     others |= {run.engine.name: engine_evaluation(run) for run in timed}
     rounding = frozenset(engine.name for engine in loaded if approximate or rounds(engine))
-    if Path(path).suffix.lower() == SUFFIX:
-        others[_ROUNDED], rounding = _interpreted(path), rounding | {_ROUNDED}
+    interpreted = _interpreted(path)
+    if interpreted is not None:
+        others[_ROUNDED], rounding = interpreted, rounding | {_ROUNDED}
     study, alone = Study(part), Study(part)
     with evaluating(model):
         anchor = evaluation(model, part)
@@ -137,9 +138,14 @@ def _in_float64(copied: nn.Module, part: str) -> Evaluation:
     return lambda images: _guarded(run, images, _FLOAT64)
 
 
-def _interpreted(path: str | Path) -> Evaluation:
-    """Return the evaluation of a `.tflite` file in exact integers."""
-    reference = TFLiteReference(path)
+def _interpreted(path: str | Path) -> Evaluation | None:
+    """Return the evaluation of a `.tflite` file in exact integers; None for other files or unknown operations."""
+    if Path(path).suffix.lower() != SUFFIX:
+        return None
+    try:
+        reference = TFLiteReference(path)
+    except UnknownOperationError:
+        return None
     return lambda images: tuple(torch.from_numpy(array) for array in reference(images.float().cpu().numpy()))
 
 

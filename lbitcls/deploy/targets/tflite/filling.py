@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 _LEVELS = 256
+_TINY = float(np.finfo(np.float32).tiny)
 _SAMPLE = 2**14  # values kept of a tensor and batch
 _FRACTIONS = np.linspace(0.3, 1.0, 36)  # of the range that are tried
 _LOSS = 4.0  # factor by which the squared error may grow on a grid that a layer reads without rounding twice
@@ -195,10 +196,10 @@ def _grid(source: Source, point: _Point, sample: Sample) -> Grid:
     if made_by is not None and made_by.op_type in FIXED:
         return FIXED[made_by.op_type]
     if point.final:
-        scale = max(-sample.low, sample.high, np.finfo(np.float32).tiny) * 1.5 / 32767  # room for other images
+        scale = max(-sample.low, sample.high, _TINY) * 1.5 / 32767  # room for other images
         return Grid.of_levels(float(np.float32(scale)), -32768, 32767)
     curves = {node.op_type for node in source.consumers(point.name)}
-    seen_as = _CURVES.get(*curves) if len(curves) == 1 else None
+    seen_as = _CURVES.get(curves.pop()) if len(curves) == 1 else None
     values = sample.values
     free = _best(_by_range(sample), values, seen_as)
     shared = [grid for reader in set(point.grids) for grid in _refined(reader, sample)]
@@ -210,7 +211,7 @@ def _grid(source: Source, point: _Point, sample: Sample) -> Grid:
 
 def _by_range(sample: Sample) -> list[Grid]:
     """Return candidates: the whole range, and parts of it around 0."""
-    span = max(sample.high - sample.low, float(np.finfo(np.float32).tiny) * _LEVELS)
+    span = max(sample.high - sample.low, _TINY * _LEVELS)
     grids = []
     for fraction in _FRACTIONS:
         scale = float(np.float32(span * fraction / (_LEVELS - 1)))

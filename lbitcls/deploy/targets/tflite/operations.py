@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
 from lbitcls.deploy.targets.tflite.flatfile import Grid
-from lbitcls.deploy.targets.tflite.moves import MOVES, axes_of
+from lbitcls.deploy.targets.tflite.moves import axes_of
 from lbitcls.deploy.targets.tflite.writing import UnsupportedError, Writer, stored_axis
 
 if TYPE_CHECKING:
     from onnx import NodeProto
-
-__all__ = ["FIXED", "FLOAT", "INTEGER", "MOVES"]
 
 FIXED = {"Sigmoid": Grid(1 / 256, -128, -128, 127), "Tanh": Grid(1 / 128, 0, -128, 127)}
 """Grids of operations that the format defines only on one."""
@@ -195,6 +192,12 @@ def _norm(writer: Writer, node: NodeProto, name: str) -> int:
     return number
 
 
+def _real_mean(writer: Writer, node: NodeProto, name: str) -> int:
+    number = _mean(writer, node, name, None)
+    assert number is not None
+    return number
+
+
 def _softmax(writer: Writer, node: NodeProto, name: str) -> int:
     rank = len(writer.source.shape(name))
     if stored_axis(attributes(node).get("axis", -1), rank) != rank - 1:
@@ -205,7 +208,7 @@ def _softmax(writer: Writer, node: NodeProto, name: str) -> int:
 FLOAT: dict[str, Callable[[Writer, Any, str], int]] = {
     **dict.fromkeys(_KINDS, _real_combined),
     **dict.fromkeys(_CURVES, _real_curve),
-    **dict.fromkeys(_MEANS, partial(_mean, grid=None)),  # type: ignore[dict-item]
+    **dict.fromkeys(_MEANS, _real_mean),
     **dict.fromkeys(("Relu", "Clip"), _bounds),
     "AveragePool": _real_average,
     "BatchNormalization": _norm,

@@ -184,25 +184,23 @@ class Source:
 
     def _weight(self, node: NodeProto) -> tuple[np.ndarray, np.ndarray | None]:
         """Return a layer's weight with output channels first, as int32, and its scales; or float32 and None."""
-        found = self._constant(node.input[1])
-        between = self.producer(node.input[1])
-        if isinstance(found, np.ndarray) or found is None:
-            values, scales, axis = found, None, 0
-        else:
-            codes, zero = self.known(found.input[0]), self.known(found.input[2])
-            axis = attributes(found).get("axis", 1) % codes.ndim
-            values = codes.astype(np.int32) - (
-                zero.astype(np.int32)
-                if zero.ndim == 0
-                else np.expand_dims(zero.astype(np.int32), [i for i in range(codes.ndim) if i != axis])
-            )
-            scales = self.known(found.input[1]).astype(np.float64).reshape(-1)
+        found, between = self._constant(node.input[1]), self.producer(node.input[1])
+        assert found is not None
+        values, scales = (found, None) if isinstance(found, np.ndarray) else self._centered(found)
         while between is not None and between.op_type == "Transpose":
             values = values.transpose(attributes(between).get("perm"))
             between = self.producer(between.input[0])
         rows_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes(node).get("transB", 0))
         values = values.T if rows_last else values
         return values, None if scales is None else np.broadcast_to(scales, len(values)).copy()
+
+    def _centered(self, dequantize: NodeProto) -> tuple[np.ndarray, np.ndarray]:
+        """Return the integers of a weight without their zero points, as int32, and its scales."""
+        codes, zero = self.known(dequantize.input[0]), self.known(dequantize.input[2]).astype(np.int32)
+        axis = attributes(dequantize).get("axis", 1) % codes.ndim
+        if zero.ndim:
+            zero = np.expand_dims(zero, [place for place in range(codes.ndim) if place != axis])
+        return codes.astype(np.int32) - zero, self.known(dequantize.input[1]).astype(np.float64).reshape(-1)
 
 
 def _per_channel(operand: np.ndarray, channels: int, axis: int) -> bool:

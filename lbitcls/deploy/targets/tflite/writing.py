@@ -15,8 +15,8 @@ Activations of four axes are stored as (N, H, W, C), others as the graph has the
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +24,14 @@ import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
 from lbitcls.deploy.targets.tflite.flatfile import FlatFile, Grid, schema
-from lbitcls.deploy.targets.tflite.reading import MOVING, Source
-from lbitcls.deploy.targets.tflite.written_layers import float_layer, integer_layer
+from lbitcls.deploy.targets.tflite.reading import MOVING, Layer, Source
 from lbitcls.utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import NodeProto
 
 Form = Callable[[str], int]
 """From a tensor's name to its number in the file, in one form."""
-_DEPTH = 20  # Python frames per node
 
 
 class UnsupportedError(ConfigError):
@@ -44,19 +42,23 @@ class UnsupportedError(ConfigError):
         super().__init__(f"{label}: {why}")
 
 
-def tflite_bytes(model: ModelProto) -> bytes:
-    """Return the TFLite file of a finished graph; its input `image` is (N, H, W, C).
+@dataclass(frozen=True)
+class Kinds:
+    """Functions that write operations, by the graph's name of each.
 
-    Raises:
-        UnsupportedError: An operation has no counterpart in the format.
+    Attributes:
+        moves: Operations that move values, in any form.
+        integers: Operations that compute in integers; None: they cannot here.
+        floats: Operations that compute in float32.
+        integer_layer: Layer whose input is integers, with its result on a grid.
+        float_layer: Layer in float32.
     """
-    source = Source(model)
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(before, _DEPTH * len(source.nodes)))
-    try:
-        return Writer(source).bytes()
-    finally:
-        sys.setrecursionlimit(before)
+
+    moves: Mapping[str, Callable[[Writer, Any, str, Form], int]]
+    integers: Mapping[str, Callable[[Writer, Any, str, Grid], int | None]]
+    floats: Mapping[str, Callable[[Writer, Any, str], int]]
+    integer_layer: Callable[[Writer, Layer, str, Grid], int]
+    float_layer: Callable[[Writer, Layer, str], int]
 
 
 def stored(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -73,14 +75,12 @@ def stored_axis(axis: int, rank: int) -> int:
 class Writer:
     """File that grows as tensors are asked for."""
 
-    def __init__(self, source: Source) -> None:
-        from lbitcls.deploy.targets.tflite.operations import FLOAT, INTEGER, MOVES
-
+    def __init__(self, source: Source, kinds: Kinds) -> None:
         self.source = source
         self.file = FlatFile("model")
-        self._tables = FLOAT, INTEGER, MOVES
+        self._kinds = kinds
         self._codes: dict[tuple[str, Grid], int] = {}
-        self._held: dict[str, int | None] = {}
+        self._held: dict[str, int] = {}
         self._real: dict[str, int] = {}
 
     def bytes(self) -> bytes:
@@ -107,9 +107,9 @@ class Writer:
         layer = self.source.layer(name)
         if layer is not None:
             in_integers = layer.scales is not None and self.held(layer.taken) is not None
-            return integer_layer(self, layer, name, grid) if in_integers else self._quantized(name, grid)
+            return self._kinds.integer_layer(self, layer, name, grid) if in_integers else self._quantized(name, grid)
         node = self.source.producer(name)
-        _, integer, moves = self._tables
+        integer, moves = self._kinds.integers, self._kinds.moves
         if node is not None and node.op_type in MOVING and grid.low <= grid.zero <= grid.high:
             return moves[node.op_type](self, node, name, partial(self.codes, grid=grid))
         made = integer[node.op_type](self, node, name, grid) if node is not None and node.op_type in integer else None
@@ -123,20 +123,21 @@ class Writer:
             self._held[name] = self._held_made(name)
         return self._held[name]
 
-    def _held_made(self, name: str) -> int | None:
+    def _held_made(self, name: str) -> int:
         node = self.source.producer(name)
         assert node is not None
         if node.op_type != "DequantizeLinear":
-            return self._tables[2][node.op_type](self, node, name, self.held)
+            return self._kinds.moves[node.op_type](self, node, name, self._held_made)
         quantize = self.source.quantize_of(node.input[0])
-        return None if quantize is None else self._kept(node.input[0], self.source.grid(quantize))
+        assert quantize is not None, name
+        return self._kept(node.input[0], self.source.grid(quantize))
 
     def _kept(self, name: str, grid: Grid) -> int:
         node = self.source.producer(name)
         assert node is not None
         if node.op_type == "QuantizeLinear":
             return self.codes(node.input[0], grid)
-        return self._tables[2][node.op_type](self, node, name, partial(self._kept, grid=grid))
+        return self._kinds.moves[node.op_type](self, node, name, partial(self._kept, grid=grid))
 
     def real(self, name: str) -> int:
         """Return a tensor as float32."""
@@ -154,9 +155,9 @@ class Writer:
             return self.file.operation("DEQUANTIZE", [held], output, "DequantizeOptions")
         layer = self.source.layer(name)
         if layer is not None:
-            return float_layer(self, layer, name)
+            return self._kinds.float_layer(self, layer, name)
         node = self.source.producer(name)
-        floats, _, moves = self._tables
+        floats, moves = self._kinds.floats, self._kinds.moves
         if node is not None and node.op_type in MOVING:
             return moves[node.op_type](self, node, name, self.real)
         if node is None or node.op_type not in floats:
