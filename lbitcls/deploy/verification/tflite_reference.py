@@ -6,7 +6,7 @@ tells what that rounding changes, apart from any faster kernel, some of which ro
 other one:
 
     requantize(a, m, s)   a · m · 2^(s - 31), m an integer of 31 bits: rounded to nearest after the product, and again
-                          after the shift; results of 16 bits are rounded once
+                          after the shift; linear layers round once
     layers                requantize(bias + Σ (x - x_zero) · w) + zero
     sums                  both operands · 2^20, requantized to a common scale, added, requantized
     means                 requantize(Σ (x - x_zero)), the division by the count in the multiplier
@@ -133,23 +133,22 @@ class TFLiteReference:
 
 
 _TYPES = ("float32", "int8", "int16", "int32", "int64")
+Rounding = Callable[[Array, Sequence[tuple[int, int]]], Array]
 Taken = list[tuple[_Tensor, Array]]
 Kernel = Callable[[TFLiteReference, Any, Taken, _Tensor], Array]
 
 
-def _layer_result(run: TFLiteReference, options: Any, sums: Array, taken: Taken, target: _Tensor) -> Array:
+def _layer_result(
+    run: TFLiteReference, options: Any, sums: Array, taken: Taken, target: _Tensor, rounded: Rounding = requantize
+) -> Array:
     """Return a layer's sums with the bias, on the result's grid."""
     step, bias = taken[0][0].scale, taken[2][1].astype(np.int64)
     multipliers = [multiplier_of(step * scale / target.scale) for scale in taken[1][0].scales]
-    return run.ended(_rounding(target)(sums + bias, multipliers) + target.zero, options, target)
+    return run.ended(rounded(sums + bias, multipliers) + target.zero, options, target)
 
 
-def _rounding(target: _Tensor) -> Callable[[Array, Sequence[tuple[int, int]]], Array]:
-    return _requantize_wide if target.dtype == "int16" else requantize
-
-
-def _requantize_wide(values: Array, multipliers: Sequence[tuple[int, int]]) -> Array:
-    """Return 64-bit sums times multipliers, rounded once, as the engine does for results of 16 bits."""
+def _requantize_once(values: Array, multipliers: Sequence[tuple[int, int]]) -> Array:
+    """Return sums times multipliers, rounded once, as the engine does in linear layers."""
     fixed, shift = (np.array(column, np.int64) for column in zip(*multipliers, strict=True))
     return (values * fixed + (np.int64(1) << (30 - shift))) >> (31 - shift)
 
@@ -181,7 +180,7 @@ def _same(sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], d
 
 def _linear(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
     sums = _centered(taken[0]) @ torch.from_numpy(taken[1][1].astype(np.float64)).T
-    return _layer_result(run, options, sums.numpy().astype(np.int64), taken, target)
+    return _layer_result(run, options, sums.numpy().astype(np.int64), taken, target, _requantize_once)
 
 
 def _sum(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
