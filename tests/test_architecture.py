@@ -49,7 +49,9 @@ DEPLOY = {
 """Arrows between the rooms of `deploy`: the judge of an exported model knows nothing of how it was made."""
 SHARED_NAMES = {"__init__", "base", "builder"}
 OPTIONAL = {
+    "ai_edge_litert",
     "cv2",
+    "flatbuffers",
     "jinja2",
     "matplotlib",
     "mmcv",

@@ -5,6 +5,8 @@ itself, not a copy (`lbitcls.deploy.verification.live_model`).
 
     float64       a copy in float64; its distance from float32 is the yardstick: the effect of rounding alone
     integer       the integer reference (`lbitcls.deploy.verification.integer`)
+    rounded       a `.tflite` file in exact integers, with the rounding between layers that LiteRT defines
+                  (`lbitcls.deploy.verification.tflite_reference`)
     openvino, …   each engine that judges the file, in float32 precision
 
 A value within a rounding error of the middle between two levels falls on either side, depending on the order of float
@@ -27,6 +29,7 @@ from lbitcls.deploy.verification.judges import TimedEngine, certify, engine_eval
 from lbitcls.deploy.verification.live_model import Evaluation, Outputs, evaluating, evaluation
 from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.deploy.verification.study import Study
+from lbitcls.deploy.verification.tflite_reference import SUFFIX, TFLiteReference, UnknownOperationError
 from lbitcls.deploy.verification.verdict import Verification
 from lbitcls.quant.calibration import images_of
 from lbitcls.utils.errors import ConfigError, DataError, LbitclsError, reason_of
@@ -36,6 +39,7 @@ _FLOAT64 = (
     "copy: let it use the module and the tensors that it receives."
 )
 _ONE = "to accept a single image, which fails: {}"
+_ROUNDED = "rounded"  # row of a `.tflite` file in exact integers
 _ALONE = 4  # images that are also run one at a time
 
 
@@ -82,6 +86,9 @@ def verify(
         others["integer"] = _in_float64(integer, part)
     others |= {run.engine.name: engine_evaluation(run) for run in timed}
     rounding = frozenset(engine.name for engine in loaded if approximate or rounds(engine))
+    interpreted = _interpreted(path)
+    if interpreted is not None:
+        others[_ROUNDED], rounding = interpreted, rounding | {_ROUNDED}
     study, alone = Study(part), Study(part)
     with evaluating(model):
         anchor = evaluation(model, part)
@@ -104,6 +111,17 @@ def _in_float64(copied: nn.Module, part: str) -> Evaluation:
     run = evaluation(copied, part, torch.float64)
 
     return lambda images: _guarded(run, images, _FLOAT64)
+
+
+def _interpreted(path: str | Path) -> Evaluation | None:
+    """Return the evaluation of a `.tflite` file in exact integers; None for other files or unknown operations."""
+    if Path(path).suffix.lower() != SUFFIX:
+        return None
+    try:
+        reference = TFLiteReference(path)
+    except UnknownOperationError:
+        return None
+    return lambda images: tuple(torch.from_numpy(array) for array in reference(images.float().cpu().numpy()))
 
 
 def _guarded(run: Evaluation, images: Tensor, complaint: str) -> Outputs:

@@ -1,0 +1,1 @@
+"""Writer of TFLite files: an ONNX graph with QuantizeLinear and DequantizeLinear nodes becomes integer operations."""
