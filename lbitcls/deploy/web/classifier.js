@@ -24,7 +24,7 @@ export class Classifier {
     return { ...found, classes: this.#ranked(found.logits) };
   }
 
-  /** Return { logits, shape } for an input float32 (N, C, H, W). */
+  /** Return { outputs: [{ data, shape }] } for an input float32 (N, C, H, W). */
   run(input, shape) {
     return this.#ask({ task: "run", input, shape }, [input.buffer]);
   }

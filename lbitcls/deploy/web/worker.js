@@ -57,15 +57,14 @@ async function classify({ image }) {
   const pixels = image instanceof Blob ? await readFile(image, model.upright) : readBitmap(image);
   const input = prepare(pixels, model.steps);
   const prepared = performance.now();
-  const { logits } = await run({ input, shape: [1, ...model.input] });
-  return { logits, size: [pixels.width, pixels.height], prepare: prepared - start, network: performance.now() - prepared };
+  const { outputs } = await run({ input, shape: [1, ...model.input] });
+  return { logits: outputs[0].data, size: [pixels.width, pixels.height], prepare: prepared - start, network: performance.now() - prepared };
 }
 
-/** Return the outputs for an input float32 (N, C, H, W), the first as `logits`. */
+/** Return all outputs for an input float32 (N, C, H, W), as { data, shape }. */
 async function run({ input, shape }) {
   const outputs = await session.run({ [session.inputNames[0]]: new ort.Tensor("float32", input, shape) });
-  const tensors = session.outputNames.map((name) => outputs[name]);
-  return { logits: tensors[0].data, shape: [...tensors[0].dims] };
+  return { outputs: session.outputNames.map((name) => ({ data: outputs[name].data, shape: [...outputs[name].dims] })) };
 }
 
 /** Import a module; one with an `integrity` from another server only if its bytes have that digest. */

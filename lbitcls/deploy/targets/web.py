@@ -1,0 +1,41 @@
+"""Web browsers: a static folder with a page, the model and ONNX Runtime for WebAssembly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbitcls.deploy.runtime.metadata import ModelInfo, sealed
+from lbitcls.deploy.runtime.page.folder import check_runtime_choice, write_page
+from lbitcls.deploy.targets.cpu import CPU
+from lbitcls.registry import TARGETS
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+@TARGETS.register_module(name="web")
+class Web(CPU):
+    """Page for any browser with WebAssembly; the model in it is that of the target `cpu`.
+
+    Attributes:
+        runtime: `'copy'`: copy the runtime into the folder; `'cdn'`: link the pinned version.
+    """
+
+    suffix = ""
+    extra = "web"
+    engines = ("onnxruntime-web",)
+    runtime = "copy"
+
+    def check_options(self, opset: int, pack: bool) -> None:
+        """Check the options and that the npm package is there, before anything is built."""
+        super().check_options(opset, pack)
+        check_runtime_choice(self.runtime)
+
+    def write(self, model: ModelProto, info: ModelInfo, path: Path) -> None:
+        """Fill the folder with the page.
+
+        Raises:
+            ConfigError: The page cannot prepare images as the test pipeline does.
+        """
+        write_page(path, sealed(model), info, self.runtime)
