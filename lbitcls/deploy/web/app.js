@@ -8,14 +8,19 @@ const BARS = 5;
 const MOST_IMAGES = 500;
 const THUMBNAIL = 320; // pixels
 const SMALL_MODEL = 64; // pixels of the sides of a model that one can draw for
+const FEW_CLASSES = 4; // are named at the start
+const NARROWEST = 0.5; // ratio of the sides of an image that is shown whole
+const MOST_ERRORS = 3;
 
 const $ = (id) => document.getElementById(id);
 const [body, stage, grid, video] = [document.body, $("stage"), $("grid"), $("video")];
 const camera = new Camera(video);
 const pad = new Pad($("pad"), () => later(answerDrawing));
-const items = []; // { file, url, button, found, error }
+const items = []; // { file, url, button, found }
 let classifier;
 let shown = null; // the item on the stage
+let drawable = false;
+let errors = [];
 
 // The model
 
@@ -37,10 +42,19 @@ ready.catch((error) => fail(`The model cannot be loaded. ${error.message}`));
 
 function describe({ facts, input, classes, runtime }) {
   const [channels, height, width] = input;
-  const parts = [facts.quantization, facts.classes && `${facts.classes.toLocaleString("en")} classes`, `${(facts.size / 2 ** 20).toPrecision(2)} MB`, `${width} × ${height} pixels`, `ONNX Runtime Web ${runtime.version}`, `lbitcls ${facts.version}`];
-  $("facts").textContent = parts.filter(Boolean).join(" · ");
-  $("draw").hidden = !(channels === 1 && Math.max(height, width) <= SMALL_MODEL);
-  if (classes && classes.length <= 4) $("hint").textContent = `${new Intl.ListFormat("en", { type: "disjunction" }).format(classes)}? ${$("hint").textContent}`;
+  const number = `${facts.classes.toLocaleString("en")} classes`;
+  const parts = [facts.quantization, number, fileSize(facts.size), `${width} × ${height} pixels`];
+  $("facts").textContent = [...parts, `ONNX Runtime Web ${runtime.version}`, `lbitcls ${facts.version}`].join(" · ");
+  drawable = channels === 1 && Math.max(height, width) <= SMALL_MODEL;
+  $("draw").hidden = !drawable;
+  if (classes && classes.length <= FEW_CLASSES) {
+    const names = new Intl.ListFormat("en", { type: "disjunction" }).format(classes);
+    $("hint").textContent = `${names[0].toUpperCase()}${names.slice(1)}?`;
+  }
+}
+
+function fileSize(bytes) {
+  return bytes < 2 ** 20 ? `${Math.round(bytes / 2 ** 10)} KB` : `${(bytes / 2 ** 20).toFixed(1)} MB`;
 }
 
 function showProgress(part) {
@@ -53,18 +67,23 @@ function showProgress(part) {
 
 function setMode(mode) {
   if (mode !== "camera") camera.stop();
+  if (body.dataset.mode !== mode) scrollTo({ top: 0 });
   body.dataset.mode = mode;
+  for (const part of document.querySelectorAll("[data-modes]")) part.hidden = !part.dataset.modes.includes(mode);
+  if (!drawable) $("draw").hidden = true;
   $("welcome").hidden = mode !== "welcome";
   stage.hidden = mode === "welcome";
-  $("home").hidden = mode === "welcome";
   $("photo").hidden = mode !== "photo";
   video.hidden = mode !== "camera";
   $("pad").hidden = mode !== "draw";
-  $("shoot").hidden = $("turn").hidden = mode !== "camera";
-  $("erase").hidden = mode !== "draw";
-  $("choose").classList.toggle("primary", mode === "welcome" || mode === "photo");
-  grid.hidden = items.length < 2 || mode === "draw";
+  grid.hidden = items.length < 2 || mode !== "photo";
   if (mode !== "photo") select(null);
+}
+
+/** Give the stage the proportions of what it shows. */
+function setRatio(width, height) {
+  const ratio = Math.min(1 / NARROWEST, Math.max(NARROWEST, width / height || 1));
+  stage.querySelector("figure").style.setProperty("--ratio", ratio);
 }
 
 function fail(text) {
@@ -78,7 +97,8 @@ function say(text) {
 }
 
 function percent(score) {
-  return score > 0.9995 ? "100 %" : `${(100 * score).toFixed(score < 0.0995 ? 1 : 0)} %`;
+  if (score < 0.0005) return "< 0.1 %";
+  return `${(100 * score).toFixed(score < 0.0995 ? 1 : 0)} %`;
 }
 
 function showAnswer(source, found) {
@@ -117,10 +137,11 @@ function element(tag, ...parts) {
 async function add(files) {
   const images = [...files];
   if (!images.length) return;
+  errors = [];
   fail("");
-  const free = MOST_IMAGES - items.length;
-  if (images.length > free) fail(`The page keeps up to ${MOST_IMAGES} images; the first ${free} of these ${images.length} were added. Start over to add more.`);
-  const added = images.slice(0, Math.max(0, free)).map(newItem);
+  const free = Math.max(0, MOST_IMAGES - items.length);
+  if (images.length > free) report(`The page keeps ${MOST_IMAGES} images: ${images.length - free} were left out. Start over to add more.`);
+  const added = images.slice(0, free).map(newItem);
   if (!added.length) return;
   setMode("photo");
   select(added[0]);
@@ -130,13 +151,12 @@ async function add(files) {
 }
 
 function newItem(file) {
-  const item = { file, url: URL.createObjectURL(file), found: null, error: "" };
+  const item = { file, url: URL.createObjectURL(file), found: null };
   const canvas = element("canvas");
   canvas.width = canvas.height = THUMBNAIL;
   item.button = element("button", canvas, element("span", "name"), element("span", "percent"));
   item.button.type = "button";
   item.button.addEventListener("click", () => {
-    setMode("photo");
     select(item);
     scrollTo({ top: 0, behavior: "smooth" });
   });
@@ -150,16 +170,33 @@ async function answer(item) {
     item.found = await classifier.classify(item.file);
     await drawThumbnail(item);
   } catch (error) {
-    item.error = error.expected ? error.message : `The model could not classify it: ${error.message}`;
+    if (items.includes(item)) remove(item, error.expected ? error.message : `The model cannot classify it: ${error.message}`);
+    return;
   }
   const [, name, score] = item.button.children;
-  const best = item.found?.classes[0];
-  name.textContent = best?.name ?? "Not classified";
-  score.textContent = best ? percent(best.score) : item.file.name;
-  if (shown === item) {
-    show(item);
-    if (best) say(`${best.name}, ${percent(best.score)}`);
-  }
+  const [best] = item.found.classes;
+  name.textContent = best.name;
+  score.textContent = percent(best.score);
+  if (shown !== item) return;
+  show(item);
+  say(`${best.name}, ${percent(best.score)}`);
+}
+
+/** Remove an item that is not an image, and say why. */
+function remove(item, reason) {
+  report(`${item.file.name}: ${reason}`);
+  items.splice(items.indexOf(item), 1);
+  item.button.parentElement.remove();
+  URL.revokeObjectURL(item.url);
+  if (body.dataset.mode !== "photo") return;
+  setMode(items.length ? "photo" : "welcome");
+  if (shown === item) select(items[0] ?? null);
+}
+
+function report(error) {
+  errors.push(error);
+  const more = errors.length - MOST_ERRORS;
+  fail([...errors.slice(0, MOST_ERRORS), ...(more > 0 ? [`… and ${more} more.`] : [])].join("\n"));
 }
 
 async function drawThumbnail({ file, button }) {
@@ -177,19 +214,17 @@ function select(item) {
   for (const { button } of items) button.removeAttribute("aria-current");
   if (!item) return;
   item.button.setAttribute("aria-current", "true");
+  $("photo").alt = ""; // an image that cannot be shown leaves no mark
+  $("photo").src = item.url;
   show(item);
 }
 
-function show(item) {
-  const { file, url, found, error } = item;
-  if ($("photo").src !== url) $("photo").src = url;
-  $("photo").alt = file.name;
+function show({ file, found }) {
   if (found) {
     const [width, height] = found.size;
-    $("photo").classList.toggle("whole", Math.max(width / height, height / width) > 1.6);
+    $("photo").alt = file.name;
     $("photo").classList.toggle("tiny", Math.max(width, height) <= 4 * SMALL_MODEL);
   }
-  fail(error ? `${file.name}: ${error}` : "");
   showAnswer(file.name, found);
 }
 
@@ -203,6 +238,12 @@ function startOver() {
   $("main").focus();
 }
 
+/** Leave the camera or the drawing. */
+function goBack() {
+  setMode(items.length ? "photo" : "welcome");
+  if (items.length) select(items[items.length - 1]);
+}
+
 // The camera and the drawing
 
 async function startCamera(start) {
@@ -211,11 +252,12 @@ async function startCamera(start) {
     await start();
   } catch (error) {
     fail(error.message);
-    if (body.dataset.mode === "camera") setMode("welcome");
+    if (body.dataset.mode === "camera") goBack();
     return;
   }
   setMode("camera");
-  showAnswer("Camera", null);
+  setRatio(video.videoWidth, video.videoHeight);
+  showAnswer("Camera: looking …", null);
   $("turn").hidden = (await Camera.count()) < 2;
   watch();
 }
@@ -235,6 +277,7 @@ async function watch() {
 function startDrawing() {
   fail("");
   setMode("draw");
+  setRatio(1, 1);
   erase();
   $("pad").focus({ preventScroll: true });
 }
@@ -249,16 +292,20 @@ async function answerDrawing() {
   if (body.dataset.mode === "draw") showAnswer("Drawing", found);
 }
 
-let waiting = false;
+let busy = false;
+let again = false;
 
-/** Run a task once, soon, however often it is asked for meanwhile. */
-function later(task) {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(async () => {
-    waiting = false;
+/** Run a task once after the last call; one run at a time, however many calls there are meanwhile. */
+async function later(task) {
+  again = true;
+  if (busy) return;
+  busy = true;
+  while (again) {
+    again = false;
+    await new Promise((resolve) => requestAnimationFrame(resolve));
     await task();
-  });
+  }
+  busy = false;
 }
 
 // Events
@@ -274,6 +321,8 @@ $("shoot").addEventListener("click", async () => add([await camera.photo()]));
 $("draw").addEventListener("click", startDrawing);
 $("erase").addEventListener("click", erase);
 $("home").addEventListener("click", startOver);
+$("done").addEventListener("click", goBack);
+$("photo").addEventListener("load", () => setRatio($("photo").naturalWidth, $("photo").naturalHeight));
 addEventListener("paste", (event) => add([...event.clipboardData.files]));
 
 let depth = 0; // of the elements that a file is dragged over
@@ -306,4 +355,9 @@ dark.addEventListener("change", showTheme);
 showTheme();
 
 /** For programs that drive the page, such as the judge of an exported model. */
-window.lbitcls = Object.freeze({ ready, run: (...given) => classifier.run(...given), classify: (image) => classifier.classify(image) });
+window.lbitcls = Object.freeze({
+  ready,
+  classify: (image) => classifier.classify(image),
+  prepare: (image) => classifier.prepare(image),
+  run: (input, shape) => classifier.run(input, shape),
+});

@@ -24,6 +24,11 @@ export class Classifier {
     return { ...found, classes: this.#ranked(found.logits) };
   }
 
+  /** Return the model's input for an image, float32 (C, H, W). */
+  prepare(image) {
+    return this.#ask({ task: "prepared", image });
+  }
+
   /** Return { outputs: [{ data, shape }] } for an input float32 (N, C, H, W). */
   run(input, shape) {
     return this.#ask({ task: "run", input, shape }, [input.buffer]);

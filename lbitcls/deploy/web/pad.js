@@ -40,9 +40,8 @@ export class Pad {
 
   #place(event) {
     const box = this.#canvas.getBoundingClientRect();
-    const side = Math.min(box.width, box.height); // the square is centered in its box
-    const scale = this.#canvas.width / side;
-    return [(event.clientX - box.left - (box.width - side) / 2) * scale, (event.clientY - box.top - (box.height - side) / 2) * scale];
+    const scale = this.#canvas.width / box.width;
+    return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
   }
 
   #line(place) {

@@ -9,7 +9,7 @@ let model; // the description in model.json
 let ort;
 let session;
 
-const TASKS = { open, classify, run };
+const TASKS = { open, classify, prepared, run };
 
 self.addEventListener("message", async ({ data }) => {
   try {
@@ -54,11 +54,19 @@ async function open({ description, base, threads }) {
 /** Return the logits of an image, a Blob or an ImageBitmap, and the times in ms. */
 async function classify({ image }) {
   const start = performance.now();
-  const pixels = image instanceof Blob ? await readFile(image, model.upright) : readBitmap(image);
+  const pixels = await read(image);
   const input = prepare(pixels, model.steps);
-  const prepared = performance.now();
+  const middle = performance.now();
   const { outputs } = await run({ input, shape: [1, ...model.input] });
-  return { logits: outputs[0].data, size: [pixels.width, pixels.height], prepare: prepared - start, network: performance.now() - prepared };
+  return { logits: outputs[0].data, size: [pixels.width, pixels.height], prepare: middle - start, network: performance.now() - middle };
+}
+
+async function prepared({ image }) {
+  return prepare(await read(image), model.steps);
+}
+
+function read(image) {
+  return image instanceof Blob ? readFile(image, model.upright) : readBitmap(image);
 }
 
 /** Return all outputs for an input float32 (N, C, H, W), as { data, shape }. */

@@ -38,10 +38,10 @@ const text = (array) => {
   for (let at = 0; at < all.length; at += 32768) parts.push(String.fromCharCode(...all.subarray(at, at + 32768)));
   return btoa(parts.join(""));
 };
-const call = async () => {BODY};
+const call = async () => { BODY };
 call().then((value) => done({ value }), (error) => done({ error: String(error.message ?? error) }));
 """
-_OPEN = _CALL.replace("BODY", " const { threads } = await lbitcls.ready; return { threads }; ")
+_OPEN = _CALL.replace("BODY", "const { threads } = await lbitcls.ready; return { threads };")
 _RUN = _CALL.replace(
     "BODY",
     """
@@ -56,6 +56,8 @@ _CLASSIFY = _CALL.replace(
   return { logits: text(logits), prepare, network };
 """,
 )
+
+_PREPARE = _CALL.replace("BODY", "return text(await lbitcls.prepare(new Blob([bytes(given[0])])));")
 
 
 @ENGINES.register_module(name="onnxruntime-web")
@@ -103,11 +105,20 @@ class ONNXRuntimeWebEngine(Engine):
         """
         rows, times = [], []
         for path in paths:
-            found = self._call(_CLASSIFY, base64.b64encode(Path(path).read_bytes()).decode())
+            found = self._call(_CLASSIFY, _text(path))
             rows.append(np.frombuffer(base64.b64decode(found["logits"]), np.float32))
             times.append((found["prepare"], found["network"]))
         self.milliseconds = np.array(times).reshape(-1, 2)
         return np.stack(rows)
+
+    def prepare(self, path: str | Path) -> np.ndarray:
+        """Return the input, float32 (C, H, W), that the page makes of an image file.
+
+        Raises:
+            CheckpointError: The page cannot read the image.
+        """
+        values = np.frombuffer(base64.b64decode(self._call(_PREPARE, _text(path))), np.float32)
+        return values.reshape([size or -1 for size in self.input_shape])
 
     def _describe(self, path: Path) -> Description:
         check_page(path)
@@ -133,6 +144,10 @@ class ONNXRuntimeWebEngine(Engine):
         if "error" in answer:
             raise CheckpointError(f"the page in {self.path} cannot run: {answer['error']}")
         return answer["value"]
+
+
+def _text(path: str | Path) -> str:
+    return base64.b64encode(Path(path).read_bytes()).decode()
 
 
 def _browser() -> Any:

@@ -83,7 +83,7 @@ def write_page(folder: Path, content: bytes, info: ModelInfo, runtime: str = "co
     (folder / INDEX).write_text(index.replace("POLICY", policy, 1), "utf-8")
     (folder / ".nojekyll").touch()  # GitHub Pages: publish the files unchanged
     (folder / MODEL).write_bytes(content)
-    (folder / DESCRIPTION).write_text(json_text(description, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    (folder / DESCRIPTION).write_text(json_text(description, ensure_ascii=False) + "\n", "utf-8")
 
 
 def describe(info: ModelInfo, size: int, runtime: str) -> dict[str, Any]:
