@@ -65,6 +65,8 @@ class ONNXRuntimeWebEngine(Engine):
     """ONNX Runtime for WebAssembly, in the page of an exported folder, in headless Chromium.
 
     Attributes:
+        browser: Selenium's driver of the browser that shows the page.
+        page_threads: Number of threads that the page uses.
         milliseconds: Times in ms of the images that `classify` saw last, preparation and network: float (N, 2).
     """
 
@@ -79,19 +81,19 @@ class ONNXRuntimeWebEngine(Engine):
         self._lock = Lock()
         with ExitStack() as stack:
             url = stack.enter_context(serving(path))
-            self._browser = _browser()
-            stack.callback(self._browser.quit)
-            self._browser.get(f"{url}?threads={threads}" if threads else url)
+            self.browser = _browser()
+            stack.callback(self.browser.quit)
+            self.browser.get(f"{url}?threads={threads}" if threads else url)
             self.page_threads = self._call(_OPEN)["threads"]
             self._close = weakref.finalize(self, stack.pop_all().close)
 
     @property
     def version(self) -> str:
         """Version of the runtime in the page, and of the browser."""
-        runtime = self._browser.execute_async_script(
+        runtime = self.browser.execute_async_script(
             "lbitcls.ready.then(({ description }) => arguments[0](description.runtime.version));"
         )
-        return f"{runtime} in Chromium {self._browser.capabilities['browserVersion'].partition('.')[0]}"
+        return f"{runtime} in Chromium {self.browser.capabilities['browserVersion'].partition('.')[0]}"
 
     def close(self) -> None:
         """End the browser and the server; the end of the process does so too."""
@@ -140,7 +142,7 @@ class ONNXRuntimeWebEngine(Engine):
             CheckpointError: It raises an error.
         """
         with self._lock:
-            answer = self._browser.execute_async_script(script, *given)
+            answer = self.browser.execute_async_script(script, *given)
         if "error" in answer:
             raise CheckpointError(f"the page in {self.path} cannot run: {answer['error']}")
         return answer["value"]
