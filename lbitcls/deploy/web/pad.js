@@ -13,7 +13,7 @@ export class Pad {
   /** `changed()` is called after each part of a stroke. */
   constructor(canvas, changed) {
     this.#canvas = canvas;
-    this.#context = canvas.getContext("2d");
+    this.#context = canvas.getContext("2d", { willReadFrequently: true });
     this.#changed = changed;
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);

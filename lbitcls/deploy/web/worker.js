@@ -43,8 +43,12 @@ async function open({ description, base, threads }) {
   session = await ort.InferenceSession.create(weights, {
     executionProviders: ["wasm"],
     graphOptimizationLevel: "all",
-    // Else a product of floats with integer weights rounds its input to 8 bits.
-    extra: { session: { qdq_matmulnbits_accuracy_level: "1" } },
+    extra: {
+      session: {
+        qdq_matmulnbits_accuracy_level: "1", // else a product of floats with integer weights rounds its input to 8 bits
+        intra_op: { allow_spinning: "0" }, // waiting threads leave the processor to others
+      },
+    },
   });
   const shape = [1, ...model.input];
   await run({ input: new Float32Array(shape.reduce((a, b) => a * b)), shape });
