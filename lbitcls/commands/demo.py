@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @verb("demo", add_options, SHIP)
-def run(args: argparse.Namespace) -> object:
+def run(args: argparse.Namespace) -> None:
     """Show an exported model as a page in the browser.
 
     Examples:
@@ -25,4 +25,4 @@ def run(args: argparse.Namespace) -> object:
     """
     from lbitcls.workflows.demonstrating import demonstrate
 
-    return demonstrate(args.exported, args.port, not args.no_browser)
+    demonstrate(args.exported, args.port, not args.no_browser)

@@ -27,10 +27,15 @@ class Web(CPU):
     engines = ("onnxruntime-web",)
     runtime = "copy"
 
-    def check_options(self, opset: int, pack: bool) -> None:
-        """Check the options and that the npm package is there, before anything is built."""
-        super().check_options(opset, pack)
-        check_runtime_choice(self.runtime)
+    def choose_runtime(self, runtime: str) -> None:
+        """Choose `'copy'` or `'cdn'`.
+
+        Raises:
+            ConfigError: It is neither.
+            DependencyError: The npm package to copy is missing.
+        """
+        check_runtime_choice(runtime)
+        self.runtime = runtime
 
     def write(self, model: ModelProto, info: ModelInfo, path: Path) -> None:
         """Fill the folder with the page.

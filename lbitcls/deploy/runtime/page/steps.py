@@ -42,9 +42,27 @@ def page_steps(pipeline: Sequence[Any], input_shape: tuple[int, int, int]) -> tu
         >>> page_steps([dict(type="CenterCrop", crop_size=8)], (1, 8, 8))[0]
         [{'type': 'Gray'}, {'type': 'CenterCrop', 'size': (8, 8)}, {'type': 'Scale', 'channels': 1}]
     """
-    channels, *sides = input_shape
-    size = (sides[0], sides[1])
-    load: Step = {"mode": "rgb" if channels == 3 else "gray", "upright": True}
+    channels, *size = input_shape
+    load, shapes, finish = _sorted(pipeline)
+    given = channels if finish is None else finish["channels"]
+    if given != channels or channels not in (1, 3):
+        raise ConfigError(
+            "a web page prepares images with 1 or 3 channels, as many as Normalize has means; the model expects "
+            f"{channels}. Export it for another target."
+        )
+    mode = load["mode"] if finish is not None else {1: "gray", 3: "rgb"}[channels]
+    first = [{"type": "Gray"}] if mode == "gray" else []
+    last = finish or {"type": "Scale", "channels": channels}
+    return [*first, *_fitted(shapes, (size[0], size[1])), last], load["upright"]
+
+
+def _sorted(pipeline: Sequence[Any]) -> tuple[Step, list[Step], Step | None]:
+    """Return how an image is loaded, the steps that change its size, and `Normalize` if there is one.
+
+    Raises:
+        ConfigError: The page lacks a step, or runs it only in another place.
+    """
+    load: Step = {"mode": "rgb", "upright": True}
     shapes: list[Step] = []
     finish: Step | None = None
     problems = []
@@ -59,30 +77,28 @@ def page_steps(pipeline: Sequence[Any], input_shape: tuple[int, int, int]) -> tu
             elif kind == "Normalize" and finish is None:
                 finish = made
             elif kind != "Nothing":
-                raise ValueError("the page runs it only before Normalize, and LoadImageFromFile only as the first step")
+                raise ValueError("the page loads first, and normalizes last and once")
         except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"{_told(step)}: {error.args[0] if error.args else error}")
+            problems.append(f"\n  {_told(step)}: {error.args[0] if error.args else error}")
     if problems:
         raise ConfigError(
-            "a web page cannot prepare images as the test pipeline does; replace these steps in data.test:\n  "
-            + "\n  ".join(problems)
+            "a web page cannot prepare images as the test pipeline does; replace these steps of data.test.pipeline:"
+            + "".join(problems)
         )
-    given = load["mode"] if finish is None else finish["channels"]
-    if finish is not None and given != channels or channels not in (1, 3):
+    return load, shapes, finish
+
+
+def _fitted(shapes: list[Step], size: Size) -> list[Step]:
+    """Return the steps, after a `Fit` if they do not give every image the model's size (h, w)."""
+    if all(_size_after(probe, shapes) == size for probe in _PROBES):
+        return shapes
+    fitted = [{"type": "Fit", "size": size}, *shapes]
+    if (found := _size_after(size, fitted)) != size:
         raise ConfigError(
-            f"a web page prepares images with 1 or 3 channels, as many as Normalize has means; the model expects "
-            f"{channels}. Export it for another target."
+            f"the test pipeline turns images of {size[0]}×{size[1]} pixels, the size of the model's input, into "
+            f"{found[0]}×{found[1]}; end its changes of size with CenterCrop(crop_size={size}) or Resize(size={size})."
         )
-    gray = load["mode"] == "gray" if finish is not None else channels == 1
-    if any(_size_after(probe, shapes) != size for probe in _PROBES):
-        shapes = [{"type": "Fit", "size": size}, *shapes]
-        if (found := _size_after(size, shapes)) != size:
-            raise ConfigError(
-                f"the test pipeline turns images of {size[0]}×{size[1]} pixels, the model's input, into "
-                f"{found[0]}×{found[1]}; end it with CenterCrop(crop_size={size}) or Resize(size={size})."
-            )
-    last = finish or {"type": "Scale", "channels": channels}
-    return [*([{"type": "Gray"}] if gray else []), *shapes, last], load["upright"]
+    return fitted
 
 
 def _parsed(step: Any) -> Step:
