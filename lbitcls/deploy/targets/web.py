@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lbitcls.deploy.passes.exact_sums import sum_exactly
+from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import ModelInfo, sealed
 from lbitcls.deploy.runtime.page.folder import check_runtime_choice, write_page
 from lbitcls.deploy.targets.cpu import CPU
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 @TARGETS.register_module(name="web")
 class Web(CPU):
-    """Page for any browser with WebAssembly; the model in it is that of the target `cpu`.
+    """Page for any browser with WebAssembly; its model has the layers and integers of the target `cpu`.
 
     Attributes:
         runtime: `'copy'`: copy the runtime into the folder; `'cdn'`: link the pinned version.
@@ -38,9 +40,11 @@ class Web(CPU):
         self.runtime = runtime
 
     def write(self, model: ModelProto, info: ModelInfo, path: Path) -> None:
-        """Fill the folder with the page.
+        """Fill the folder with the page; its layers add integers, since WebAssembly has only float kernels for them.
 
         Raises:
             ConfigError: The page cannot prepare images as the test pipeline does.
         """
-        write_page(path, sealed(model), info, self.runtime)
+        graph = Graph(model)
+        sum_exactly(graph)
+        write_page(path, sealed(graph.save()), info, self.runtime)
