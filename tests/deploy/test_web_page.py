@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from lbitcls.deploy.runtime.engines import onnxruntime_web
 from lbitcls.deploy.runtime.engines.onnxruntime_web import ONNXRuntimeWebEngine
 from lbitcls.deploy.runtime.metadata import ModelInfo, read_info
 from lbitcls.deploy.runtime.page import npm
+from lbitcls.deploy.runtime.page import server as page_server
 from lbitcls.deploy.runtime.page.folder import write_page
-from lbitcls.deploy.runtime.page.server import open_server
 from lbitcls.deploy.runtime.page.steps import page_steps
 from lbitcls.inference.preparation import preparation
 from lbitcls.utils.errors import CheckpointError
@@ -115,6 +114,7 @@ def photo(kind: str, size: tuple[int, int], path: Path) -> Path:
 
 CROP = [dict(type="Resize", size=(40, -1)), dict(type="CenterCrop", crop_size=32)]
 IMAGENET = dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+AS_STORED = dict(type="LoadImageFromFile", color_type="color_ignore_orientation")
 CASES = [
     ("color-jpeg", (90, 70), [*CROP, IMAGENET], (3, 32, 32)),
     ("gray-jpeg", (70, 90), [*CROP, {**IMAGENET, "to_rgb": False}], (3, 32, 32)),
@@ -122,13 +122,13 @@ CASES = [
     (
         "turned-jpeg",
         (90, 61),
-        [dict(type="LoadImageFromFile", color_type="color_ignore_orientation"), *CROP],
+        [AS_STORED, *CROP],
         (3, 32, 32),
     ),
     (
         "turned-png",
         (64, 41),
-        [dict(type="LoadImageFromFile", color_type="color_ignore_orientation"), *CROP],
+        [AS_STORED, *CROP],
         (3, 32, 32),
     ),
     ("color-png", (33, 20), [dict(type="Resize", size=(57, 31), interpolation="bicubic")], (3, 57, 31)),
@@ -177,7 +177,7 @@ def visit(page: Path) -> Iterator[Callable[..., Any]]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    browser = onnxruntime_web._browser()
+    browser = onnxruntime_web.open_browser()
 
     def show(folder: Path = page) -> Any:
         browser.get(f"http://127.0.0.1:{server.server_port}/{folder.name}/")
@@ -272,30 +272,17 @@ def test_a_linked_runtime_is_checked(
     assert isinstance(info, ModelInfo)
     folder, files = tmp_path / "page", tmp_path / "network"
     folder.mkdir()
-    write_page(folder, (page / "model.onnx").read_bytes(), replace(info, pipeline=info.pipeline), "cdn")
+    write_page(folder, (page / "model.onnx").read_bytes(), info, "cdn")
     target = files / npm.CDN.removeprefix("https://cdn.jsdelivr.net/")
     target.mkdir(parents=True)
     for name, content in npm.read_runtime().items():
         (target / name).write_bytes(content + b" " * (changed and name == npm.SCRIPT))
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=cdn.jsdelivr.net",
-    ]
-    subprocess.run([*command, "-keyout", tmp_path / "key", "-out", tmp_path / "cert"], check=True, capture_output=True)
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=cdn.jsdelivr.net -keyout key -out cert"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
-    handler = onnxruntime_web.serving.__globals__["_HEADERS"]
-    monkeypatch.setitem(handler, "Access-Control-Allow-Origin", "*")
-    monkeypatch.setitem(handler, "Cross-Origin-Resource-Policy", "cross-origin")
-    server = open_server(files)
+    monkeypatch.setitem(page_server._HEADERS, "Access-Control-Allow-Origin", "*")
+    server = page_server.open_server(files)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     flags = (f"--host-resolver-rules=MAP cdn.jsdelivr.net:443 127.0.0.1:{server.server_port}",)

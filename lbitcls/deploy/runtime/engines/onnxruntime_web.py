@@ -81,7 +81,7 @@ class ONNXRuntimeWebEngine(Engine):
         self._lock = Lock()
         with ExitStack() as stack:
             url = stack.enter_context(serving(path))
-            self.browser = _browser()
+            self.browser = open_browser()
             stack.callback(self.browser.quit)
             self.browser.get(f"{url}?threads={threads}" if threads else url)
             self.page_threads = self._call(_OPEN)["threads"]
@@ -152,7 +152,7 @@ def _text(path: str | Path) -> str:
     return base64.b64encode(Path(path).read_bytes()).decode()
 
 
-def _browser() -> Any:
+def open_browser() -> Any:
     """Start headless Chromium.
 
     Raises:
