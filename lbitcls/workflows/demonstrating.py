@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lbitcls.deploy.runtime.metadata import existing_model, read_info
-from lbitcls.deploy.runtime.page.folder import check_page, write_page
+from lbitcls.deploy.runtime.page.page_files import check_page, write_page
 from lbitcls.deploy.runtime.page.server import address, open_server
 from lbitcls.utils.errors import CheckpointError, ConfigError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lbitcls.deploy.passes.exact_sums import sum_exactly
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import ModelInfo, sealed
-from lbitcls.deploy.runtime.page.folder import check_runtime_choice, write_page
+from lbitcls.deploy.runtime.page.page_files import check_runtime_choice, write_page
 from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.registry import TARGETS
 

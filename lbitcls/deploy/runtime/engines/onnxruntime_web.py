@@ -16,7 +16,7 @@ import numpy as np
 
 from lbitcls.deploy.runtime.engine import Description, Engine
 from lbitcls.deploy.runtime.metadata import model_file, require
-from lbitcls.deploy.runtime.page.folder import check_page
+from lbitcls.deploy.runtime.page.page_files import check_page
 from lbitcls.deploy.runtime.page.server import serving
 from lbitcls.registry import ENGINES
 from lbitcls.utils.errors import CheckpointError, DependencyError
