@@ -26,7 +26,11 @@ def run(content: bytes, images: np.ndarray, optimized: bool) -> np.ndarray:
     return session.run(None, {"image": images})[0]
 
 
-@pytest.mark.parametrize(("method", "bits"), [("LSQ", 8), ("LSQPlus", 4), ("DoReFa", 4), ("DSQ", 2)])
+METHODS = [("LSQ", 8), ("LSQPlus", 4)]
+MORE_METHODS = [pytest.param(*more, marks=pytest.mark.slow) for more in (("DoReFa", 4), ("DSQ", 2), ("PACT", 4))]
+
+
+@pytest.mark.parametrize(("method", "bits"), [*METHODS, *MORE_METHODS])
 def test_sums_are_exact(method: str, bits: int, make_resnet: Any, digits: Tensor, tmp_path: Path) -> None:
     model = make_resnet(method, bits)
     images = digits[:100].numpy()
