@@ -60,6 +60,7 @@ OPTIONAL = {
     "openvino",
     "plotly",
     "qonnx",
+    "selenium",
     "sklearn",
     "tensorboard",
     "timm",

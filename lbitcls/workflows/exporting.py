@@ -94,6 +94,7 @@ def export_checkpoint(
             part=options.part,
             pack=options.pack,
             target=options.target,
+            runtime=options.runtime,
             classes=meta.get("CLASSES") or getattr(model, "CLASSES", None),
             pipeline=json.loads(json_text(_pipeline(settings.data))),
             config=settings.text,
@@ -127,7 +128,7 @@ def _draft(out: Path) -> Iterator[Path]:
 
 def check_options(options: ExportOptions) -> None:
     """Raise the errors that an export with these options would raise, before anything is built."""
-    target = check_file_options(options.opset, options.part, options.pack, options.target)
+    target = check_file_options(options.opset, options.part, options.pack, options.target, options.runtime)
     for package in target.packages:
         require(package, target.extra)
     for engine in map(find_engine, target.engines if options.verify else ()):

@@ -101,6 +101,7 @@ def export_model(
     pipeline: Sequence[dict[str, Any]] = (),
     config: str = "",
     batches: Iterable[Tensor] = (),
+    runtime: str = "copy",
 ) -> ExportReport:
     """Export `model` for a target: input `image` (N, C, H, W), output `logits` (N, K) or `feature_0`, ….
 
@@ -117,6 +118,7 @@ def export_model(
         pipeline: Test pipeline, for the metadata.
         config: Text of the config, for the metadata.
         batches: Calibration images (N, C, H, W), float32, for a target that needs them.
+        runtime: Runtime of a web page: `'copy'` it into the folder, or link it (`'cdn'`).
 
     Raises:
         ConfigError: A layer cannot be expressed in ONNX, is not supported by the target, or has a weight that the model
@@ -131,7 +133,7 @@ def export_model(
         (10, 'float')
     """
     start = time.perf_counter()
-    made_for = check_options(opset, part, pack, target)
+    made_for = check_options(opset, part, pack, target, runtime)
     images = [batch.float().cpu().numpy() for batch in batches] if made_for.needs_images else []
     names = _class_names(model, classes) if part == "model" else None
     plain = plain_copy(model)
@@ -293,7 +295,7 @@ def _rename_outputs(proto: ModelProto) -> None:
         output.name = new
 
 
-def check_options(opset: int, part: str, pack: bool, target: str) -> Target:
+def check_options(opset: int, part: str, pack: bool, target: str, runtime: str = "copy") -> Target:
     """Check these arguments of `export_model`; return the target.
 
     Raises:
@@ -303,6 +305,7 @@ def check_options(opset: int, part: str, pack: bool, target: str) -> Target:
     if part not in PARTS:
         raise ConfigError(f"part must be 'model' or 'backbone'; got {part!r}.")
     made_for.check_options(opset, pack)
+    made_for.choose_runtime(runtime)
     return made_for
 
 

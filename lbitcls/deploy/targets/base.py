@@ -141,6 +141,15 @@ class Target:
                 f"packed weights are INT4 tensors, which need opset {INT4_OPSET} or higher; got opset {opset}."
             )
 
+    def choose_runtime(self, runtime: str) -> None:
+        """Choose where the runtime of a web page comes from; other targets have the default alone, `'copy'`.
+
+        Raises:
+            ConfigError: The target does not write a page.
+        """
+        if runtime != "copy":
+            raise ConfigError(f"runtime={runtime!r} is for web pages, and {self.name} writes none; leave it out.")
+
     def problems(self, layer: LayerFacts, opset: int) -> list[str]:
         """Return why the target or the opset does not support a layer, each with what to do; empty if it does."""
         found = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,7 +26,7 @@ _GAIN = 0.95  # int8 is chosen if it takes less than this fraction of uint8's ti
 class CPU(Target):
     """x86 and Arm CPUs; guards in the graph keep OpenVINO's optimizations correct."""
 
-    engines = ("openvino", "onnxruntime")
+    engines: ClassVar[Sequence[str]] = ("openvino", "onnxruntime")
 
     def shape(self, graph: Graph) -> None:
         """Guard scales and maxima against OpenVINO's fusions."""
