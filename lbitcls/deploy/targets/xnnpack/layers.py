@@ -1,16 +1,18 @@
 """Integer layers of an ONNX graph, as XNNPACK computes them: convolutions and linear layers with int8 weights.
 
-XNNPACK has two kernels for such a layer, and each is used where it computes what was trained:
+XNNPACK has two kernels for such a layer:
 
-    int8 to int8    (`Kernel.STATIC`)    the result is quantized at once: layer -> Add -> [Relu or Clip] -> QuantizeLinear.
-                    Its bias is rounded to whole steps of (input scale x weight scale).
-    int8 to float   (`Kernel.DYNAMIC`)   the result stays float: it is added to a skip connection, or read on several
-                    grids. The bias is a float. XNNPACK takes the input's grid from the range of its values in each
-                    image, so the range is made equal to the trained grid's by channels with constant values, whose
-                    weights are 0.
+    int8 to float   (`Kernel.DYNAMIC`)   int8 inputs and weights, a float bias, a float result: exact. XNNPACK takes the
+                    input's grid from the range of its values in each image, so channels with constant values, whose
+                    weights are 0, make that range the trained grid's.
+    int8 to int8    (`Kernel.STATIC`)    the result is quantized at once, and the bias is rounded to whole steps of
+                    (input scale x weight scale). For depthwise convolutions, for which XNNPACK has no other kernel, if
+                    their results are only quantized: layer -> Add -> [Relu or Clip] -> QuantizeLinear.
 
-Weights of few bits are multiplied by the power of two that fills int8, and their scale is divided by it, which is
-exact: the bias's step shrinks as much.
+A depthwise convolution whose result stays float is computed as one of groups of two channels.
+
+The bias's step is made small: weights of few bits are multiplied by the power of two that fills int8, and inputs of few
+bits are quantized once more, on a grid as much finer as int8 has room for. Both are exact; the scales shrink as much.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from lbitcls.deploy.passes.graph import Graph, attributes, known_array, operatio
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-INT8_CODES = 255  # steps of int8, from -128 to 127
+INT8_STEPS = 255  # from -128 to 127
 _LARGEST_BIAS = 2.0**30  # in steps; int32 holds twice that
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
@@ -56,13 +58,16 @@ class Grid:
     high: int
 
     @property
-    def forced_range(self) -> tuple[float, float]:
-        """Smallest and largest value from which XNNPACK derives a grid that contains each level of this one.
+    def finer(self) -> Grid:
+        """Grid of 255 steps that contains each level of this one, a whole number of steps apart."""
+        parts = INT8_STEPS // max(self.high - self.low, 1)
+        low = self.low * parts
+        return Grid(self.scale / parts, -128 - low, low, low + INT8_STEPS)
 
-        The derived grid has 255 steps, a whole number of them to each step of this grid.
-        """
-        finer = INT8_CODES // max(self.high - self.low, 1)
-        return self.low * self.scale, (self.low + INT8_CODES / finer) * self.scale
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest value."""
+        return self.low * self.scale, self.high * self.scale
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,13 @@ def _layer(graph: Graph, weight: NodeProto, operation: NodeProto) -> IntegerLaye
     scale = np.broadcast_to(scale.reshape(-1), len(codes))
     bias, absorbed, result = _bias(graph, operation, len(codes))
     grid, (codes, scale) = grid_of(graph, quantize), fill_container(codes, scale)
-    static = _is_quantized_at_once(graph, result) and _bias_fits(bias, scale * grid.scale)
     known = attributes(operation)
+    static = (
+        known.get("group", 1) > 1
+        and codes.shape[1] == 1
+        and _is_quantized_at_once(graph, result)
+        and _bias_fits(bias, scale * np.float32(grid.finer.scale))
+    )
     options = {
         key: tuple(known[given])
         for key, given in (("strides", "strides"), ("pads", "pads"), ("dilations", "dilations"))
@@ -253,7 +263,7 @@ def with_forced_range(layer: IntegerLayer) -> tuple[np.ndarray, int, list[float]
     The channels come last, and have the weight 0. With groups, they are groups of their own, whose outputs come last;
     a depthwise convolution, for which XNNPACK has no such kernel, is computed in groups of two channels.
     """
-    low, high = layer.grid.forced_range
+    low, high = layer.grid.finer.range
     values = ([low] if low < 0 else []) + [high]
     codes, groups = layer.codes, layer.groups
     if groups == 1:

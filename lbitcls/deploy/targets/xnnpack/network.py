@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lbitcls.deploy.passes.graph import Graph, attributes
 from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.targets.xnnpack.layers import IntegerLayer, Kernel, integer_layers, with_forced_range
-from lbitcls.deploy.targets.xnnpack.operators import INT8, OPERATORS, Value, real
+from lbitcls.deploy.targets.xnnpack.operators import INT8, OPERATORS, Value, quantized, real
 from lbitcls.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class LayerStep(Step):
             scale = np.pad(scale, more, constant_values=1)
             bias = None if bias is None else np.pad(bias, more)
             x = _on_own_grid(_with_channels(x, values))
+        elif layer.grid.finer.scale < layer.grid.scale:
+            x = quantized(x, layer.grid.finer.scale, layer.grid.finer.zero_point).real()
         weight = torch.ops.quantized_decomposed.dequantize_per_channel(
             self.constant("codes", codes),
             self.constant("scale", scale),

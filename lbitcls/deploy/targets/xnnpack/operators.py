@@ -226,7 +226,7 @@ def concat(step: Step, *inputs: Value) -> Value:
 
 
 def cut(step: Step, x: Tensor, starts: Value, ends: Value, axes: Value = None, steps: Value = None) -> Tensor:
-    """Slice; every n-th row or column is taken by a convolution with a kernel of one pixel, as XNNPACK slices lack it."""
+    """Slice; a convolution with a kernel of one pixel takes every n-th row or column, which XNNPACK's slices cannot."""
     starts, ends = starts.tolist(), ends.tolist()
     axes = list(range(len(starts))) if axes is None else axes.tolist()
     for axis, start, end, by in zip(axes, starts, ends, [1] * len(starts) if steps is None else steps.tolist()):
