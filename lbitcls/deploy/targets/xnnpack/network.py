@@ -87,7 +87,7 @@ class LayerStep(Step):
             more = (0, len(codes) - len(layer.codes))
             scale = np.pad(scale, more, constant_values=1)
             bias = None if bias is None else np.pad(bias, more)
-            x = _on_own_grid(_with_channels(x, values))
+            x = _on_own_grid(_with_channels(x, values, 0 if layer.is_linear else 2))
         elif layer.grid.finer.scale < layer.grid.scale:
             x = quantized(x, layer.grid.finer.scale, layer.grid.finer.zero_point).real()
         weight = torch.ops.quantized_decomposed.dequantize_per_channel(
@@ -104,11 +104,10 @@ class LayerStep(Step):
         return result if len(codes) == len(layer.codes) else result.narrow(1, 0, len(layer.codes))
 
 
-def _with_channels(x: Tensor, values: list[float]) -> Tensor:
-    """Append channels with constant values."""
-    behind = [0, 0] * (x.dim() - 2) if x.dim() == 4 else []
+def _with_channels(x: Tensor, values: list[float], trailing: int) -> Tensor:
+    """Append channels with constant values; `trailing` axes follow that of the channels."""
     for value in dict.fromkeys(values):
-        x = F.pad(x, [*behind, 0, values.count(value)], value=value)
+        x = F.pad(x, [0, 0] * trailing + [0, values.count(value)], value=value)
     return x
 
 

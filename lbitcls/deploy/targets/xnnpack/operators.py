@@ -322,6 +322,11 @@ def leaky_relu(step: Step, x: Value) -> Tensor:
     return F.leaky_relu(real(x), step.attributes.get("alpha", 0.01))
 
 
+def elu(step: Step, x: Value) -> Tensor:
+    """Elu."""
+    return F.elu(real(x), step.attributes.get("alpha", 1.0))
+
+
 def prelu(step: Step, x: Value, slope: np.ndarray) -> Tensor:
     """PRelu."""
     return F.prelu(real(x), step.constant("slope", slope.reshape(-1)))
@@ -367,6 +372,10 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "HardSigmoid": hard_sigmoid,
     "Gelu": gelu,
     "LeakyRelu": leaky_relu,
+    "Elu": elu,
+    "Softplus": elementwise(F.softplus),
+    "Sin": elementwise(torch.sin),
+    "Cos": elementwise(torch.cos),
     "PRelu": prelu,
     "Softmax": softmax,
     "Clip": clip,
