@@ -86,7 +86,13 @@ def off(given: np.ndarray, wanted: np.ndarray) -> int:
     return int((np.abs(given - wanted).max(1) > 2e-5 * np.abs(wanted).max()).sum())
 
 
-@pytest.mark.parametrize("method, weight, inputs", [("LSQ", 4, 4), ("LSQPlus", 3, 5), ("TorchQAT", 8, 8)])
+@pytest.mark.parametrize(
+    "method, weight, inputs",
+    [
+        ("LSQPlus", 3, 5),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("PACT", 4, 4), ("TorchQAT", 8, 8))),
+    ],
+)
 def test_the_converted_network_computes_the_trained_model(
     quantized: Quantized, tmp_path: Path, method: str, weight: int, inputs: int
 ) -> None:
@@ -143,8 +149,11 @@ def test_file_is_in_integers_and_faithful(
     assert engine.name == "executorch" and engine.version.startswith("1.")
     assert engine.integer_counts() == (7, 7)
     assert off(engine.predict(images().numpy()), expected(model, images())) <= 2
-    assert not capfd.readouterr().err  # ExecuTorch's own notes
-    path.write_bytes(path.read_bytes().replace(b"conv", b"c0nv", 1))
+    noise = capfd.readouterr().err
+    assert not any(word in noise for word in ("cpuinfo", "threadpool", "Experimental"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
     with pytest.raises(CheckpointError, match="has changed since lbitcls wrote it"):
         load(path)
 

@@ -6,12 +6,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Discard what is written to the standard error stream, by C++ code too, and Python's warnings.
+    """Discard what is written to the standard error stream, from Python and from C++, and warnings.
 
     The stream is the process's: do not log inside, and keep it short.
     """
@@ -19,7 +20,7 @@ def silent() -> Iterator[None]:
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

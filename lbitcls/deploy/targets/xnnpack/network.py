@@ -129,6 +129,8 @@ class Network(nn.Module):
         ConfigError: An operator has no form for XNNPACK; names the nodes.
     """
 
+    steps: Any
+
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.image = graph.model.graph.input[0].name

@@ -11,7 +11,7 @@ import torch
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.runtime.silence import silent
-from lbitcls.deploy.targets.xnnpack.layers import integer_layers, merge_bounds
+from lbitcls.deploy.targets.xnnpack.layers import merge_bounds
 from lbitcls.deploy.targets.xnnpack.network import LayerStep, Network, Step
 from lbitcls.deploy.targets.xnnpack.operators import OPERATORS
 from lbitcls.utils.errors import ConfigError, LbitclsError, reason_of
@@ -93,12 +93,11 @@ def _check_all_in_integers(graph: Graph, network: Network) -> None:
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
         and all(_is_dequantized(graph, name) for name in node.input[:2])
     }
-    if left := sorted(quantized - set(integer_layers(graph))):
+    if left := sorted(quantized - set(network.layers)):
         raise ConfigError(
             f"ExecuTorch's XNNPACK would compute these quantized layers in float: {', '.join(left)}. Leave them float "
             "in the quant_transformer (bSetQ=False), or export for cpu."
         )
-    assert len(network.layers) == len(integer_layers(graph))
 
 
 def _is_dequantized(graph: Graph, name: str) -> bool:
@@ -129,4 +128,5 @@ def _check_delegated(lowered: torch.fx.Graph, network: Network) -> None:
 def _step_of(node: Any, network: Network) -> Step:
     """Return the step that a node of the lowered graph comes from; the first one if that is not recorded."""
     places = [found for path, _ in node.meta.get("nn_module_stack", {}).values() for found in _STEP.findall(path)]
-    return network.steps[int(places[-1])] if places else network.first
+    step: Step = network.steps[int(places[-1])] if places else network.first
+    return step
