@@ -96,7 +96,7 @@ def off(given: np.ndarray, wanted: np.ndarray) -> int:
 def test_the_converted_network_computes_the_trained_model(
     quantized: Quantized, tmp_path: Path, method: str, weight: int, inputs: int
 ) -> None:
-    from lbitcls.deploy.targets.xnnpack.layers import merge_bounds
+    from lbitcls.deploy.targets.xnnpack.int8_layers import merge_bounds
     from lbitcls.deploy.targets.xnnpack.network import Network
 
     import_quantized_operators()
@@ -116,7 +116,7 @@ def import_quantized_operators() -> None:
 
 
 def test_codes_fill_int8_exactly() -> None:
-    from lbitcls.deploy.targets.xnnpack.layers import fill_container
+    from lbitcls.deploy.targets.xnnpack.int8_layers import fill_container
 
     codes = np.array([[1, -2], [7, 3], [-8, 0], [-128, 5], [0, 0]], np.int8)
     scale = np.array([0.3, 0.2, 0.1, 0.5, 1e-42], np.float32)
@@ -129,7 +129,7 @@ def test_codes_fill_int8_exactly() -> None:
     "zero_point, low, high", [(-128, 0, 15), (0, -8, 7), (3, -2, 5), (-128, 0, 255), (10, -7, 117)]
 )
 def test_finer_grid_contains_each_level(zero_point: int, low: int, high: int) -> None:
-    from lbitcls.deploy.targets.xnnpack.layers import Grid
+    from lbitcls.deploy.targets.xnnpack.int8_layers import Grid
 
     grid = Grid(0.37, zero_point, low, high)
     finer = grid.finer

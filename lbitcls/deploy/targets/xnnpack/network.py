@@ -9,63 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lbitcls.deploy.passes.graph import Graph, attributes
+from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import require
-from lbitcls.deploy.targets.xnnpack.layers import IntegerLayer, Kernel, integer_layers, with_forced_range
-from lbitcls.deploy.targets.xnnpack.operators import INT8, OPERATORS, Value, quantized, real
-from lbitcls.utils.errors import ConfigError
+from lbitcls.deploy.targets.xnnpack.int8_layers import IntegerLayer, Kernel, integer_layers, with_forced_range
+from lbitcls.deploy.targets.xnnpack.operators import OPERATORS
+from lbitcls.deploy.targets.xnnpack.steps import Step
+from lbitcls.deploy.targets.xnnpack.values import INT8, Value, quantized, real
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
 _SMALLEST_STEP = torch.finfo(torch.float32).eps  # of XNNPACK's own grids
-
-
-class Step(nn.Module):
-    """One node of the graph.
-
-    Its constants are buffers, registered when the step first runs: an eager pass precedes the export.
-
-    Attributes:
-        attributes: The node's attributes.
-        outputs: Names of the tensors that it computes.
-    """
-
-    def __init__(self, node: NodeProto) -> None:
-        super().__init__()
-        self.called, self.kind = node.name, node.op_type
-        self.inputs, self.outputs = list(node.input), list(node.output)
-        self.attributes = attributes(node)
-
-    def forward(self, *inputs: Value) -> Value:
-        """Compute the node's output."""
-        return OPERATORS[self.kind](self, *inputs)
-
-    def constant(self, name: str, value: np.ndarray) -> Tensor:
-        """Return a constant as a tensor."""
-        if not hasattr(self, name):
-            self.register_buffer(name, torch.from_numpy(np.array(value, order="C")))
-        return getattr(self, name)
-
-    def window(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Return the kernel size (if it is an attribute), the strides and the pads of a window over two axes."""
-        strides = tuple(self.attributes.get("strides", (1, 1)))
-        self.expect(len(strides) == 2, "runs over one or three axes, not over height and width")
-        self.expect(self.attributes.get("auto_pad", b"NOTSET") == b"NOTSET", "leaves its padding to the engine")
-        return tuple(self.attributes.get("kernel_shape", ())), strides, tuple(self.attributes.get("pads", (0,) * 4))
-
-    def channels_last(self, x: Tensor) -> Tensor:
-        """Return `x` unchanged, in the order of axes in which XNNPACK convolves, if it may be an image.
-
-        ExecuTorch 1.5 reorders the axes of the first tensor that a layer's input is computed from, but not a padding in
-        between. An operation that forces the order, here a PReLU that changes nothing, keeps it from doing so.
-        """
-        return F.prelu(x, self.constant("slope", np.ones(x.shape[1], np.float32))) if x.dim() == 4 else x
-
-    def expect(self, condition: bool, what: str) -> None:
-        """Raise `ConfigError` with the node's name unless `condition` is True."""
-        if not condition:
-            raise ConfigError(f"{self.called} ({self.kind}) {what}, which the export for ExecuTorch cannot express.")
 
 
 class LayerStep(Step):
@@ -140,7 +94,9 @@ class Network(nn.Module):
         absorbed = {name for layer in self.layers.values() for name in layer.absorbed}
         weights = {node.input[1] for node in graph.nodes if node.name in self.layers}
         self.steps = nn.ModuleList(
-            LayerStep(node, self.layers[node.name]) if node.name in self.layers else Step(node)
+            LayerStep(node, self.layers[node.name])
+            if node.name in self.layers
+            else Step(node, OPERATORS.get(node.op_type))
             for node in graph.nodes
             if node.name not in absorbed and node.output[0] not in weights
         )

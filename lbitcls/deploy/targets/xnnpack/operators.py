@@ -6,59 +6,19 @@ image, an `Integers` (a quantized one), or an array (a constant); None if it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lbitcls.deploy.targets.xnnpack.network import Step
+from lbitcls.deploy.targets.xnnpack import shape_operators as shapes
+from lbitcls.deploy.targets.xnnpack.steps import Step
+from lbitcls.deploy.targets.xnnpack.values import Integers, Value, keeping, operand, quantized, real, real_rank
 
-Value = Any  # Tensor, Integers, np.ndarray or None
-INT8 = (-128, 127, torch.int8)
 _MOST_NEGATIVE = -3.0e38  # instead of minus infinity, which XNNPACK's file format cannot express
-
-
-@dataclass(frozen=True)
-class Integers:
-    """Quantized tensor: int8 values with one scale and zero point."""
-
-    values: Tensor
-    scale: float
-    zero_point: int
-
-    def real(self) -> Tensor:
-        """Return the float tensor; each call adds a node of its own, as XNNPACK fuses it with the one that reads it."""
-        return torch.ops.quantized_decomposed.dequantize_per_tensor(self.values, self.scale, self.zero_point, *INT8)
-
-    def again(self, real: Tensor) -> Integers:
-        """Return a tensor whose values lie on the same grid, in integers."""
-        return quantized(real, self.scale, self.zero_point)
-
-
-def quantized(x: Tensor, scale: float, zero_point: int) -> Integers:
-    """Quantize `x` to the whole range of int8."""
-    values = torch.ops.quantized_decomposed.quantize_per_tensor(x, scale, zero_point, *INT8)
-    return Integers(values, scale, zero_point)
-
-
-def real(value: Value) -> Tensor:
-    """Return the float tensor of a value that is computed from the image."""
-    return value.real() if isinstance(value, Integers) else value
-
-
-def keeping(function: Callable[..., Tensor]) -> Callable[..., Value]:
-    """Make a function of float tensors, whose results are some of its input's values, keep integers."""
-
-    def of_either(step: Step, x: Value, *others: Value) -> Value:
-        result = function(step, real(x), *others)
-        return x.again(result) if isinstance(x, Integers) else result
-
-    return of_either
 
 
 def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -74,20 +34,6 @@ def binary(function: Callable[[Any, Any], Tensor]) -> Callable[..., Tensor]:
         return function(*(operand(step, place, value, rank) for place, value in enumerate(inputs)))
 
     return of_operands
-
-
-def real_rank(value: Value) -> int:
-    """Return the number of axes of a value."""
-    return value.values.dim() if isinstance(value, Integers) else value.ndim
-
-
-def operand(step: Step, place: int, value: Value, rank: int) -> Any:
-    """Return an operand as XNNPACK accepts it: a number, or a tensor of `rank` axes."""
-    if not isinstance(value, np.ndarray):
-        return real(value)
-    if value.size == 1:
-        return float(value.reshape(()))
-    return step.constant(f"operand_{place}", value.reshape((1,) * (rank - value.ndim) + value.shape))
 
 
 def _maximum(x: Any, y: Any) -> Tensor:
@@ -161,13 +107,9 @@ def reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         given = step.attributes.get("axes") if axes is None else axes.tolist()
         places = sorted(axis % x.dim() for axis in (range(x.dim()) if given is None else given))
         kept = function(x, places)
-        return kept if step.attributes.get("keepdims", 1) else kept.reshape(_without(kept.shape, places))
+        return kept if step.attributes.get("keepdims", 1) else kept.reshape(shapes.without(kept.shape, places))
 
     return over_axes
-
-
-def _without(shape: Sequence[int], places: Sequence[int]) -> list[int]:
-    return [size for place, size in enumerate(shape) if place not in places]
 
 
 def _largest(x: Tensor, places: list[int]) -> Tensor:
@@ -180,89 +122,6 @@ def _mean(step: Step, x: Value, axes: Value = None) -> Tensor:
 
 def _sum(step: Step, x: Value, axes: Value = None) -> Tensor:
     return reduce(lambda y, places: y.sum(places, keepdim=True))(step, real(x), axes)
-
-
-def reshape(step: Step, x: Tensor, shape: np.ndarray) -> Tensor:
-    """Reshape."""
-    sizes = [x.shape[place] if size == 0 else size for place, size in enumerate(shape.tolist())]
-    return step.channels_last(x.reshape(sizes))
-
-
-def flatten(step: Step, x: Tensor) -> Tensor:
-    """Flatten to two axes."""
-    axis = step.attributes.get("axis", 1) % (x.dim() + 1)
-    return x.reshape(int(np.prod(x.shape[:axis])), -1)
-
-
-def transpose(step: Step, x: Tensor) -> Tensor:
-    """Transpose."""
-    order = step.attributes.get("perm") or range(x.dim())[::-1]
-    return step.channels_last(x.permute(*order))
-
-
-def squeeze(step: Step, x: Tensor, axes: Value = None) -> Tensor:
-    """Squeeze."""
-    places = [place for place, size in enumerate(x.shape) if size == 1]
-    places = places if axes is None else [axis % x.dim() for axis in axes.tolist()]
-    return x.reshape(_without(x.shape, places))
-
-
-def unsqueeze(step: Step, x: Tensor, axes: np.ndarray) -> Tensor:
-    """Unsqueeze."""
-    rank = x.dim() + len(axes)
-    places, sizes = {axis % rank for axis in axes.tolist()}, iter(x.shape)
-    return step.channels_last(x.reshape([1 if place in places else next(sizes) for place in range(rank)]))
-
-
-def concat(step: Step, *inputs: Value) -> Value:
-    """Concat, in integers if all inputs are on one grid."""
-    axis, first = step.attributes["axis"], inputs[0]
-    rank = max(real_rank(value) for value in inputs)
-    joined = torch.cat([operand(step, place, value, rank) for place, value in enumerate(inputs)], axis)
-    one_grid = all(isinstance(value, Integers) for value in inputs) and (
-        len({(value.scale, value.zero_point) for value in inputs}) == 1
-    )
-    return first.again(joined) if one_grid else joined
-
-
-def cut(step: Step, x: Tensor, starts: Value, ends: Value, axes: Value = None, steps: Value = None) -> Tensor:
-    """Slice; a convolution with a kernel of one pixel takes every n-th row or column, which XNNPACK's slices cannot."""
-    starts, ends = starts.tolist(), ends.tolist()
-    axes = list(range(len(starts))) if axes is None else axes.tolist()
-    for axis, start, end, by in zip(axes, starts, ends, [1] * len(starts) if steps is None else steps.tolist()):
-        step.expect(by > 0, "slices backwards")
-        axis, size = axis % x.dim(), x.shape[axis]
-        start, end, _ = slice(start, end).indices(size)
-        x = x if (start, end) == (0, size) else x.narrow(axis, start, end - start)
-        if by > 1:
-            step.expect(x.dim() == 4 and axis > 1, f"takes every {by}th element of axis {axis}, not of rows or columns")
-            one = step.constant(f"one_{axis}", np.ones((x.shape[1], 1, 1, 1), np.float32))
-            x = F.conv2d(x, one, stride=(by, 1) if axis == 2 else (1, by), groups=x.shape[1])
-    return x
-
-
-def split(step: Step, x: Value, sizes: Value = None) -> list[Value]:
-    """Split, in integers if the input is."""
-    axis, length = step.attributes.get("axis", 0), real(x).shape[step.attributes.get("axis", 0)]
-    each = -(-length // len(step.outputs))
-    given = [each] * (len(step.outputs) - 1) if sizes is None else sizes.tolist()[:-1]
-    parts, start = [], 0
-    for size in [*given, length - sum(given)]:
-        part = real(x).narrow(axis, start, size)
-        parts.append(x.again(part) if isinstance(x, Integers) else part)
-        start += size
-    return parts
-
-
-def pad(step: Step, x: Value, pads: np.ndarray, value: Value = None, axes: Value = None) -> Tensor:
-    """Pad with a constant."""
-    step.expect(step.attributes.get("mode", b"constant") == b"constant", "pads with the image's own values")
-    x = real(x)
-    amounts = [(0, 0)] * x.dim()
-    places = range(x.dim()) if axes is None else axes.tolist()
-    for number, place in enumerate(places):
-        amounts[place] = (int(pads[number]), int(pads[number + len(pads) // 2]))
-    return F.pad(x, [size for pair in amounts[::-1] for size in pair], value=0.0 if value is None else float(value))
 
 
 def batch_norm(step: Step, x: Value, *statistics: Value) -> Tensor:
@@ -389,15 +248,15 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "GlobalAveragePool": global_average,
     "ReduceMean": _mean,
     "ReduceSum": _sum,
-    "Reshape": keeping(reshape),
-    "Flatten": keeping(flatten),
-    "Transpose": keeping(transpose),
-    "Squeeze": keeping(squeeze),
-    "Unsqueeze": keeping(unsqueeze),
-    "Slice": keeping(cut),
-    "Split": split,
-    "Concat": concat,
-    "Pad": pad,
+    "Reshape": keeping(shapes.reshape),
+    "Flatten": keeping(shapes.flatten),
+    "Transpose": keeping(shapes.transpose),
+    "Squeeze": keeping(shapes.squeeze),
+    "Unsqueeze": keeping(shapes.unsqueeze),
+    "Slice": keeping(shapes.cut),
+    "Split": shapes.split,
+    "Concat": shapes.concat,
+    "Pad": shapes.pad,
     "BatchNormalization": batch_norm,
     "LayerNormalization": layer_norm,
     "Conv": convolution,

@@ -11,9 +11,10 @@ import torch
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.runtime.silence import silent
-from lbitcls.deploy.targets.xnnpack.layers import merge_bounds
-from lbitcls.deploy.targets.xnnpack.network import LayerStep, Network, Step
+from lbitcls.deploy.targets.xnnpack.int8_layers import merge_bounds
+from lbitcls.deploy.targets.xnnpack.network import LayerStep, Network
 from lbitcls.deploy.targets.xnnpack.operators import OPERATORS
+from lbitcls.deploy.targets.xnnpack.steps import Step
 from lbitcls.utils.errors import ConfigError, LbitclsError, reason_of
 
 if TYPE_CHECKING:
@@ -109,11 +110,11 @@ def _is_dequantized(graph: Graph, name: str) -> bool:
 
 def _check_delegated(lowered: torch.fx.Graph, network: Network) -> None:
     """Raise `ConfigError` if XNNPACK left an integer layer out; warn of other operations that it left out."""
-    outside: dict[Step, set[str]] = {}
-    for node in lowered.nodes:
-        name = str(getattr(node.target, "__name__", node.target))
-        if node.op == "call_function" and not name.startswith(_DELEGATION):
-            outside.setdefault(_step_of(node, network), set()).add(name.partition(".")[2] or name)
+    outside = {
+        _step_of(node, network): None
+        for node in lowered.nodes
+        if node.op == "call_function" and not str(getattr(node.target, "__name__", node.target)).startswith(_DELEGATION)
+    }
     layers = [step.called for step in outside if isinstance(step, LayerStep)]
     if layers:
         raise ConfigError(
