@@ -15,6 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 RUNTIME := $(VENV)/.stamp-runtime
 DEPLOY := $(VENV)/.stamp-deploy
 TESTS := $(VENV)/.stamp-tests
+ENGINES := $(VENV)/.stamp-engines
 
 # The tested set needs a newer Python than the package does.
 OLDEST_PYTHON := 3.$(if $(filter constraints.txt,$(CONSTRAINTS)),11,10)
@@ -42,6 +43,10 @@ pytest: $(TESTS) ## run the tests alone
 .PHONY: test-slow
 test-slow: $(TESTS) ## run the long test matrices
 	$(PYTEST) -m slow $(ARGS)
+
+.PHONY: engines
+engines: setup-engines ## run every target's files in their own engines: the table of docs/engines.md, hours for all of it
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/engines.py $(ARGS)
 
 .PHONY: coverage
 coverage: $(TESTS) ## run the tests and report the share of lines and branches that they cover, by file
@@ -104,6 +109,15 @@ install: $(DEPLOY) ## only install what training and export need
 .PHONY: setup
 setup: $(TESTS) ## only install, the runtime and what the tests need
 
+.PHONY: setup-engines
+setup-engines: $(ENGINES) ## only install the engines of all targets: packages, the browser's runtime (npm), Chromium (as root)
+	@$(BIN)/python -c 'from lbitcls.deploy.runtime.page import npm; \
+	  print("" if npm.archive().is_file() else npm.install_command())' | sh >/dev/null || \
+	  echo "The runtime for pages could not be fetched; their tests are skipped." >&2
+	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends chromium chromium-driver; } >/dev/null || \
+	  echo "Chromium is not here and was not installed; its tests are skipped." >&2
+
 $(VENV)/.stamp-venv:
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "$(PYTHON) is not here. Install Python $(OLDEST_PYTHON) or newer: apt-get install python3 python3-venv" >&2; exit 1; }
@@ -127,4 +141,11 @@ $(DEPLOY): $(RUNTIME)
 $(TESTS): $(DEPLOY)
 	$(INSTALL) -r requirements/tests.txt -r requirements/analysis.txt -r requirements/docs.txt -r requirements/mmcv.txt \
 	  -r requirements/timm.txt
+	@touch $@
+
+# executorch asks for much that neither exporting for XNNPACK nor running needs; ruamel.yaml and tabulate it does.
+$(ENGINES): $(TESTS)
+	$(INSTALL) -r requirements/engines.txt -r requirements/litert.txt -r requirements/qonnx.txt -r requirements/web.txt
+	$(INSTALL) --no-deps -r requirements/executorch.txt torchao
+	$(INSTALL) ruamel.yaml tabulate
 	@touch $@

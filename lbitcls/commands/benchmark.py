@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> object:
 
     return benchmark_models(
         args.models,
-        engine=args.engine or "openvino",
+        engine=args.engine,
         threads=args.threads,
         batches=args.batch,
         precision=args.precision,

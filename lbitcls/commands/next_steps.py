@@ -83,6 +83,8 @@ def _after_export(args: argparse.Namespace, _: Any) -> Commands:
     if args.part == "backbone":
         return []
     model = Path(args.out)
+    if model.is_dir():
+        return [["demo", str(model)]]
     return [["test", args.config, str(model), *_given(args)], _benchmark(model)]
 
 

@@ -17,7 +17,7 @@ HEADER = ("batch", "bits", "precision", "median ms", "90 % ms", "images/s", "rat
 def benchmark_models(
     models: Sequence[str | Path],
     *,
-    engine: str = "openvino",
+    engine: str | None = None,
     threads: int | None = 2,
     batches: Sequence[int] = (1, 16),
     precision: str = "f32",
@@ -25,11 +25,11 @@ def benchmark_models(
     repeats: int = 30,
     out: str | Path | None = None,
 ) -> Comparison:
-    """Time ONNX files side by side, and print a table.
+    """Time exported models side by side, and print a table.
 
     Args:
         models: Exported files; ratios are to the first that is known to be float, or else to the last.
-        engine: `openvino` or `onnxruntime`.
+        engine: Engine of all files; None: for each file the first that judges files of its target.
         threads: Number of threads of the engine; None: its own choice.
         batches: Batch sizes.
         precision: Type of non-integer operations: `f32` or `bf16`.

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lbitcls.deploy.runtime.engine import Engine, find_engine, load
+from lbitcls.deploy.runtime.engine import Engine, load
+from lbitcls.deploy.runtime.metadata import model_file
 from lbitcls.utils.errors import ConfigError
 
 MOST_REPEATS = 100_000
@@ -76,19 +77,19 @@ class Comparison:
 def time_models(
     paths: Sequence[str | Path],
     *,
-    engine: str = "openvino",
+    engine: str | None = None,
     threads: int | None = 2,
     batches: Sequence[int] = (1, 16),
     precision: str = "f32",
     bf16: bool = False,
     repeats: int = 30,
 ) -> Comparison:
-    """Time ONNX files side by side.
+    """Time exported models side by side.
 
     Args:
-        paths: ONNX files that expect images of one shape. The baseline is the first that is known to be float, or else
-            the last of several.
-        engine: Name of the engine.
+        paths: Exported models that expect images of one shape. The baseline is the first that is known to be float,
+            or else the last of several.
+        engine: Name of the engine; None: for each file the first that judges files of its target.
         threads: Number of threads of the engine; None: its own choice.
         batches: Batch sizes, each at least 1.
         precision: `'f32'` or `'bf16'`.
@@ -109,14 +110,14 @@ def time_models(
         runs = [load(path, engine, threads, precision) for path in paths]
         _check_memory(max(batches), _image_shape(runs))
         baseline = _baseline(runs)
-        if bf16 and baseline is not None and precision != "bf16" and find_engine(engine).supports("bf16"):
-            runs.append(load(baseline.path, engine, threads, "bf16"))
+        if bf16 and baseline is not None and precision != "bf16" and baseline.supports("bf16"):
+            runs.append(load(baseline.path, baseline.name, threads, "bf16"))
         timings += time_engines(runs, baseline, batch, repeats)
     return Comparison(
         cpu=cpu_name(),
         cores=os.cpu_count() or 1,
         threads=threads,
-        engine=f"{engine} {runs[0].version}",
+        engine=", ".join(dict.fromkeys(f"{run.name} {run.version}" for run in runs)),
         baseline=str(baseline.path) if baseline is not None else None,
         timings=tuple(timings),
     )
@@ -170,7 +171,7 @@ def time_engines(runs: Sequence[Engine], baseline: Engine | None, batch: int, re
             p90_ms=1e3 * float(np.quantile(seen, 0.9)),
             images_per_second=batch / medians[id(run)],
             ratio=None if baseline is None else medians[id(run)] / medians[id(baseline)],
-            size_kib=run.path.stat().st_size / 1024,
+            size_kib=model_file(run.path).stat().st_size / 1024,
         )
         for run, seen in zip(runs, times, strict=True)
     ]

@@ -73,6 +73,7 @@ class Engine(ABC):
         extra: Extra of lbitcls that installs it.
         suffixes: Suffixes of the files that it opens; an empty one stands for a folder.
         precisions: Precisions that it supports: `'f32'`, `'bf16'`.
+        targets: Targets whose files it computes as intended, besides those that name it as a judge.
         path: File or folder.
         info: Metadata in the file; None for a file that lbitcls did not write.
         precision: Precision of operations outside of integer layers.
@@ -87,6 +88,7 @@ class Engine(ABC):
     extra: ClassVar[str] = "deploy"
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     precisions: ClassVar[tuple[str, ...]] = ("f32",)
+    targets: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
         require(self.package, self.extra)
@@ -231,8 +233,8 @@ def load(path: str | Path, engine: str | None = None, threads: int | None = None
     except Exception as error:  # each engine has its own exception types
         raise CheckpointError(f"{kind.name} cannot run {path}: {str(error).strip()}") from error
     info, use = opened.info, "%s was exported for %s, and %s may compute it wrongly: use %s."
-    if info is not None and info.engines is not None and kind.name not in info.engines:
-        logger.warning(use, path, info.target, kind.name, " or ".join(info.engines))
+    if info is not None and kind.name not in (info.engines or [kind.name]) and info.target not in kind.targets:
+        logger.warning(use, path, info.target, kind.name, " or ".join(info.engines or ()))
     return opened
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from lbitcls.deploy.runtime.engine import Description, Engine
 from lbitcls.deploy.runtime.metadata import read_info, require
+from lbitcls.deploy.runtime.silence import silent
 from lbitcls.registry import ENGINES
 from lbitcls.utils.errors import CheckpointError
 
@@ -25,11 +26,13 @@ class LiteRTEngine(Engine):
     package = "ai_edge_litert"
     extra = "litert"
     suffixes = (".tflite",)
+    targets = ("litert",)
     kernels: ClassVar[str] = "AUTO"
     """Which kernels run, by LiteRT's name: those of its default delegate, XNNPACK, where it has one."""
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
         self._lock = Lock()
+        self._allocated: tuple[int, ...] | None = None
         super().__init__(path, threads, precision)
 
     def _describe(self, path: Path) -> Description:
@@ -58,9 +61,11 @@ class LiteRTEngine(Engine):
         with self._lock:
             taken = self._interpreter.get_input_details()[0]
             arranged = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-            if tuple(taken["shape"]) != arranged.shape:
+            if self._allocated != arranged.shape:
                 self._interpreter.resize_tensor_input(taken["index"], arranged.shape)
-            self._interpreter.allocate_tensors()
+                with silent():  # it announces its delegate
+                    self._interpreter.allocate_tensors()
+                self._allocated = arranged.shape
             self._interpreter.set_tensor(taken["index"], arranged)
             self._interpreter.invoke()
             outputs = [self._interpreter.get_tensor(o["index"]) for o in self._interpreter.get_output_details()]

@@ -22,6 +22,7 @@ class OpenCVEngine(Engine):
     """OpenCV 5, its classic engine; the number of threads is one of the whole process."""
 
     name = "opencv"
+    targets = ("cpu",)
     package = "cv2"
     extra = "engines"
 

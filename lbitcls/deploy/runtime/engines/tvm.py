@@ -22,6 +22,7 @@ class TVMEngine(Engine):
     """TVM's Relax compiler with LLVM, not tuned, so its times say little; the number of threads is its own."""
 
     name = "tvm"
+    targets = ("cpu",)
     package = "tvm"
     extra = "engines"
 
