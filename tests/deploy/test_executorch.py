@@ -129,9 +129,9 @@ def test_codes_fill_int8_exactly() -> None:
     "zero_point, low, high", [(-128, 0, 15), (0, -8, 7), (3, -2, 5), (-128, 0, 255), (10, -7, 117)]
 )
 def test_finer_grid_contains_each_level(zero_point: int, low: int, high: int) -> None:
-    from lbitcls.deploy.targets.xnnpack.int8_layers import Grid
+    from lbitcls.deploy.targets.xnnpack.int8_layers import Int8Grid
 
-    grid = Grid(0.37, zero_point, low, high)
+    grid = Int8Grid(0.37, zero_point, low, high)
     finer = grid.finer
     places = np.arange(low, high + 1) * grid.scale / finer.scale
     assert np.allclose(places, places.round(), atol=1e-9) and finer.low + finer.zero_point == -128

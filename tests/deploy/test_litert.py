@@ -21,8 +21,8 @@ from lbitcls.deploy.runtime.metadata import read_info
 from lbitcls.deploy.targets.tflite import reading
 from lbitcls.deploy.targets.tflite.filling import Sample, _refined
 from lbitcls.deploy.targets.tflite.flatbuffer import tflite_bytes
-from lbitcls.deploy.targets.tflite.flatfile import FlatFile, Grid
-from lbitcls.deploy.targets.tflite.writing import Writer
+from lbitcls.deploy.targets.tflite.flatfile import FlatFile, TFLiteGrid
+from lbitcls.deploy.targets.tflite.writing import TFLiteWriter
 from lbitcls.deploy.targets.tflite.written_layers import filled
 from lbitcls.deploy.verification.tflite_reference import TFLiteReference, multiplier_of, requantize
 from lbitcls.deploy.verification.verify import verify
@@ -99,9 +99,11 @@ def test_a_range_that_only_attributes_state_is_ignored(
         quantizer.scale.data *= 0.5  # so that the range ends many values
     right = differences(model, export(model, images(), tmp_path), images())
 
-    def naive(scale: float, low: int, high: int) -> Grid:
+    def naive(scale: float, low: int, high: int) -> TFLiteGrid:
         return (
-            Grid(scale, -128 - low, -128, high - low - 128) if high - low <= 255 else Grid(scale, 0, low, high, "int16")
+            TFLiteGrid(scale, -128 - low, -128, high - low - 128)
+            if high - low <= 255
+            else TFLiteGrid(scale, 0, low, high, "int16")
         )
 
     def state(file: FlatFile, number: int, scales: np.ndarray, zeros: list[int], axis: int) -> None:
@@ -113,8 +115,8 @@ def test_a_range_that_only_attributes_state_is_ignored(
 
     quantize = FlatFile._quantize
     monkeypatch.setattr(FlatFile, "_quantize", state)
-    monkeypatch.setattr(Grid, "of_levels", naive)
-    monkeypatch.setattr(Writer, "bounded", lambda writer, number, grid, skip_low=False: number)
+    monkeypatch.setattr(TFLiteGrid, "of_levels", naive)
+    monkeypatch.setattr(TFLiteWriter, "bounded", lambda writer, number, grid, skip_low=False: number)
     wrong = differences(model, export(model, images(), tmp_path), images())
     assert right[1] < 0.1 and wrong[1] > 5 * right[1]
 
@@ -186,7 +188,7 @@ def test_what_cannot_be_expressed_is_refused_before_writing(quantized: Quantized
 
 def test_rounding_twice_is_rounding_once() -> None:
     """On a finer grid whose step is an odd fraction of the layer's."""
-    reader = Grid.of_levels(0.3, 0, 15)
+    reader = TFLiteGrid.of_levels(0.3, 0, 15)
     values = np.random.default_rng(0).uniform(0, 9, 100_000)
     grids = _refined(reader, Sample(0.0, 9.0))
     assert [round(reader.scale / grid.scale) for grid in grids] == [1, 3, 5, 7, 9, 11, 13, 15, 17]

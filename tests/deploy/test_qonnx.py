@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lbitcls.deploy import load
 from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.passes.graph import Graph
-from lbitcls.deploy.passes.quant_nodes import Grid, grid_of, quantization_faults
+from lbitcls.deploy.passes.quant_nodes import QuantGrid, grid_of, quantization_faults
 from lbitcls.deploy.runtime.engines.qonnx import QONNXEngine, executor, with_shapes
 from lbitcls.deploy.verification.reference import reference_model
 from lbitcls.quant import build_mtransformer, calibrate
@@ -203,4 +203,4 @@ def test_grids() -> None:
             assert grid.bits == max(1, (levels - 1).bit_length())
             assert grid.exact or levels & (levels - 1) or levels == 1, (low, high, zero)
             assert grid.zero_point == 0 or zero > low
-    assert grid_of(-128, 127, 0) == Grid(8, True) and grid_of(0, 254, 127) == Grid(8, True, narrow=True)
+    assert grid_of(-128, 127, 0) == QuantGrid(8, True) and grid_of(0, 254, 127) == QuantGrid(8, True, narrow=True)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Grid of a Quant node.
+class QuantGrid:
+    """QuantGrid of a Quant node.
 
     Attributes:
         bits: Bit width.
@@ -48,7 +48,7 @@ class Grid:
     exact: bool = True
 
 
-def grid_of(low: int, high: int, zero_point: int) -> Grid:
+def grid_of(low: int, high: int, zero_point: int) -> QuantGrid:
     """Return the narrowest grid that holds the integers `low` to `high`, of which `zero_point` represents 0.
 
     Integers and zero point may be shifted together, since only their difference counts. A grid without a zero point is
@@ -56,29 +56,29 @@ def grid_of(low: int, high: int, zero_point: int) -> Grid:
 
     Example:
         >>> grid_of(-7, 7, 0), grid_of(0, 15, 3).zero_point, grid_of(0, 250, 0).exact
-        (Grid(bits=4, signed=True, narrow=True, zero_point=0, exact=True), 3, False)
+        (QuantGrid(bits=4, signed=True, narrow=True, zero_point=0, exact=True), 3, False)
     """
     bits = max(1, (high - low).bit_length())
     top, levels = 2 ** (bits - 1) - 1, high - low + 1
     below, above = low - zero_point, high - zero_point
     if below >= 0:
         bits = max(1, above.bit_length())
-        return Grid(bits, False, exact=(below, above) == (0, 2**bits - 1))
+        return QuantGrid(bits, False, exact=(below, above) == (0, 2**bits - 1))
     if bits > 1 and -top <= below and above <= top:
-        return Grid(bits, True, narrow=True, exact=(below, above) == (-top, top))
+        return QuantGrid(bits, True, narrow=True, exact=(below, above) == (-top, top))
     if -top - 1 <= below and above <= top:
-        return Grid(bits, True, exact=(below, above) == (-top - 1, top))
+        return QuantGrid(bits, True, exact=(below, above) == (-top - 1, top))
     if bits > 1 and levels == 2**bits - 1:
-        return Grid(bits, True, narrow=True, zero_point=zero_point - low - top)
-    return Grid(bits, False, zero_point=zero_point - low, exact=levels == 2**bits)
+        return QuantGrid(bits, True, narrow=True, zero_point=zero_point - low - top)
+    return QuantGrid(bits, False, zero_point=zero_point - low, exact=levels == 2**bits)
 
 
-def weight_grid(codes: np.ndarray, bits: int | None) -> Grid:
+def weight_grid(codes: np.ndarray, bits: int | None) -> QuantGrid:
     """Return the signed grid of a weight's integers: of the trained `bits`, or of as many as the integers need."""
     low, high = int(codes.min()), int(codes.max())
     needed = max(high, -low - 1, 1).bit_length() + 1
     bits = max(needed, bits or 0)
-    return Grid(bits, True, narrow=low > -(2 ** (bits - 1)))
+    return QuantGrid(bits, True, narrow=low > -(2 ** (bits - 1)))
 
 
 def quantization_faults(graph: Graph) -> list[str]:
@@ -235,7 +235,7 @@ def _range(graph: Graph, clip: NodeProto | None, scale: np.ndarray, zero: np.nda
     return min(ends), ends[1]
 
 
-def _replace(graph: Graph, node: NodeProto, output: str, inputs: list[str], grid: Grid) -> None:
+def _replace(graph: Graph, node: NodeProto, output: str, inputs: list[str], grid: QuantGrid) -> None:
     """Replace `node` by a Quant with the given output, input and scale."""
     for name, value in (("zero_point", grid.zero_point), ("bits", grid.bits)):
         constant = f"qonnx.{name}_{value}".replace("-", "minus_")

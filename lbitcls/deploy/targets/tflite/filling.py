@@ -19,7 +19,7 @@ import numpy as np
 
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import require
-from lbitcls.deploy.targets.tflite.flatfile import Grid
+from lbitcls.deploy.targets.tflite.flatfile import TFLiteGrid
 from lbitcls.deploy.targets.tflite.operations import FIXED, INTEGER
 from lbitcls.deploy.targets.tflite.reading import BOUNDS, LAYERS, MOVING, Source
 
@@ -85,7 +85,7 @@ class _Point:
 
     name: str
     users: tuple[str, ...] | None = None
-    grids: tuple[Grid, ...] = ()
+    grids: tuple[TFLiteGrid, ...] = ()
     final: bool = False
 
 
@@ -142,9 +142,9 @@ def _leads_to_quantize(source: Source, clip: NodeProto) -> bool:
     return len(users) == 1 and users[0].op_type == "QuantizeLinear"
 
 
-def _readers(source: Source, name: str) -> tuple[list[Grid], list[NodeProto]]:
+def _readers(source: Source, name: str) -> tuple[list[TFLiteGrid], list[NodeProto]]:
     """Return the grids on which layers read a tensor, also through moves and bounds, and all other readers."""
-    grids: list[Grid] = []
+    grids: list[TFLiteGrid] = []
     others: list[NodeProto] = []
     for node in source.consumers(name):
         if node.op_type == "QuantizeLinear":
@@ -191,13 +191,13 @@ def _samples(
     return samples
 
 
-def _grid(source: Source, point: _Point, sample: Sample) -> Grid:
+def _grid(source: Source, point: _Point, sample: Sample) -> TFLiteGrid:
     made_by = source.producer(point.name)
     if made_by is not None and made_by.op_type in FIXED:
         return FIXED[made_by.op_type]
     if point.final:
         scale = max(-sample.low, sample.high, _TINY) * 1.5 / 32767  # room for other images
-        return Grid.of_levels(float(np.float32(scale)), -32768, 32767)
+        return TFLiteGrid.of_levels(float(np.float32(scale)), -32768, 32767)
     curves = {node.op_type for node in source.consumers(point.name)}
     seen_as = _CURVES.get(curves.pop()) if len(curves) == 1 else None
     values = sample.values
@@ -209,18 +209,18 @@ def _grid(source: Source, point: _Point, sample: Sample) -> Grid:
     return best if _error(best, values, seen_as) <= _LOSS * _error(free, values, seen_as) else free
 
 
-def _by_range(sample: Sample) -> list[Grid]:
+def _by_range(sample: Sample) -> list[TFLiteGrid]:
     """Return candidates: the whole range, and parts of it around 0."""
     span = max(sample.high - sample.low, _TINY * _LEVELS)
     grids = []
     for fraction in _FRACTIONS:
         scale = float(np.float32(span * fraction / (_LEVELS - 1)))
         low = -int(np.clip(np.rint(-sample.low * fraction / scale), 0, _LEVELS - 1))
-        grids.append(Grid.of_levels(scale, low, low + _LEVELS - 1))
+        grids.append(TFLiteGrid.of_levels(scale, low, low + _LEVELS - 1))
     return grids
 
 
-def _refined(reader: Grid, sample: Sample) -> list[Grid]:
+def _refined(reader: TFLiteGrid, sample: Sample) -> list[TFLiteGrid]:
     """Return grids of 256 levels, of which a layer's levels are every first, third, fifth, … one."""
     low, high = reader.low - reader.zero, reader.high - reader.zero
     grids = []
@@ -230,22 +230,24 @@ def _refined(reader: Grid, sample: Sample) -> list[Grid]:
         scale = float(np.float32(reader.scale / times))
         least = min(low * times, -int(np.rint(-sample.low / scale)))
         least = max(least, high * times - (_LEVELS - 1), -(_LEVELS - 1))
-        grids.append(Grid.of_levels(scale, least, least + _LEVELS - 1))
+        grids.append(TFLiteGrid.of_levels(scale, least, least + _LEVELS - 1))
     return grids
 
 
-def _best(grids: Sequence[Grid], values: np.ndarray, seen_as: Callable[[np.ndarray], np.ndarray] | None) -> Grid:
+def _best(
+    grids: Sequence[TFLiteGrid], values: np.ndarray, seen_as: Callable[[np.ndarray], np.ndarray] | None
+) -> TFLiteGrid:
     return min(grids, key=lambda grid: _error(grid, values, seen_as))
 
 
-def _error(grid: Grid, values: np.ndarray, seen_as: Callable[[np.ndarray], np.ndarray] | None) -> float:
+def _error(grid: TFLiteGrid, values: np.ndarray, seen_as: Callable[[np.ndarray], np.ndarray] | None) -> float:
     """Return the mean squared error of values on a grid, also as the function `seen_as` of them."""
     rounded = np.clip(np.rint(values / grid.scale), grid.low - grid.zero, grid.high - grid.zero) * grid.scale
     difference = rounded - values if seen_as is None else seen_as(rounded) - seen_as(values)
     return float(np.square(difference).mean())
 
 
-def _insert(graph: Graph, point: _Point, grid: Grid) -> None:
+def _insert(graph: Graph, point: _Point, grid: TFLiteGrid) -> None:
     """Quantize and dequantize a tensor for those that shall read its integers."""
     scale = graph.add_constant(f"{point.name}.scale", np.array(grid.scale, np.float32))
     zero = graph.add_constant(f"{point.name}.zero_point", np.array(grid.zero, grid.dtype))

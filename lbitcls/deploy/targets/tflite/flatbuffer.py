@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lbitcls.deploy.targets.tflite.moves import MOVES
 from lbitcls.deploy.targets.tflite.operations import FLOAT, INTEGER
 from lbitcls.deploy.targets.tflite.reading import Source
-from lbitcls.deploy.targets.tflite.writing import Kinds, Writer
+from lbitcls.deploy.targets.tflite.writing import Kinds, TFLiteWriter
 from lbitcls.deploy.targets.tflite.written_layers import float_layer, integer_layer
 
 if TYPE_CHECKING:
@@ -28,6 +28,6 @@ def tflite_bytes(model: ModelProto) -> bytes:
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, _DEPTH * len(source.nodes)))
     try:
-        return Writer(source, _KINDS).bytes()
+        return TFLiteWriter(source, _KINDS).bytes()
     finally:
         sys.setrecursionlimit(before)

@@ -50,7 +50,7 @@ def schema() -> Any:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TFLiteGrid:
     """Integers of a tensor: value = scale * (integer - zero); only integers from low to high occur.
 
     Attributes:
@@ -68,7 +68,7 @@ class Grid:
     dtype: str = "int8"
 
     @classmethod
-    def of_levels(cls, scale: float, low: int, high: int) -> Grid:
+    def of_levels(cls, scale: float, low: int, high: int) -> TFLiteGrid:
         """Return the grid of the levels low·scale to high·scale, low ≤ 0 ≤ high, stored as int8 or int16.
 
         The largest level is the largest integer of int8, where the engine's arithmetic ends by itself, so that at most
@@ -84,11 +84,11 @@ class Grid:
         info = np.iinfo(self.dtype)
         return int(info.min), int(info.max)
 
-    def narrowed(self, low: float, high: float) -> Grid:
+    def narrowed(self, low: float, high: float) -> TFLiteGrid:
         """Return the same integers, but only those from round(low / scale) to round(high / scale)."""
         ends = [self.zero + float(np.rint(np.float32(bound) / np.float32(self.scale))) for bound in (low, high)]
         lowest, highest = int(max(self.low, ends[0])), int(min(self.high, ends[1]))
-        return Grid(self.scale, self.zero, lowest, max(lowest, highest), self.dtype)
+        return TFLiteGrid(self.scale, self.zero, lowest, max(lowest, highest), self.dtype)
 
 
 class FlatFile:
@@ -102,10 +102,10 @@ class FlatFile:
         self._model.version, self._model.operatorCodes, self._model.buffers = _VERSION, [], [s.BufferT()]
         self._codes: dict[tuple[str, int], int] = {}
         self._constants: dict[tuple[Any, ...], int] = {}
-        self.grids: dict[int, Grid] = {}
+        self.grids: dict[int, TFLiteGrid] = {}
         self.shapes: dict[int, tuple[int, ...]] = {}
 
-    def tensor(self, name: str, shape: Sequence[int], grid: Grid | None = None) -> int:
+    def tensor(self, name: str, shape: Sequence[int], grid: TFLiteGrid | None = None) -> int:
         """Add an activation; `shape` is that of one image, its batch axis 1. Without a grid it is float32."""
         dtype = "float32" if grid is None else grid.dtype
         number = self._add(name, shape, dtype, 0)
@@ -128,7 +128,7 @@ class FlatFile:
             self._constants[key] = number
         return self._constants[key]
 
-    def scalar(self, name: str, value: int, grid: Grid) -> int:
+    def scalar(self, name: str, value: int, grid: TFLiteGrid) -> int:
         """Add an integer constant on a grid."""
         buffer = schema().BufferT()
         buffer.data = np.frombuffer(np.array([value], grid.dtype).tobytes(), np.uint8)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
-from lbitcls.deploy.targets.tflite.writing import Form, UnsupportedError, Writer, stored, stored_axis
+from lbitcls.deploy.targets.tflite.writing import Form, TFLiteWriter, UnsupportedError, stored, stored_axis
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 _NHWC, _NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-def _alike(writer: Writer, number: int, name: str, shape: tuple[int, ...]) -> int:
+def _alike(writer: TFLiteWriter, number: int, name: str, shape: tuple[int, ...]) -> int:
     """Return a new tensor on the same grid."""
     return writer.file.tensor(name, shape, writer.file.grids.get(number))
 
 
-def _transposed(writer: Writer, number: int, order: tuple[int, ...]) -> int:
+def _transposed(writer: TFLiteWriter, number: int, order: tuple[int, ...]) -> int:
     shape = writer.file.shapes[number]
     moved = tuple(shape[axis] for axis in order)
     movable = [axis for axis in order if shape[axis] != 1]
@@ -33,7 +33,7 @@ def _transposed(writer: Writer, number: int, order: tuple[int, ...]) -> int:
     )
 
 
-def _reshaped(writer: Writer, number: int, shape: tuple[int, ...]) -> int:
+def _reshaped(writer: TFLiteWriter, number: int, shape: tuple[int, ...]) -> int:
     if shape == writer.file.shapes[number]:
         return number
     output = _alike(writer, number, "reshaped", shape)
@@ -42,7 +42,7 @@ def _reshaped(writer: Writer, number: int, shape: tuple[int, ...]) -> int:
     return writer.file.operation("RESHAPE", [number, sizes], output, "ReshapeOptions", newShape=wanted.tolist())
 
 
-def reshape(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def reshape(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Write Reshape, Flatten, Squeeze or Unsqueeze; the batch axis stays."""
     number, shape = form(node.input[0]), writer.source.shape(name)
     before = writer.source.shape(node.input[0])
@@ -56,7 +56,7 @@ def reshape(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
     return _transposed(writer, number, _NHWC) if len(shape) == 4 else number
 
 
-def transpose(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def transpose(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Write Transpose."""
     number, order = form(node.input[0]), tuple(attributes(node)["perm"])
     if order[0] != 0:
@@ -66,7 +66,7 @@ def transpose(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
     return _transposed(writer, number, order)
 
 
-def concat(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def concat(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Write Concat."""
     numbers = [form(taken) for taken in node.input]
     shape = writer.shape(node, name)
@@ -75,7 +75,7 @@ def concat(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
     return writer.file.operation("CONCATENATION", numbers, output, "ConcatenationOptions", axis=axis)
 
 
-def max_pool(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def max_pool(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Write MaxPool."""
     given = attributes(node)
     if any(d != 1 for d in given.get("dilations", [1])):
@@ -84,7 +84,7 @@ def max_pool(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
     return _pooled(writer, number, name, node, given["kernel_shape"], given.get("strides", [1, 1]), padding)
 
 
-def global_max(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def global_max(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Write GlobalMaxPool, or ReduceMax over height and width."""
     number = form(node.input[0])
     if node.op_type == "ReduceMax" and sorted(a % 4 for a in axes_of(writer, node)) != [2, 3]:
@@ -95,7 +95,7 @@ def global_max(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
 
 
 def _pooled(
-    writer: Writer,
+    writer: TFLiteWriter,
     number: int,
     name: str,
     node: NodeProto,
@@ -118,7 +118,7 @@ def _pooled(
     )
 
 
-def pad(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def pad(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Write Pad with zeros."""
     given, shape = attributes(node), writer.shape(node, name)
     value = writer.source.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -138,7 +138,7 @@ def pad(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
     return writer.file.operation("PAD", [number, writer.file.constant("paddings", rows)], output, "PadOptions")
 
 
-def slices(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def slices(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Write Slice with constant bounds and positive steps."""
     arrays = [writer.source.array(taken) if taken else None for taken in node.input[1:]]
     if any(a is None for a, taken in zip(arrays, node.input[1:], strict=True) if taken):
@@ -151,7 +151,9 @@ def slices(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
     return _strided(writer, node, name, number, list(zip(axes, starts, ends, steps, strict=True)))
 
 
-def _strided(writer: Writer, node: NodeProto, name: str, number: int, parts: list[tuple[Any, Any, Any, Any]]) -> int:
+def _strided(
+    writer: TFLiteWriter, node: NodeProto, name: str, number: int, parts: list[tuple[Any, Any, Any, Any]]
+) -> int:
     shape = writer.file.shapes[number]
     bounds = [[0, size, 1] for size in shape]
     open_ends = 1  # the batch axis, whose size is free
@@ -170,7 +172,7 @@ def _strided(writer: Writer, node: NodeProto, name: str, number: int, parts: lis
     )
 
 
-def split(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def split(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Write the part of a Split that `name` is, as a slice."""
     axis = attributes(node).get("axis", 0)
     sizes = [writer.source.shape(output)[axis] for output in node.output]
@@ -179,12 +181,12 @@ def split(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
     return _strided(writer, node, name, form(node.input[0]), [(axis, start, start + sizes[place], 1)])
 
 
-def identity(writer: Writer, node: NodeProto, name: str, form: Form) -> int:
+def identity(writer: TFLiteWriter, node: NodeProto, name: str, form: Form) -> int:
     """Return the input."""
     return form(node.input[0])
 
 
-def axes_of(writer: Writer, node: NodeProto) -> list[int]:
+def axes_of(writer: TFLiteWriter, node: NodeProto) -> list[int]:
     """Return the axes of a reduction."""
     given = attributes(node).get("axes")
     if given is None and len(node.input) > 1 and node.input[1]:

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
-from lbitcls.deploy.targets.tflite.flatfile import Grid
+from lbitcls.deploy.targets.tflite.flatfile import TFLiteGrid
 from lbitcls.deploy.targets.tflite.moves import axes_of
-from lbitcls.deploy.targets.tflite.writing import UnsupportedError, Writer, stored_axis
+from lbitcls.deploy.targets.tflite.writing import TFLiteWriter, UnsupportedError, stored_axis
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-FIXED = {"Sigmoid": Grid(1 / 256, -128, -128, 127), "Tanh": Grid(1 / 128, 0, -128, 127)}
+FIXED = {"Sigmoid": TFLiteGrid(1 / 256, -128, -128, 127), "Tanh": TFLiteGrid(1 / 128, 0, -128, 127)}
 """Grids of operations that the format defines only on one."""
 _KINDS = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Div": "DIV"}
 _CURVES = {"Sigmoid": "LOGISTIC", "Tanh": "TANH", "HardSwish": "HARD_SWISH"}
 _MEANS = ("ReduceMean", "GlobalAveragePool")
 
 
-def _held(writer: Writer, node: NodeProto) -> list[int] | None:
+def _held(writer: TFLiteWriter, node: NodeProto) -> list[int] | None:
     """Return a node's operands as integers; None if one is not kept as such."""
     numbers = [writer.held(name) for name in node.input[: 2 if node.op_type in _KINDS else 1]]
     return None if any(number is None for number in numbers) else [n for n in numbers if n is not None]
 
 
-def _combined(writer: Writer, node: NodeProto, name: str, grid: Grid) -> int | None:
+def _combined(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid) -> int | None:
     """Write an addition, subtraction or multiplication of two tensors in integers."""
     numbers = _held(writer, node)
     if numbers is None:
@@ -37,7 +37,7 @@ def _combined(writer: Writer, node: NodeProto, name: str, grid: Grid) -> int | N
     return writer.result(_KINDS[kind], numbers, name, node.name, grid, f"{kind}Options", fusedActivationFunction=0)
 
 
-def _averaged(writer: Writer, node: NodeProto, name: str, grid: Grid) -> int | None:
+def _averaged(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid) -> int | None:
     """Write an average pooling in integers: a convolution with ones, which can scale its result, unlike the pooling."""
     numbers = _held(writer, node)
     if numbers is None:
@@ -64,7 +64,7 @@ def _averaged(writer: Writer, node: NodeProto, name: str, grid: Grid) -> int | N
     )
 
 
-def _pooling(writer: Writer, node: NodeProto, number: int) -> tuple[int, int, list[int], list[int]]:
+def _pooling(writer: TFLiteWriter, node: NodeProto, number: int) -> tuple[int, int, list[int], list[int]]:
     """Return an average pooling's padded input, kind of padding, kernel and strides."""
     given = attributes(node)
     kernel, strides = given["kernel_shape"], given.get("strides", [1, 1])
@@ -76,7 +76,7 @@ def _pooling(writer: Writer, node: NodeProto, number: int) -> tuple[int, int, li
     return padded, padding, list(kernel), list(strides)
 
 
-def _mean(writer: Writer, node: NodeProto, name: str, grid: Grid | None) -> int | None:
+def _mean(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid | None) -> int | None:
     """Write a mean, in integers if `grid` is one."""
     numbers = [writer.real(node.input[0])] if grid is None else _held(writer, node)
     if numbers is None:
@@ -91,7 +91,7 @@ def _mean(writer: Writer, node: NodeProto, name: str, grid: Grid | None) -> int 
     return writer.result("MEAN", inputs, name, node.name, grid, "ReducerOptions", keepDims=kept)
 
 
-def _curve(writer: Writer, node: NodeProto, name: str, grid: Grid) -> int | None:
+def _curve(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid) -> int | None:
     """Write a sigmoid, tanh or hard swish in integers; on its fixed grid, if it has one."""
     numbers = _held(writer, node)
     if numbers is None:
@@ -101,7 +101,7 @@ def _curve(writer: Writer, node: NodeProto, name: str, grid: Grid) -> int | None
     return writer.moved(writer.result(_CURVES[node.op_type], numbers, name, node.name, own, options), name, grid)
 
 
-INTEGER: dict[str, Callable[[Writer, Any, str, Grid], int | None]] = {
+INTEGER: dict[str, Callable[[TFLiteWriter, Any, str, TFLiteGrid], int | None]] = {
     **dict.fromkeys(("Add", "Sub", "Mul"), _combined),
     **dict.fromkeys(_MEANS, _mean),
     **dict.fromkeys(_CURVES, _curve),
@@ -109,14 +109,14 @@ INTEGER: dict[str, Callable[[Writer, Any, str, Grid], int | None]] = {
 }
 
 
-def _real_combined(writer: Writer, node: NodeProto, name: str) -> int:
+def _real_combined(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
     rank = len(writer.source.shape(name))
     numbers = [_real_operand(writer, taken, rank) for taken in node.input]
     kind = node.op_type
     return writer.result(_KINDS[kind], numbers, name, node.name, None, f"{kind}Options", fusedActivationFunction=0)
 
 
-def _real_operand(writer: Writer, name: str, rank: int) -> int:
+def _real_operand(writer: TFLiteWriter, name: str, rank: int) -> int:
     constant = writer.source.array(name)
     if constant is not None:
         return writer.operand(name, constant, rank)
@@ -126,12 +126,12 @@ def _real_operand(writer: Writer, name: str, rank: int) -> int:
     return number
 
 
-def _real_curve(writer: Writer, node: NodeProto, name: str) -> int:
+def _real_curve(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
     options = "HardSwishOptions" if node.op_type == "HardSwish" else ""
     return writer.result(_CURVES[node.op_type], [writer.real(node.input[0])], name, node.name, None, options)
 
 
-def _bounds(writer: Writer, node: NodeProto, name: str) -> int:
+def _bounds(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
     """Write Relu or Clip in float32."""
     inner, low, high = writer.source.behind_bounds(name)
     number = writer.real(inner)
@@ -147,7 +147,7 @@ def _bounds(writer: Writer, node: NodeProto, name: str) -> int:
 _RECTIFIERS = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 
 
-def _hard_sigmoid(writer: Writer, node: NodeProto, name: str) -> int:
+def _hard_sigmoid(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
     """Write min(max(alpha · x + beta, 0), 1)."""
     given = attributes(node)
     number = writer.real(node.input[0])
@@ -163,7 +163,7 @@ def _hard_sigmoid(writer: Writer, node: NodeProto, name: str) -> int:
     return number
 
 
-def _real_average(writer: Writer, node: NodeProto, name: str) -> int:
+def _real_average(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
     number, padding, kernel, strides = _pooling(writer, node, writer.real(node.input[0]))
     return writer.result(
         "AVERAGE_POOL_2D",
@@ -180,7 +180,7 @@ def _real_average(writer: Writer, node: NodeProto, name: str) -> int:
     )
 
 
-def _norm(writer: Writer, node: NodeProto, name: str) -> int:
+def _norm(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
     """Write BatchNormalization as a product and a sum."""
     gamma, beta, mean, variance = (writer.source.known(taken).astype(np.float64) for taken in node.input[1:5])
     factor = gamma / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
@@ -192,20 +192,20 @@ def _norm(writer: Writer, node: NodeProto, name: str) -> int:
     return number
 
 
-def _real_mean(writer: Writer, node: NodeProto, name: str) -> int:
+def _real_mean(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
     number = _mean(writer, node, name, None)
     assert number is not None
     return number
 
 
-def _softmax(writer: Writer, node: NodeProto, name: str) -> int:
+def _softmax(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
     rank = len(writer.source.shape(name))
     if stored_axis(attributes(node).get("axis", -1), rank) != rank - 1:
         raise UnsupportedError(node, "a softmax over another axis than the last cannot be expressed")
     return writer.result("SOFTMAX", [writer.real(node.input[0])], name, node.name, None, "SoftmaxOptions", beta=1.0)
 
 
-FLOAT: dict[str, Callable[[Writer, Any, str], int]] = {
+FLOAT: dict[str, Callable[[TFLiteWriter, Any, str], int]] = {
     **dict.fromkeys(_KINDS, _real_combined),
     **dict.fromkeys(_CURVES, _real_curve),
     **dict.fromkeys(_MEANS, _real_mean),

@@ -10,7 +10,7 @@ import numpy as np
 
 from lbitcls.deploy.passes.graph import POOLS, attributes
 from lbitcls.deploy.runtime.metadata import require
-from lbitcls.deploy.targets.tflite.flatfile import Grid
+from lbitcls.deploy.targets.tflite.flatfile import TFLiteGrid
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -23,7 +23,7 @@ BOUNDS = ("Relu", "Clip")
 
 
 @dataclass(frozen=True)
-class Layer:
+class TFLiteLayer:
     """Convolution or linear layer, with the operations behind it that belong to it.
 
     Attributes:
@@ -118,14 +118,14 @@ class Source:
     def _has_bounds(self, node: NodeProto) -> bool:
         return all(not name or self.array(name) is not None for name in node.input[1:])
 
-    def grid(self, quantize: NodeProto) -> Grid:
+    def grid(self, quantize: NodeProto) -> TFLiteGrid:
         """Return the integers that a QuantizeLinear outputs, within the bounds of operations right before it."""
         scale, zero = float(self.known(quantize.input[1])), self.known(quantize.input[2])
         ends = np.iinfo(zero.dtype)
-        plain = Grid(scale, int(zero), int(ends.min), int(ends.max), zero.dtype.name)
+        plain = TFLiteGrid(scale, int(zero), int(ends.min), int(ends.max), zero.dtype.name)
         _, low, high = self.behind_bounds(quantize.input[0])
         used = plain.narrowed(low, high)
-        return Grid.of_levels(scale, used.low - used.zero, used.high - used.zero)
+        return TFLiteGrid.of_levels(scale, used.low - used.zero, used.high - used.zero)
 
     def is_held(self, name: str) -> bool:
         """Return True for dequantized integers, moved or not."""
@@ -141,7 +141,7 @@ class Source:
             node = self.producer(node.input[0])
         return node if node is not None and node.op_type == "QuantizeLinear" else None
 
-    def layer(self, name: str) -> Layer | None:
+    def layer(self, name: str) -> TFLiteLayer | None:
         """Return the layer that computes a tensor; None if something else does."""
         node = self.producer(name)
         steps: list[tuple[str, np.ndarray]] = []
@@ -210,11 +210,11 @@ def _per_channel(operand: np.ndarray, channels: int, axis: int) -> bool:
 
 def _scaled(
     node: NodeProto, weight: np.ndarray, scales: np.ndarray | None, factor: np.ndarray, bias: np.ndarray
-) -> Layer:
+) -> TFLiteLayer:
     """Return the layer with one more factor for each output channel."""
     broad = factor.reshape(-1, *[1] * (weight.ndim - 1))
     if scales is None:
         weight = (weight * broad).astype(np.float32)
     else:
         weight, scales = np.where(broad < 0, -weight, weight), scales * np.abs(factor)
-    return Layer(node, node.input[0], weight, scales, bias)
+    return TFLiteLayer(node, node.input[0], weight, scales, bias)

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
-from lbitcls.deploy.targets.tflite.flatfile import FlatFile, Grid, schema
-from lbitcls.deploy.targets.tflite.reading import MOVING, Layer, Source
+from lbitcls.deploy.targets.tflite.flatfile import FlatFile, TFLiteGrid, schema
+from lbitcls.deploy.targets.tflite.reading import MOVING, Source, TFLiteLayer
 from lbitcls.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,15 +50,15 @@ class Kinds:
         moves: Operations that move values, in any form.
         integers: Operations that compute in integers; None: they cannot here.
         floats: Operations that compute in float32.
-        integer_layer: Layer whose input is integers, with its result on a grid.
-        float_layer: Layer in float32.
+        integer_layer: TFLiteLayer whose input is integers, with its result on a grid.
+        float_layer: TFLiteLayer in float32.
     """
 
-    moves: Mapping[str, Callable[[Writer, Any, str, Form], int]]
-    integers: Mapping[str, Callable[[Writer, Any, str, Grid], int | None]]
-    floats: Mapping[str, Callable[[Writer, Any, str], int]]
-    integer_layer: Callable[[Writer, Layer, str, Grid], int]
-    float_layer: Callable[[Writer, Layer, str], int]
+    moves: Mapping[str, Callable[[TFLiteWriter, Any, str, Form], int]]
+    integers: Mapping[str, Callable[[TFLiteWriter, Any, str, TFLiteGrid], int | None]]
+    floats: Mapping[str, Callable[[TFLiteWriter, Any, str], int]]
+    integer_layer: Callable[[TFLiteWriter, TFLiteLayer, str, TFLiteGrid], int]
+    float_layer: Callable[[TFLiteWriter, TFLiteLayer, str], int]
 
 
 def stored(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,14 +72,14 @@ def stored_axis(axis: int, rank: int) -> int:
     return {0: 0, 1: 3, 2: 1, 3: 2}[axis] if rank == 4 else axis
 
 
-class Writer:
+class TFLiteWriter:
     """File that grows as tensors are asked for."""
 
     def __init__(self, source: Source, kinds: Kinds) -> None:
         self.source = source
         self.file = FlatFile("model")
         self._kinds = kinds
-        self._codes: dict[tuple[str, Grid], int] = {}
+        self._codes: dict[tuple[str, TFLiteGrid], int] = {}
         self._held: dict[str, int] = {}
         self._real: dict[str, int] = {}
 
@@ -92,7 +92,7 @@ class Writer:
                 self.codes(node.input[0], self.source.grid(node))
         return self.file.bytes({image: self._real[image]}, {name: self.real(name) for name in self.source.outputs})
 
-    def codes(self, name: str, grid: Grid) -> int:
+    def codes(self, name: str, grid: TFLiteGrid) -> int:
         """Return a tensor as integers on `grid`."""
         name, low, high = self.source.behind_bounds(name)
         grid = grid.narrowed(low, high)
@@ -100,7 +100,7 @@ class Writer:
             self._codes[name, grid] = self._made(name, grid)
         return self._codes[name, grid]
 
-    def _made(self, name: str, grid: Grid) -> int:
+    def _made(self, name: str, grid: TFLiteGrid) -> int:
         held = self.held(name)
         if held is not None:
             return self.moved(held, name, grid)
@@ -132,7 +132,7 @@ class Writer:
         assert quantize is not None, name
         return self._kept(node.input[0], self.source.grid(quantize))
 
-    def _kept(self, name: str, grid: Grid) -> int:
+    def _kept(self, name: str, grid: TFLiteGrid) -> int:
         node = self.source.producer(name)
         assert node is not None
         if node.op_type == "QuantizeLinear":
@@ -178,7 +178,14 @@ class Writer:
         return stored(shape)
 
     def result(
-        self, code: str, inputs: list[int], name: str, label: str, grid: Grid | None, options: str = "", **values: Any
+        self,
+        code: str,
+        inputs: list[int],
+        name: str,
+        label: str,
+        grid: TFLiteGrid | None,
+        options: str = "",
+        **values: Any,
     ) -> int:
         """Write an operation that can end its result's range below 0 by itself, and what else ends it.
 
@@ -187,7 +194,7 @@ class Writer:
             inputs: Numbers of its inputs.
             name: Tensor of the graph that it computes.
             label: Name of its result in the file.
-            grid: Grid of the result; None: float32.
+            grid: TFLiteGrid of the result; None: float32.
             options: Schema's name of its options, which have `fusedActivationFunction`; empty: none.
             values: Values of the options.
         """
@@ -201,7 +208,7 @@ class Writer:
             return output
         return self.bounded(output, grid, skip_low=ends_at_zero and "fusedActivationFunction" in values)
 
-    def bounded(self, number: int, grid: Grid, skip_low: bool = False) -> int:
+    def bounded(self, number: int, grid: TFLiteGrid, skip_low: bool = False) -> int:
         """Write the operations that end a range that neither the type nor the operation before ends."""
         low = [("MAXIMUM", grid.low)] if grid.low > grid.ends[0] and not skip_low else []
         high = [("MINIMUM", grid.high)] if grid.high < grid.ends[1] else []
@@ -211,7 +218,7 @@ class Writer:
             number = self.file.operation(code, [number, limit], output, "MaximumMinimumOptions")
         return number
 
-    def moved(self, number: int, name: str, grid: Grid) -> int:
+    def moved(self, number: int, name: str, grid: TFLiteGrid) -> int:
         """Return integers on another grid."""
         given = self.file.grids[number]
         if (given.scale, given.zero, given.dtype) == (grid.scale, grid.zero, grid.dtype):
@@ -224,11 +231,11 @@ class Writer:
     def widened(self, number: int) -> int:
         """Return the same integers in 16 bits, whose zero point is 0."""
         given = self.file.grids[number]
-        grid = Grid(given.scale, 0, given.low - given.zero, given.high - given.zero, "int16")
+        grid = TFLiteGrid(given.scale, 0, given.low - given.zero, given.high - given.zero, "int16")
         output = self.file.tensor("widened", self.file.shapes[number], grid)
         return self.file.operation("QUANTIZE", [number], output, "QuantizeOptions")
 
-    def _quantized(self, name: str, grid: Grid) -> int:
+    def _quantized(self, name: str, grid: TFLiteGrid) -> int:
         taken = self.real(name)
         ends_at_zero = grid.low == grid.zero > grid.ends[0]
         if ends_at_zero:
@@ -286,7 +293,7 @@ class Writer:
         return [*(total // 2 for total in totals), *(total - total // 2 for total in totals)]
 
 
-def _reach(writer: Writer, node: NodeProto) -> tuple[list[int], list[int]]:
+def _reach(writer: TFLiteWriter, node: NodeProto) -> tuple[list[int], list[int]]:
     """Return how many pixels a kernel spans in height and width, and its strides."""
     given = attributes(node)
     kernel = given.get("kernel_shape") or writer.source.shape(node.input[1])[2:]

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
-from lbitcls.deploy.targets.tflite.flatfile import Grid
-from lbitcls.deploy.targets.tflite.reading import Layer
+from lbitcls.deploy.targets.tflite.flatfile import TFLiteGrid
+from lbitcls.deploy.targets.tflite.reading import TFLiteLayer
 
 if TYPE_CHECKING:
-    from lbitcls.deploy.targets.tflite.writing import Writer
+    from lbitcls.deploy.targets.tflite.writing import TFLiteWriter
 
 LARGEST_WEIGHT = 127
 """The format excludes -128: two products of it overflow the 16-bit sums of some kernels for Arm."""
@@ -37,7 +37,7 @@ def filled(weight: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return codes.reshape(weight.shape).astype(np.int8), (scales / factor).astype(np.float32)
 
 
-def integer_layer(writer: Writer, layer: Layer, name: str, grid: Grid) -> int:
+def integer_layer(writer: TFLiteWriter, layer: TFLiteLayer, name: str, grid: TFLiteGrid) -> int:
     """Write a layer whose input is integers, with a result on `grid`."""
     assert layer.scales is not None
     taken = writer.held(layer.taken)
@@ -53,7 +53,7 @@ def integer_layer(writer: Writer, layer: Layer, name: str, grid: Grid) -> int:
     return _operation(writer, layer, name, taken, grid, codes, bias, scales, steps)
 
 
-def float_layer(writer: Writer, layer: Layer, name: str) -> int:
+def float_layer(writer: TFLiteWriter, layer: TFLiteLayer, name: str) -> int:
     """Write a layer in float32."""
     taken = writer.real(layer.taken)
     weight, bias = layer.floats.astype(np.float32), layer.bias.astype(np.float32)
@@ -61,11 +61,11 @@ def float_layer(writer: Writer, layer: Layer, name: str) -> int:
 
 
 def _operation(
-    writer: Writer,
-    layer: Layer,
+    writer: TFLiteWriter,
+    layer: TFLiteLayer,
     name: str,
     taken: int,
-    grid: Grid | None,
+    grid: TFLiteGrid | None,
     weight: np.ndarray,
     bias: np.ndarray,
     scales: np.ndarray | None,
@@ -88,7 +88,9 @@ def _operation(
     return writer.result(code, inputs, name, label, grid, kind, **values)
 
 
-def _convolution(writer: Writer, layer: Layer, weight: np.ndarray) -> tuple[str, np.ndarray, int, dict[str, Any]]:
+def _convolution(
+    writer: TFLiteWriter, layer: TFLiteLayer, weight: np.ndarray
+) -> tuple[str, np.ndarray, int, dict[str, Any]]:
     """Return the operation of a convolution, its weight as TFLite arranges it, the channels' axis, and the options."""
     given = attributes(layer.node)
     strides, dilations = given.get("strides", [1, 1]), given.get("dilations", [1, 1])
@@ -106,6 +108,8 @@ def _convolution(writer: Writer, layer: Layer, weight: np.ndarray) -> tuple[str,
     return "CONV_2D", weight.transpose(0, 2, 3, 1), 0, options
 
 
-def _linear(writer: Writer, layer: Layer, weight: np.ndarray) -> tuple[str, np.ndarray, int, dict[str, Any]]:
+def _linear(
+    writer: TFLiteWriter, layer: TFLiteLayer, weight: np.ndarray
+) -> tuple[str, np.ndarray, int, dict[str, Any]]:
     """Return the same of a linear layer."""
     return "FULLY_CONNECTED", weight, 0, {"keepNumDims": len(writer.source.shape(layer.taken)) > 2}

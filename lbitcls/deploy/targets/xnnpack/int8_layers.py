@@ -42,8 +42,8 @@ class Kernel(Enum):
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Grid of a quantized tensor, in the container int8.
+class Int8Grid:
+    """Int8Grid of a quantized tensor, in the container int8.
 
     Attributes:
         scale: Distance of two levels.
@@ -58,11 +58,11 @@ class Grid:
     high: int
 
     @property
-    def finer(self) -> Grid:
-        """Grid of 255 steps that contains each level of this one, a whole number of steps apart."""
+    def finer(self) -> Int8Grid:
+        """Int8Grid of 255 steps that contains each level of this one, a whole number of steps apart."""
         parts = INT8_STEPS // max(self.high - self.low, 1)
         low = self.low * parts
-        return Grid(self.scale / parts, -128 - low, low, low + INT8_STEPS)
+        return Int8Grid(self.scale / parts, -128 - low, low, low + INT8_STEPS)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -82,7 +82,7 @@ class IntegerLayer:
         codes: int8 weights (O, I, kH, kW) or (O, I).
         scale: float32 (O,), scale of each output channel's weights.
         bias: float32 (O,); None without a bias.
-        grid: Grid of the input.
+        grid: Int8Grid of the input.
         kernel: XNNPACK's kernel.
         strides, pads, dilations: As in ONNX; pads are top, left, bottom, right.
         groups: Number of groups.
@@ -95,7 +95,7 @@ class IntegerLayer:
     codes: np.ndarray
     scale: np.ndarray
     bias: np.ndarray | None
-    grid: Grid
+    grid: Int8Grid
     kernel: Kernel
     strides: tuple[int, ...] = (1, 1)
     pads: tuple[int, ...] = (0, 0, 0, 0)
@@ -129,7 +129,7 @@ def clip_bounds(graph: Graph, clip: NodeProto) -> tuple[float | None, float | No
     return low, high
 
 
-def grid_of(graph: Graph, quantize: NodeProto) -> Grid:
+def grid_of(graph: Graph, quantize: NodeProto) -> Int8Grid:
     """Return the grid of a QuantizeLinear, within the bounds of the Clip before it."""
     zero = known_array(graph, quantize.input[2]) if len(quantize.input) > 2 else np.uint8(0)
     scale, offset = float(known_array(graph, quantize.input[1])), 128 if zero.dtype == np.uint8 else 0
@@ -141,7 +141,7 @@ def grid_of(graph: Graph, quantize: NodeProto) -> Grid:
         low = max(low, int(np.floor(bounds[0] / scale + 1e-3)))
     if bounds[1] is not None:
         high = min(high, int(np.ceil(bounds[1] / scale - 1e-3)))
-    return Grid(scale, zero_point, min(low, 0), max(high, 0))
+    return Int8Grid(scale, zero_point, min(low, 0), max(high, 0))
 
 
 def integer_layers(graph: Graph) -> dict[str, IntegerLayer]:
