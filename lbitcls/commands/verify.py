@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lbitcls.commands.base import SHIP, verb
+from lbitcls.commands.base import SHIP, model_config, option_arguments, verb
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--engine", nargs="+", metavar="NAME", help="engines to run (default: those of each file's target)")
     add("--threads", type=int, metavar="N", help="number of threads of each engine (default: its own choice)")
     add("--json", metavar="FILE", help="write the certificates to this file")
+    option_arguments(parser)
+    parser.set_defaults(device=None)
 
 
 @verb("verify", add_options, SHIP)
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> object:
     return verify_files(
         args.models,
         args.images,
-        cfg=args.config,
+        cfg=None if args.checkpoint is None else model_config(args, args.config, args.checkpoint),
         checkpoint=args.checkpoint,
         num_images=args.num_images,
         engines=args.engine,

@@ -231,7 +231,7 @@ def test_lists_are_complete() -> None:
     [
         (["config"], "there is no list of 'config'. Did you mean 'configs'? Known: configs, methods"),
         (["configs", "resnet81"], "configs has 'resnet81'. Did you mean 'resnet18'?"),
-        (["targets", "cpu", "npu"], "none of the 2 targets has 'cpu' and 'npu'"),
+        (["targets", "cpu", "npu"], "none of the 6 targets has 'cpu' and 'npu'"),
     ],
 )
 def test_mistakes_in_lists(words: list[str], message: str, capsys: Any) -> None:

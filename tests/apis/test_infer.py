@@ -158,7 +158,7 @@ def test_large_photos_are_predicted_silently(
         (["CONFIG", "MODEL", "EMPTY"], 1, "contains no images (.bmp, "),
         (["CONFIG", "MODEL", "a.png", "--topk", "0"], 2, "topk must be an integer ≥ 1; got 0"),
         (["CONFIG", "MODEL", "a.png", "--batch-size", "0"], 2, "batch_size must be an integer ≥ 1; got 0"),
-        (["CONFIG", "MODEL", "a.png", "--engine", "tensorflow"], 2, "there is no engine 'tensorflow'"),
+        (["CONFIG", "MODEL", "a.png", "--engine", "tensorflow"], 2, "there is no engine named 'tensorflow'"),
         (["CONFIG", "MODEL", "a.png", "--device", "cuda"], 2, "runs on the CPU; remove device='cuda'"),
         (["CONFIG", "MODEL", "a.png", "--json", "a.png"], 2, "--json a.png would replace a file"),
         (["CONFIG", "MODEL", "a.png", "--options", "data.tset=1"], 2, "'data.tset'. Did you mean 'test'"),

@@ -190,9 +190,9 @@ def test_a_gpu_in_a_notebook_means_the_cpu_where_there_is_none(
 def test_arguments_that_do_not_suit_the_model(delivered: Delivered, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"an exported model runs on the CPU; remove device='cuda'"):
         init_model(None, delivered.exported, "cuda")
-    with pytest.raises(ConfigError, match=r"engine and threads need an \.onnx file"):
+    with pytest.raises(ConfigError, match=r"engine and threads need an exported model"):
         init_model(delivered.config, delivered.checkpoint, engine="openvino")
-    with pytest.raises(ConfigError, match="engine and threads need an .onnx file"):
+    with pytest.raises(ConfigError, match="engine and threads need an exported model"):
         init_model(None, delivered.checkpoint, threads=2)
     with pytest.raises(ConfigError, match="a device must be"):
         init_model(delivered.config, delivered.checkpoint, "tpu")

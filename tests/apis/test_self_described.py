@@ -191,7 +191,11 @@ def test_settings_of_the_machine_that_trained_are_left_out(delivered: Delivered,
 @pytest.mark.parametrize(
     ("verb", "arguments", "message"),
     [
-        ("infer", ["photo.jpg", "MODEL"], "the first file must be an exported model (.onnx), a checkpoint"),
+        (
+            "infer",
+            ["photo.jpg", "MODEL"],
+            "the first file must be an exported model (.onnx, .tflite, .pte),",
+        ),
         ("infer", ["MODEL", "CONFIG", "photo.jpg"], "stands after the model"),
         ("infer", ["CONFIG", "MODEL"], "no image is given"),
         ("test", ["MODEL", "CONFIG"], "stands after the model"),

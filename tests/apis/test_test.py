@@ -306,7 +306,7 @@ def test_engines_are_for_files(shipped: Any, write_config: Any, capsys: Any) -> 
     _, summary, path = shipped
     config = str(write_config())
     assert main(["test", config, summary["checkpoint"], "--engine", "openvino"]) == 2
-    assert "need an .onnx file" in capsys.readouterr().err
+    assert "need an exported model" in capsys.readouterr().err
     assert main(["test", config, str(path), "--engine", "onnxruntime", "--threads", "1"]) == 0
     assert main(["test", config, str(path), "--engine", "onnxruntim"]) == 2
     assert "Did you mean 'onnxruntime'" in capsys.readouterr().err

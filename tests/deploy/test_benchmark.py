@@ -51,7 +51,7 @@ def test_ratios_and_statistics(files: list[str], monkeypatch: pytest.MonkeyPatch
     class Slow:
         def __init__(self, path: str, **known: Any) -> None:
             opened = real(path, threads=1)
-            self.__dict__.update(vars(opened), version=opened.version, **known)
+            self.__dict__.update(vars(opened), name=opened.name, version=opened.version, **known)
 
         def predict(self, images: np.ndarray) -> None:
             path = str(self.path)

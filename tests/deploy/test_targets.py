@@ -330,5 +330,5 @@ def test_what_is_no_target_is_refused(registered: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [None, 3, ["cpu"], {}])
 def test_a_target_that_is_no_name(name: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"target must be a name: cpu, tensorrt; got"):
+    with pytest.raises(ConfigError, match=r"target must be a name: cpu, executorch, litert, qonnx, tensorrt, web; got"):
         export_model(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target=name)

@@ -19,8 +19,8 @@ from lbitcls.deploy import export_model
 from lbitcls.deploy.runtime.metadata import ModelInfo, read_info
 from lbitcls.deploy.runtime.page import npm
 from lbitcls.deploy.runtime.page.page_files import write_page
+from lbitcls.deploy.runtime.page.page_steps import page_steps
 from lbitcls.deploy.runtime.page.server import serving
-from lbitcls.deploy.runtime.page.steps import page_steps
 from lbitcls.utils.errors import CheckpointError, ConfigError, DependencyError, ResourceError
 from lbitcls.workflows.demonstrating import demonstrate, page_of
 

@@ -25,7 +25,7 @@ from lbitcls.deploy.runtime.metadata import ModelInfo, read_info
 from lbitcls.deploy.runtime.page import npm
 from lbitcls.deploy.runtime.page import server as page_server
 from lbitcls.deploy.runtime.page.page_files import write_page
-from lbitcls.deploy.runtime.page.steps import page_steps
+from lbitcls.deploy.runtime.page.page_steps import page_steps
 from lbitcls.inference.preparation import preparation
 from lbitcls.utils.errors import CheckpointError
 

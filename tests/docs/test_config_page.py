@@ -27,7 +27,7 @@ NAMED = set(re.findall(r"\w+", " ".join(CODES)))
 REGISTRIES = {
     name: value
     for name, value in vars(registry).items()
-    if isinstance(value, registry.Registry) and name not in ("QUANT_LAYERS", "QUANLAYERS")
+    if isinstance(value, registry.Registry) and name not in ("ENGINES", "QUANT_LAYERS", "QUANLAYERS")
 }
 OWNERS = {"model": ImageClassifier, "model.head": LinearClsHead, "quant_transformer": ModelTransformer}
 """Whose arguments the keys of a component are."""

@@ -161,6 +161,7 @@ COMMANDS = {
     "calibrate": ["a.py", "x.pth", "--out", "y.pth"],
     "export": ["a.py", "x.pth", "--out", "y.onnx"],
     "visualize": ["batch", "a.py"],
+    "verify": ["x.onnx", "--images", "image.png", "--config", "a.py", "--checkpoint", "x.pth"],
     "compare": ["image.png", "a.py", "x.pth", "--float-only"],
 }
 
@@ -177,7 +178,7 @@ def test_every_command_that_reads_a_config_has_the_flag(
 
 
 def test_no_other_command_reads_a_config() -> None:
-    assert set(VERBS) - set(COMMANDS) == {"analyze", "benchmark", "convert", "init", "list", "schema"}
+    assert set(VERBS) - set(COMMANDS) == {"analyze", "benchmark", "convert", "demo", "init", "list", "schema"}
 
 
 def test_the_variable_holds_for_a_command(here: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Certificate:
-    """What one engine computed, compared with the reference.
+    """Result of one engine, compared with the reference.
 
     Attributes:
         file: Name of the exported file or folder.
@@ -54,7 +54,7 @@ class Certificate:
 
     @property
     def sentence(self) -> str:
-        """The certificate in one sentence, without its reference."""
+        """Certificate in one sentence, without its reference."""
         same = f"on {self.images:,} images"
         if self.agreement is not None:
             same = f"the same class for {self.agreement:.2f} % of {self.images:,} images"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lbitcls.deploy.runtime.metadata import ModelInfo
 from lbitcls.deploy.runtime.page.npm import CDN, DIGESTS, SCRIPT, VERSION, WASM, WASM_SIZE, check_runtime, read_runtime
-from lbitcls.deploy.runtime.page.steps import page_steps
+from lbitcls.deploy.runtime.page.page_steps import page_steps
 from lbitcls.utils.errors import CheckpointError, ConfigError
 from lbitcls.utils.jsontext import json_text
 

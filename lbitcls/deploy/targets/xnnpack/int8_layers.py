@@ -43,7 +43,7 @@ class Kernel(Enum):
 
 @dataclass(frozen=True)
 class Int8Grid:
-    """Int8Grid of a quantized tensor, in the container int8.
+    """Grid of a quantized tensor, in the container int8.
 
     Attributes:
         scale: Distance of two levels.
@@ -59,7 +59,7 @@ class Int8Grid:
 
     @property
     def finer(self) -> Int8Grid:
-        """Int8Grid of 255 steps that contains each level of this one, a whole number of steps apart."""
+        """Grid of 255 steps that contains each level of this one, a whole number of steps apart."""
         parts = INT8_STEPS // max(self.high - self.low, 1)
         low = self.low * parts
         return Int8Grid(self.scale / parts, -128 - low, low, low + INT8_STEPS)

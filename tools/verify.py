@@ -1,0 +1,11 @@
+"""Check exported models on images, and renew their certificates; same as `lbitcls verify`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lbitcls.commands.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(only="verify"))
