@@ -6,10 +6,12 @@ XNNPACK has two kernels for such a layer:
                     input's grid from the range of its values in each image, so channels with constant values, whose
                     weights are 0, make that range the trained grid's.
     int8 to int8    (`Kernel.STATIC`)    the result is quantized at once, and the bias is rounded to whole steps of
-                    (input scale x weight scale). For depthwise convolutions, for which XNNPACK has no other kernel, if
-                    their results are only quantized: layer -> Add -> [Relu or Clip] -> QuantizeLinear.
+                    (input scale x weight scale). For depthwise convolutions with inputs of 7 or 8 bits, for which
+                    XNNPACK has no other kernel, if their results are only quantized:
+                    layer -> Add -> [Relu or Clip] -> QuantizeLinear.
 
-A depthwise convolution whose result stays float is computed as one of groups of two channels.
+Any other depthwise convolution is computed as one of groups of two channels: slower, and exact. With fewer bits, a value
+that the rounded bias moves to another level moves far, and more so from layer to layer.
 
 The bias's step is made small: weights of few bits are multiplied by the power of two that fills int8, and inputs of few
 bits are quantized once more, on a grid as much finer as int8 has room for. Both are exact; the scales shrink as much.
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 INT8_STEPS = 255  # from -128 to 127
+_FINE = 127  # steps of a grid from which on a result that falls to the next level matters little
 _LARGEST_BIAS = 2.0**30  # in steps; int32 holds twice that
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
@@ -170,6 +173,7 @@ def _layer(graph: Graph, weight: NodeProto, operation: NodeProto) -> IntegerLaye
     static = (
         known.get("group", 1) > 1
         and codes.shape[1] == 1
+        and grid.high - grid.low >= _FINE
         and _is_quantized_at_once(graph, result)
         and _bias_fits(bias, scale * np.float32(grid.finer.scale))
     )
