@@ -10,8 +10,8 @@ XNNPACK has two kernels for such a layer:
                     XNNPACK has no other kernel, if their results are only quantized:
                     layer -> Add -> [Relu or Clip] -> QuantizeLinear.
 
-Any other depthwise convolution is computed as one of groups of two channels: slower, and exact. With fewer bits, a value
-that the rounded bias moves to another level moves far, and more so from layer to layer.
+Any other depthwise convolution is computed as one of groups of two channels: slower, and exact. With fewer bits, a
+value that the rounded bias moves to another level moves far, and more so from layer to layer.
 
 The bias's step is made small: weights of few bits are multiplied by the power of two that fills int8, and inputs of few
 bits are quantized once more, on a grid as much finer as int8 has room for. Both are exact; the scales shrink as much.
