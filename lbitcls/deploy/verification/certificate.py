@@ -29,7 +29,7 @@ class Certificate:
         threads: Number of threads of the engine; None: its own choice.
         cpu: Name of the processor.
         date: Day of the measurement, UTC.
-        passed: True if no reason to reject the file was found.
+        passed: True if nothing speaks against these results.
     """
 
     file: str

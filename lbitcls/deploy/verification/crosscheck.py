@@ -11,7 +11,6 @@ from lbitcls.deploy.runtime.engine import Engine, find_engine
 from lbitcls.deploy.verification.certificate import Certificate
 from lbitcls.deploy.verification.judges import TimedEngine, certify, engine_evaluation, judges
 from lbitcls.deploy.verification.study import Study
-from lbitcls.deploy.verification.verdict import Verification
 from lbitcls.quant.calibration import images_of
 from lbitcls.utils.errors import ConfigError, DataError
 
@@ -52,14 +51,10 @@ def compare_files(
         raise DataError("there are no images to verify with; give at least one.")
     found = replace(study.result(None, {}, {}), rounding=frozenset(names))
     said = f"{names[0]} {runs[0].engine.version}"
-    made = [certify(run, found, said, not _against(found, name), name) for run, name in zip(runs[1:], names[1:])]
+    made = [certify(run, found, said, found.confirms(name), name) for run, name in zip(runs[1:], names[1:])]
     return made, list(found.reasons)
 
 
 def _opened(path: str | Path, engines: Sequence[str] | None, threads: int | None) -> list[Engine]:
     chosen = None if engines is None else [name for name in engines if find_engine(name).opens(Path(path))]
     return judges(path, chosen or None, threads)[0]
-
-
-def _against(found: Verification, name: str) -> list[str]:
-    return [reason for reason in found.reasons if reason.startswith(f"{name}:")]

@@ -99,7 +99,7 @@ def certify(
         timed: The engine.
         found: Comparisons of this engine, and perhaps of others.
         reference: What the engine was compared with.
-        passed: True if the file was not rejected.
+        passed: True if nothing speaks against its results.
         name: Name of the engine in `found`; None: its own.
     """
     engine, deviation = timed.engine, found.deviation

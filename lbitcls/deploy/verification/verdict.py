@@ -168,16 +168,24 @@ class Verification:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Reasons why the file is rejected, one text each."""
-        found = [reason for row in self.yardstick if (reason := self._unsteady(row)) is not None]
-        means = {row.output: row.mean for row in self.yardstick}
-        for row in self.rows:
-            if row.name in self.rounding:
-                found += self._beyond(row, max(ROUNDING_DEVIATIONS, 0.0 if self.judged else 1 / self.images))
-                continue
-            beyond = self._beyond(row, self._bound(row.output, means[row.output]))
-            relative = (self._too_far(row, means[row.output]), self._too_many(row))
-            found += beyond or [reason for reason in relative if reason is not None]
-        return (*found, *(f"images one at a time: {reason}" for reason in self.alone))
+        found = [reason for row in self.rows for reason in self._reasons_of(row)]
+        return (*self._unusable, *found, *(f"images one at a time: {reason}" for reason in self.alone))
+
+    def confirms(self, name: str) -> bool:
+        """Return True if nothing speaks against the results of the engine `name`, whatever the others computed."""
+        against = [reason for row in self.rows if row.name == name for reason in self._reasons_of(row)]
+        return not (self._unusable or against or any(reason.startswith(f"{name}:") for reason in self.alone))
+
+    @property
+    def _unusable(self) -> list[str]:
+        return [reason for row in self.yardstick if (reason := self._unsteady(row)) is not None]
+
+    def _reasons_of(self, row: Comparison) -> list[str]:
+        if row.name in self.rounding:
+            return self._beyond(row, max(ROUNDING_DEVIATIONS, 0.0 if self.judged else 1 / self.images))
+        mean = next(other.mean for other in self.yardstick if other.output == row.output)
+        relative = (self._too_far(row, mean), self._too_many(row))
+        return self._beyond(row, self._bound(row.output, mean)) or [reason for reason in relative if reason is not None]
 
     @property
     def warning(self) -> str | None:

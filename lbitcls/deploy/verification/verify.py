@@ -102,7 +102,7 @@ def verify(
     reasons = replace(alone.result(bound, {}, {}), rounding=rounding).reasons
     found = replace(study.result(bound, layers_in_float(integer), cannot_run), alone=reasons, rounding=rounding)
     reference = f"the trained model in PyTorch {torch.__version__}, float32"
-    given = [certify(run, found, reference, found.passed) for run in timed]
+    given = [certify(run, found, reference, found.confirms(run.engine.name)) for run in timed]
     return replace(found, certificates=tuple(given))
 
 
