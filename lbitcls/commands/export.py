@@ -1,4 +1,4 @@
-"""`lbitcls export`: export a checkpoint to an ONNX file with integer weights."""
+"""`lbitcls export`: export a checkpoint for a target, with integer weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", help="config file: .py, .yaml or .json")
     add("checkpoint", help="checkpoint of the config's model")
-    add("--out", required=True, metavar="FILE", help="ONNX file to write")
+    add("--out", required=True, metavar="FILE", help="file to write, such as model.onnx; a folder for the target web")
     field_arguments(parser, ExportOptions)
     add("--details", action="store_true", help="print the whole table of the verification, not only its result")
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or gpu:N")
@@ -24,11 +24,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @verb("export", add_options, SHIP)
 def run(args: argparse.Namespace) -> object:
-    """Export a checkpoint to an ONNX file with integer weights.
+    """Export a checkpoint for a target, with integer weights.
 
     Examples:
         lbitcls export flowers.py work_dirs/flowers/best_top-1.pth --out flowers.onnx --verify
-        lbitcls export flowers.py work_dirs/flowers/best_top-1.pth --out flowers.onnx --target tensorrt
+        lbitcls export flowers.py work_dirs/flowers/best_top-1.pth --out page --target web
     """
     cfg = read_config(args)
     from lbitcls.settings.export import ExportOptions

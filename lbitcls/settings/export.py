@@ -22,7 +22,7 @@ class ExportSection(Section):
     opset: Annotated[int, INTEGER, Ge(17), Le(21), Doc("ONNX operator set version, 17 to 21.")] = 21
     pack: Annotated[Switch, Doc("Store weights of 4 bits or fewer in 4 bits.")] = False
     residual_bits: Annotated[Literal[8] | None, Doc("8: carry skip connections in 8 bits instead of float.")] = None
-    target: Annotated[Text, Doc("Deployment target: cpu, tensorrt, web, …, or your own.")] = "cpu"
+    target: Annotated[Text, Doc("Target: cpu, web, executorch, litert, tensorrt, qonnx, or your own.")] = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

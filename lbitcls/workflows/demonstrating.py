@@ -13,6 +13,8 @@ from lbitcls.deploy.runtime.page.page_files import check_page, write_page
 from lbitcls.deploy.runtime.page.server import address, open_server
 from lbitcls.utils.errors import CheckpointError, ConfigError
 
+PAGE_TARGETS = ("cpu", "tensorrt", "web")
+"""Targets whose ONNX files run in a page."""
 _HIGHEST_PORT = 2**16 - 1
 
 
@@ -48,9 +50,15 @@ def page_of(exported: str | Path) -> Iterator[Path]:
     path = existing_model(exported)
     if path.is_dir():
         check_page(path)
+        read_info(path)
         yield path
         return
     info = read_info(path) if path.suffix.lower() == ".onnx" else None
+    if info is not None and info.target not in PAGE_TARGETS:
+        raise ConfigError(
+            f"{path} was exported for {info.target}, whose operations browsers lack: export the checkpoint with "
+            "--target web."
+        )
     if info is None:
         raise CheckpointError(
             f"{path} cannot become a page: it is not an ONNX file that lbitcls wrote. Export the checkpoint: "

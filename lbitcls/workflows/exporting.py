@@ -26,6 +26,7 @@ from lbitcls.deploy.runtime.metadata import model_file, require
 from lbitcls.deploy.targets.base import Target, find_target
 from lbitcls.deploy.verification.placement import integer_layers
 from lbitcls.deploy.verification.verdict import FEWEST_IMAGES, LEGEND
+from lbitcls.registry import TARGETS
 from lbitcls.settings.export import ExportOptions
 from lbitcls.settings.parse import parse
 from lbitcls.settings.sections import ConfigLike, DataConfig, Settings, read_settings
@@ -104,7 +105,7 @@ def export_checkpoint(
         _print(replace(report, path=out), layers)
         result = _verify(model, draft, batches, details) if options.verify else None
         rejected = result is not None and not result["passed"]
-        report = replace(report, path=out.with_name(f"{out.stem}.rejected{out.suffix}") if rejected else out)
+        report = replace(report, path=_rejected(out) if rejected else out)
         record = {"export": report.to_json(), "residuals": residuals, "layers": layers, "verification": result}
         move_folder(draft, report.path) if draft.is_dir() else draft.replace(report.path)
         write_whole(_report_path(report.path), lambda path: path.write_text(_text(record), "utf-8"))
@@ -132,17 +133,21 @@ def check_options(options: ExportOptions) -> None:
     for package in target.packages:
         require(package, target.extra)
     for engine in map(find_engine, target.engines if options.verify else ()):
-        require(engine.package, engine.extra)
+        engine.check_installed()
 
 
 def _check_out(out: str | Path, target: Target) -> Path:
     """Return the file or folder to write; for a link its target, so that draft and report are written beside that."""
     out = Path(out).expanduser()
     if target.suffix == "":
-        return _check_out_folder(out)
+        return _check_out_folder(out, target)
     if out.suffix != target.suffix or out.is_dir():
         article = "an" if target.suffix == ".onnx" else "a"
-        raise ConfigError(f"--out must be {article} {target.suffix} file, such as model{target.suffix}; got '{out}'.")
+        others = [name for name in TARGETS.names() if find_target(name).suffix == out.suffix != target.suffix]
+        hint = f" For {out.suffix}, use --target {' or '.join(others)}." if others and out.suffix else ""
+        raise ConfigError(
+            f"--out must be {article} {target.suffix} file, such as model{target.suffix}; got '{out}'.{hint}"
+        )
     if out.is_symlink():
         out = Path(os.path.realpath(out))
     for path in (out, _report_path(out)):
@@ -150,14 +155,31 @@ def _check_out(out: str | Path, target: Target) -> Path:
     return out
 
 
-def _check_out_folder(out: Path) -> Path:
-    out = Path(os.path.realpath(out))
-    if out.is_dir() and any(out.iterdir()) and not model_file(out).is_file():
-        raise ConfigError(f"--out {out} is a folder with other content; name a new one, or one that an export wrote.")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out must be a folder for this target; {out} is a file.")
+def _check_out_folder(out: Path, target: Target) -> Path:
+    """Return the folder to write, after a check that replacing it loses nothing else."""
+    if out.is_symlink():
+        out = Path(os.path.realpath(out))
+    _check_replaceable(out, target)
+    _check_replaceable(_rejected(out), target)
     check_writable(_report_path(out), "--out")
     return out
+
+
+def _check_replaceable(folder: Path, target: Target) -> None:
+    here = Path.cwd()
+    if folder.resolve() in (here, *here.parents):
+        raise ConfigError(f"--out {folder} is the current folder, or contains it; name a new one.")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out must be a folder for {target.name}; {folder} is a file.")
+    if folder.is_dir() and (others := target.foreign(folder)):
+        raise ConfigError(
+            f"--out {folder} would be replaced as a whole, and contains {others[0]}, which no export wrote; name a new "
+            "folder."
+        )
+
+
+def _rejected(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.rejected{out.suffix}")
 
 
 def _report_path(model: Path) -> Path:

@@ -11,6 +11,7 @@ from lbitcls.assembly.session import Session, load_data, make_model, open_sessio
 from lbitcls.core.evaluation import evaluate
 from lbitcls.deploy.export.onnx import export_model
 from lbitcls.deploy.runtime.benchmark import time_models
+from lbitcls.deploy.runtime.engine import find_engine
 from lbitcls.deploy.runtime.metadata import read_info, require
 from lbitcls.deploy.targets.base import find_target
 from lbitcls.inference.onnx_classifier import open_classifier
@@ -43,6 +44,7 @@ def check_export(settings: Settings) -> None:
         raise ConfigError(
             f"export at the end of a run writes an ONNX file; for {settings.export.target} use lbitcls export."
         )
+    find_engine(find_target(settings.export.target).engines[0]).check_installed()
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         require(package)
     check_options(ExportOptions(**vars(settings.export)))

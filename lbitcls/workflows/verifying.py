@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lbitcls.datasets.listing import images_of
-from lbitcls.deploy.runtime.metadata import ModelInfo, existing_model, read_info
+from lbitcls.deploy.runtime.metadata import ModelInfo, existing_model, model_file, read_info
 from lbitcls.deploy.verification.certificate import Certificate
 from lbitcls.deploy.verification.crosscheck import compare_files
 from lbitcls.deploy.verification.verdict import FEWEST_IMAGES
@@ -18,8 +18,8 @@ from lbitcls.deploy.verification.verify import verify
 from lbitcls.inference.api import init_model
 from lbitcls.inference.preparation import Prepare, preparation
 from lbitcls.settings.sections import ConfigLike
-from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
-from lbitcls.utils.files import check_writable, write_whole
+from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, LbitclsError
+from lbitcls.utils.files import check_writable, is_exported, write_whole
 from lbitcls.utils.jsontext import json_text
 
 _BATCH = 20
@@ -59,13 +59,21 @@ def verify_files(
         DataError: There are no images, or one cannot be read.
         UnfaithfulError: A file does not agree with the reference; the certificates are printed and written before.
     """
-    target = None if out is None else check_writable(out, "--json", *([] if checkpoint is None else [checkpoint]))
+    if checkpoint is not None and is_exported(checkpoint):
+        raise ConfigError(
+            f"--checkpoint must be a checkpoint (.pth); got {checkpoint}. To compare exported models with each other, "
+            "name it first among them, without --checkpoint."
+        )
+    listed = [path for given in images for path in images_of(Path(given).expanduser())]
+    used = [*(model_file(Path(path)) for path in paths), *listed, *([] if checkpoint is None else [checkpoint])]
+    target = None if out is None else check_writable(out, "--json", *used)
     if num_images < 1:
         raise ConfigError(f"--num-images must be at least 1; got {num_images}.")
     infos = [_info(path) for path in paths]
-    if len({(info.input_shape, info.part) for info in infos}) > 1:
-        raise ConfigError("the files expect different images, so they are not of one model; verify them one by one.")
-    listed = [path for given in images for path in images_of(Path(given).expanduser())]
+    for what, key in (("input shapes", "input_shape"), ("parts of a model", "part")):
+        if len({getattr(info, key) for info in infos}) > 1:
+            said = ", ".join(f"{path}: {getattr(info, key)}" for path, info in zip(paths, infos, strict=True))
+            raise ConfigError(f"the files have different {what} ({said}); verify them one by one.")
     prepare = preparation(infos[0].pipeline, infos[0].input_shape)
     batches = list(_batches(_spread(listed, num_images), prepare))
     if checkpoint is None:
@@ -84,7 +92,9 @@ def verify_files(
 def _info(path: str | Path) -> ModelInfo:
     info = read_info(existing_model(path))
     if info is None or not info.pipeline:
-        raise CheckpointError(f"{path} does not record how images are prepared; verify files that lbitcls exported.")
+        raise CheckpointError(
+            f"{path} does not record how images are prepared: it is not complete, or lbitcls did not export it."
+        )
     return info
 
 
@@ -114,7 +124,12 @@ def _against_checkpoint(
     reasons: list[str] = []
     for path, info in zip(paths, infos, strict=True):
         approximate = info.residual_bits is not None
-        result = verify(model, path, batches, engines=engines, threads=threads, approximate=approximate)
+        try:
+            result = verify(model, path, batches, engines=engines, threads=threads, approximate=approximate)
+        except DataError as error:
+            raise ConfigError(
+                f"{checkpoint} does not fit {path} ({error}); give the checkpoint that it was exported from."
+            ) from error
         found += result.certificates
         reasons += [f"{path}: {reason}" for reason in result.reasons]
     return found, reasons
@@ -125,4 +140,4 @@ def _print(found: Sequence[Certificate]) -> None:
     for certificate in found:
         print(f"{certificate.file} in {certificate.sentence}")
     if found[0].images < FEWEST_IMAGES:
-        print(f"{found[0].images} images are too few to confirm a file: {FEWEST_IMAGES} are needed.")
+        print(f"{found[0].images} images are too few to confirm a file; {FEWEST_IMAGES} are needed.")

@@ -42,7 +42,11 @@ logger = logging.getLogger("lbitcls")
 PRECISIONS = ("f32", "bf16")
 MOST_THREADS = 1024
 FOREIGN = "openvino"
-"""Engine of files that lbitcls did not write."""
+"""Engine of ONNX files that lbitcls did not write."""
+PORTABLE = "onnxruntime"
+"""Engine of ONNX files whose own engines open something else: of a page's model."""
+PAGES = "onnxruntime-web"
+"""Engine of folders."""
 
 Shape = tuple[int | None, int | None, int | None]
 
@@ -91,7 +95,7 @@ class Engine(ABC):
     targets: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
-        require(self.package, self.extra)
+        self.check_installed()
         if precision not in self.precisions:
             raise ConfigError(f"{self.name} computes in f32 on CPUs; for {precision} use engine='openvino'.")
         self.path = path
@@ -107,6 +111,11 @@ class Engine(ABC):
     def supports(cls, precision: str) -> bool:
         """Return True if the engine supports a precision on this CPU."""
         return precision in cls.precisions
+
+    @classmethod
+    def check_installed(cls) -> None:
+        """Raise `DependencyError` if something that the engine needs is missing."""
+        require(cls.package, cls.extra)
 
     @classmethod
     def opens(cls, path: Path) -> bool:
@@ -223,15 +232,13 @@ def load(path: str | Path, engine: str | None = None, threads: int | None = None
     path = existing_model(path)
     kind = kind or find_engine(default_engine(path))
     if not kind.opens(path):
-        raise ConfigError(
-            f"{kind.name} opens {_listed(kind.suffixes)}, not {path}; use engine={default_engine(path)!r}."
-        )
+        raise ConfigError(f"{kind.name} opens {_listed(kind.suffixes)}, not {path}; use {default_engine(path)}.")
     try:
         opened = kind(path, threads, precision)
     except LbitclsError:
         raise
     except Exception as error:  # each engine has its own exception types
-        raise CheckpointError(f"{kind.name} cannot run {path}: {str(error).strip()}") from error
+        raise CheckpointError(f"{kind.name} cannot run {path}: {first_reason(error)}") from error
     info, use = opened.info, "%s was exported for %s, and %s may compute it wrongly: use %s."
     if info is not None and kind.name not in (info.engines or [kind.name]) and info.target not in kind.targets:
         logger.warning(use, path, info.target, kind.name, " or ".join(info.engines or ()))
@@ -251,11 +258,30 @@ def find_engine(name: str) -> type[Engine]:
 
 
 def default_engine(path: Path) -> str:
-    """Return the name of the first engine that judges an exported model."""
-    info = read_info(path)
-    if info is not None and info.engines:
-        return info.engines[0]
-    return FOREIGN
+    """Return the name of the first engine that judges an exported model, or else one that opens it.
+
+    Raises:
+        CheckpointError: The file is not complete, or its suffix is that of another target.
+    """
+    info, suffix = read_info(path), "" if path.is_dir() else path.suffix.lower()
+    found = opening(path, [] if info is None else info.engines or [])
+    if found:
+        return found[0]
+    if suffix in OTHER_SUFFIXES:
+        if info is None:
+            raise CheckpointError(
+                f"{path} is not complete, or lbitcls did not write it: copy it again, or export the model again."
+            )
+        raise CheckpointError(f"{path} was exported for {info.target}: give it the suffix of such files again.")
+    if suffix == "":
+        return PAGES
+    return FOREIGN if info is None or not info.engines else PORTABLE
+
+
+def opening(path: Path, engines: Iterable[str]) -> list[str]:
+    """Return those of the engines that open a file with this suffix; engines that are not registered count as such."""
+    kinds = {name: ENGINES.get(name) for name in engines}
+    return [name for name, kind in kinds.items() if kind is None or kind.opens(path)]
 
 
 def _listed(suffixes: Sequence[str]) -> str:

@@ -201,6 +201,10 @@ class Target:
             batches: float32 images (N, C, H, W), as the test pipeline returns them; called if `needs_images`.
         """
 
+    def foreign(self, folder: Path) -> list[str]:
+        """Return the entries of a folder that an export for this target does not write, and so may not remove."""
+        return sorted(entry.name for entry in folder.iterdir())
+
     def write(self, model: ModelProto, info: ModelInfo, path: Path) -> None:
         """Write the finished graph, with its metadata, to a temporary file or folder, which the caller renames.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lbitcls.deploy.passes.exact_sums import sum_exactly
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import ModelInfo, sealed
-from lbitcls.deploy.runtime.page.page_files import check_runtime_choice, write_page
+from lbitcls.deploy.runtime.page.page_files import check_runtime_choice, page_names, write_page
 from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.registry import TARGETS
 
@@ -38,6 +38,10 @@ class Web(CPU):
         """
         check_runtime_choice(runtime)
         self.runtime = runtime
+
+    def foreign(self, folder: Path) -> list[str]:
+        """Return the entries that are none of a page's."""
+        return sorted({entry.name for entry in folder.iterdir()} - page_names())
 
     def write(self, model: ModelProto, info: ModelInfo, path: Path) -> None:
         """Fill the folder with the page; its layers add integers, since WebAssembly has only float kernels for them.

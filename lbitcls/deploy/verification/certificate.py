@@ -11,7 +11,7 @@ class Certificate:
     """Result of one engine, compared with the reference.
 
     Attributes:
-        file: Name of the exported file or folder.
+        file: Path of the exported file or folder, as given.
         sha256: SHA-256 of the file that contains the model.
         target: Target that it was exported for; None: not recorded.
         engine: Name of the engine.
@@ -29,7 +29,7 @@ class Certificate:
         threads: Number of threads of the engine; None: its own choice.
         cpu: Name of the processor.
         date: Day of the measurement, UTC.
-        passed: True if nothing speaks against these results.
+        passed: True if nothing speaks against these results; None: nothing does, but the images are too few to tell.
     """
 
     file: str
@@ -50,14 +50,14 @@ class Certificate:
     threads: int | None
     cpu: str
     date: str
-    passed: bool
+    passed: bool | None
 
     @property
     def sentence(self) -> str:
         """Certificate in one sentence, without its reference."""
-        same = f"on {self.images:,} images"
+        same = f"on {_images(self.images)}"
         if self.agreement is not None:
-            same = f"the same class for {self.agreement:.2f} % of {self.images:,} images"
+            same = f"the same class for {self.agreement:.2f} % of {_images(self.images)}"
         counts = "" if self.integer is None else f"{self.integer} of {self.layers} layers in integers; "
         return (
             f"{self.engine} {self.version}: {same}; outputs differ by {self.mean:.2g} on average, {self.largest:.2g} "
@@ -67,3 +67,7 @@ class Certificate:
     def to_json(self) -> dict[str, Any]:
         """Return the certificate as plain data."""
         return asdict(self)
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'' if number == 1 else 's'}"

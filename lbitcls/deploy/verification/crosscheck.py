@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lbitcls.deploy.runtime.engine import Engine, find_engine
 from lbitcls.deploy.verification.certificate import Certificate
 from lbitcls.deploy.verification.judges import TimedEngine, certify, engine_evaluation, judges
 from lbitcls.deploy.verification.study import Study
@@ -38,10 +37,12 @@ def compare_files(
         ConfigError: There is only one engine and one file.
         DataError: There are no images.
     """
-    runs = [TimedEngine(engine) for path in paths for engine in _opened(path, engines, threads)]
+    runs = [TimedEngine(engine) for path in paths for engine in judges(path, engines, threads)[0]]
     if len(runs) < 2:
         raise ConfigError("a single file in a single engine has nothing to be compared with; give the checkpoint, too.")
-    names = [f"{run.engine.path.name} in {run.engine.name}" for run in runs]
+    names = [f"{run.engine.path} in {run.engine.name}" for run in runs]
+    if len({*names}) < len(names):
+        raise ConfigError("a file is given twice; name each one once.")
     info = runs[0].engine.info
     study = Study("model" if info is None else info.part)
     for images in map(images_of, batches):
@@ -53,8 +54,3 @@ def compare_files(
     said = f"{names[0]} {runs[0].engine.version}"
     made = [certify(run, found, said, found.confirms(name), name) for run, name in zip(runs[1:], names[1:])]
     return made, list(found.reasons)
-
-
-def _opened(path: str | Path, engines: Sequence[str] | None, threads: int | None) -> list[Engine]:
-    chosen = None if engines is None else [name for name in engines if find_engine(name).opens(Path(path))]
-    return judges(path, chosen or None, threads)[0]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lbitcls.deploy.runtime.benchmark import cpu_name
-from lbitcls.deploy.runtime.engine import Engine, load, load_usable
-from lbitcls.deploy.runtime.metadata import model_file, read_info
+from lbitcls.deploy.runtime.engine import Engine, default_engine, load, load_usable, opening
+from lbitcls.deploy.runtime.metadata import existing_model, model_file, read_info
 from lbitcls.deploy.targets.base import find_target
 from lbitcls.deploy.verification.certificate import Certificate
 from lbitcls.deploy.verification.live_model import Evaluation, Outputs, as_tuple
@@ -36,10 +36,15 @@ def judges(path: str | Path, engines: Sequence[str] | None, threads: int | None)
     if engines is not None:
         if not engines:
             raise ConfigError("engines must name at least one engine; got none.")
-        return [load(path, engine, threads=threads) for engine in engines], {}
+        chosen = opening(Path(path), engines)
+        if not chosen:
+            raise ConfigError(f"none of {', '.join(engines)} opens {path}; add {default_engine(existing_model(path))}.")
+        return [load(path, engine, threads=threads) for engine in chosen], {}
+    path = existing_model(path)
     info = read_info(path)
     target = "cpu" if info is None else info.target
     judges = info.engines if info is not None and info.engines is not None else find_target(target).engines
+    judges = opening(path, judges) or [default_engine(path)]
     loaded, cannot_run = load_usable(path, judges, threads)
     if not loaded:
         raise CheckpointError(f"no engine runs {path}: {'; '.join(f'{n}: {why}' for n, why in cannot_run.items())}")
@@ -91,7 +96,7 @@ class TimedEngine:
 
 
 def certify(
-    timed: TimedEngine, found: Verification, reference: str, passed: bool, name: str | None = None
+    timed: TimedEngine, found: Verification, reference: str, passed: bool | None, name: str | None = None
 ) -> Certificate:
     """Return the certificate of an engine from its comparisons with the reference, the worst of several outputs.
 
@@ -108,7 +113,7 @@ def certify(
     counts = _integer_counts(engine)
     file = model_file(engine.path)
     return Certificate(
-        file=engine.path.name,
+        file=str(engine.path),
         sha256=sha256_of(file),
         target=None if engine.info is None else engine.info.target,
         engine=engine.name,

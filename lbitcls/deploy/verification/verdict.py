@@ -171,10 +171,15 @@ class Verification:
         found = [reason for row in self.rows for reason in self._reasons_of(row)]
         return (*self._unusable, *found, *(f"images one at a time: {reason}" for reason in self.alone))
 
-    def confirms(self, name: str) -> bool:
-        """Return True if nothing speaks against the results of the engine `name`, whatever the others computed."""
+    def confirms(self, name: str) -> bool | None:
+        """Return True if nothing speaks against the results of the engine `name`, whatever the others computed.
+
+        None if nothing does, but the images were too few to confirm it.
+        """
         against = [reason for row in self.rows if row.name == name for reason in self._reasons_of(row)]
-        return not (self._unusable or against or any(reason.startswith(f"{name}:") for reason in self.alone))
+        if self._unusable or against or any(reason.startswith(f"{name}:") for reason in self.alone):
+            return False
+        return True if self.judged else None
 
     @property
     def _unusable(self) -> list[str]:

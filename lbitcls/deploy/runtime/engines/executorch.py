@@ -37,6 +37,7 @@ class ExecuTorchEngine(Engine):
     suffixes = (".pte",)
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
+        read_info(path)  # a damaged file ends here, before native code reads it
         with _LOCK, silent():
             runtime = require("executorch.runtime", self.extra).Runtime.get()
             if threads is not None:

@@ -25,6 +25,7 @@ class ONNXRuntimeEngine(Engine):
 
     name = "onnxruntime"
     package = "onnxruntime"
+    targets = ("web",)  # it runs the model of a page, too
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
         super().__init__(path, threads, precision)

@@ -99,6 +99,12 @@ class ONNXRuntimeWebEngine(Engine):
         """End the browser and the server; the end of the process does so too."""
         self._close()
 
+    @classmethod
+    def check_installed(cls) -> None:
+        """Raise `DependencyError` if selenium, Chromium or its driver is missing."""
+        super().check_installed()
+        _programs()
+
     def classify(self, paths: Iterable[str | Path]) -> np.ndarray:
         """Return the logits, float32 (N, K), of image files, which the page itself decodes and prepares.
 
@@ -152,12 +158,8 @@ def _text(path: str | Path) -> str:
     return base64.b64encode(Path(path).read_bytes()).decode()
 
 
-def open_browser() -> Any:
-    """Start headless Chromium.
-
-    Raises:
-        DependencyError: Chromium or its driver is missing.
-    """
+def _programs() -> tuple[str, str]:
+    """Return the paths of Chromium and its driver; raise `DependencyError` if one is missing."""
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     driver = shutil.which("chromedriver")
     if browser is None or driver is None:
@@ -165,6 +167,16 @@ def open_browser() -> Any:
             "the engine onnxruntime-web needs Chromium and its driver: apt-get install --no-install-recommends "
             "chromium chromium-driver (Debian)."
         )
+    return browser, driver
+
+
+def open_browser() -> Any:
+    """Start headless Chromium.
+
+    Raises:
+        DependencyError: Chromium or its driver is missing.
+    """
+    browser, driver = _programs()
     webdriver = require("selenium.webdriver", "web")
     options = webdriver.ChromeOptions()
     options.binary_location = browser

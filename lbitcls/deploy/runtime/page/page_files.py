@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,31 @@ def describe(info: ModelInfo, size: int, runtime: str) -> dict[str, Any]:
     }
 
 
+def page_names() -> set[str]:
+    """Return the names of the files and folders that a page consists of."""
+    return {
+        *(source.name for source in (files("lbitcls") / SOURCES).iterdir()),
+        MODEL,
+        DESCRIPTION,
+        _FOLDER,
+        ".nojekyll",
+    }
+
+
 def check_page(folder: Path) -> None:
-    """Raise `CheckpointError` if a folder is not a page that an export wrote."""
+    """Raise `CheckpointError` if a folder is not a whole page that an export wrote."""
     missing = [name for name in (INDEX, DESCRIPTION, MODEL) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"{folder} is not a page that an export wrote: it lacks {', '.join(missing)}. Write one with "
             "lbitcls export CONFIG CHECKPOINT --target web --out FOLDER."
         )
+    try:
+        known = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        code = [part for part in (known["runtime"]["script"], known["runtime"]["wasm"]) if not part.startswith(CDN)]
+        lacking = [part for part in code if not (folder / part).is_file()]
+        whole = known["size"] == (folder / MODEL).stat().st_size and not lacking
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{folder} is a damaged page: copy it again, or export the model again.")
