@@ -1,4 +1,4 @@
-"""Every target with every backbone family, method and bit width, each file run by its own engine: docs/engines.md.
+"""Every target with every backbone family, method and bit width, each file run by its own engine (docs/engines.md).
 
     python benchmarks/engines.py [--families ResNet-20 …] [--targets web …] [--methods LSQ …] [--bits 8 4 2]
 
