@@ -19,21 +19,17 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from lbitcls.datasets.listing import images_of  # noqa: E402
-from lbitcls.datasets.pipelines.decode import read_image  # noqa: E402
-from lbitcls.deploy.runtime.engine import load  # noqa: E402
-from lbitcls.deploy.runtime.engines.onnxruntime_web import ONNXRuntimeWebEngine  # noqa: E402
-from lbitcls.inference.preparation import preparation  # noqa: E402
+from lbitcls.datasets.listing import images_of
+from lbitcls.datasets.pipelines.decode import read_image
+from lbitcls.deploy.runtime.engine import load
+from lbitcls.deploy.runtime.engines.onnxruntime_web import ONNXRuntimeWebEngine
+from lbitcls.inference.preparation import preparation
 
 FIRST = """
 const done = arguments[1];
