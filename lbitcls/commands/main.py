@@ -10,6 +10,7 @@ import argparse
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
         argv: Arguments; None: `sys.argv[1:]`.
         only: Verb of a program that has only one (`tools/train.py`).
     """
+    # Pillow warns of large images from half the size on that is refused with a message.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         args = _parse(sys.argv[1:] if argv is None else argv, only)
         with ending_by_signals(), safe_mode(getattr(args, "safe", False)):
