@@ -11,12 +11,13 @@ from lbitcls.deploy.runtime.metadata import ModelInfo
 from lbitcls.deploy.runtime.page.npm import CDN, DIGESTS, SCRIPT, VERSION, WASM, WASM_SIZE, check_runtime, read_runtime
 from lbitcls.deploy.runtime.page.page_steps import page_steps
 from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.files import MODEL_OF_FOLDER
 from lbitcls.utils.jsontext import json_text
 
 RUNTIMES = ("copy", "cdn")
 """Places of the runtime: in the folder, or on a content delivery network."""
 SOURCES = "deploy/web"
-MODEL, DESCRIPTION, INDEX = "model.onnx", "model.json", "index.html"
+MODEL, DESCRIPTION, INDEX = MODEL_OF_FOLDER, "model.json", "index.html"
 _FOLDER = "runtime"
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
