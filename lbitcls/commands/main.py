@@ -10,6 +10,7 @@ import argparse
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -22,6 +23,7 @@ from lbitcls.utils.failures import explain
 from lbitcls.utils.library import CONFIG_SUFFIXES
 from lbitcls.utils.logging import discard_output
 from lbitcls.utils.safe import safe_mode
+from lbitcls.utils.temporary import ending_by_signals
 from lbitcls.version import __version__
 
 PLAIN = argparse.RawDescriptionHelpFormatter
@@ -56,9 +58,11 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
         argv: Arguments; None: `sys.argv[1:]`.
         only: Verb of a program that has only one (`tools/train.py`).
     """
+    # Pillow warns of large images from half the size on that is refused with a message.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         args = _parse(sys.argv[1:] if argv is None else argv, only)
-        with safe_mode(getattr(args, "safe", False)):
+        with ending_by_signals(), safe_mode(getattr(args, "safe", False)):
             say_config(args)
             say_next(args.verb, args, args.run(args))
         sys.stdout.flush()  # else a closed pipe would be reported at exit, with a traceback

@@ -9,18 +9,16 @@ it has changed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from lbitcls.datasets.archive import ARCHIVES, extract
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.errors import DataError
+from lbitcls.utils.temporary import new_temporary_folder, remove_leftovers
 
 Roots = str | os.PathLike | Sequence[str | os.PathLike | None] | None
 
@@ -144,25 +142,8 @@ def unpacked(archive: Path) -> Path:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    _clear(target.parent, target)
+    remove_leftovers(target.parent)
     _logger.info("Unpacking %s into %s", archive, target)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp", dir=target.parent))
-    try:
+    with new_temporary_folder(target.parent) as temporary:
         extract(archive, temporary)
-        temporary.chmod(0o755)
         temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _clear(cache: Path, held: Path) -> None:
-    """Remove partially unpacked folders left by killed processes, of the locked archive and of others."""
-    for stale in cache.glob("*.tmp*"):
-        owner = stale.with_name(stale.name.rpartition(".tmp")[0])
-        if owner == held:
-            shutil.rmtree(stale, ignore_errors=True)
-            continue
-        with contextlib.suppress(OSError), exclusive(owner, wait=False) as ours:
-            if ours:
-                shutil.rmtree(stale, ignore_errors=True)

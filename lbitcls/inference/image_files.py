@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,14 +91,12 @@ def _predicted(
     model: Classifier, paths: Sequence[str], topk: int, batch_size: int, labelled: LabelledFolder | None
 ) -> list[dict[str, Any]]:
     records = []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # starts at half the rejected size
-        found = predict_pictures(model, paths, topk if topk != 1 else None, batch_size)
-        for path, result in zip(paths, track(found, len(paths), "images"), strict=True):
-            records.append(_record(path, result))
-            _say(records[-1])
-            if labelled is not None:
-                labelled.add(model, records[-1])
+    found = predict_pictures(model, paths, topk if topk != 1 else None, batch_size)
+    for path, result in zip(paths, track(found, len(paths), "images"), strict=True):
+        records.append(_record(path, result))
+        _say(records[-1])
+        if labelled is not None:
+            labelled.add(model, records[-1])
     return records
 
 

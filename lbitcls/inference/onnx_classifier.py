@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbitcls.deploy.runtime.engine import Engine, load
-from lbitcls.inference.onnx_model import check_part, logits_of
+from lbitcls.deploy.runtime.engine import Engine
+from lbitcls.inference.onnx_model import check_part, logits_of, open_engine
 from lbitcls.inference.preparation import READING, same_steps
 from lbitcls.registry import HEADS
 from lbitcls.settings.sections import Settings
@@ -58,7 +58,7 @@ def open_classifier(
         CheckpointError: The engine cannot run the file, or the file is not a classifier.
         ConfigError: The engine is unknown.
     """
-    opened = load(path, engine, threads)
+    opened = open_engine(path, engine, threads)
     logger.info("Running %s in %s, %s, threads: %s.", path, opened.name, opened.precision, threads or "its own choice")
     if opened.info is None:
         logger.info("%s was not written by lbitcls: its classes and preprocessing are unknown.", path)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lbitcls.assembly.image_sizes import natural_size
 from lbitcls.deploy.runtime.engine import Engine, load
+from lbitcls.deploy.runtime.metadata import model_file
 from lbitcls.inference.preparation import Prepare, Steps, preparation, same_steps, test_steps
 from lbitcls.utils.errors import CheckpointError, ConfigError
 from lbitcls.utils.logging import get_logger
@@ -103,6 +104,16 @@ class ExportedModel:
         return Config.fromstring(text)
 
 
+def open_engine(path: str | Path, engine: str | None = None, threads: int | None = None) -> Engine:
+    """Open an exported model for predictions: by default, a page's ONNX file rather than the page in a browser.
+
+    Raises:
+        CheckpointError: The engine cannot run the file.
+        ConfigError: The engine is unknown.
+    """
+    return load(model_file(Path(path).expanduser()) if engine is None else path, engine, threads)
+
+
 def open_exported(
     path: str | Path, cfg: Config | None = None, engine: str | None = None, threads: int | None = None
 ) -> ExportedModel:
@@ -112,7 +123,7 @@ def open_exported(
         CheckpointError: The engine cannot run the file, or the model outputs features.
         ConfigError: The engine is unknown, or nothing defines how images are prepared.
     """
-    return ExportedModel(load(path, engine, threads), cfg)
+    return ExportedModel(open_engine(path, engine, threads), cfg)
 
 
 def check_part(engine: Engine) -> None:

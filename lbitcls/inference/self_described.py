@@ -60,7 +60,7 @@ class Description:
 
 
 def sort_arguments(given: Sequence[str], usage: str) -> Given:
-    """Sort a command's files: the suffix of the first decides whether it is the config or the model.
+    """Sort a command's files: the first is the config or the model, as its suffix says; a page's folder is a model.
 
     Args:
         given: The arguments, at least one.
@@ -73,10 +73,10 @@ def sort_arguments(given: Sequence[str], usage: str) -> Given:
     suffix = Path(first).suffix.lower()
     if suffix in CONFIG_SUFFIXES:
         return Given(first, others[0] if others else None, others[1:])
-    if suffix not in (*EXPORTED, *CHECKPOINTS):
+    if suffix not in CHECKPOINTS and not is_exported(first):
         near = "." if Path(first).exists() else suggest_path(Path(first))
         raise ConfigError(
-            f"the first file must be an exported model ({', '.join(EXPORTED)}), a checkpoint "
+            f"the first file must be an exported model ({', '.join(EXPORTED)}, the folder of a page), a checkpoint "
             f"({', '.join(CHECKPOINTS)}) or a config ({', '.join(CONFIG_SUFFIXES)}); got {first}{near} "
             f"The order is: {usage}."
         )

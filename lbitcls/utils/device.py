@@ -67,6 +67,8 @@ def choose_device(
             raise ConfigError(f"{name} is requested, but this machine has no GPU{why}. Use the device cpu, or auto.")
         level = logging.WARNING if gpu_ids else logging.INFO
         logger.log(level, "Running on the CPU: this machine has no GPU.", extra=ONCE)
+        # Before it compiles for a CPU, it would warn of CUDA's tools without a GPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         return torch.device("cpu")
     if wanted.index >= count:
         raise ConfigError(f"{wanted} is requested, but this machine has {count} GPU(s), numbered from 0.")

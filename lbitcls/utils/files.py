@@ -16,11 +16,13 @@ from lbitcls.utils.temporary import hold, new_temporary, remove_leftovers, tempo
 
 EXPORTED = (".onnx", ".tflite", ".pte")
 """Suffixes of exported models."""
+MODEL_OF_FOLDER = "model.onnx"
+"""File with the model in an exported folder, such as a web page."""
 
 
 def is_exported(path: str | os.PathLike) -> bool:
-    """Return True if a path's suffix is that of an exported model."""
-    return Path(path).suffix.lower() in EXPORTED
+    """Return True if a path's suffix is that of an exported model, or if it is a folder that contains one."""
+    return Path(path).suffix.lower() in EXPORTED or Path(path, MODEL_OF_FOLDER).expanduser().is_file()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

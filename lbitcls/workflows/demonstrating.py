@@ -12,6 +12,7 @@ from lbitcls.deploy.runtime.metadata import existing_model, read_info
 from lbitcls.deploy.runtime.page.page_files import check_page, write_page
 from lbitcls.deploy.runtime.page.server import address, open_server
 from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.temporary import new_temporary_folder, remove_leftovers
 
 PAGE_TARGETS = ("cpu", "tensorrt", "web")
 """Targets whose ONNX files run in a page."""
@@ -64,6 +65,8 @@ def page_of(exported: str | Path) -> Iterator[Path]:
             f"{path} cannot become a page: it is not an ONNX file that lbitcls wrote. Export the checkpoint: "
             "lbitcls export CONFIG CHECKPOINT --target web --out FOLDER."
         )
-    with tempfile.TemporaryDirectory(prefix="lbitcls-demo-") as name:
-        write_page(Path(name), path.read_bytes(), info)
-        yield Path(name)
+    common = Path(tempfile.gettempdir())
+    remove_leftovers(common)
+    with new_temporary_folder(common) as folder:
+        write_page(folder, path.read_bytes(), info)
+        yield folder

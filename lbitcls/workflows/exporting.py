@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +35,7 @@ from lbitcls.utils.files import check_writable, write_whole
 from lbitcls.utils.folders import move_folder
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import print_table
+from lbitcls.utils.temporary import new_temporary_folder
 from lbitcls.workflows.calibrating import calibration_images, first_images
 from lbitcls.workflows.planning import image_shape
 
@@ -103,11 +103,11 @@ def export_checkpoint(
         )
         report, layers = _in_integers(report)
         _print(replace(report, path=out), layers)
-        result = _verify(model, draft, batches, details) if options.verify else None
+        result = _verify(model, draft, out, batches, details) if options.verify else None
         rejected = result is not None and not result["passed"]
         report = replace(report, path=_rejected(out) if rejected else out)
         record = {"export": report.to_json(), "residuals": residuals, "layers": layers, "verification": result}
-        move_folder(draft, report.path) if draft.is_dir() else draft.replace(report.path)
+        _put(draft, report.path)
         write_whole(_report_path(report.path), lambda path: path.write_text(_text(record), "utf-8"))
         if result is not None and rejected:
             reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
@@ -119,12 +119,14 @@ def export_checkpoint(
 
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `out` for the unverified file or folder; delete it if the export ends early."""
-    draft = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+    """Yield the path of the unverified file or folder, of the same name, in a temporary folder above `out`."""
+    with new_temporary_folder(next(above for above in out.parents if above.exists())) as folder:
+        yield folder / out.name
+
+
+def _put(draft: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    move_folder(draft, path) if draft.is_dir() else draft.replace(path)
 
 
 def check_options(options: ExportOptions) -> None:
@@ -268,10 +270,13 @@ def _with_residuals(
     return carry_residuals(model, images, bits, signed=find_target(options.target).signed_residuals)
 
 
-def _verify(model: nn.Module, path: Path, batches: Iterable[torch.Tensor], details: bool) -> dict[str, Any]:
+def _verify(model: nn.Module, draft: Path, out: Path, batches: Iterable[torch.Tensor], details: bool) -> dict[str, Any]:
+    """Verify the draft and print the verdict; return it as plain data, with the path that the draft will get."""
     from lbitcls.deploy.verification.verify import verify
 
-    found = verify(model, path, batches)
+    found = verify(model, draft, batches)
+    final = _rejected(out) if not found.passed else out
+    found = replace(found, certificates=tuple(replace(one, file=str(final)) for one in found.certificates))
     verdict = "REJECTED" if not found.passed else "passed" if found.judged else "not judged"
     print(f"Verification on {found.images} images: {verdict}\n{found.sentence}")
     for certificate in found.certificates:

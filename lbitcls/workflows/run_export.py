@@ -23,6 +23,7 @@ from lbitcls.utils.errors import ConfigError
 BATCHES = (1, 16)
 _RATIO_OF = 16  # images; with one small image, the engine's overhead would dominate
 _TURNS = 10
+_PREFIXES = {"": "model", "float_": "float"}  # of the results, by file
 
 
 def check_export(settings: Settings) -> None:
@@ -63,8 +64,9 @@ def export_run(
         data_root: Folder to search for relative data paths.
 
     Returns:
-        `top1` on the validation set in percent, `size_kib`, `float_size_kib`, `latency_ratio` (to the float file, for
-        16 images), `latency` (for each batch size `batch`, `ms`, `float_ms`, `ratio`), `threads`, `file`.
+        `top1` on the validation set in percent, `size_kib`, `float_size_kib`, `threads`, `file`, and `latency` (for
+        each batch size `batch`, `ms`, `float_ms`, `ratio`): empty if the target's engine is not for speed, else with
+        `latency_ratio`, to the float file, for 16 images.
 
     Raises:
         LbitclsError: the export or its verification failed.
@@ -78,21 +80,19 @@ def export_run(
         threads = settings.num_threads or 2
         engine = find_target(section.target).engines[0]
         top1 = _top1(settings, files["model"], session, engine, threads, data_root)
-    seen = time_models(list(files.values()), engine=engine, threads=threads, batches=BATCHES, repeats=_TURNS)
-    ours, base = seen.timings[::2], seen.timings[1::2]
+    sizes = {f"{prefix}size_kib": files[name].stat().st_size / 1024 for prefix, name in _PREFIXES.items()}
+    found = {"top1": top1, **sizes, "latency": [], "threads": threads, "file": str(files["model"])}
+    return found | (_speed(list(files.values()), engine, threads) if find_engine(engine).is_timed else {})
+
+
+def _speed(files: list[Path], engine: str, threads: int) -> dict[str, Any]:
+    """Return `latency` and `latency_ratio` of the first file, relative to the second."""
+    seen = time_models(files, engine=engine, threads=threads, batches=BATCHES, repeats=_TURNS)
     latency = [
         {"batch": mine.batch, "ms": mine.median_ms, "float_ms": other.median_ms, "ratio": mine.ratio}
-        for mine, other in zip(ours, base, strict=True)
+        for mine, other in zip(seen.timings[::2], seen.timings[1::2], strict=True)
     ]
-    return {
-        "top1": top1,
-        "size_kib": ours[0].size_kib,
-        "latency_ratio": next(entry["ratio"] for entry in latency if entry["batch"] == _RATIO_OF),
-        "float_size_kib": base[0].size_kib,
-        "latency": latency,
-        "threads": threads,
-        "file": str(files["model"]),
-    }
+    return {"latency": latency, "latency_ratio": next(row["ratio"] for row in latency if row["batch"] == _RATIO_OF)}
 
 
 def _export_float(settings: Settings, checkpoint: str, exported: Path, path: Path, session: Session) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from lbitcls.apis import test_classifier as classify
 from lbitcls.apis import train_classifier
+from lbitcls.deploy.runtime.engines.onnxruntime import ONNXRuntimeEngine
 from lbitcls.deploy.runtime.metadata import read_info
 from lbitcls.utils.errors import ConfigError, DependencyError
 from lbitcls.workflows import training
@@ -51,6 +52,23 @@ def test_the_best_weights_are_exported_and_measured(make_config: Any, capsys: An
     result = capsys.readouterr().out
     result = result[result.rindex("Result") :]
     assert f"{integer['top1']:.2f} %" in result and f"{integer['latency'][1]['ms']:.2f} ms" in result
+
+
+def test_an_engine_that_is_not_for_speed_is_not_timed(make_config: Any, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(ONNXRuntimeEngine, "is_timed", False)
+    cfg = make_config(
+        quant_transformer=QUANTIZED,
+        total_epochs=1,
+        num_threads=1,
+        export=dict(target="tensorrt", verify=True, num_images=100),
+    )
+    integer = train_classifier(cfg)["integer"]
+    assert integer["latency"] == [] and "latency_ratio" not in integer
+    assert integer["size_kib"] == pytest.approx((Path(cfg.work_dir) / "model.onnx").stat().st_size / 1024)
+    result = capsys.readouterr().out
+    assert "integer top-1" in result and "time of" not in result and " ms for an image" not in result
+    (judged,) = json.loads((Path(cfg.work_dir) / "model.report.json").read_text())["verification"]["certificates"]
+    assert judged["milliseconds"] is None and judged["file"] == integer["file"]
 
 
 def test_what_could_not_be_exported_is_refused_before_the_run(make_config: Any, monkeypatch: Any) -> None:

@@ -139,14 +139,21 @@ def test_a_name_that_is_no_text(delivered: Delivered, tmp_path: Path, capsys: An
     assert "\\udcff.png: digit " in capsys.readouterr().out
 
 
-def test_large_photos_are_predicted_silently(
-    delivered: Delivered, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+@pytest.mark.parametrize("verb", ["infer", "test", "verify"])
+def test_large_photos_are_read_silently_and_larger_ones_refused(
+    verb: str, delivered: Delivered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Pillow warns of images with more than half of the pixels that it refuses."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
-    Image.new("RGB", (100, 60)).save(photos / "large.png")
-    assert main(["infer", str(delivered.config), str(delivered.exported), str(photos / "large.png")]) == 0
-    assert capsys.readouterr().err == ""
+    photo, model = tmp_path / "digit 1" / "large.png", str(delivered.exported)
+    photo.parent.mkdir()
+    given = {"verify": [model, "--images", str(tmp_path)], "infer": [model, str(photo)], "test": [model, str(tmp_path)]}
+    for size, code in (((100, 60), 0), ((200, 100), 1)):
+        Image.new("RGB", size).save(photo)
+        assert main([verb, *given[verb]]) == code
+        captured = capsys.readouterr().err
+        assert ("exceeds limit" in captured) == bool(code) and "Traceback" not in captured
+    assert f"{photo}: Image size (20000 pixels) exceeds limit of 10000 pixels. Make it smaller" in captured
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,27 @@ def test_infer_says_the_same_without_the_config(form: str, delivered: Delivered,
     assert [line for line in capsys.readouterr().out.splitlines() if ".png: digit " in line] != expected
 
 
+def test_the_folder_of_a_page_is_a_model(delivered: Delivered, digits: Path, tmp_path: Path, capsys: Any) -> None:
+    """Without a browser: the ONNX file inside is run, as if it had been named."""
+    page, out = tmp_path / "page", tmp_path / "certificates.json"
+    page.mkdir()
+    shutil.copy(delivered.exported, page / "model.onnx")
+    said = []
+    for model in (page, page / "model.onnx"):
+        assert main(["infer", str(model), str(digits / "digit 3")]) == 0
+        assert main(["test", str(model), str(digits)]) == 0
+        said.append([line for line in capsys.readouterr().out.splitlines() if "digit" in line or "top-1" in line])
+    assert said[0] == said[1] and len(said[0]) > 20
+    assert init_model(None, page).CLASSES == init_model(None, delivered.exported).CLASSES
+    verify = ["verify", str(page), "--engine", "openvino", "onnxruntime", "--images", str(digits), "--json", str(out)]
+    assert main(verify) == 0
+    assert [Path(one["file"]) for one in json.loads(out.read_text())] == [page / "model.onnx"]
+    (page / "model.onnx").unlink()
+    capsys.readouterr()
+    assert main(["infer", str(page), str(digits)]) == 2
+    assert "must be an exported model (.onnx, .tflite, .pte, the folder of a page)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_recorded_data_and_a_folder_of_it_give_the_same_metrics(
     form: str, delivered: Delivered, digits: Path, tmp_path: Path
@@ -194,7 +215,7 @@ def test_settings_of_the_machine_that_trained_are_left_out(delivered: Delivered,
         (
             "infer",
             ["photo.jpg", "MODEL"],
-            "the first file must be an exported model (.onnx, .tflite, .pte),",
+            "the first file must be an exported model (.onnx, .tflite, .pte, the folder of a page),",
         ),
         ("infer", ["MODEL", "CONFIG", "photo.jpg"], "stands after the model"),
         ("infer", ["CONFIG", "MODEL"], "no image is given"),

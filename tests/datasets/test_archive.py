@@ -18,6 +18,7 @@ from lbitcls.datasets.archive import ArchiveError, checked_parts
 from lbitcls.datasets.root import unpacked
 from lbitcls.utils.cache import cache_folder, exclusive
 from lbitcls.utils.errors import DataError
+from lbitcls.utils.temporary import new_temporary_folder, temporary_name
 
 Member = tuple[str, bytes | str]  # name, and content of a file or target of a link
 
@@ -231,11 +232,11 @@ def test_a_later_member_of_the_same_name_wins(folder: Path) -> None:
 
 def test_what_was_left_of_other_archives_is_removed_unless_a_process_is_at_it(folder: Path) -> None:
     cache = cache_folder("archives")
-    for name in ("dead-1.tmpabc", "alive-1.tmpabc"):
-        (cache / name / "half").mkdir(parents=True)
-    with exclusive(cache / "alive-1"):
+    dead = temporary_name(cache)
+    (dead / "half").mkdir(parents=True)
+    with new_temporary_folder(cache) as alive:
         unpacked(_whole(folder, ".tar"))
-    assert not (cache / "dead-1.tmpabc").exists() and (cache / "alive-1.tmpabc").exists()
+        assert not dead.exists() and alive.exists()
 
 
 def test_a_lock_is_not_opened_through_a_link(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from lbitcls.datasets.root import find_data, locate, search_roots, unpacked
 from lbitcls.utils.cache import cache_folder
 from lbitcls.utils.errors import DataError
+from lbitcls.utils.temporary import temporary_name
 
 
 def _file(path: Path, text: str = "x") -> Path:
@@ -115,14 +116,14 @@ def test_corrupt_archive_names_itself_and_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"cannot unpack .*bad\.zip"):
         unpacked(tmp_path / "bad.zip")
     left = [entry.name for entry in cache_folder("archives").iterdir() if entry.suffix != ".lock"]
-    assert not [name for name in left if "tmp" in name or name.startswith("bad-")]
+    assert not [name for name in left if name.startswith((".", "bad-"))]
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     archive = _archive(tmp_path, "x")
     target = unpacked(archive)
     shutil.rmtree(target)
-    stale = _file(target.with_name(target.name + ".tmpabc") / "half")
+    stale = _file(temporary_name(target.parent) / "half")
     assert unpacked(archive) == target and not stale.exists()
 
 

@@ -138,6 +138,7 @@ def test_finer_grid_contains_each_level(zero_point: int, low: int, high: int) ->
     assert finer.high - finer.low == 255 and places.max() <= finer.high and places.min() == finer.low
 
 
+@pytest.mark.slow  # to load ExecuTorch and run its passes takes half a minute
 def test_file_is_in_integers_and_faithful(
     quantized: Quantized, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

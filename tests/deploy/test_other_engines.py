@@ -41,7 +41,7 @@ def expected(model: nn.Module) -> np.ndarray:
         return model(images()).numpy()
 
 
-@pytest.mark.parametrize("name, package", [("opencv", "cv2"), ("tvm", "tvm")])
+@pytest.mark.parametrize("name, package", [("opencv", "cv2"), pytest.param("tvm", "tvm", marks=pytest.mark.slow)])
 def test_an_engine_of_files_for_cpu(name: str, package: str, quantized: Quantized, tmp_path: Path) -> None:
     pytest.importorskip(package)
     model, path = quantized(net(), "LSQ", 4, 4, images()), tmp_path / "model.onnx"

@@ -46,6 +46,7 @@ def test_without_a_request_no_gpu_means_the_cpu(
     assert [(record.levelname, "this machine has no GPU" in record.message) for record in caplog.records] == [
         (level, True)
     ]
+    assert not logging.getLogger("torch.utils.cpp_extension").isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "gpu:0", "GPU", "1"])

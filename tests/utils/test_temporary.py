@@ -7,27 +7,36 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lbitcls.utils import files, temporary
 from lbitcls.utils.files import check_folder, check_writable, link_whole, write_whole
-from lbitcls.utils.temporary import new_temporary, remove_leftovers, temporary_name
+from lbitcls.utils.folders import move_folder, write_folder
+from lbitcls.utils.temporary import (
+    ending_by_signals,
+    new_temporary,
+    new_temporary_folder,
+    remove_leftovers,
+    temporary_name,
+)
 
 
-def _write_for_ever(folder: str, ready: object) -> None:
+def _write_for_ever(kind: str, folder: str, ready: object) -> None:
     def write(path: Path) -> None:
-        path.write_bytes(b"x" * 1000)
+        (path / "index.html" if kind == "folder" else path).write_bytes(b"x" * 1000)
         ready.set()  # type: ignore[attr-defined]
         time.sleep(600)
 
-    write_whole(Path(folder, "a.pth"), write)
+    (write_folder if kind == "folder" else write_whole)(Path(folder, "made"), write)
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(kind: str, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready = [context.Event(), context.Event()]
-    killed, living = (context.Process(target=_write_for_ever, args=(str(tmp_path), event)) for event in ready)
+    killed, living = (context.Process(target=_write_for_ever, args=(kind, str(tmp_path), event)) for event in ready)
     for process, event in zip((killed, living), ready, strict=True):
         process.start()
         assert event.wait(60)
@@ -45,13 +54,22 @@ def test_only_files_of_ours_on_this_machine_are_removed(tmp_path: Path) -> None:
     others = [".a.pth.123.tmp", ".lbitcls-00000000-0123456789abcdef.tmp", "a.tmp", ".lbitcls-x.tmp"]
     for name in others:
         (tmp_path / name).write_text("x")
-    folder, link = temporary_name(tmp_path), temporary_name(tmp_path)
-    folder.mkdir()
-    link.symlink_to("a.tmp")
+    (tmp_path / "folder").mkdir()
+    for target in ("a.tmp", "folder"):
+        temporary_name(tmp_path).symlink_to(target)
     os.mkfifo(pipe := temporary_name(tmp_path))
     before = sorted(tmp_path.iterdir())
     assert remove_leftovers(tmp_path) == [] and remove_leftovers(tmp_path / "missing") == []
     assert sorted(tmp_path.iterdir()) == before and pipe.exists()
+
+
+def test_an_old_folder_is_replaced_and_stays_if_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        write_folder(tmp_path / "made", lambda draft, text=text: (draft / "a").write_text(text))  # type: ignore[misc]
+        assert (tmp_path / "made" / "a").read_text() == text
+    with pytest.raises(FileNotFoundError):
+        move_folder(tmp_path / "missing", tmp_path / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"] and (tmp_path / "made" / "a").exists()
 
 
 def test_names_differ_each_time() -> None:
@@ -110,9 +128,8 @@ def test_a_link_that_is_being_made_is_held(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "latest").samefile(tmp_path / "epoch")
 
 
-def test_a_new_file_that_was_taken_for_a_leftover_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("new", [new_temporary, new_temporary_folder])
+def test_what_was_taken_for_a_leftover_is_made_again(new: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hold, calls = temporary.hold, []
 
     def late(descriptor: int, *args: bool, **kwargs: bool) -> bool:
@@ -124,5 +141,23 @@ def test_a_new_file_that_was_taken_for_a_leftover_is_made_again(
         return hold(descriptor, *args, **kwargs)
 
     monkeypatch.setattr(temporary, "hold", late)
-    with new_temporary(tmp_path) as (path, _):
-        assert path.exists() and len(calls) == 2
+    with new(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 1 and len(calls) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_as_an_exception_does_unless_it_is_ignored(number: int, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as raised, ending_by_signals(), new_temporary_folder(tmp_path):
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+    assert raised.value.code == 128 + number and not list(tmp_path.iterdir())
+    assert signal.getsignal(number) is before
+    signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        with ending_by_signals():
+            os.kill(os.getpid(), number)
+            assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)

@@ -83,7 +83,8 @@ def decode_with_pillow(file: io.FileIO, path: str, mode: str, upright: bool = Tr
 
 def too_large(error: Exception) -> str:
     """Return the message about an image with too many pixels, and what to do."""
-    return f"{error} Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
+    said = str(error).replace(", could be decompression bomb DOS attack", "")  # Pillow's guess
+    return f"{said} Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
 
 
 def check_pixels(width: int, height: int) -> None:

@@ -134,6 +134,7 @@ def export_model(
     """
     start = time.perf_counter()
     made_for = check_options(opset, part, pack, target, runtime)
+    made_for.check_preparation(part, pipeline, input_shape)
     images = [batch.float().cpu().numpy() for batch in batches] if made_for.needs_images else []
     names = _class_names(model, classes) if part == "model" else None
     plain = plain_copy(model)

@@ -27,6 +27,7 @@ from lbitcls.deploy.runtime.metadata import (
     ModelInfo,
     existing_model,
     info_of,
+    model_file,
     read_info,
     read_onnx,
     require,
@@ -78,6 +79,7 @@ class Engine(ABC):
         suffixes: Suffixes of the files that it opens; an empty one stands for a folder.
         precisions: Precisions that it supports: `'f32'`, `'bf16'`.
         targets: Targets whose files it computes as intended, besides those that name it as a judge.
+        is_timed: False if it only checks files, so that its times mean nothing.
         path: File or folder.
         info: Metadata in the file; None for a file that lbitcls did not write.
         precision: Precision of operations outside of integer layers.
@@ -93,6 +95,7 @@ class Engine(ABC):
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     precisions: ClassVar[tuple[str, ...]] = ("f32",)
     targets: ClassVar[tuple[str, ...]] = ()
+    is_timed: ClassVar[bool] = True
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
         self.check_installed()
@@ -202,7 +205,8 @@ def load(path: str | Path, engine: str | None = None, threads: int | None = None
     """Open an exported model for prediction on the CPU.
 
     Args:
-        path: File or folder that `lbitcls export` wrote, or any ONNX file with one image input.
+        path: File or folder that `lbitcls export` wrote, or any ONNX file with one image input. Of a folder, engines
+            of files open the file inside.
         engine: Name of an engine; None: the first of those that judge files of its target.
         threads: Number of threads, 1 to 1024; None: the engine's own choice.
         precision: Precision of operations outside of integer layers: `'f32'`, or `'bf16'` (OpenVINO, on CPUs that
@@ -231,6 +235,7 @@ def load(path: str | Path, engine: str | None = None, threads: int | None = None
     kind = None if engine is None else find_engine(engine)
     path = existing_model(path)
     kind = kind or find_engine(default_engine(path))
+    path = path if kind.opens(path) else model_file(path)
     if not kind.opens(path):
         raise ConfigError(f"{kind.name} opens {_listed(kind.suffixes)}, not {path}; use {default_engine(path)}.")
     try:

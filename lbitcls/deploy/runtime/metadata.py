@@ -20,7 +20,7 @@ from types import ModuleType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from lbitcls.utils.errors import CheckpointError, DependencyError
-from lbitcls.utils.files import suggest_path
+from lbitcls.utils.files import MODEL_OF_FOLDER, suggest_path
 from lbitcls.utils.jsontext import json_text
 
 if TYPE_CHECKING:
@@ -334,7 +334,7 @@ def require(package: str, extra: str = "deploy") -> ModuleType:
 
 def model_file(path: Path) -> Path:
     """Return the file that contains the model: `path` itself, or `model.onnx` in a folder."""
-    return path / "model.onnx" if path.is_dir() else path
+    return path / MODEL_OF_FOLDER if path.is_dir() else path
 
 
 def existing_model(path: str | Path) -> Path:
@@ -349,7 +349,7 @@ def existing_file(path: str | Path) -> Path:
     """Return `path`; raise `CheckpointError`, with the nearest name in its folder, if it is not a file."""
     path = Path(path).expanduser()
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not an exported model.")
+        raise CheckpointError(f"{path} is a folder without {MODEL_OF_FOLDER}, so not an exported model.")
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a regular file; name an exported model.")
     if not path.is_file():

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -149,6 +149,20 @@ class Target:
         """
         if runtime != "copy":
             raise ConfigError(f"runtime={runtime!r} is for web pages, and {self.name} writes none; leave it out.")
+
+    def check_preparation(
+        self, part: str, pipeline: Sequence[dict[str, Any]], input_shape: tuple[int, int, int]
+    ) -> None:
+        """Check, before the model is traced, that the target can prepare images for it; here: no-op.
+
+        Args:
+            part: Part of the model that is exported.
+            pipeline: Test pipeline.
+            input_shape: (C, H, W) of an image.
+
+        Raises:
+            ConfigError: It cannot.
+        """
 
     def problems(self, layer: LayerFacts, opset: int) -> list[str]:
         """Return why the target or the opset does not support a layer, each with what to do; empty if it does."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lbitcls.deploy.passes.exact_sums import sum_exactly
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import ModelInfo, sealed
-from lbitcls.deploy.runtime.page.page_files import check_runtime_choice, page_names, write_page
+from lbitcls.deploy.runtime.page.page_files import check_runtime_choice, page_names, preparation_of, write_page
 from lbitcls.deploy.targets.cpu import CPU
 from lbitcls.registry import TARGETS
 
@@ -39,16 +40,22 @@ class Web(CPU):
         check_runtime_choice(runtime)
         self.runtime = runtime
 
+    def check_preparation(
+        self, part: str, pipeline: Sequence[dict[str, Any]], input_shape: tuple[int, int, int]
+    ) -> None:
+        """Check that the page can prepare images as the test pipeline does.
+
+        Raises:
+            ConfigError: It cannot; names the steps.
+        """
+        preparation_of(part, pipeline, input_shape)
+
     def foreign(self, folder: Path) -> list[str]:
         """Return the entries that are none of a page's."""
         return sorted({entry.name for entry in folder.iterdir()} - page_names())
 
     def write(self, model: ModelProto, info: ModelInfo, path: Path) -> None:
-        """Fill the folder with the page; its layers add integers, since WebAssembly has only float kernels for them.
-
-        Raises:
-            ConfigError: The page cannot prepare images as the test pipeline does.
-        """
+        """Fill the folder with the page; its layers add integers, since WebAssembly has only float kernels for them."""
         graph = Graph(model)
         sum_exactly(graph)
         write_page(path, sealed(graph.save()), info, self.runtime)

@@ -25,7 +25,8 @@ class Certificate:
         integer: Convolutions and linear layers that run in integers, as the engine says; None: it cannot tell.
         layers: Number of convolutions and linear layers.
         size: Size of the file that contains the model, in bytes.
-        milliseconds: Time that the engine took for an image, on average, in the batches of the verification.
+        milliseconds: Time that the engine took for an image, on average, in the batches of the verification; None for
+            an engine that only checks files.
         threads: Number of threads of the engine; None: its own choice.
         cpu: Name of the processor.
         date: Day of the measurement, UTC.
@@ -46,7 +47,7 @@ class Certificate:
     integer: int | None
     layers: int | None
     size: int
-    milliseconds: float
+    milliseconds: float | None
     threads: int | None
     cpu: str
     date: str
@@ -59,9 +60,10 @@ class Certificate:
         if self.agreement is not None:
             same = f"the same class for {self.agreement:.2f} % of {_images(self.images)}"
         counts = "" if self.integer is None else f"{self.integer} of {self.layers} layers in integers; "
+        time = "" if self.milliseconds is None else f", {self.milliseconds:.3g} ms for an image"
         return (
             f"{self.engine} {self.version}: {same}; outputs differ by {self.mean:.2g} on average, {self.largest:.2g} "
-            f"at most; {counts}{self.size / 1024:,.0f} KiB, {self.milliseconds:.3g} ms for an image."
+            f"at most; {counts}{self.size / 1024:,.0f} KiB{time}."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def judges(path: str | Path, engines: Sequence[str] | None, threads: int | None)
     if engines is not None:
         if not engines:
             raise ConfigError("engines must name at least one engine; got none.")
-        chosen = opening(Path(path), engines)
+        chosen = opening(Path(path), engines) or opening(model_file(Path(path)), engines)
         if not chosen:
             raise ConfigError(f"none of {', '.join(engines)} opens {path}; add {default_engine(existing_model(path))}.")
         return [load(path, engine, threads=threads) for engine in chosen], {}
@@ -85,11 +85,14 @@ class TimedEngine:
         return outputs
 
     @property
-    def milliseconds(self) -> float:
+    def milliseconds(self) -> float | None:
         """Time for an image, on average over the batches of the size that most images came in, in ms.
 
-        The first of several such batches does not count: an engine may compile for it.
+        The first of several such batches does not count: an engine may compile for it. None for an engine that is not
+        for speed.
         """
+        if not self.engine.is_timed:
+            return None
         size, seconds = max(self._seconds.items(), key=lambda item: item[0] * len(item[1]))
         counted = seconds[1:] or seconds
         return 1e3 * sum(counted) / (size * len(counted))

@@ -258,7 +258,7 @@ async function startCamera(start) {
   setMode("camera");
   setRatio(video.videoWidth, video.videoHeight);
   showAnswer("Camera: looking …", null);
-  $("turn").hidden = (await Camera.count()) < 2;
+  $("turn").hidden = (await Camera.list()).length < 2;
   watch();
 }
 

@@ -15,28 +15,32 @@ export class Camera {
     this.#video = video;
   }
 
-  /** Start the stream; throw an Error whose text says what to do. */
-  async start() {
+  /** Start the stream, of a given camera or of one that faces the wanted way; throw an Error that says what to do. */
+  async start(deviceId = undefined) {
     if (!navigator.mediaDevices?.getUserMedia) {
       throw new Error("The camera needs a secure page. Open it over https, or on localhost.");
     }
     this.stop();
     try {
-      const wanted = { facingMode: this.#facing, width: { ideal: 1280 }, height: { ideal: 960 } };
+      const which = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: this.#facing };
+      const wanted = { ...which, width: { ideal: 1280 }, height: { ideal: 960 } };
       this.#stream = await navigator.mediaDevices.getUserMedia({ video: wanted, audio: false });
     } catch (error) {
       throw new Error(REASONS[error.name] ?? `The camera cannot be used (${error.name}). Choose a photo instead.`);
     }
-    const facing = this.#stream.getVideoTracks()[0].getSettings().facingMode;
-    this.#video.classList.toggle("mirrored", facing !== "environment");
+    this.#video.classList.toggle("mirrored", this.#settings.facingMode !== "environment");
     this.#video.srcObject = this.#stream;
     await this.#video.play();
   }
 
-  /** Switch between the cameras at the front and at the back. */
-  turn() {
+  /** Switch between the cameras at the front and at the back; to the next one if they do not tell where they are. */
+  async turn() {
+    const before = this.#settings.deviceId;
     this.#facing = this.#facing === "user" ? "environment" : "user";
-    return this.start();
+    await this.start();
+    if (this.#settings.deviceId !== before) return;
+    const ids = (await Camera.list()).map(({ deviceId }) => deviceId);
+    if (ids.length > 1) await this.start(ids[(ids.indexOf(before) + 1) % ids.length]);
   }
 
   stop() {
@@ -57,9 +61,13 @@ export class Camera {
     return new File([await canvas.convertToBlob()], "Photo", { type: "image/png" });
   }
 
-  /** Return the number of cameras. */
-  static async count() {
+  /** Return the cameras. */
+  static async list() {
     const devices = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
-    return devices.filter(({ kind }) => kind === "videoinput").length;
+    return devices.filter(({ kind }) => kind === "videoinput");
+  }
+
+  get #settings() {
+    return this.#stream?.getVideoTracks()[0].getSettings() ?? {};
   }
 }

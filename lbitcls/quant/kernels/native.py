@@ -15,7 +15,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from lbitcls.utils.cache import cache_folder
 from lbitcls.utils.logging import get_logger
+from lbitcls.utils.temporary import new_temporary_folder, remove_leftovers
 
 SOURCES = sorted(Path(__file__).parent.glob("native*.cpp"))
 HEADER = Path(__file__).with_name("native.h")
@@ -114,8 +114,9 @@ def _built(compiler: list[str]) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     # Processes that build at once each write a file of their own; the last rename wins.
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder, target.name)
+    remove_leftovers(target.parent)
+    with new_temporary_folder(target.parent) as folder:
+        made = folder / target.name
         command = [*compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
         subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
         made.replace(target)

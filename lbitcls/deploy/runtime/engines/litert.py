@@ -85,4 +85,5 @@ class LiteRTReferenceEngine(LiteRTEngine):
     """LiteRT with the interpreter's reference kernels: slow, and the definition of what the others compute."""
 
     name = "litert_reference"
+    is_timed = False
     kernels = "BUILTIN_REF"

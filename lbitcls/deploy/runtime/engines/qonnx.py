@@ -32,6 +32,7 @@ class QONNXEngine(Engine):
     name = "qonnx"
     package = "qonnx"
     extra = "qonnx"
+    is_timed = False
 
     def __init__(self, path: Path, threads: int | None, precision: str) -> None:
         super().__init__(path, threads, precision)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from lbitcls.deploy.runtime.metadata import ModelInfo
 from lbitcls.deploy.runtime.page.npm import CDN, DIGESTS, SCRIPT, VERSION, WASM, WASM_SIZE, check_runtime, read_runtime
-from lbitcls.deploy.runtime.page.page_steps import page_steps
+from lbitcls.deploy.runtime.page.page_steps import Step, page_steps
 from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.files import MODEL_OF_FOLDER
 from lbitcls.utils.jsontext import json_text
 
 RUNTIMES = ("copy", "cdn")
 """Places of the runtime: in the folder, or on a content delivery network."""
 SOURCES = "deploy/web"
-MODEL, DESCRIPTION, INDEX = "model.onnx", "model.json", "index.html"
+MODEL, DESCRIPTION, INDEX = MODEL_OF_FOLDER, "model.json", "index.html"
 _FOLDER = "runtime"
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
@@ -93,9 +95,7 @@ def describe(info: ModelInfo, size: int, runtime: str) -> dict[str, Any]:
     Raises:
         ConfigError: The page cannot prepare images for the model, or the model is a backbone.
     """
-    if info.part != "model":
-        raise ConfigError("a web page shows classes, and a backbone has none; export with --part model.")
-    steps, upright = page_steps(info.pipeline, info.input_shape)
+    steps, upright = preparation_of(info.part, info.pipeline, info.input_shape)
     start = f"{_FOLDER}/" if runtime == "copy" else CDN
     code: dict[str, Any] = {"version": VERSION, "script": start + SCRIPT, "wasm": start + WASM, "size": WASM_SIZE}
     if runtime == "cdn":
@@ -116,6 +116,19 @@ def describe(info: ModelInfo, size: int, runtime: str) -> dict[str, Any]:
         "facts": facts,
         "runtime": code,
     }
+
+
+def preparation_of(
+    part: str, pipeline: Sequence[dict[str, Any]], input_shape: tuple[int, int, int]
+) -> tuple[list[Step], bool]:
+    """Return the result of `page_steps` for a model.
+
+    Raises:
+        ConfigError: The page cannot prepare images for the model, or the model is a backbone.
+    """
+    if part != "model":
+        raise ConfigError("a web page shows classes, and a backbone has none; export with --part model.")
+    return page_steps(pipeline, input_shape)
 
 
 def page_names() -> set[str]:
