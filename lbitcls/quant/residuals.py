@@ -130,4 +130,5 @@ def _skip_quantizer(block: nn.Module, addition: Addition) -> Quantizer:
 def _fits(quantizer: Quantizer) -> bool:
     """Return True if a quantizer has 8-bit integers at even distances, and a range that follows the data."""
     even = quantizer.levels() is None and quantizer.thresholds() is None
-    return quantizer.num_bits == quantizer.final_bits == RESIDUAL_BITS and even and quantizer.needs_data
+    follows = any(True for _ in quantizer.parameters()) or type(quantizer).observe is not Quantizer.observe
+    return quantizer.num_bits == quantizer.final_bits == RESIDUAL_BITS and even and follows

@@ -227,6 +227,31 @@ def layer_facts(model: nn.Module) -> list[LayerFacts]:
     return [_facts(name, layer) for name, layer in quantized_layers(model)]
 
 
+def addition_facts(model: nn.Module) -> list[LayerFacts]:
+    """Return the facts about each quantized operand of an addition."""
+    return [
+        _operand_facts(f"{name}.{operand}", quantizer)
+        for name, addition in quantized_additions(model)
+        for operand, quantizer in addition.quantizers()
+        if isinstance(quantizer, Quantizer) and is_active(quantizer)
+    ]
+
+
+def _operand_facts(name: str, quantizer: Quantizer) -> LayerFacts:
+    grid = quantizer.qparams()
+    return LayerFacts(
+        name=name,
+        kind="Add",
+        method=type(quantizer).__name__,
+        weight_bits=None,
+        input_bits=quantizer.num_bits,
+        container=container_of(grid),
+        weight_range=None,
+        input_range=(grid.quant_min, grid.quant_max),
+        zero_point=int(grid.zero_point),
+    )
+
+
 def _facts(name: str, layer: QuantLayer) -> LayerFacts:
     weight, inputs = _grid(layer, "weight"), _grid(layer, "input")
     return LayerFacts(
