@@ -43,4 +43,4 @@ class TransformerConfig(Section):
     fold_bn: Annotated[Switch, Doc("Quantize a Conv2d's weight with the BatchNorm2d that follows it folded in.")] = (
         False
     )
-    residual_bits: Annotated[Literal[8] | None, Doc("8: train with skip connections in 8 bits instead of float.")] = None
+    residual_bits: Annotated[Literal[8] | None, Doc("8: train with skip connections in 8 bits, not float.")] = None

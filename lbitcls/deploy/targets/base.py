@@ -191,7 +191,7 @@ class Target:
             raise ConfigError(f"these layers cannot be exported for {self.name} at opset {opset}:{lines}")
 
     def check_additions(self, operands: Sequence[LayerFacts]) -> None:
-        """Raise `ConfigError` with the names of the quantized operands of additions that the target does not support."""
+        """Raise `ConfigError` with the names of the operands of additions whose grids the target does not support."""
         found = [o.name for o in operands if o.input_range is not None and self._input_problems(o, *o.input_range)]
         if found:
             raise ConfigError(
