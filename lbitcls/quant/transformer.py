@@ -20,7 +20,7 @@ from lbitcls.quant.kernels.selection import integer_now
 from lbitcls.quant.layers import QuantConv2d, QuantLayer, kind_of, quantized_kind
 from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
 from lbitcls.quant.plan import Plan, PlanRow, own_parameters
-from lbitcls.quant.residuals import find_additions, quantize_additions
+from lbitcls.quant.quantized_sums import find_additions, quantize_additions
 from lbitcls.registry import TRANSFORMERS
 from lbitcls.settings.quant import SpecialLayers, TransformerConfig
 from lbitcls.utils.errors import ConfigError, suggest
@@ -46,7 +46,7 @@ class ModelTransformer:
         exclude_layers: Full names of layers, or of modules including their contents, that stay float.
         fold_bn: Quantize the weight of a Conv2d with the BatchNorm2d folded in that follows it, in the order of
             definition within one module, and has its output channels (see `QuantConv2d`).
-        residual_bits: 8: fake quantize what the model's blocks add (`lbitcls.quant.residuals`); None: it stays float.
+        residual_bits: 8: fake quantize what the blocks add (`lbitcls.quant.quantized_sums`); None: it stays float.
 
     Example:
         >>> transformer = ModelTransformer(dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4)))

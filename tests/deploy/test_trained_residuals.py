@@ -20,8 +20,8 @@ from lbitcls.deploy.verification.integer import integer_model
 from lbitcls.deploy.verification.placement import executed_operations
 from lbitcls.models.builder import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate
+from lbitcls.quant.quantized_sums import quantized_additions
 from lbitcls.quant.quantizer import NotInitializedError
-from lbitcls.quant.residuals import quantized_additions
 from lbitcls.utils.errors import ConfigError
 
 Exports = Callable[..., Any]
@@ -42,7 +42,7 @@ def untrained(family: str, bits: int = 8, signed: bool | None = None) -> Any:
     backbone, channels = FAMILIES[family]
     head = dict(type="LinearClsHead", num_classes=5, in_channels=channels)
     neck = dict(type="GlobalAveragePooling")
-    model = build_classifier(dict(type="ImageClassifier", backbone=backbone, neck=neck, head=head))
+    model: Any = build_classifier(dict(type="ImageClassifier", backbone=backbone, neck=neck, head=head))
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.momentum = None
     with torch.no_grad():
@@ -56,7 +56,8 @@ def trained(family: str, bits: int = 8, **options: Any) -> nn.Module:
     """Return a model whose grids differ from each other, as after training."""
     model = untrained(family, bits, **options).eval()
     calibrate(model, [images(64)])
-    for number, quantizer in enumerate(q for _, a in quantized_additions(model) for _, q in a.quantizers()):
+    operands: list[Any] = [q for _, addition in quantized_additions(model) for _, q in addition.quantizers()]
+    for number, quantizer in enumerate(operands):
         quantizer.scale.data.mul_(1 + 0.03 * number)
     return model
 
@@ -80,14 +81,15 @@ def test_without_the_guards_openvino_omits_a_rounding(tmp_path: Path, monkeypatc
     """The reason for `guard_sums`; if this fails, OpenVINO rounds everywhere, and the guards can go."""
     model = trained("resnet")
     for _, addition in quantized_additions(model):
-        addition.own_quantizer.scale.data.mul_(8)  # so coarse that the rounding shows
-    differences = []
+        own: Any = addition.own_quantizer
+        own.scale.data.mul_(8)  # so coarse that the rounding shows
+    differences: list[float] = []
     for guard in (guards.guard_sums, lambda graph: None):
         monkeypatch.setattr(cpu, "guard_sums", guard)
         path = tmp_path / f"{len(differences)}.onnx"
         export_model(model, path, input_shape=(3, 16, 16))
-        results = [load(path, engine=name).predict(images().numpy()) for name in ("openvino", "onnxruntime")]
-        differences.append(float(np.abs(results[0] - results[1]).mean()))
+        given: list[Any] = [load(path, engine=name).predict(images().numpy()) for name in ("openvino", "onnxruntime")]
+        differences.append(float(np.abs(given[0] - given[1]).mean()))
     assert differences[1] > 5 * differences[0]
 
 

@@ -25,8 +25,8 @@ from lbitcls.deploy.targets.base import LayerFacts
 from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.quant.kernels.piecewise import steps_of
 from lbitcls.quant.layers import LAYER_KINDS, QuantConv2d, QuantLayer
+from lbitcls.quant.quantized_sums import QuantAdd, quantized_additions
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer, is_active
-from lbitcls.quant.residuals import QuantAdd, quantized_additions
 from lbitcls.quant.spec import QParams, along
 from lbitcls.utils.errors import CheckpointError, ConfigError
 

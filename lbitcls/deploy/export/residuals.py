@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from lbitcls.protocols import Addition
 from lbitcls.quant.computed_weights import copy_model
 from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantized_sums import RESIDUAL_BITS, trained_residual_bits
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.quantizers.lsq import LSQ
 from lbitcls.quant.ranges import mse
-from lbitcls.quant.residuals import RESIDUAL_BITS, trained_residual_bits
 from lbitcls.utils.errors import ConfigError, DataError
 
 _ADDS = ("add", "add_", "__add__", "__iadd__", "__radd__")

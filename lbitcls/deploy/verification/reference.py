@@ -18,8 +18,8 @@ from lbitcls.quant.calibration import named_quantizers
 from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.quant.kernels.piecewise import steps_of
 from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantized_sums import quantized_additions
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
-from lbitcls.quant.residuals import quantized_additions
 from lbitcls.quant.spec import QParams, along
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models import mobilenetv2, mobilenetv3, resnet
 
+from lbitcls.protocols import Addition
+
 
 class Add(nn.Module):
     """Sum of a block's own result and its skip connection (`lbitcls.protocols.Addition`).
@@ -49,7 +51,7 @@ class Add(nn.Module):
 class BasicBlock(resnet.BasicBlock):
     """torchvision's block of two convolutions, with its addition as a module."""
 
-    add: nn.Module
+    add: Addition
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.add.enter(x)
@@ -61,7 +63,7 @@ class BasicBlock(resnet.BasicBlock):
 class Bottleneck(resnet.Bottleneck):
     """torchvision's block of three convolutions, with its addition as a module."""
 
-    add: nn.Module
+    add: Addition
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.add.enter(x)
@@ -74,7 +76,7 @@ class Bottleneck(resnet.Bottleneck):
 class InvertedResidual(mobilenetv2.InvertedResidual):
     """MobileNetV2's block with a skip connection, with its addition as a module."""
 
-    add: nn.Module
+    add: Addition
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.add.enter(x)
@@ -84,7 +86,7 @@ class InvertedResidual(mobilenetv2.InvertedResidual):
 class InvertedResidualV3(mobilenetv3.InvertedResidual):
     """MobileNetV3's block with a skip connection, with its addition as a module."""
 
-    add: nn.Module
+    add: Addition
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.add.enter(input)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from lbitcls.models.backbones.additions import Add
 from lbitcls.models.backbones.base import StagedBackbone, checked_indices, init_weights
+from lbitcls.protocols import Addition
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import ConfigError
 
@@ -36,7 +37,7 @@ class OptionABlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.stride = stride
         self.new_channels = channels - in_channels
-        self.add: nn.Module = Add("conv1")
+        self.add: Addition = Add("conv1")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.add.enter(x)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lbitcls.models.builder import build_backbone
 from lbitcls.quant import build_mtransformer, calibrate, named_quantizers
-from lbitcls.quant.residuals import QuantAdd, quantized_additions, trained_residual_bits
+from lbitcls.quant.quantized_sums import QuantAdd, quantized_additions, trained_residual_bits
 from lbitcls.utils.errors import ConfigError
 
 RESNET = dict(type="ResNet_CIFAR", depth=18, base_channels=4, num_stages=2, out_indices=(1,))
@@ -117,13 +117,17 @@ def _float(name: str) -> dict[str, Any]:
     return dict(layers_name=[name], convert_type=[None])
 
 
+def _learned(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    return named_quantizers(model)
+
+
 def test_scales_learn_and_a_checkpoint_restores_them() -> None:
     model = calibrated()
-    scales = {name: q.scale.detach().clone() for name, q in named_quantizers(model) if ".add." in name}
+    scales: dict[str, Any] = {n: q.scale.detach().clone() for n, q in _learned(model) if ".add." in n}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for seed in range(2):
         step(model, optimizer, seed)
-    moved = [name for name, q in named_quantizers(model) if name in scales and not torch.equal(q.scale, scales[name])]
+    moved = [name for name, q in _learned(model) if name in scales and not torch.equal(q.scale, scales[name])]
     assert sorted(moved) == sorted(scales) and len(scales) == 5
     other = net()
     other.load_state_dict(model.state_dict())
