@@ -5,7 +5,8 @@
 OpenVINO runs every file in float32 precision; the float model also runs in bfloat16. The files of a model take turns, a
 tenth of a second each. Weights are random, and ranges are calibrated on random images, by the rule of
 `tools/calibrate.py`: speed depends on whether a skip connection fits on the grid of a layer. Needs the extra `deploy`;
-with `nncf` (`pip install -r requirements/benchmarks.txt`), NNCF quantizes the float ResNet-18 as well.
+with `nncf` (`pip install -r requirements/benchmarks.txt`), NNCF quantizes the float models as well. `--nodes` counts
+the operations that OpenVINO executes in each file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -40,16 +42,21 @@ SHAPE = (3, 224, 224)
 MODELS: dict[str, dict[str, Any]] = {
     "resnet18": dict(backbone=dict(type="ResNet", depth=18), channels=512, first="backbone.conv1"),
     "mobilenet_v2": dict(backbone=dict(type="MobileNetV2"), channels=1280, first="backbone.features.0.0"),
+    "squeezenet": dict(backbone=dict(type="SqueezeNet"), channels=512, first="backbone.features.0", head="ConvClsHead"),
+    "resnet50": dict(backbone=dict(type="ResNet", depth=50), channels=2048, first="backbone.conv1"),
 }
 VARIANTS = {
-    "resnet18": ("W8A8", "W4A4", "W4A4 packed", "W8A8 residuals", "W4A4 residuals"),
-    "mobilenet_v2": ("W8A8",),
+    "resnet18": ("W8A8", "W4A4", "W4A4 packed", "W8A8 residuals", "W4A4 residuals", "W8A8 sums", "W4A4 sums"),
+    "mobilenet_v2": ("W8A8", "W8A8 sums"),
+    "squeezenet": ("W8A8",),
+    "resnet50": ("W8A8", "W8A8 residuals", "W8A8 sums", "W4A4 sums"),
 }
-"""Bits of most layers (first and last: 8); `packed`: 4-bit weights; `residuals`: skip connections in 8 bits."""
+"""Bits of most layers (first and last: 8); `packed`: 4-bit weights; `residuals`: skip connections in 8 bits by the
+export; `sums`: both operands of additions in 8 bits, as trained with `residual_bits=8`."""
 AIMS = {"resnet18": {1: 0.35, 16: 0.35}, "mobilenet_v2": {1: 0.55, 16: 0.40}}
 """Most of the float model's time, by batch size."""
-NNCF_AIM, NNCF_AIM_RESIDUALS = 1.25, 1.05
-"""Most of the time of NNCF's model."""
+NNCF_AIMS = {"residuals": 1.05, "sums": 1.0, "": 1.25}
+"""Most of the time of NNCF's model, by the ending of a variant's name."""
 SIZE_AIM, PACKED_AIM, EXPORT_AIM = 0.27, 0.15, 20.0
 """Most of the float file's size, and of the seconds of a ResNet-18's export."""
 
@@ -85,13 +92,15 @@ class NNCFEngine(OpenVINOEngine):
 def float_model(name: str, images: Tensor) -> nn.Module:
     """Return a classifier of 1,000 classes with random weights and matching statistics."""
     torch.manual_seed(0)
-    head = dict(type="LinearClsHead", num_classes=1000, in_channels=MODELS[name]["channels"])
+    kind = MODELS[name].get("head", "LinearClsHead")
+    neck = dict(neck=dict(type="GlobalAveragePooling")) if kind == "LinearClsHead" else {}
+    head = dict(type=kind, num_classes=1000, in_channels=MODELS[name]["channels"])
     model = build_classifier(
         dict(
             type="ImageClassifier",
             backbone=MODELS[name]["backbone"],
-            neck=dict(type="GlobalAveragePooling"),
             head=head,
+            **neck,
         )
     )
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -101,17 +110,20 @@ def float_model(name: str, images: Tensor) -> nn.Module:
     return model.eval()
 
 
-def quantized(name: str, model: nn.Module, bits: int, images: Tensor) -> nn.Module:
-    """Return a copy with LSQ's grids, per-channel weights, first and last layers at 8 bits."""
+def quantized(name: str, model: nn.Module, bits: int, images: Tensor, sums: bool = False) -> nn.Module:
+    """Return a copy with LSQ's grids, per-channel weights, first and last layers at 8 bits; `sums`: additions too."""
 
     def entry(kind: str, bits: int) -> dict[str, Any]:
         return dict(type=f"LSQ{kind}", num_bit_w=bits, num_bit_a=bits, per_channel=True)
 
+    last = "head.conv" if MODELS[name].get("head") == "ConvClsHead" else "head.fc"
     section = dict(
         type="ModelTransformer",
+        residual_bits=8 if sums else None,
         quan_policy=dict(Conv2d=entry("Conv", bits), Linear=entry("Linear", bits)),
         special_layers=dict(
-            layers_name=[MODELS[name]["first"], "head.fc"], convert_type=[entry("Conv", 8), entry("Linear", 8)]
+            layers_name=[MODELS[name]["first"], last],
+            convert_type=[entry("Conv", 8), entry("Conv" if last == "head.conv" else "Linear", 8)],
         ),
     )
     model = build_mtransformer(section)(copy.deepcopy(model)).eval()
@@ -125,12 +137,12 @@ def export_all(name: str, folder: Path) -> list[File]:
     model = float_model(name, images)
     base = export_model(model, folder / f"{name}.onnx", input_shape=SHAPE)
     files = [File("float", base.path, 1.0, base.seconds, "")]
-    by_bits: dict[int, nn.Module] = {}
+    made: dict[tuple[int, bool], nn.Module] = {}
     for variant in VARIANTS[name]:
-        bits = int(variant[1])
-        if bits not in by_bits:
-            by_bits[bits] = quantized(name, model, bits, images)
-        files.append(export(variant, by_bits[bits], images, folder / f"{name} {variant}.onnx", base.size))
+        kind = int(variant[1]), variant.endswith("sums")
+        if kind not in made:
+            made[kind] = quantized(name, model, kind[0], images, kind[1])
+        files.append(export(variant, made[kind], images, folder / f"{name} {variant}.onnx", base.size))
     return files
 
 
@@ -196,7 +208,8 @@ def aims(name: str, variant: str, batch: int) -> dict[str, float | None]:
     """Return the upper limits of a variant's ratios."""
     if variant not in VARIANTS[name]:
         return dict(aim=None, nncf_aim=None)
-    return dict(aim=AIMS[name].get(batch), nncf_aim=NNCF_AIM_RESIDUALS if "residuals" in variant else NNCF_AIM)
+    most = next(aim for ending, aim in NNCF_AIMS.items() if variant.endswith(ending))
+    return dict(aim=AIMS.get(name, {}).get(batch), nncf_aim=most)
 
 
 def show(rows: list[dict[str, Any]], files: dict[str, list[File]]) -> None:
@@ -220,6 +233,14 @@ def show(rows: list[dict[str, Any]], files: dict[str, list[File]]) -> None:
             )
 
 
+def show_nodes(name: str, files: list[File]) -> None:
+    """Print how many operations of each kind and precision OpenVINO executes in a file, besides its constants."""
+    for file in files:
+        kinds = Counter(f"{op['layerType']} {op['runtimePrecision']}" for op in executed_operations(file.path))
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if not kind.startswith("Const"))
+        print(f"{name}, {file.name}: {listed}")
+
+
 def number(value: float | None, width: int) -> str:
     """Return a number with two decimals, or as many spaces for None."""
     return " " * width if value is None else f"{value:{width}.2f}"
@@ -232,6 +253,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=30, help="turns per file and batch size")
+    parser.add_argument("--nodes", action="store_true", help="list the other operations that are executed")
     parser.add_argument("--json", type=Path, help="JSON file to write the result to")
     args = parser.parse_args()
     files: dict[str, list[File]] = {}
@@ -239,8 +261,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
             files[name] = export_all(name, Path(folder))
-            if name == "resnet18" and find_spec("nncf") is not None:
+            if find_spec("nncf") is not None:
                 files[name].append(nncf_file(files[name][0].path))
+            if args.nodes:
+                show_nodes(name, files[name])
             rows += measure(name, files[name], args)
     packages = [package for package in ("torch", "openvino", "nncf") if find_spec(package)]
     versions = {package: version(package) for package in packages}

@@ -7,7 +7,7 @@ implementation, and a user's own class works too. This module imports nothing fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,3 +188,22 @@ class RunHook(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         ...
+
+
+@runtime_checkable
+class Addition(Protocol):
+    """Module that adds a block's own result and its skip connection (`lbitcls.models.backbones.additions.Add`).
+
+    Attributes:
+        readers: Names, in the block, of the layers that read the block's input.
+        of_input: True if the skip connection is the block's input, False if it is a tensor of its own.
+    """
+
+    readers: tuple[str, ...]
+    of_input: bool
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the block's input as all its layers and the addition receive it."""
+        ...
+
+    def __call__(self, own: Tensor, skip: Tensor) -> Tensor: ...

@@ -56,7 +56,8 @@ def check_quantizers(transformer: ModelTransformer, model: nn.Module, path: str 
     except ConfigError:
         return
     ours = _described(transformer, model)
-    there = {name for name in {**ours, **theirs} if f"{name}.weight" in content["state_dict"]} | {"fold_bn"}
+    there = {name for name in {**ours, **theirs} if f"{name}.weight" in content["state_dict"]}
+    there |= {"fold_bn", "residual_bits"}
     names = [name for name in {**ours, **theirs} if name in there and ours.get(name) != theirs.get(name)]
     if names:
         lines = [f"\n  {name}: {theirs.get(name, 'float')} there, {ours.get(name, 'float')} here" for name in names]
@@ -153,9 +154,10 @@ def _own_transformer(text: str | None) -> ModelTransformer | None:
 
 
 def _described(transformer: ModelTransformer, model: nn.Module) -> dict[str, str]:
-    """Return a description of each layer's quantization by layer name, and of BatchNorm folding."""
+    """Return a description of each layer's quantization by layer name, and of what applies to all of them."""
     layers = {row.name: _text(row) for row in transformer.plan(model).quantized}
-    return {**layers, "fold_bn": str(bool(transformer.fold_bn))}
+    whole = {"fold_bn": str(bool(transformer.fold_bn)), "residual_bits": str(transformer.residual_bits)}
+    return {**layers, **whole}
 
 
 def _text(row: PlanRow) -> str:

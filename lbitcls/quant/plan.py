@@ -44,9 +44,10 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows of a plan, in the model's order."""
+    """Rows of a plan, in the model's order, and the names of the additions whose operands get 8 bits."""
 
     rows: tuple[PlanRow, ...]
+    additions: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[PlanRow]:
         return iter(self.rows)
@@ -77,7 +78,8 @@ class Plan:
             ]
         )
         stays = _stays_float([row for row in self.rows if not row.quantized])
-        return "\n".join(lines + stays)
+        added = [f"skip connections in 8 bits: {', '.join(self.additions)}"] if self.additions else []
+        return "\n".join(lines + added + stays)
 
 
 def float_plan(model: nn.Module) -> Plan:

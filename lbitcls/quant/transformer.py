@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from lbitcls.quant.kernels.selection import integer_now
 from lbitcls.quant.layers import QuantConv2d, QuantLayer, kind_of, quantized_kind
 from lbitcls.quant.methods import LayerEntry, build_quant_layer, find_entry
 from lbitcls.quant.plan import Plan, PlanRow, own_parameters
+from lbitcls.quant.quantized_sums import find_additions, quantize_additions
 from lbitcls.registry import TRANSFORMERS
 from lbitcls.settings.quant import SpecialLayers, TransformerConfig
 from lbitcls.utils.errors import ConfigError, suggest
@@ -45,6 +46,7 @@ class ModelTransformer:
         exclude_layers: Full names of layers, or of modules including their contents, that stay float.
         fold_bn: Quantize the weight of a Conv2d with the BatchNorm2d folded in that follows it, in the order of
             definition within one module, and has its output channels (see `QuantConv2d`).
+        residual_bits: 8: fake quantize what the blocks add (`lbitcls.quant.quantized_sums`); None: it stays float.
 
     Example:
         >>> transformer = ModelTransformer(dict(Conv2d=dict(type="LSQConv", num_bit_w=4, num_bit_a=4)))
@@ -59,8 +61,10 @@ class ModelTransformer:
         special_layers: Mapping[str, Any] | None = None,
         exclude_layers: str | Sequence[str] = TransformerConfig.exclude_layers,
         fold_bn: bool = TransformerConfig.fold_bn,
+        residual_bits: Literal[8] | None = TransformerConfig.residual_bits,
     ) -> None:
         given: Any = {"quan_policy": quan_policy, "special_layers": special_layers, "fold_bn": fold_bn}
+        given["residual_bits"] = residual_bits
         settings = TransformerConfig(**given, exclude_layers=exclude_layers)  # type: ignore[arg-type]  # also a list
         special = settings.special_layers or SpecialLayers()
         for kind, entry in quan_policy.items():
@@ -69,6 +73,7 @@ class ModelTransformer:
         self.quan_policy = dict(quan_policy)
         self.special_names, self.special_entries = special.layers_name, special.convert_type
         self.fold_bn = settings.fold_bn
+        self.residual_bits = settings.residual_bits
         self.exclude_layers = [exclude_layers] if isinstance(exclude_layers, str) else list(exclude_layers)
 
     def __call__(self, model: nn.Module, logger: logging.Logger | None = None) -> nn.Module:
@@ -81,6 +86,7 @@ class ModelTransformer:
             if id(module) in new_layers:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, new_layers[id(module)])
+        quantize_additions(model, plan.additions)
         for name, quantizer in named_quantizers(model):
             quantizer.place = name
         if bare := without_norm(model):
@@ -120,7 +126,8 @@ class ModelTransformer:
                 f"quan_policy ({', '.join(self.quan_policy) or 'empty'}) and special_layers match no layer of "
                 f"{type(model).__name__}; is it already quantized?"
             )
-        return Plan(tuple(rows))
+        additions = () if self.residual_bits is None else find_additions(model, excluded)
+        return Plan(tuple(rows), additions)
 
     def _build(self, model: nn.Module, plan: Plan) -> dict[int, nn.Module]:
         new_layers = {}

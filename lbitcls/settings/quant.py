@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from lbitcls.settings.base import Section
 from lbitcls.settings.fields import ITEMS, Doc, Switch, Text, Unset
@@ -43,3 +43,4 @@ class TransformerConfig(Section):
     fold_bn: Annotated[Switch, Doc("Quantize a Conv2d's weight with the BatchNorm2d that follows it folded in.")] = (
         False
     )
+    residual_bits: Annotated[Literal[8] | None, Doc("8: train with skip connections in 8 bits, not float.")] = None

@@ -19,7 +19,7 @@ from lbitcls.assembly.session import Session, load_data, make_model, open_sessio
 from lbitcls.deploy.export.composed import refuse_residuals
 from lbitcls.deploy.export.onnx import ExportReport, export_model
 from lbitcls.deploy.export.onnx import check_options as check_file_options
-from lbitcls.deploy.export.residuals import carry_residuals
+from lbitcls.deploy.export.residuals import carry_residuals, residual_bits
 from lbitcls.deploy.runtime.engine import find_engine, first_reason
 from lbitcls.deploy.runtime.metadata import model_file, require
 from lbitcls.deploy.targets.base import Target, find_target
@@ -263,7 +263,7 @@ def _with_residuals(
 ) -> tuple[nn.Module, dict[str, str]]:
     """Return the model to export, with 8-bit skip connections if wanted, and a note on each of these."""
     bits = options.residual_bits
-    if bits is None:
+    if bits is None or bits == residual_bits(model):  # trained with them
         return model, {}
     refuse_residuals(model)
     images = first_images(calibration_images(settings, None, session, data_root), RANGE_IMAGES)

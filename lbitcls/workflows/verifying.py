@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lbitcls.datasets.listing import images_of
+from lbitcls.deploy.export.residuals import residual_bits
 from lbitcls.deploy.runtime.metadata import ModelInfo, existing_model, model_file, read_info
 from lbitcls.deploy.verification.certificate import Certificate
 from lbitcls.deploy.verification.crosscheck import compare_files
@@ -123,7 +124,7 @@ def _against_checkpoint(
     found: list[Certificate] = []
     reasons: list[str] = []
     for path, info in zip(paths, infos, strict=True):
-        approximate = info.residual_bits is not None
+        approximate = info.residual_bits not in (None, residual_bits(model))
         try:
             result = verify(model, path, batches, engines=engines, threads=threads, approximate=approximate)
         except DataError as error:

@@ -69,6 +69,7 @@ def _quantized(method: str, **options: Any) -> dict[str, Any]:
         ),
         exclude_layers=[],
         fold_bn=False,
+        residual_bits=None,
     )
 
 

@@ -25,6 +25,7 @@ from lbitcls.deploy.targets.base import LayerFacts
 from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.quant.kernels.piecewise import steps_of
 from lbitcls.quant.layers import LAYER_KINDS, QuantConv2d, QuantLayer
+from lbitcls.quant.quantized_sums import QuantAdd, quantized_additions
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer, is_active
 from lbitcls.quant.spec import QParams, along
 from lbitcls.utils.errors import CheckpointError, ConfigError
@@ -89,6 +90,8 @@ def lower(model: nn.Module, container: str | None = None) -> nn.Module:
         for _, hook in carried_outputs(lowered):
             if isinstance(hook.quantizer, Quantizer):
                 hook.quantizer = LoweredInput(hook.quantizer.qparams(), container)
+        for _, addition in quantized_additions(lowered):
+            _lower_addition(addition, container)
         layers = {id(m): _lower_layer(m, container) for m in lowered.modules() if isinstance(m, QuantLayer)}
         if isinstance(lowered, QuantLayer):
             return layers[id(lowered)]
@@ -96,6 +99,14 @@ def lower(model: nn.Module, container: str | None = None) -> nn.Module:
             if layers.get(id(module), module) is not module:
                 lowered.set_submodule(name, layers[id(module)])
     return lowered.eval()
+
+
+def _lower_addition(addition: QuantAdd, container: str | None) -> None:
+    """Replace the quantizers of an addition's operands; a layer that shares one keeps it."""
+    for name, quantizer in list(addition.quantizers()):
+        if isinstance(quantizer, Quantizer):
+            on = quantizer.is_enabled
+            setattr(addition, name, LoweredInput(quantizer.qparams(), container) if on else nn.Identity())
 
 
 def _lower_layer(layer: QuantLayer, container: str | None) -> nn.Module:
@@ -216,6 +227,31 @@ def layer_facts(model: nn.Module) -> list[LayerFacts]:
     return [_facts(name, layer) for name, layer in quantized_layers(model)]
 
 
+def addition_facts(model: nn.Module) -> list[LayerFacts]:
+    """Return the facts about each quantized operand of an addition."""
+    return [
+        _operand_facts(f"{name}.{operand}", quantizer)
+        for name, addition in quantized_additions(model)
+        for operand, quantizer in addition.quantizers()
+        if isinstance(quantizer, Quantizer) and is_active(quantizer)
+    ]
+
+
+def _operand_facts(name: str, quantizer: Quantizer) -> LayerFacts:
+    grid = quantizer.qparams()
+    return LayerFacts(
+        name=name,
+        kind="Add",
+        method=type(quantizer).__name__,
+        weight_bits=None,
+        input_bits=quantizer.num_bits,
+        container=container_of(grid),
+        weight_range=None,
+        input_range=(grid.quant_min, grid.quant_max),
+        zero_point=int(grid.zero_point),
+    )
+
+
 def _facts(name: str, layer: QuantLayer) -> LayerFacts:
     weight, inputs = _grid(layer, "weight"), _grid(layer, "input")
     return LayerFacts(
@@ -276,14 +312,13 @@ def check_expressible(model: nn.Module) -> None:
             "the weight in weight_to_quantize or by torch.nn.utils.parametrize, and change inputs or outputs in a "
             "module or a hook."
         )
+    for name, addition in quantized_additions(model):
+        for _, operand in addition.quantizers():
+            _require_initialized(name, operand)
     uneven = []
     for name, layer in quantized_layers(model):
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            if quantizer is not None and is_active(quantizer) and not quantizer.is_initialized:
-                raise NotInitializedError(
-                    f"the {quantizer.role} quantizer of '{name}' never saw data, so it has no scale to export: load "
-                    "the checkpoint of a quantized model, or calibrate first."
-                )
+            _require_initialized(name, quantizer)
         inputs = layer.input_quantizer
         if inputs is not None and is_active(inputs) and inputs.qparams().levels is not None:
             uneven.append(f"{name} ({layer.method})")
@@ -292,4 +327,12 @@ def check_expressible(model: nn.Module) -> None:
             f"the inputs of these layers have uneven levels, which no integer engine supports: {', '.join(uneven)}. "
             "Train with another method, such as UQ (APoT with power=False) or LSQ, or with float inputs "
             "(quant_activation=False): APoT weights alone can be exported."
+        )
+
+
+def _require_initialized(name: str, quantizer: nn.Module | None) -> None:
+    if isinstance(quantizer, Quantizer) and is_active(quantizer) and not quantizer.is_initialized:
+        raise NotInitializedError(
+            f"the {quantizer.role} quantizer of '{name}' never saw data, so it has no scale to export: load "
+            "the checkpoint of a quantized model, or calibrate first."
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.deploy.export.composed import carry_backbone
-from lbitcls.deploy.export.lowering import check_expressible, check_finite, layer_facts, lower
+from lbitcls.deploy.export.lowering import addition_facts, check_expressible, check_finite, layer_facts, lower
 from lbitcls.deploy.export.residuals import residual_bits
 from lbitcls.deploy.passes.graph import (
     Graph,
@@ -147,6 +147,7 @@ def export_model(
     model = exported
     layers = layer_facts(model)
     made_for.check_layers(layers, opset)
+    made_for.check_additions(addition_facts(model))
     lowered = lower(model, made_for.input_container)
     check_lowered(model, lowered, input_shape, part)
     opset, lowered = carried.opset, carried.traceable(lowered)

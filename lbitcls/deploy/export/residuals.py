@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lbitcls.protocols import Addition
 from lbitcls.quant.computed_weights import copy_model
 from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantized_sums import RESIDUAL_BITS, trained_residual_bits
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.quantizers.lsq import LSQ
 from lbitcls.quant.ranges import mse
 from lbitcls.utils.errors import ConfigError, DataError
 
-RESIDUAL_BITS = 8
 _ADDS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 _SAMPLE = 2**18  # elements kept of each batch
 _LOSS = 4.0  # factor by which the squared error may grow on the grid of a layer that consumes the tensor as well
@@ -58,7 +59,7 @@ def carried_outputs(model: nn.Module) -> Iterator[tuple[str, CarriedOutput]]:
 
 def residual_bits(model: nn.Module) -> int | None:
     """Return the bits of the model's skip connections; None if they are float."""
-    return next((hook.bits for _, hook in carried_outputs(model)), None)
+    return next((hook.bits for _, hook in carried_outputs(model)), trained_residual_bits(model))
 
 
 @torch.no_grad()
@@ -80,11 +81,13 @@ def carry_residuals(
         The copy, and a note on each added tensor, by the name of the module that computes it.
 
     Raises:
-        ConfigError: Other bits, or a model without skip connections that can be stored in 8 bits.
+        ConfigError: Other bits, or a model without skip connections that can be stored in 8 bits, or trained with them.
         DataError: There are no images.
     """
     if bits != RESIDUAL_BITS:
         raise ConfigError(f"skip connections must be in {RESIDUAL_BITS} bits, or float; got {bits!r}.")
+    if trained_residual_bits(model) is not None:
+        raise ConfigError("the model's skip connections were trained in 8 bits, and are exported so; omit the option.")
     model = copy_model(model).cpu().eval()
     batches = list(batches)
     if not batches:
@@ -116,7 +119,8 @@ class _Watch(TorchFunctionMode):
         self.calls: Counter[str] = Counter()
         self.added: dict[str | None, None] = {}
         self.takers: dict[str, list[QuantLayer]] = {}
-        self.hooks = [hook for name, module in model.named_modules() if name for hook in self._watch(name, module)]
+        watched = [(name, m) for name, m in model.named_modules() if name and not isinstance(m, Addition)]
+        self.hooks = [hook for name, module in watched for hook in self._watch(name, module)]
 
     @classmethod
     def over(cls, model: nn.Module, images: Tensor) -> _Watch:

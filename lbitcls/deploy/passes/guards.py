@@ -95,3 +95,24 @@ def guard_grids(graph: Graph) -> None:
                 output, name = graph.free_name(f"{source.output[0]}_pooled"), f"{node.name}/Guard_{position}"
                 graph.add_node("MaxPool", [source.output[0]], output, source, name, kernel_shape=[1, 1])
                 node.input[position] = output
+
+
+def guard_sums(graph: Graph) -> None:
+    """Pass each operand of a sum that is quantized for it alone through LeakyRelu with slope 1, which is the identity.
+
+    OpenVINO computes the sum in the convolution before such an operand, which writes 8 bits then. If nothing lies
+    between convolution and quantization, it omits the rounding (seen in 2026.4, and known there as "one special
+    residual pattern"); Clip and additions of constants do not count, because they become part of the quantization.
+    """
+    for node in [node for node in graph.nodes if node.op_type == "Add"]:
+        for operand in map(graph.producer, node.input):
+            if operand is None or operand.op_type != "DequantizeLinear" or operand.input[0] in graph.constants:
+                continue
+            first = graph.producer(operand.input[0])
+            clip = None if first is None else graph.producer(first.input[0])
+            first = clip if clip is not None and clip.op_type == "Clip" else first
+            if first is not None and graph.only_consumer(operand.output[0]) is not None:
+                source, taken = first.input[0], graph.free_name(f"{operand.output[0]}_guarded")
+                name = f"{node.name}/Guard_{list(node.input).index(operand.output[0])}"
+                graph.add_node("LeakyRelu", [source], taken, graph.producer(source), name, alpha=1.0)
+                first.input[0] = taken

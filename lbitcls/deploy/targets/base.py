@@ -204,6 +204,15 @@ class Target:
             lines = "".join(f"\n  {', '.join(names)}: {problem}" for problem, names in problems.items())
             raise ConfigError(f"these layers cannot be exported for {self.name} at opset {opset}:{lines}")
 
+    def check_additions(self, operands: Sequence[LayerFacts]) -> None:
+        """Raise `ConfigError` with the names of the operands of additions whose grids the target does not support."""
+        found = [o.name for o in operands if o.input_range is not None and self._input_problems(o, *o.input_range)]
+        if found:
+            raise ConfigError(
+                f"{self.name} does not support the integers of these skip connections: {', '.join(found)}. Train "
+                "without residual_bits; lbitcls export --residual-bits 8 then chooses integers for the target."
+            )
+
     def shape(self, graph: Graph) -> None:
         """Change a graph of integer layers in place, so that the target computes it correctly or fast; here: no-op."""
 

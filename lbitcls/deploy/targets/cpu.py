@@ -11,7 +11,7 @@ import numpy as np
 
 from lbitcls.deploy.passes.containers import signed_inputs, to_uint8
 from lbitcls.deploy.passes.graph import Graph
-from lbitcls.deploy.passes.guards import guard_grids, guard_scales
+from lbitcls.deploy.passes.guards import guard_grids, guard_scales, guard_sums
 from lbitcls.deploy.passes.maxima import split_maxima
 from lbitcls.deploy.runtime.engines.openvino import ONE_THREAD, openvino_core
 from lbitcls.deploy.runtime.metadata import require
@@ -29,9 +29,11 @@ class CPU(Target):
     engines: ClassVar[Sequence[str]] = ("openvino", "onnxruntime")
 
     def shape(self, graph: Graph) -> None:
-        """Guard scales and maxima against OpenVINO's fusions."""
+        """Guard scales, maxima and sums against OpenVINO's fusions."""
         guard_scales(graph)
         split_maxima(graph)
+        if "openvino" in self.engines:
+            guard_sums(graph)
 
     def shape_backbone(self, graph: Graph) -> None:
         """Guard the grids of sums and products against OpenVINO's fusions."""

@@ -18,6 +18,7 @@ from lbitcls.quant.calibration import named_quantizers
 from lbitcls.quant.computed_weights import plain_copy
 from lbitcls.quant.kernels.piecewise import steps_of
 from lbitcls.quant.layers import QuantLayer
+from lbitcls.quant.quantized_sums import quantized_additions
 from lbitcls.quant.quantizer import NotInitializedError, Quantizer
 from lbitcls.quant.spec import QParams, along
 
@@ -104,6 +105,10 @@ def reference_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             reference.backbone = backbone.computed_otherwise()
         for layer in (m for m in reference.modules() if isinstance(m, QuantLayer)):
             _fix_grids(layer)
+        for _, addition in quantized_additions(reference):
+            for name, quantizer in list(addition.quantizers()):
+                if isinstance(quantizer, Quantizer) and quantizer.is_enabled:
+                    setattr(addition, name, FixedQuantizer(quantizer))
     return reference.to(dtype)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torchvision.models import mobilenetv2
 
+from lbitcls.models.backbones.additions import name_additions
 from lbitcls.models.backbones.base import SequenceBackbone, checked_indices, norm_layer, refuse
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import ConfigError
@@ -63,6 +64,7 @@ class MobileNetV2(SequenceBackbone):
         norm = norm_layer("MobileNetV2", norm_cfg)
         net = mobilenetv2.MobileNetV2(num_classes=1, width_mult=widen_factor, norm_layer=norm)
         self.features = net.features[: self.ends[self.out_indices[-1]] + 1]
+        name_additions(self)
         last_layers: list[Any] = [self.features[self.ends[index]] for index in self.out_indices]
         self.out_channels = tuple(layer.out_channels for layer in last_layers)
         self.freeze()

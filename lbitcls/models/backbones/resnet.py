@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lbitcls.models.backbones.additions import name_additions
 from lbitcls.models.backbones.base import (
     StagedBackbone,
     check_choice,
@@ -105,6 +106,7 @@ class ResNet(StagedBackbone):
             _move_strides(self)
         if zero_init_residual:
             _zero_residuals(self)
+        name_additions(self)
         self.freeze()
 
     def _add_stem(self, images: int, channels: int, norm: Callable[[int], nn.Module]) -> None:

@@ -18,7 +18,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lbitcls.models.backbones.additions import Add
 from lbitcls.models.backbones.base import StagedBackbone, checked_indices, init_weights
+from lbitcls.protocols import Addition
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import ConfigError
 
@@ -35,11 +37,13 @@ class OptionABlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.stride = stride
         self.new_channels = channels - in_channels
+        self.add: Addition = Add("conv1")
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.add.enter(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + self.shortcut(x))
+        return self.relu(self.add(out, self.shortcut(x)))
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Return every `stride`-th pixel of `x`, with the new channels as zeros around the old ones."""
@@ -58,6 +62,7 @@ class OptionBBlock(OptionABlock):
         if stride != 1 or in_channels != channels:
             conv = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
             self.downsample = nn.Sequential(conv, nn.BatchNorm2d(channels))
+            self.add = Add("conv1", "downsample.0", of_input=False)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Return `x`, or its projection (N, O, H/stride, W/stride) where the shapes differ."""

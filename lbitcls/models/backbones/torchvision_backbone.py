@@ -5,6 +5,7 @@ from __future__ import annotations
 import torchvision
 from torch import Tensor, nn
 
+from lbitcls.models.backbones.additions import name_additions
 from lbitcls.models.backbones.base import BaseBackbone, child_stages
 from lbitcls.registry import BACKBONES
 from lbitcls.utils.errors import ConfigError, suggest
@@ -57,6 +58,7 @@ class TorchvisionBackbone(BaseBackbone):
         self.published_classifier = linear[-1]
         self.out_channels = (self.model.get_submodule(linear[-1]).in_features,)
         self.model.set_submodule(linear[-1], nn.Identity())
+        name_additions(self.model)
         self.freeze()
 
     def stages(self) -> list[list[str]]:
