@@ -7,7 +7,7 @@ here at least once, in a sixteenth of the combinations.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ Case = tuple[str, str, str, int]  # place, family, method, bits
 SLOW = ("VGG-11",)  # trains longer than all others together; `make engines` has it
 FAMILIES = tuple(family for family in engines.FAMILIES if family not in SLOW)
 FACTORS = (tuple(engines.PLACES), FAMILIES, engines.METHODS, engines.BITS)
+UNTRAINED = {("SqueezeNet 1.1", "PACT"), ("SqueezeNet 1.1", "DoReFa")}
+"""Their weights are divided by the largest: without BatchNorm nothing is learned in seconds (top-1 10 to 50 %)."""
 IMAGES = 120  # at least 100 confirm a file
 IN_INTEGERS = ("openvino", "executorch", "litert", "qonnx")
 """Engines that run all layers in integers and say so. ONNX Runtime, OpenCV and TVM convolve in float."""
@@ -35,13 +37,13 @@ def pairs(case: Sequence[Any]) -> set[Any]:
     return set(combinations(enumerate(case), 2))
 
 
-def cover(factors: Sequence[Sequence[Any]]) -> list[Any]:
-    """Return cases that contain all pairs: each adds most of those still missing.
+def cover(cases: Iterable[Case]) -> list[Case]:
+    """Return those of the cases that contain all their pairs: each adds most of those still missing.
 
     Among equals it is one whose network, all but the place, is in the list; so there are few networks to train.
     """
-    left = {case: pairs(case) for case in product(*factors)}
-    chosen: list[Any] = []
+    left = {case: pairs(case) for case in cases}
+    chosen: list[Case] = []
     networks: set[Any] = set()
     while any(left.values()):
         best = max(left, key=lambda case: (len(left[case]), case[1:] in networks))
@@ -53,7 +55,7 @@ def cover(factors: Sequence[Sequence[Any]]) -> list[Any]:
     return chosen
 
 
-CASES: list[Case] = cover(FACTORS)
+CASES = cover(case for case in product(*FACTORS) if case[1:3] not in UNTRAINED)
 NETWORKS = sorted(dict.fromkeys(case[1:] for case in CASES), key=lambda network: FAMILIES.index(network[0]))
 
 
@@ -63,6 +65,7 @@ def test_every_pair_of_values_occurs() -> None:
         for (i, first), (j, second) in combinations(enumerate(FACTORS), 2)
         for one, other in product(first, second)
     }
+    wanted -= {((1, family), (2, method)) for family, method in UNTRAINED}
     assert {pair for case in CASES for pair in pairs(case)} == wanted
     assert len(CASES) <= 62 and len(NETWORKS) <= 40  # 56 and 35 at least: places by methods, families by methods
 
