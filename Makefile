@@ -45,7 +45,7 @@ test-slow: $(TESTS) ## run the long test matrices
 	$(PYTEST) -m slow $(ARGS)
 
 .PHONY: engines
-engines: setup-engines ## run every target's files in their own engines: the table of docs/engines.md, hours for all of it
+engines: setup-engines ## run every target's files in their own engines: what docs/results/engines.md lacks of its table
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/engines.py $(ARGS)
 
 .PHONY: coverage

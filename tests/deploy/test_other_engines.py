@@ -56,6 +56,22 @@ def test_an_engine_of_files_for_cpu(name: str, package: str, quantized: Quantize
         load(path, name)
 
 
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def test_opencv_takes_another_batch_size_behind_a_mean_over_one_pixel(quantized: Quantized, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    net = nn.Sequential(nn.Conv2d(3, 8, 12), nn.Tanh(), Mean(), nn.Linear(8, 5))
+    model, path = quantized(net, "LSQ", 4, 4, images()), tmp_path / "model.onnx"
+    export_model(model, path, input_shape=(3, 12, 12))
+    engine = load(path, "opencv", threads=1)
+    for batch in (8, 1, 3):
+        given = engine.predict(images().numpy()[:batch])
+        np.testing.assert_allclose(given, expected(model)[:batch], rtol=0, atol=2e-5 * np.abs(expected(model)).max())
+
+
 def test_the_layers_that_onnx_runtime_runs_in_integers(quantized: Quantized, tmp_path: Path) -> None:
     """Without a quantized result, only its Gemm multiplies integers; two pooled in int8 open all the same."""
     model, path = quantized(net(), "LSQ", 4, 4, images()), tmp_path / "model.onnx"

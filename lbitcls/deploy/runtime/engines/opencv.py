@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +34,7 @@ class OpenCVEngine(Engine):
         refuse_packed(self._model, "OpenCV")
         if threads is not None:
             cv2.setNumThreads(threads)
-        # The new engine of 5.0 stops at a MaxPool of integers; the classic one computes it.
-        self._net = cv2.dnn.readNetFromONNX(str(path), engine=cv2.dnn.ENGINE_CLASSIC)
+        self._net, self._batch = self._read(), 0
         self._lock = Lock()
 
     @property
@@ -42,8 +42,15 @@ class OpenCVEngine(Engine):
         """Version of OpenCV; several packages contain it."""
         return str(require("cv2", self.extra).__version__)
 
+    def _read(self) -> Any:
+        cv2 = require("cv2", self.extra)
+        # The new engine of 5.0 stops at a MaxPool of integers; the classic one computes it.
+        return cv2.dnn.readNetFromONNX(str(self.path), engine=cv2.dnn.ENGINE_CLASSIC)
+
     def _run(self, images: np.ndarray) -> Sequence[np.ndarray]:
         with self._lock:
+            if len(images) != self._batch:  # a net of 5.0 that has run gives a mean over one pixel a wrong shape then
+                self._net, self._batch = self._read(), len(images)
             self._net.setInput(images)
             return [np.array(output) for output in self._net.forward(list(self.output_names))]
 
