@@ -8,7 +8,7 @@ other one:
     requantize(a, m, s)   a · m · 2^(s - 31), m an integer of 31 bits: rounded to nearest after the product, and again
                           after the shift; linear layers round once
     layers                requantize(bias + Σ (x - x_zero) · w) + zero
-    sums                  both operands · 2^20, requantized to a common scale, added, requantized
+    sums                  both operands · 2^20 (16 bits: 2^15), requantized to a common scale, added, requantized
     means                 requantize(Σ (x - x_zero)), the division by the count in the multiplier
 
 Float operations of the file (behind a DEQUANTIZE) are evaluated in float64, and are the only part that is not exact.
@@ -184,12 +184,12 @@ def _linear(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -
 
 
 def _sum(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
-    largest = 2 * max(tensor.scale for tensor, _ in taken)
+    largest, bits = 2 * max(tensor.scale for tensor, _ in taken), 20 if target.dtype == "int8" else 15
     total = sum(
-        requantize((values.astype(np.int64) - tensor.zero) << 20, [multiplier_of(tensor.scale / largest)])
+        requantize((values.astype(np.int64) - tensor.zero) << bits, [multiplier_of(tensor.scale / largest)])
         for tensor, values in taken
     )
-    scaled = requantize(np.asarray(total), [multiplier_of(largest / ((1 << 20) * target.scale))])
+    scaled = requantize(np.asarray(total), [multiplier_of(largest / ((1 << bits) * target.scale))])
     return run.ended(scaled + target.zero, options, target)
 
 

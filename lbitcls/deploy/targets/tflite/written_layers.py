@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
-from lbitcls.deploy.targets.tflite.flatfile import TFLiteGrid
+from lbitcls.deploy.targets.tflite.flatfile import TFLiteGrid, schema
 from lbitcls.deploy.targets.tflite.reading import TFLiteLayer
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def integer_layer(writer: TFLiteWriter, layer: TFLiteLayer, name: str, grid: TFL
     of_input = writer.file.grids[taken]
     steps = np.float64(np.float32(of_input.scale)) * scales.astype(np.float64)
     bias = np.rint(layer.bias / steps)
-    kind = np.int64 if grid.dtype == "int16" else np.int32
-    bias = np.clip(bias, _INT32.min, _INT32.max).astype(kind)
+    bias = np.clip(bias, _INT32.min, _INT32.max)
     return _operation(writer, layer, name, taken, grid, codes, bias, scales, steps)
 
 
@@ -77,6 +76,10 @@ def _operation(
     if is_conv:
         taken, values["padding"] = writer.padded(taken, layer.node)
     label = layer.node.name
+    if steps is not None:
+        bias = bias.astype(np.int32)
+        if grid is not None and grid.dtype == "int16":
+            bias = _bias_of_16_bits(code, bias, values)
     inputs = [
         taken,
         writer.file.constant(f"{label}.weight", np.ascontiguousarray(arranged), scales, axis),
@@ -86,6 +89,14 @@ def _operation(
         code, "FullyConnectedOptions"
     )
     return writer.result(code, inputs, name, label, grid, kind, **values)
+
+
+def _bias_of_16_bits(code: str, bias: np.ndarray, values: dict[str, Any]) -> np.ndarray:
+    """Return the bias of a layer with 16-bit activations: int32, whose kernels are fast, or int64, as the format has it."""
+    if code == "DEPTHWISE_CONV_2D":  # the format leaves it no choice
+        return bias.astype(np.int64)
+    values["quantizedBiasType"] = schema().TensorType.INT32
+    return bias
 
 
 def _convolution(
