@@ -76,7 +76,7 @@ def test_file_is_integer_describes_itself_and_takes_any_batch(
         if kind in ("CONV_2D", "FULLY_CONNECTED"):
             taken, weight, bias = (found.tensors[number] for number in operation.inputs)
             assert weight.dtype == "int8" and len(weight.scales) == len(bias.scales) > 1
-            assert {taken.dtype, bias.dtype} in ({"int8", "int32"}, {"int16", "int32"})
+            assert {taken.dtype, bias.dtype} in ({"int8", "int32"}, {"int16", "int64"})
             assert weight.constant is not None and abs(weight.constant.astype(int)).max() <= 127
     engine = load(path, threads=1)
     together = engine.predict(digits[:7].numpy())

@@ -20,7 +20,7 @@ import numpy as np
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.targets.tflite.flatfile import TFLiteGrid
-from lbitcls.deploy.targets.tflite.operations import FIXED, INTEGER, MEANS
+from lbitcls.deploy.targets.tflite.operations import FIXED, INTEGER
 from lbitcls.deploy.targets.tflite.reading import BOUNDS, LAYERS, MOVING, Source
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ _LEVELS = 256
 _TINY = float(np.finfo(np.float32).tiny)
 _SAMPLE = 2**14  # values kept of a tensor and batch
 _FRACTIONS = np.linspace(0.3, 1.0, 36)  # of the range that are tried
-_ROOM = 1.5  # range in 16 bits, as a multiple of the largest value seen: other images may exceed it
 _LOSS = 4.0  # factor by which the squared error may grow on a grid that a layer reads without rounding twice
 _CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"Tanh": np.tanh, "Sigmoid": lambda x: 1 / (1 + np.exp(-x))}
 
@@ -55,7 +54,7 @@ class Sample:
         return np.concatenate(self.parts)
 
 
-def fill(graph: Graph, batches: Sequence[np.ndarray], wide: bool = True) -> list[str]:
+def fill(graph: Graph, batches: Sequence[np.ndarray]) -> list[str]:
     """Quantize the tensors between integer layers that have no grid; return their names.
 
     Args:
@@ -63,7 +62,7 @@ def fill(graph: Graph, batches: Sequence[np.ndarray], wide: bool = True) -> list
         batches: float32 images (N, C, H, W), from which the ranges are computed.
     """
     source = Source(graph.save())
-    points = _points(source, wide)
+    points = _points(source)
     if not points:
         return []
     samples = _samples(source, graph.save(), [point.name for point in points], batches)
@@ -81,45 +80,48 @@ class _Point:
         name: Tensor.
         users: Names of the nodes that shall read its integers; None: all.
         grids: Grids of the layers that read it.
-        wide: True for 16 bits.
+        final: True if only the model's output depends on it.
     """
 
     name: str
     users: tuple[str, ...] | None = None
     grids: tuple[TFLiteGrid, ...] = ()
-    wide: bool = False
+    final: bool = False
 
 
-def _points(source: Source, wide: bool) -> list[_Point]:
+def _points(source: Source) -> list[_Point]:
     results = {_result(source, node): node for node in source.nodes if _in_integers(source, node)}
-    leading = _leading_to(source, {node.output[0] for node in results.values()})
-    computing = [node for node in source.nodes if node.op_type in INTEGER and node.output[0] in leading]
-    sums = [_result(source, node) for node in computing if wide and _is_sum(source, node)]
-    points = {}
-    for name in (*results, *sums):
+    sums = _sums_in_float(source)
+    points = []
+    for name in results:
         grids, others = _readers(source, name)
-        final = name in source.outputs and not grids and not others
-        in_16 = final or (wide and all(node.op_type in ("Add", *MEANS) for node in others))
-        if others or name in source.outputs or (name in sums and in_16):
-            points[name] = _Point(name, None, tuple(grids), in_16)
+        final = name in source.outputs
+        if final or any(node.output[0] not in sums for node in others):
+            points.append(_Point(name, None, tuple(grids), final and not grids and not others))
+    leading = _leading_to(source, {node.output[0] for node in results.values()}) - sums
     users: dict[str, list[str]] = {}
-    for node in computing:
-        for name in node.input:
-            if name not in results and _moved_from(source, name) not in points and _is_float(source, name):
-                users.setdefault(name, []).append(node.name)
-    more = [_Point(name, tuple(takers), tuple(_readers(source, name)[0])) for name, takers in users.items()]
-    return [*points.values(), *more]
+    for node in source.nodes:
+        if node.op_type in INTEGER and node.output[0] in leading:
+            for name in node.input:
+                if name not in results and _origin(source, name) not in sums and _is_float(source, name):
+                    users.setdefault(name, []).append(node.name)
+    points += [_Point(name, tuple(takers), tuple(_readers(source, name)[0])) for name, takers in users.items()]
+    return points
 
 
-def _is_sum(source: Source, node: NodeProto) -> bool:
-    """Return True for an addition of two tensors."""
-    return node.op_type == "Add" and all(source.array(name) is None for name in node.input)
+def _sums_in_float(source: Source) -> set[str]:
+    """Return the additions of two tensors, if layers of fewer than 8 bits read any tensor; else nothing."""
+    grids = [source.grid(node) for node in source.nodes if node.op_type == "QuantizeLinear"]
+    if all(grid.high - grid.low >= _LEVELS // 2 for grid in grids):
+        return set()
+    additions = [node for node in source.nodes if node.op_type == "Add"]
+    return {node.output[0] for node in additions if all(source.array(name) is None for name in node.input)}
 
 
-def _moved_from(source: Source, name: str) -> str:
-    """Return the tensor whose values another one consists of."""
+def _origin(source: Source, name: str) -> str:
+    """Return the tensor of whose values, moved or within bounds, another one consists."""
     node = source.producer(name)
-    while node is not None and node.op_type in MOVING and node.op_type != "Concat":
+    while node is not None and node.op_type in (*MOVING, *BOUNDS) and node.op_type != "Concat":
         name = node.input[0]
         node = source.producer(name)
     return name
@@ -212,9 +214,9 @@ def _grid(source: Source, point: _Point, sample: Sample) -> TFLiteGrid:
     made_by = source.producer(point.name)
     if made_by is not None and made_by.op_type in FIXED:
         return FIXED[made_by.op_type]
-    if point.wide:
-        largest = max(-sample.low, sample.high, _TINY) * _ROOM
-        return TFLiteGrid.of_16_bits(largest, next(iter(point.grids), None))
+    if point.final:
+        scale = max(-sample.low, sample.high, _TINY) * 1.5 / 32767  # room for other images
+        return TFLiteGrid.of_levels(float(np.float32(scale)), -32768, 32767)
     curves = {node.op_type for node in source.consumers(point.name)}
     seen_as = _CURVES.get(curves.pop()) if len(curves) == 1 else None
     values = sample.values

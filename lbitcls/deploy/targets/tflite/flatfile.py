@@ -40,23 +40,7 @@ _VERSIONS = {  # of operations on integers, as the format's converter writes the
     "TANH": 2,
     "TRANSPOSE": 2,
 }
-_VERSIONS_16 = {  # the same with 16-bit integers, where it is another
-    "ADD": 3,
-    "AVERAGE_POOL_2D": 3,
-    "CONCATENATION": 3,
-    "CONV_2D": 8,
-    "DEPTHWISE_CONV_2D": 5,
-    "DEQUANTIZE": 3,
-    "FULLY_CONNECTED": 11,
-    "MAX_POOL_2D": 3,
-    "MAXIMUM": 4,
-    "MEAN": 3,
-    "MINIMUM": 4,
-    "PAD": 3,
-    "PADV2": 3,
-    "QUANTIZE": 3,
-    "TRANSPOSE": 5,
-}
+_NEWER = {"QUANTIZE": 3, "DEQUANTIZE": 3}  # with 16-bit integers
 
 
 @cache
@@ -93,20 +77,6 @@ class TFLiteGrid:
         if high - low > 255:
             return cls(scale, 0, low, high, "int16")
         return cls(scale, 127 - high, 127 - high + low, 127)
-
-    @classmethod
-    def of_16_bits(cls, largest: float, reader: TFLiteGrid | None = None) -> TFLiteGrid:
-        """Return the grid of all 16 bits that reaches from -largest to `largest`.
-
-        If `reader` is a coarser grid, its step is an odd multiple of the new one: then rounding to the new grid and
-        then to `reader` gives the same level as rounding to `reader`, because a middle between two of its levels is also
-        a middle between two of the finer ones.
-        """
-        scale = largest / 32767
-        if reader is not None and reader.scale > scale:
-            times = int(reader.scale / scale)
-            scale = reader.scale / (times - 1 + times % 2)
-        return cls(float(np.float32(scale)), 0, -32768, 32767, "int16")
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -157,6 +127,11 @@ class FlatFile:
                 self._quantize(number, scales.reshape(-1), [0] * scales.size, axis)
             self._constants[key] = number
         return self._constants[key]
+
+    def dequantized(self, constant: int) -> int:
+        """Return an integer constant as float32; the engines compute it once."""
+        output = self._add("dequantized", self.shapes[constant], "float32", 0)
+        return self.operation("DEQUANTIZE", [constant], output, "DequantizeOptions")
 
     def scalar(self, name: str, value: int, grid: TFLiteGrid) -> int:
         """Add an integer constant on a grid."""
@@ -227,7 +202,7 @@ class FlatFile:
         types = {self._graph.tensors[number].type for number in tensors if number >= 0}
         version = _VERSIONS.get(code, 1) if types & {s.TensorType.INT8, s.TensorType.INT16} else 1
         if s.TensorType.INT16 in types:
-            version = _VERSIONS_16.get(code, version)
+            version = _NEWER.get(code, version)
         key = (code, version)
         if key not in self._codes:
             entry = s.OperatorCodeT()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ FIXED = {"Sigmoid": TFLiteGrid(1 / 256, -128, -128, 127), "Tanh": TFLiteGrid(1 /
 """Grids of operations that the format defines only on one."""
 _KINDS = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Div": "DIV"}
 _CURVES = {"Sigmoid": "LOGISTIC", "Tanh": "TANH", "HardSwish": "HARD_SWISH"}
-MEANS = ("ReduceMean", "GlobalAveragePool")
+_MEANS = ("ReduceMean", "GlobalAveragePool")
 
 
 def _held(writer: TFLiteWriter, node: NodeProto) -> list[int] | None:
@@ -35,27 +34,13 @@ def _combined(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid
     if numbers is None:
         return None
     kind = node.op_type
-    if "int16" in (grid.dtype, *(writer.file.grids[number].dtype for number in numbers)):
-        return _wide_sum(writer, node, name, numbers, grid) if kind == "Add" else None
     return writer.result(_KINDS[kind], numbers, name, node.name, grid, f"{kind}Options", fusedActivationFunction=0)
-
-
-def _wide_sum(writer: TFLiteWriter, node: NodeProto, name: str, numbers: list[int], grid: TFLiteGrid) -> int:
-    """Write an addition in 16 bits; its result is rounded to `grid` afterwards if that has 8."""
-    numbers = [n if writer.file.grids[n].dtype == "int16" else writer.widened(n) for n in numbers]
-    own = grid
-    if grid.dtype != "int16":
-        terms = [writer.file.grids[number] for number in numbers]
-        own = TFLiteGrid.of_16_bits(sum(term.scale * max(-term.low, term.high) for term in terms), grid)
-        own = replace(own, low=0) if grid.low == grid.zero else own
-    made = writer.result("ADD", numbers, name, node.name, own, "AddOptions", potScaleInt16=False, fusedActivationFunction=0)
-    return writer.moved(made, name, grid)
 
 
 def _averaged(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid) -> int | None:
     """Write an average pooling in integers: a convolution with ones, which can scale its result, unlike the pooling."""
     numbers = _held(writer, node)
-    if numbers is None or grid.dtype == "int16":
+    if numbers is None:
         return None
     number, padding, kernel, strides = _pooling(writer, node, numbers[0])
     if padding == 0 and any(attributes(node).get("pads", [0])):  # the format's own excludes what is padded
@@ -102,13 +87,8 @@ def _mean(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid | N
     places = np.array(sorted(stored_axis(axis, rank) for axis in axes), np.int32)
     if 0 in places or (not kept and rank == 4 and len(places) != 2 and 3 not in places):
         raise UnsupportedError(node, "a mean over these axes cannot be expressed")
-    own = grid
-    if grid is not None and grid.dtype != writer.file.grids[numbers[0]].dtype:
-        numbers = [numbers[0] if grid.dtype == "int8" else writer.widened(numbers[0])]
-        own = grid if grid.dtype == "int16" else writer.file.grids[numbers[0]]
     inputs = [numbers[0], writer.file.constant("axes", places)]
-    made = writer.result("MEAN", inputs, name, node.name, own, "ReducerOptions", keepDims=kept)
-    return made if grid is None else writer.moved(made, name, grid)
+    return writer.result("MEAN", inputs, name, node.name, grid, "ReducerOptions", keepDims=kept)
 
 
 def _curve(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid) -> int | None:
@@ -117,15 +97,13 @@ def _curve(writer: TFLiteWriter, node: NodeProto, name: str, grid: TFLiteGrid) -
     if numbers is None:
         return None
     own = FIXED.get(node.op_type, grid)
-    if own.dtype == "int16":
-        return None
     options = "HardSwishOptions" if node.op_type == "HardSwish" else ""
     return writer.moved(writer.result(_CURVES[node.op_type], numbers, name, node.name, own, options), name, grid)
 
 
 INTEGER: dict[str, Callable[[TFLiteWriter, Any, str, TFLiteGrid], int | None]] = {
     **dict.fromkeys(("Add", "Sub", "Mul"), _combined),
-    **dict.fromkeys(MEANS, _mean),
+    **dict.fromkeys(_MEANS, _mean),
     **dict.fromkeys(_CURVES, _curve),
     "AveragePool": _averaged,
 }
@@ -230,7 +208,7 @@ def _softmax(writer: TFLiteWriter, node: NodeProto, name: str) -> int:
 FLOAT: dict[str, Callable[[TFLiteWriter, Any, str], int]] = {
     **dict.fromkeys(_KINDS, _real_combined),
     **dict.fromkeys(_CURVES, _real_curve),
-    **dict.fromkeys(MEANS, _real_mean),
+    **dict.fromkeys(_MEANS, _real_mean),
     **dict.fromkeys(("Relu", "Clip"), _bounds),
     "AveragePool": _real_average,
     "BatchNormalization": _norm,
