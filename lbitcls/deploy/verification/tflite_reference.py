@@ -11,7 +11,8 @@ other one:
     sums                  both operands · 2^20, requantized to a common scale, added, requantized
     means                 requantize(Σ (x - x_zero)), the division by the count in the multiplier
 
-Float operations of the file (behind a DEQUANTIZE) are evaluated in float64, and are the only part that is not exact.
+Float operations of the file (behind a DEQUANTIZE) give float32, from sums in float64, and are the only part whose last
+bits an engine may compute differently.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class _Tensor:
     scales: Array
     zero: int
     constant: Array | None
+    axis: int = 0  # of several scales
 
     @property
     def scale(self) -> float:
@@ -109,9 +111,9 @@ class TFLiteReference:
         return [a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in found]
 
     def _knows(self, kind: str, operation: Any) -> bool:
-        """Return True for integer operations that have a kernel here, and for a few in float."""
+        """Return True for operations that have a kernel here."""
         in_float = self.tensors[operation.outputs[0]].dtype == "float32"
-        return kind in _KERNELS and not (in_float and kind in _INTEGERS_ONLY)
+        return kind in _KERNELS and not (in_float and kind == "TANH")
 
     def _tensor(self, tensor: Any, buffers: Any) -> _Tensor:
         types = {getattr(self.schema.TensorType, name.upper()): name for name in _TYPES}
@@ -120,10 +122,13 @@ class TFLiteReference:
         constant = None if data is None or tensor.buffer == 0 else np.array(data, np.uint8).view(dtype).reshape(shape)
         scales = np.ones(1) if grid is None or grid.scale is None else np.array(grid.scale, np.float64)
         zero = 0 if grid is None or grid.zeroPoint is None else int(grid.zeroPoint[0])
-        return _Tensor(tensor.name.decode(), dtype, scales, zero, constant)
+        axis = 0 if grid is None else int(grid.quantizedDimension)
+        return _Tensor(tensor.name.decode(), dtype, scales, zero, constant, axis)
 
     def ended(self, values: Array, options: Any, target: _Tensor) -> Array:
-        """Return integers within the type's range and the fused activation's."""
+        """Return integers within the type's range and the fused activation's; float32 as it is."""
+        if target.dtype == "float32":
+            return values.astype(np.float32)
         info = np.iinfo(target.dtype)
         kinds = self.schema.ActivationFunctionType
         kind = getattr(options, "fusedActivationFunction", kinds.NONE)
@@ -142,7 +147,9 @@ def _layer_result(
     run: TFLiteReference, options: Any, sums: Array, taken: Taken, target: _Tensor, rounded: Rounding = requantize
 ) -> Array:
     """Return a layer's sums with the bias, on the result's grid."""
-    step, bias = taken[0][0].scale, taken[2][1].astype(np.int64)
+    if target.dtype == "float32":
+        return run.ended(sums + taken[2][1], options, target)
+    step, bias, sums = taken[0][0].scale, taken[2][1].astype(np.int64), sums.astype(np.int64)
     multipliers = [multiplier_of(step * scale / target.scale) for scale in taken[1][0].scales]
     return run.ended(rounded(sums + bias, multipliers) + target.zero, options, target)
 
@@ -166,7 +173,7 @@ def _convolution(run: TFLiteReference, options: Any, taken: Taken, target: _Tens
     if options.padding == run.schema.Padding.SAME:
         x = functional.pad(x, _same(x.shape[2:], weight.shape[2:], strides, dilations))
     sums = functional.conv2d(x, weight, None, strides, 0, dilations, x.shape[1] // weight.shape[1])
-    return _layer_result(run, options, sums.permute(0, 2, 3, 1).numpy().astype(np.int64), taken, target)
+    return _layer_result(run, options, sums.permute(0, 2, 3, 1).numpy(), taken, target)
 
 
 def _same(sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
@@ -180,10 +187,12 @@ def _same(sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], d
 
 def _linear(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
     sums = _centered(taken[0]) @ torch.from_numpy(taken[1][1].astype(np.float64)).T
-    return _layer_result(run, options, sums.numpy().astype(np.int64), taken, target, _requantize_once)
+    return _layer_result(run, options, sums.numpy(), taken, target, _requantize_once)
 
 
 def _sum(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
+    if target.dtype == "float32":
+        return taken[0][1] + taken[1][1]
     largest = 2 * max(tensor.scale for tensor, _ in taken)
     total = sum(
         requantize((values.astype(np.int64) - tensor.zero) << 20, [multiplier_of(tensor.scale / largest)])
@@ -217,7 +226,8 @@ def _quantize(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor)
 
 def _dequantize(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
     tensor, values = taken[0]
-    return np.float32(tensor.scale) * (values.astype(np.int32) - tensor.zero).astype(np.float32)
+    scales = tensor.scales.reshape(-1, *[1] * (values.ndim - 1 - tensor.axis)).astype(np.float32)
+    return scales * (values.astype(np.int32) - tensor.zero).astype(np.float32)
 
 
 def _tanh(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
@@ -228,6 +238,10 @@ def _tanh(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> 
     scaled = real * np.float32(1 / target.scale)
     table = run.ended(np.trunc(scaled + np.copysign(np.float32(0.5), scaled)) + target.zero, None, target)
     return table[values.astype(np.int64) + 128]
+
+
+def _relu(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
+    return np.maximum(taken[0][1], 0)
 
 
 def _max_pool(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) -> Array:
@@ -270,7 +284,6 @@ def _minimum(run: TFLiteReference, options: Any, taken: Taken, target: _Tensor) 
     return np.minimum(taken[0][1], taken[1][1])
 
 
-_INTEGERS_ONLY = ("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TANH")
 _KERNELS: dict[str, Kernel] = {
     "ADD": _sum,
     "CONCATENATION": _concat,
@@ -285,6 +298,7 @@ _KERNELS: dict[str, Kernel] = {
     "PAD": _pad,
     "PADV2": _pad,
     "QUANTIZE": _quantize,
+    "RELU": _relu,
     "RESHAPE": _reshape,
     "STRIDED_SLICE": _slice,
     "TANH": _tanh,

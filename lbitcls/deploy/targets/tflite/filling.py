@@ -91,21 +91,40 @@ class _Point:
 
 def _points(source: Source) -> list[_Point]:
     results = {_result(source, node): node for node in source.nodes if _in_integers(source, node)}
+    sums = _sums_in_float(source)
     points = []
     for name in results:
         grids, others = _readers(source, name)
         final = name in source.outputs
-        if others or final or len(set(grids)) > 1:
+        if final or any(node.output[0] not in sums for node in others):
             points.append(_Point(name, None, tuple(grids), final and not grids and not others))
-    leading = _leading_to(source, {node.output[0] for node in results.values()})
+    leading = _leading_to(source, {node.output[0] for node in results.values()}) - sums
     users: dict[str, list[str]] = {}
     for node in source.nodes:
         if node.op_type in INTEGER and node.output[0] in leading:
             for name in node.input:
-                if name not in results and _is_float(source, name):
+                if name not in results and _origin(source, name) not in sums and _is_float(source, name):
                     users.setdefault(name, []).append(node.name)
     points += [_Point(name, tuple(takers), tuple(_readers(source, name)[0])) for name, takers in users.items()]
     return points
+
+
+def _sums_in_float(source: Source) -> set[str]:
+    """Return the additions of two tensors, if layers of fewer than 8 bits read any tensor; else nothing."""
+    grids = [source.grid(node) for node in source.nodes if node.op_type == "QuantizeLinear"]
+    if all(grid.high - grid.low >= _LEVELS // 2 for grid in grids):
+        return set()
+    additions = [node for node in source.nodes if node.op_type == "Add"]
+    return {node.output[0] for node in additions if all(source.array(name) is None for name in node.input)}
+
+
+def _origin(source: Source, name: str) -> str:
+    """Return the tensor of whose values, moved or within bounds, another one consists."""
+    node = source.producer(name)
+    while node is not None and node.op_type in (*MOVING, *BOUNDS) and node.op_type != "Concat":
+        name = node.input[0]
+        node = source.producer(name)
+    return name
 
 
 def _is_float(source: Source, name: str) -> bool:

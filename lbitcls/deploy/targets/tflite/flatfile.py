@@ -128,6 +128,11 @@ class FlatFile:
             self._constants[key] = number
         return self._constants[key]
 
+    def dequantized(self, constant: int) -> int:
+        """Return an integer constant as float32; the engines compute it once."""
+        output = self._add("dequantized", self.shapes[constant], "float32", 0)
+        return self.operation("DEQUANTIZE", [constant], output, "DequantizeOptions")
+
     def scalar(self, name: str, value: int, grid: TFLiteGrid) -> int:
         """Add an integer constant on a grid."""
         buffer = schema().BufferT()

@@ -134,6 +134,16 @@ class Source:
             node = self.producer(node.input[0])
         return node is not None and node.op_type == "DequantizeLinear" and self.array(node.input[0]) is None
 
+    def is_used_in_float(self, name: str) -> bool:
+        """Return True if more than quantization reads a tensor, moved or within bounds or not."""
+        if name in self.outputs:
+            return True
+        passing = (*MOVING, *BOUNDS)
+        return any(
+            any(map(self.is_used_in_float, node.output)) if node.op_type in passing else node.op_type != "QuantizeLinear"
+            for node in self.consumers(name)
+        )
+
     def quantize_of(self, name: str) -> NodeProto | None:
         """Return the QuantizeLinear that decides the integers of a tensor of codes."""
         node = self.producer(name)

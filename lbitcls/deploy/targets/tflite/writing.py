@@ -107,6 +107,7 @@ class TFLiteWriter:
         layer = self.source.layer(name)
         if layer is not None:
             in_integers = layer.scales is not None and self.held(layer.taken) is not None
+            in_integers = in_integers and not self.source.is_used_in_float(name)
             return self._kinds.integer_layer(self, layer, name, grid) if in_integers else self._quantized(name, grid)
         node = self.source.producer(name)
         integer, moves = self._kinds.integers, self._kinds.moves

@@ -5,9 +5,8 @@ An integer layer computes
     accumulator = bias + Σ (x - x_zero) · w             int32, w: int8, one scale s_w for each output channel
     result      = zero + round(accumulator · s_x · s_w / s_y), within int8
 
-The bias is an integer at the step s_x · s_w. At few bits that step is coarse: rounding to it would shift every result
-of a channel. So the integers of each channel's weight are multiplied by the largest power of two that int8 has room
-for, and s_w is divided by it, which changes no product, and makes the bias's step up to 64 times smaller.
+The bias is an integer at the step s_x · s_w. At few bits that step is coarse: `lbitcls.deploy.targets.tflite.fitting`
+chooses the integers with which the results are those of training all the same.
 """
 
 from __future__ import annotations
@@ -17,24 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbitcls.deploy.passes.graph import attributes
+from lbitcls.deploy.targets.tflite.fitting import LARGEST_WEIGHT, filled, fitted
 from lbitcls.deploy.targets.tflite.flatfile import TFLiteGrid
 from lbitcls.deploy.targets.tflite.reading import TFLiteLayer
 
 if TYPE_CHECKING:
     from lbitcls.deploy.targets.tflite.writing import TFLiteWriter
 
-LARGEST_WEIGHT = 127
-"""The format excludes -128: two products of it overflow the 16-bit sums of some kernels for Arm."""
 _INT32 = np.iinfo(np.int32)
-
-
-def filled(weight: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a layer's integers and scales with each channel's integers as large as int8 permits."""
-    rows = weight.reshape(len(weight), -1)
-    largest = np.maximum(np.abs(rows).max(1), 1)
-    factor = np.exp2(np.floor(np.log2(np.maximum(LARGEST_WEIGHT / largest, 1))))
-    codes = np.clip(rows * factor[:, None], -LARGEST_WEIGHT, LARGEST_WEIGHT)
-    return codes.reshape(weight.shape).astype(np.int8), (scales / factor).astype(np.float32)
 
 
 def integer_layer(writer: TFLiteWriter, layer: TFLiteLayer, name: str, grid: TFLiteGrid) -> int:
@@ -42,22 +31,22 @@ def integer_layer(writer: TFLiteWriter, layer: TFLiteLayer, name: str, grid: TFL
     assert layer.scales is not None
     taken = writer.held(layer.taken)
     assert taken is not None
-    codes, scales = filled(layer.weight, layer.scales)
     if grid.dtype == "int16":  # such a layer has 16-bit inputs as well
         taken = writer.widened(taken)
-    of_input = writer.file.grids[taken]
-    steps = np.float64(np.float32(of_input.scale)) * scales.astype(np.float64)
-    bias = np.rint(layer.bias / steps)
-    kind = np.int64 if grid.dtype == "int16" else np.int32
-    bias = np.clip(bias, _INT32.min, _INT32.max).astype(kind)
-    return _operation(writer, layer, name, taken, grid, codes, bias, scales, steps)
+    step = np.float64(np.float32(writer.file.grids[taken].scale))
+    fit = fitted(layer.weight, layer.bias / (step * layer.scales), grid.scale / (step * layer.scales), grid)
+    codes, scales = filled(layer.weight, fit), (layer.scales * fit.stretch / fit.factors).astype(np.float32)
+    bias = np.clip(fit.bias, _INT32.min, _INT32.max).astype(np.int64 if grid.dtype == "int16" else np.int32)
+    return _operation(writer, layer, name, taken, grid, codes, bias, scales, step * scales.astype(np.float64))
 
 
 def float_layer(writer: TFLiteWriter, layer: TFLiteLayer, name: str) -> int:
-    """Write a layer in float32."""
-    taken = writer.real(layer.taken)
-    weight, bias = layer.floats.astype(np.float32), layer.bias.astype(np.float32)
-    return _operation(writer, layer, name, taken, None, weight, bias, None, None)
+    """Write a layer in float32; a quantized weight is stored as its integers."""
+    taken, bias = writer.real(layer.taken), layer.bias.astype(np.float32)
+    if layer.scales is None or np.abs(layer.weight).max() > LARGEST_WEIGHT:
+        return _operation(writer, layer, name, taken, None, layer.floats.astype(np.float32), bias, None, None)
+    scales = layer.scales.astype(np.float32)
+    return _operation(writer, layer, name, taken, None, layer.weight.astype(np.int8), bias, scales, None)
 
 
 def _operation(
@@ -77,9 +66,10 @@ def _operation(
     if is_conv:
         taken, values["padding"] = writer.padded(taken, layer.node)
     label = layer.node.name
+    constant = writer.file.constant(f"{label}.weight", np.ascontiguousarray(arranged), scales, axis)
     inputs = [
         taken,
-        writer.file.constant(f"{label}.weight", np.ascontiguousarray(arranged), scales, axis),
+        constant if grid is not None or scales is None else writer.file.dequantized(constant),
         writer.file.constant(f"{label}.bias", bias, None if steps is None else steps.astype(np.float32)),
     ]
     kind = {"CONV_2D": "Conv2DOptions", "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions"}.get(
