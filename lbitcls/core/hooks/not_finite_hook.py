@@ -20,7 +20,7 @@ from lbitcls.core.guard import Rewind
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.post_mortem import write_post_mortem
 from lbitcls.settings.not_finite import NotFiniteConfig
-from lbitcls.utils.dist import gather_objects, sum_over_ranks
+from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
 from lbitcls.utils.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ class NotFiniteHook(Hook):
         self._in_a_row = 0
         self._until = 0  # iteration at which a run that was rewound continues
         self._spoiled = False
-        self._told = ""
+        self._bad: tuple[int, Batch] | None = None  # iteration and batch, on the rank where the loss is not finite
         self._kept: list[Tensor] = []
 
     def before_run(self, runner: EpochRunner) -> None:
         runner.step.inspect = partial(self._inspect, runner)
-        runner.post_mortem = self.told
+        runner.post_mortem = partial(self._told, runner)
 
     def before_epoch(self, runner: EpochRunner) -> None:
         """Pass over the batches that a rewind leaves out."""
@@ -67,10 +67,6 @@ class NotFiniteHook(Hook):
         """Continue at the iteration of `rewind`, with the weights of the checkpoint that was restored."""
         self._until, self.rewinds = rewind.until, rewind.number
 
-    def told(self) -> str:
-        """Return the post-mortem's sentences, those of the first rank that has some; all ranks call it."""
-        return " ".join([text for text in gather_objects(self._told) if text][:1])
-
     def counts(self) -> dict[str, int]:
         """Return the counters that are not 0, for the log."""
         counts = {"skipped": self.skipped, "rewinds": self.rewinds}
@@ -83,9 +79,8 @@ class NotFiniteHook(Hook):
         """
         if self.settings.action == "stop":
             return self._may_continue(runner, batch, outputs["loss"])
-        bad = self._agreed_bad(runner, outputs["loss"], ends)
+        bad = self._agreed_bad(runner, batch, outputs["loss"], ends)
         if bad:
-            self._batch = batch
             outputs.clear()
         self._spoiled |= bad
         if ends:
@@ -93,18 +88,33 @@ class NotFiniteHook(Hook):
         return not bad
 
     def _may_continue(self, runner: EpochRunner, batch: Batch, loss: Tensor) -> bool:
-        if loss.device.type != "cpu" or self._told or loss.isfinite():
-            return True
-        self._told = write_post_mortem(runner, batch)
-        return False
+        """Return False from the first bad loss of this rank on: its weights are kept for the post-mortem."""
+        if self._bad is None and loss.device.type == "cpu" and not loss.isfinite():
+            self._bad = runner.iter, batch
+        return self._bad is None
 
-    def _agreed_bad(self, runner: EpochRunner, loss: Tensor, ends: bool) -> bool:
+    def _told(self, runner: EpochRunner) -> str:
+        """Return the sentences of the post-mortem, which the ranks with the earliest bad loss write; all call it."""
+        iteration = None if self._bad is None else self._bad[0]
+        known = broadcast_object([found for found in gather_objects(iteration) if found is not None])
+        text = ""
+        if self._bad is not None and iteration == min(known):
+            ahead = runner.iter - self._bad[0]
+            runner.iter, runner.inner_iter = runner.iter - ahead, runner.inner_iter - ahead
+            text = write_post_mortem(runner, self._bad[1])
+            runner.iter, runner.inner_iter = runner.iter + ahead, runner.inner_iter + ahead
+        return " ".join([found for found in gather_objects(text) if found][:1])
+
+    def _agreed_bad(self, runner: EpochRunner, batch: Batch, loss: Tensor, ends: bool) -> bool:
         bad = ~loss.isfinite()
         if ends and not runner.step.scaler.is_enabled():  # a loss scale has its own way with infinite gradients
             parameters = [p for group in runner.step.optimizer.param_groups for p in group["params"]]
             gradients = [p.grad for p in parameters if p.grad is not None]
             bad = bad | ~nn.utils.get_total_norm(gradients).isfinite().to(bad.device)
-        return bool(sum_over_ranks(bad.int()))
+        agreed = bool(sum_over_ranks(bad.int()))
+        if agreed:
+            self._bad = (runner.iter, batch) if bad else None
+        return agreed
 
     def _end_step(self, runner: EpochRunner) -> None:
         spoiled, self._spoiled = self._spoiled, False
@@ -121,11 +131,10 @@ class NotFiniteHook(Hook):
         limit, row = self.settings.max_skipped, self.settings.max_in_a_row
         place = f"epoch {runner.epoch + 1}, iteration {runner.inner_iter + 1}"
         if self.skipped > limit or self._in_a_row > row:
-            self._told = write_post_mortem(runner, self._batch)
             raise TrainingError(
                 f"the loss or a gradient is not finite in {place}, after {self.skipped - 1} skipped steps (not_finite: "
                 f"max_skipped={limit}, max_in_a_row={row}). Lower optimizer.lr, clip gradients, and check the data. "
-                f"Earlier checkpoints are good. {self.told()}"
+                f"Earlier checkpoints are good. {self._told(runner)}"
             )
         runner.logger.warning(
             "Skipped the step of %s: the loss or a gradient is not finite (%d of at most %d).",
@@ -136,11 +145,10 @@ class NotFiniteHook(Hook):
         place = f"epoch {runner.epoch + 1}, iteration {runner.inner_iter + 1}"
         limit = self.settings.max_rewinds
         if self.rewinds >= limit:
-            self._told = write_post_mortem(runner, self._batch)
             raise TrainingError(
                 f"the loss or a gradient is not finite in {place}, after {limit} rewinds (not_finite: "
                 f"max_rewinds={limit}). Lower optimizer.lr, clip gradients, and check the data. Earlier checkpoints "
-                f"are good. {self.told()}"
+                f"are good. {self._told(runner)}"
             )
         raise Rewind(runner.iter + 1, self.rewinds + 1, f"the loss or a gradient is not finite in {place}")
 
