@@ -13,8 +13,10 @@ from lbitcls.core.hooks import Hook
 from lbitcls.core.hooks.calibration_hook import CalibrationHook
 from lbitcls.core.hooks.checkpoint_hook import CheckpointHook
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook, validated_epochs
+from lbitcls.core.hooks.heartbeat import HeartbeatHook
 from lbitcls.core.hooks.hook import read_priority
 from lbitcls.core.hooks.log import JsonLoggerHook, LogHook
+from lbitcls.core.hooks.not_finite_hook import NotFiniteHook
 from lbitcls.core.hooks.precise_bn import PreciseBNHook
 from lbitcls.core.hooks.progressive_hook import ProgressiveHook
 from lbitcls.protocols import BatchLoader
@@ -48,7 +50,9 @@ def build_hooks(
         hooks.append(evaluation)
     if settings.ema is not None and settings.ema.norm_batches:
         hooks.append(PreciseBNHook(settings.ema.norm_batches))
-    hooks.append(CheckpointHook(**vars(settings.checkpoint_config)))
+    saving = {name: value for name, value in vars(settings.checkpoint_config).items() if name != "background"}
+    hooks.append(CheckpointHook(**saving))
+    hooks += [HeartbeatHook(), NotFiniteHook(settings.not_finite)]
     return [*hooks, *_loggers(settings.log_config), *_custom_hooks(settings.custom_hooks)]
 
 

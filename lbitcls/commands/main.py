@@ -51,8 +51,9 @@ for _module in pkgutil.iter_modules(lbitcls.commands.__path__):
 def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: success; 2: a mistake in config or arguments; 1: other errors; 128 + the signal's number: stopped by a signal,
-    or by a closed pipe (`| head`: SIGPIPE, without a message).
+    0: success; 2: a mistake in config or arguments; 71: the machine failed; 75: the time limit stopped training; 128 +
+    the signal's number: stopped by a signal, or by a closed pipe (`| head`: SIGPIPE, without a message); 1: other
+    errors.
 
     Args:
         argv: Arguments; None: `sys.argv[1:]`.
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if (told := explain(error)) is not None:
             _print_error(told)
-        elif isinstance(error, OSError):
+            return told.exit_code
+        if isinstance(error, OSError):
             where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             print(f"{type(error).__name__}: {where}", file=sys.stderr)
         elif _peer_is_gone(error):

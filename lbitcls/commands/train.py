@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from lbitcls.commands.base import TRAIN, common_arguments, read_config, short_forms, verb
+from lbitcls.utils.durations import read_duration
 from lbitcls.utils.errors import ConfigError
 
 
@@ -26,6 +28,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--gpu-ids", type=int, nargs="+", metavar="N", help="indices of the GPUs to use")
     add("--sycbn", action="store_true", help="compute BatchNorm statistics over all GPUs")
     add("--cpu-only", action="store_true", help="train on the CPU")
+    add(
+        "--time-limit",
+        metavar="TIME",
+        help="save and stop in time before the command has run so long: 90m, 5h30m, 1-00:00:00, or minutes",
+    )
     add("--verbose", action="store_true", help="show every line of the log file")
     _range_test_options(parser)
     common_arguments(parser)
@@ -54,6 +61,9 @@ def run(args: argparse.Namespace) -> object:
         lbitcls train configs/quickstart/digits_lsq_4w4f.py
         lbitcls train flowers.py --epochs 20 --lr 0.01 --name lower_rate
     """
+    deadline = None
+    if args.time_limit is not None:
+        deadline = time.monotonic() + read_duration(args.time_limit, "--time-limit")
     if args.gpus is not None and args.gpus > 1 and args.launcher == "none":
         raise ConfigError(
             f"--gpus {args.gpus}: one process trains on one GPU; start ./tools/dist_train.sh {args.config} {args.gpus}."
@@ -77,6 +87,8 @@ def run(args: argparse.Namespace) -> object:
         from lbitcls.settings.sections import read_settings
 
         cfg.merge_from_dict({"work_dir": _named(read_settings(cfg).run_folder, args.name, args.work_dir)})
+    if args.find_lr and deadline is not None:
+        raise ConfigError("--time-limit is for training; a range test (--find-lr) saves nothing. Remove one.")
     if args.find_lr:
         from lbitcls.workflows.finding_lr import find_learning_rate
 
@@ -101,6 +113,7 @@ def run(args: argparse.Namespace) -> object:
         data_root=args.data_root,
         launcher=args.launcher,
         verbose=args.verbose,
+        time_limit=None if deadline is None else deadline - time.monotonic(),
     )
 
 

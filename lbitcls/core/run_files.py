@@ -15,6 +15,7 @@ from lbitcls.utils.errors import CheckpointError
 from lbitcls.utils.files import read_lines
 
 LATEST, INTERRUPTED = "latest.pth", "interrupted.pth"
+HEARTBEAT = "heartbeat.json"
 RUN_FILE = "run.txt"  # contains the name of the run that the folder belongs to
 _RUN = re.compile(r"\d{8}_\d{6}_[0-9a-f]{8}")
 

@@ -17,20 +17,21 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lbitcls.core.checkpoint_writer import CheckpointWriter
 from lbitcls.core.ema import ModelEMA
 from lbitcls.core.features import FeatureCache
-from lbitcls.core.guard import Guard, Interrupted
+from lbitcls.core.guard import Guard, Interrupted, Rewind, check_weights, not_finite_error
 from lbitcls.core.optim import StateError
 from lbitcls.core.optimizer_pair import QUANTIZERS, optimizer_name
 from lbitcls.core.run_files import INTERRUPTED, LATEST
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
 from lbitcls.protocols import BatchLoader, RunHook
-from lbitcls.utils.checkpoint import compare, other_grids, save_checkpoint
+from lbitcls.utils.checkpoint import checkpoint_content, compare, other_grids
 from lbitcls.utils.checkpoint_content import checked_tensors, listed, shown_name
 from lbitcls.utils.dist import is_main, rank, world_size
 from lbitcls.utils.env import mix_seed
-from lbitcls.utils.errors import CheckpointError, ResourceError, TrainingError
+from lbitcls.utils.errors import CheckpointError, ResourceError
 from lbitcls.utils.failures import explain
 from lbitcls.utils.files import link_whole
 from lbitcls.utils.logging import get_logger
@@ -54,6 +55,7 @@ class EpochRunner:
         hooks: Hooks, called in order of priority (lower first; equal ones in the order given).
         seed: Seed of all random numbers in training.
         ema: Averaged model; if given, it is validated and saved.
+        writer: Writer of the checkpoints; None: in the background.
         wrap: Function that wraps the model in DDP (again after a calibration).
         memory_format: Memory format of the images.
         features: Cache of a frozen backbone's features.
@@ -63,7 +65,7 @@ class EpochRunner:
     Raises (from `run`):
         TrainingError: A loss or a weight is not finite.
         ResourceError: A resource failed (a full disk, memory, a killed process); earlier checkpoints are good.
-        Interrupted: SIGTERM or SIGINT arrived; the position is saved.
+        Interrupted: A signal arrived, or the time limit is near; the position is saved.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class EpochRunner:
         hooks: Sequence[RunHook] = (),
         seed: int = 0,
         ema: ModelEMA | None = None,
+        writer: CheckpointWriter | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
         memory_format: torch.memory_format = torch.contiguous_format,
         features: FeatureCache | None = None,
@@ -96,6 +99,7 @@ class EpochRunner:
         self.hooks = sorted(hooks, key=lambda hook: hook.priority)
         self.seed = seed
         self.ema = ema
+        self.writer = writer or CheckpointWriter()
         self.memory_format = memory_format
         self.features = features or FeatureCache()
         self.meta = dict(meta or {})
@@ -103,11 +107,12 @@ class EpochRunner:
         self.epoch = self.iter = self.inner_iter = 0
         self.images = 0  # trained on in the run, on all ranks
         self.phase = "float"
-        self.completed = False
+        self.state = "running"  # then "finished", "stopped" or "failed"
         self.outputs: dict[str, torch.Tensor] = {}
         self.data_time = 0.0
         self.guard = Guard()
-        self._saved = False  # a checkpoint exists, from this process or from the run it resumes
+        self.post_mortem: Callable[[], str] = str  # sentences on a loss that is not finite; all ranks call it
+        self.saved = False  # a checkpoint exists, from this process or from the run it resumes
         self._wrap = wrap
 
     # The run, top to bottom.
@@ -123,15 +128,19 @@ class EpochRunner:
             raise ResourceError(f"{told} {self._way_on()}") from error
 
     def _run(self) -> None:
-        with self.guard:
+        with self.guard, self.writer:
             try:
                 self.call("before_run")
                 self.wrap_model()
                 while self.epoch < self.max_epochs:
                     self.train_epoch()
-                self.completed = True
+                self.writer.wait()
+                self.state = "finished"
             except Interrupted as stop:
                 raise self._save_interrupted(stop) from None
+            except BaseException as error:
+                self.state = "running" if isinstance(error, Rewind) else "failed"
+                raise
             finally:
                 self.call("after_run")
 
@@ -142,8 +151,10 @@ class EpochRunner:
         for batch in self._batches():
             self.call("before_iter")
             self.train_iter(batch)
-            self.guard.watch(self.iter - 1, self.outputs["loss"])
+            if self.outputs:
+                self.guard.watch(self.iter - 1, self.outputs["loss"])
             stop = self._agreed_stop()
+            self.writer.check()
             self.call("after_iter")
             self._stop_if(stop)
         self._stop_if(self._agreed_stop(now=True))
@@ -156,7 +167,7 @@ class EpochRunner:
             group["lr"] = (own or self.schedule)(group["initial_lr"], self.iter, self.epoch)
         self.seed_iteration()
         self.outputs = self.step(self.model, self.to_device(batch), self.inner_iter, len(self.loader))
-        if self.at_step:
+        if self.at_step and not self.step.refused:
             self.call("after_step")
             if self.ema is not None:
                 self.ema.update(self.module, self.epoch, ends_epoch=self.inner_iter + 1 == len(self.loader))
@@ -190,6 +201,11 @@ class EpochRunner:
             hook.on_record(self, record)
 
     # Parts of the run.
+
+    @property
+    def completed(self) -> bool:
+        """True if the last epoch is over."""
+        return self.state == "finished"
 
     @property
     def at_step(self) -> bool:
@@ -240,13 +256,7 @@ class EpochRunner:
         """Return the number of the signal that stops all ranks, or 0; raise if a loss was not finite."""
         bad, number = self.guard.agree(now)
         if bad:
-            epoch, inner = divmod(bad - 1, len(self.loader))
-            raise TrainingError(
-                f"the loss is not finite in epoch {epoch + 1}, iteration {inner + 1} (iteration {bad} of the "
-                "run). Lower optimizer.lr or warm it up, clip gradients "
-                "(optimizer_config=dict(grad_clip=dict(max_norm=…))), and check the data. Earlier checkpoints are "
-                "good."
-            )
+            raise not_finite_error(bad, len(self.loader), self.post_mortem())
         return number
 
     def _stop_if(self, number: int) -> None:
@@ -263,20 +273,23 @@ class EpochRunner:
 
     # Saving and resuming.
 
-    def save(self, path: Path) -> None:
-        """Save the position (rank 0), also as `latest.pth`. All ranks must call this, between two steps."""
+    def save(self, path: Path, then: Callable[[], None] = lambda: None) -> None:
+        """Save the position (rank 0), also as `latest.pth`. All ranks must call this, between two steps.
+
+        The file may be written later: `writer.wait()` waits for it. Rank 0 calls `then` when it is there.
+        """
         self._agreed_stop(now=True)
-        weights = list(self.module.parameters())
-        if not all(torch.stack([torch.isfinite(weight).all() for weight in weights])):
-            raise TrainingError(
-                f"a weight is not finite after iteration {self.iter}; the good checkpoints are not overwritten. "
-                "Lower optimizer.lr, or clip gradients."
-            )
+        check_weights(self.module.parameters(), self.iter)
         if is_main():
-            meta, states = self.position(), self._states()
-            save_checkpoint(self.eval_model, path, self.step.optimizer, meta, **states)
-            link_whole(path, self.work_dir / LATEST)
-        self._saved = True
+            content = checkpoint_content(self.eval_model, self.step.optimizer, self.position(), **self._states())
+            self.writer.save(content, path, lambda: self._finish_save(path, then))
+        else:
+            self.saved = True
+
+    def _finish_save(self, path: Path, then: Callable[[], None]) -> None:
+        link_whole(path, self.work_dir / LATEST)
+        self.saved = True
+        then()
 
     def position(self) -> dict[str, Any]:
         """Return the metadata of a checkpoint: the position and everything it depends on."""
@@ -328,7 +341,7 @@ class EpochRunner:
                 "Resume with the config that started it; to initialize a new run from its weights use --load-from."
             ) from error
         self._take_position(checkpoint["meta"])
-        self._saved = True
+        self.saved = True
 
     def _restore_states(self, checkpoint: Mapping[str, Any], averaged: bool) -> None:
         name, own = checkpoint["meta"].get("optimizer"), optimizer_name(self.step.optimizer)
@@ -367,15 +380,18 @@ class EpochRunner:
             self.iter, self.inner_iter = self.epoch * length, 0
 
     def _way_on(self) -> str:
-        if self._saved:
+        if self.saved:
             return "To resume from the last saved checkpoint, use --resume (and the same --work-dir)."
         return "No checkpoint of the run was saved."
 
     def _save_interrupted(self, stop: Interrupted) -> Interrupted:
         path = self.work_dir / INTERRUPTED
+        self.state = "failed"
         self.save(path)
+        self.writer.wait()
+        self.state = "stopped"
         return Interrupted(
             stop.number,
-            f"stopped by a signal in epoch {self.epoch + 1} after {self.inner_iter} of {len(self.loader)} iterations; "
-            f"saved {path}. To resume, use --resume (and the same --work-dir).",
+            f"stopped by {stop.cause} in epoch {self.epoch + 1} after {self.inner_iter} of {len(self.loader)} "
+            f"iterations; saved {path}. To resume, use --resume (and the same --work-dir).",
         )

@@ -70,6 +70,9 @@ class OptimizerStep:
     Attributes:
         penalties: further losses that are added, by their names in the outputs; `penalty` is `loss_quant`. A hook may
             add one. A number, as opposed to a tensor, adds nothing.
+        inspect: Function called with each batch, its outputs and True if it ends its group, after the backward pass;
+            if it returns False for a batch, the group makes no step. It may remove outputs.
+        refused: True if the last group made no step because of `inspect`.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class OptimizerStep:
         self.penalties: dict[str, Callable[[], torch.Tensor | float]] = (
             {} if penalty is None else {"loss_quant": penalty}
         )
+        self.inspect: Callable[[Batch, dict[str, torch.Tensor], bool], bool] | None = None
+        self.refused = False
         self.uneven = uneven
         self.arguments = arguments
         self.scaler = _scaler(self.precision, device)
@@ -111,7 +116,7 @@ class OptimizerStep:
             self.optimizer.zero_grad()  # here, not after the step, where freeing them makes glibc trim the heap
         hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not ends else contextlib.nullcontext()
         with hold:
-            outputs = self._forward(model, batch)
+            outputs = self.forward(model, batch)
             samples = len(batch["gt_label"])
             self._first = samples if index == start else self._first
             self._seen = samples if index == start else self._seen + samples
@@ -131,7 +136,9 @@ class OptimizerStep:
                 weighted = loss if size == 1 else loss * (samples / expected)
             self.scaler.scale(weighted).backward()
         result = {name: value.detach() for name, value in outputs.items()}
-        if ends:
+        good = self.inspect is None or self.inspect(batch, result, ends)
+        self.refused = not good or (self.refused and index != start)
+        if ends and not self.refused:
             self._update(result)
         return result
 
@@ -139,7 +146,8 @@ class OptimizerStep:
         """Return True if the optimizer steps after batch `index` of `total`."""
         return (index + 1) % self.cumulative_iters == 0 or index + 1 == total
 
-    def _forward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the model's outputs for `batch` in the step's precision, `loss` with all penalties."""
         dtype = self.precision.dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             try:

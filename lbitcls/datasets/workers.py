@@ -8,16 +8,17 @@ import threading
 
 
 def outlive_signals(worker: int) -> None:
-    """Make this process, a loader's worker, ignore every SIGINT, and SIGTERM unless its parent sends it.
+    """Make this process, a loader's worker, ignore every SIGINT, SIGHUP and SIGUSR1, and SIGTERM from others.
 
-    Ctrl-C and a scheduler's SIGTERM reach every process of a job, but the main one still needs its workers to
+    Ctrl-C and a scheduler's signals reach every process of a job, but the main one still needs its workers to
     finish the iteration. multiprocessing also ends workers with SIGTERM, when a loader is dropped or the
     program exits; ignoring that one would hang both.
 
     Args:
         worker: Index of the worker, passed by torch.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS lacks it; there, SIGTERM ends a worker whoever sends it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()

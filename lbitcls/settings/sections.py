@@ -31,6 +31,7 @@ from lbitcls.settings.fields import (
     copied,
 )
 from lbitcls.settings.learning_rate import LrConfig
+from lbitcls.settings.not_finite import NotFiniteConfig
 from lbitcls.settings.parse import TOO_DEEP, parse
 from lbitcls.settings.progressive import ProgressiveConfig
 from lbitcls.settings.training_sections import (
@@ -146,6 +147,11 @@ class Settings(Section):
     optimizer_config: Annotated[OptimizerConfig, Doc("Gradient clipping and accumulation.")] = field(
         default_factory=OptimizerConfig
     )
+    not_finite: Annotated[
+        NotFiniteConfig,
+        Shorthand(true=False, text="action"),
+        Doc("Reaction to a loss that is not finite: an action, or a dict of options."),
+    ] = field(default_factory=NotFiniteConfig)
     lr_config: Annotated[LrConfig | None, Doc("Learning rate policy and warmup; None: a constant learning rate.")] = (
         None
     )

@@ -133,7 +133,21 @@ class CheckpointConfig(Section):
         EveryOrEnd, Doc("Epochs (iterations without by_epoch) between two checkpoints; -1: only at the end.")
     ] = 1
     by_epoch: Annotated[Switch, Doc("Measure interval in epochs; False: in iterations, also mid-epoch.")] = True
-    max_keep_ckpts: Annotated[EveryOrEnd, Doc("Number of checkpoints to keep; -1: all.")] = -1
+    by_iter: Annotated[Count | None, Doc("Iterations between two checkpoints in addition to those of interval.")] = None
+    minutes: Annotated[
+        Positive | None, Doc("Minutes after which an iteration is saved, counted from the last checkpoint.")
+    ] = None
+    max_keep_ckpts: Annotated[
+        EveryOrEnd, Doc("Number of checkpoints to keep; -1: all of interval, and the last 2 of by_iter and minutes.")
+    ] = -1
+    background: Annotated[
+        Switch, Doc("Write from a copy of the state while training continues; False: training waits for the file.")
+    ] = True
+
+    def check(self) -> None:
+        """Raise `ValueError` for two numbers of iterations."""
+        if self.by_iter is not None and not self.by_epoch:
+            raise ValueError("by_iter adds to an interval in epochs: leave out by_epoch=False, or by_iter.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,16 @@ def save_checkpoint(
     Example:
         >>> save_checkpoint(model, "work_dirs/x/epoch_1.pth", meta={"epoch": 1})
     """
+    write_checkpoint(checkpoint_content(model, optimizer, meta, **states), path)
+
+
+def checkpoint_content(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    meta: Mapping[str, Any] | None = None,
+    **states: Any,
+) -> dict[str, Any]:
+    """Return the content of the checkpoint that `save_checkpoint` writes; its tensors share the model's memory."""
     known: dict[str, Any] = {"lbitcls_version": __version__}
     classes: Any = getattr(model, "CLASSES", None)
     if classes is not None:
@@ -56,6 +66,11 @@ def save_checkpoint(
     content = {"meta": {**known, **(meta or {})}, "state_dict": model.state_dict(), **states}
     if optimizer is not None:
         content["optimizer"] = optimizer.state_dict()
+    return content
+
+
+def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
+    """Write the result of `checkpoint_content` to a file that is either complete or absent."""
     write_whole(Path(path), lambda temporary: _write(content, temporary))
 
 

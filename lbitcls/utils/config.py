@@ -59,6 +59,7 @@ SECTIONS: dict[str, str] = {
     "custom_imports": "custom modules to import",
     "compile": "torch.compile the model",
     "kernels": "of quantizers: auto, plain, fused or integer",
+    "not_finite": "what to do if the loss is not finite",
     "ema": "moving average of the weights",
     "distill": "a teacher whose outputs the model learns",
     "feature_cache": "cache the features of a frozen backbone",

@@ -41,6 +41,8 @@ class TrainingError(LbitclsError):
 class ResourceError(LbitclsError):
     """The machine failed: a full disk, a file-size limit, too little memory, a killed process."""
 
+    exit_code = 71  # EX_OSERR of sysexits.h
+
 
 def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the candidate most similar to `name`, ignoring case, or None if none is similar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Sequence
@@ -15,16 +16,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.assembly.run_hooks import build_hooks
 from lbitcls.assembly.session import Session, check_data, data_section, load_data, make_model, open_session
+from lbitcls.core.checkpoint_writer import CheckpointWriter
 from lbitcls.core.distillation import Student
 from lbitcls.core.ema import build_average
 from lbitcls.core.features import FeatureCache, build_feature_cache
+from lbitcls.core.guard import Rewind
 from lbitcls.core.hooks import Hook
 from lbitcls.core.hooks.distiller import Distiller
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
+from lbitcls.core.hooks.not_finite_hook import NotFiniteHook
+from lbitcls.core.hooks.time_limit import TimeLimitHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.core.optim import build_optimizer, quantizer_policy
-from lbitcls.core.run_files import name_run, newest_checkpoint, noted_run
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, Precision, read_precision
@@ -37,9 +41,9 @@ from lbitcls.tracking.run_summary import finish, say_backbone, show_summary, wri
 from lbitcls.tracking.tensorboard import boards_of
 from lbitcls.tracking.terminal import TerminalHook
 from lbitcls.utils.checkpoint import load_weights, read_checkpoint
-from lbitcls.utils.dist import broadcast_module, broadcast_object, check_equal, is_main
-from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
-from lbitcls.utils.errors import DependencyError
+from lbitcls.utils.dist import broadcast_module, check_equal, is_main
+from lbitcls.utils.env import environment, host, seed_everything, use_deterministic_kernels
+from lbitcls.utils.errors import DependencyError, TrainingError
 from lbitcls.utils.lock import RunLock
 from lbitcls.utils.logging import DETAIL
 from lbitcls.utils.memory import keep_freed_memory
@@ -47,6 +51,7 @@ from lbitcls.utils.temporary import remove_leftovers
 from lbitcls.workflows.distilling import build_distiller
 from lbitcls.workflows.run_export import check_export, export_run
 from lbitcls.workflows.run_kernels import Start, choose_kernels
+from lbitcls.workflows.run_start import choose_seed, find_start, run_name, say_where
 
 
 def train_classifier(
@@ -57,6 +62,7 @@ def train_classifier(
     data_root: str | None = None,
     launcher: str = "none",
     verbose: bool = False,
+    time_limit: float | None = None,
 ) -> dict[str, Any]:
     """Train the classifier of `cfg`, or resume a run.
 
@@ -67,13 +73,16 @@ def train_classifier(
         data_root: Folder to search for relative data paths (`--data-root`).
         launcher: Launcher that started this process: `none`, `pytorch` or `slurm`.
         verbose: True: show every line of the log file on standard output too.
+        time_limit: Time in seconds, from this call on, in which the run ends: if it is near, the run saves and stops.
 
     Returns:
         Summary of the run, as in `summary.json` of the work directory.
 
     Raises:
         LbitclsError: the config, the data, a checkpoint, the training or the export failed; the message says how.
+            `lbitcls.core.guard.Interrupted`: a signal or the time limit stopped it.
     """
+    deadline = None if time_limit is None else time.monotonic() + time_limit
     settings = read_settings(cfg)
     settings.require(("model", "data", "optimizer", "total_epochs"), "training")
     with RunLock(settings.run_folder) as lock:
@@ -84,6 +93,7 @@ def train_classifier(
             data_root=data_root,
             launcher=launcher,
             verbose=verbose,
+            deadline=deadline,
         )
 
 
@@ -96,6 +106,7 @@ def _train(
     data_root: str | None,
     launcher: str,
     verbose: bool,
+    deadline: float | None,
 ) -> dict[str, Any]:
     work_dir = lock.folder
     check_export(settings)
@@ -111,7 +122,12 @@ def _train(
         say_backbone(runner)
         show_plan_line(settings, runner)
         began = time.monotonic()
-        runner.run()
+        while (rewind := _run_or_rewind(runner, deadline)) is not None:
+            del runner  # its memory is needed for the next one
+            gc.collect()
+            _, runner, _ = open_run(
+                settings, work_dir, session, resume=True, validate=validate, data_root=data_root, rewind=rewind
+            )
         summary = finish(runner, time.monotonic() - began, log_file, resumed=resumed)
         draw_run(settings, runner, [board.add_picture for board in boards_of(runner)])
         if session.place.rank != 0:
@@ -129,6 +145,20 @@ def _train(
     return summary
 
 
+def _run_or_rewind(runner: EpochRunner, deadline: float | None) -> Rewind | None:
+    """Train to the end; return a rewind that the run asks for, without references to the runner."""
+    if deadline is not None:
+        runner.hooks.append(TimeLimitHook(deadline))
+    try:
+        runner.run()
+    except Rewind as rewind:
+        if not runner.saved:
+            raise TrainingError(f"{rewind}; there is no checkpoint to rewind to.") from None
+        runner.logger.warning("Rewinding to the last checkpoint, to continue after this batch: %s.", rewind)
+        return rewind.with_traceback(None)
+    return None
+
+
 def open_run(
     settings: Settings,
     work_dir: Path,
@@ -137,51 +167,23 @@ def open_run(
     resume: bool,
     validate: bool,
     data_root: str | None,
+    rewind: Rewind | None = None,
 ) -> tuple[Settings, EpochRunner, bool]:
-    """Return the settings with their seed, the runner at its position, and True if it resumes a run."""
-    start = _find_start(settings, work_dir, resume, session)
-    settings = settings.changed(seed=_choose_seed(settings.seed, start, session))
+    """Return the settings with their seed, the runner at its position, and True if it resumes a run.
+
+    A `rewind` starts from the newest checkpoint in the work directory, also if `resume_from` names an older one.
+    """
+    start = find_start(settings, work_dir, resume, session, rewind is not None)
+    settings = settings.changed(seed=choose_seed(settings.seed, start, session))
     _prepare(settings, session)
-    run = _name_run(start, work_dir if resume else None)
+    run = run_name(start, work_dir if resume else None)
     runner = build_runner(settings, work_dir, session, start, run=run, validate=validate, data_root=data_root)
     if start is not None:
         runner.restore(start[1], start[0])
-        _say_where(runner, start[0])
+        say_where(runner, start[0])
+    if rewind is not None and (hook := runner.find(NotFiniteHook)) is not None:
+        hook.continue_after(rewind)
     return settings, runner, start is not None
-
-
-def _say_where(runner: EpochRunner, path: Path) -> None:
-    if runner.epoch < runner.max_epochs:
-        runner.logger.info("Resuming from %s: epoch %d, iteration %d", path, runner.epoch + 1, runner.inner_iter)
-    else:
-        runner.logger.info(
-            "The run of %s is complete, with %d of %d epochs: nothing is trained. To continue, raise total_epochs.",
-            *(path, runner.epoch, runner.max_epochs),
-        )
-
-
-def _find_start(settings: Settings, work_dir: Path, resume: bool, session: Session) -> Start:
-    """Return the checkpoint to resume from and its content: `resume_from`, or the newest in the work directory."""
-    if settings.resume_from is not None:
-        return Path(settings.resume_from), read_checkpoint(settings.resume_from)
-    if not resume:
-        return None
-    found = newest_checkpoint(work_dir, session.logger) if is_main() else None
-    path = broadcast_object(found[0] if found else None)
-    if path is None:
-        session.logger.info("--resume: No checkpoint of the run in %s yet; starting from scratch.", work_dir)
-        return None
-    return found or (path, read_checkpoint(path))
-
-
-def _choose_seed(given: int | None, start: Start, session: Session) -> int:
-    saved = start[1]["meta"].get("seed") if start else None
-    if given is None:
-        given = saved if saved is not None else broadcast_object(draw_seed())
-    elif saved is not None and saved != given:
-        session.logger.warning("seed=%s, but the run was started with %s: it continues differently.", given, saved)
-    session.logger.info("Seed: %d", given, extra=DETAIL)
-    return given
 
 
 def _prepare(settings: Settings, session: Session) -> None:
@@ -257,6 +259,7 @@ def build_runner(
         hooks=[WorkDirHook(run, settings), *hooks, NotebookHook() if in_notebook() else TerminalHook()],
         seed=seed,
         ema=ema,
+        writer=CheckpointWriter(settings.checkpoint_config.background),
         wrap=lambda module: _parallel(trained, settings, session),
         memory_format=memory_format,
         features=_build_features(settings, model, dataset, hooks, session, data_root),
@@ -274,17 +277,6 @@ def _start_from(path: str, model: nn.Module, settings: Settings, session: Sessio
 
         state_dict = with_grids(content, settings.model)
     load_weights(model, state_dict, path, logger=session.logger)
-
-
-def _name_run(start: Start, resumed: Path | None) -> str:
-    """Return the name of the resumed run, or a new name, by which the run recognizes its own checkpoints.
-
-    A run in the folder `resumed` that has no checkpoint yet keeps its name.
-    """
-    new = name_run()
-    if start is not None:
-        return broadcast_object(start[1]["meta"].get("run", new))
-    return broadcast_object((noted_run(resumed) if resumed else None) or new)
 
 
 def _synchronize_norms(model: nn.Module, settings: Settings, session: Session) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -150,3 +151,107 @@ class Count(Hook):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.total = state["total"]
+
+
+@HOOKS.register_module()
+class SpoilImages(Hook):
+    """Makes an image of some training batches not finite on one rank.
+
+    Args:
+        at: the iterations of the run.
+        only_rank: the rank.
+    """
+
+    def __init__(self, at: list[int], only_rank: int = 0) -> None:
+        self.at = at
+        self.only_rank = only_rank
+
+    def before_run(self, runner: Any) -> None:
+        move = runner.to_device
+
+        def spoiled(batch: Any) -> Any:
+            moved = move(batch)
+            if runner.module.training and runner.iter in self.at and rank() == self.only_rank:
+                moved["img"] = moved["img"].clone()
+                moved["img"][3] = float("nan")
+            return moved
+
+        runner.to_device = spoiled
+
+
+@HOOKS.register_module()
+class Overflow(Hook):
+    """Gives the second convolution weights, and scales of its quantizer, so large that its output is infinite."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def before_iter(self, runner: Any) -> None:
+        if runner.iter == self.at:
+            layer = runner.module.backbone.conv2
+            with torch.no_grad():
+                layer.weight.fill_(3e38)
+                if hasattr(layer, "weight_quantizer"):
+                    layer.weight_quantizer.scale.fill_(1e38)
+
+
+@HOOKS.register_module()
+class KillWriter(Hook):
+    """Kills the process while its checkpoint number `at` (from 0) is written.
+
+    Args:
+        at: the number.
+        moment: `file`: half of the file is written; `latest`: the file is there, but latest.pth is the one before.
+    """
+
+    def __init__(self, at: int, moment: str) -> None:
+        self.left = at
+        self.moment = moment
+
+    def before_run(self, runner: Any) -> None:
+        import threading
+
+        from lbitcls.core import runner as place
+        from lbitcls.utils import checkpoint
+
+        owner, name = (checkpoint, "_write") if self.moment == "file" else (place, "link_whole")
+        original = getattr(owner, name)
+
+        def write(content: Any, path: Any) -> None:
+            assert threading.current_thread() is not threading.main_thread()
+            if self.left == 0:
+                if self.moment == "file":
+                    original(content, path)
+                    os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
+            original(content, path)
+
+        setattr(owner, name, write)
+
+
+@HOOKS.register_module()
+class Slow(Hook):
+    """Takes time in each training iteration and each batch of a validation."""
+
+    def __init__(self, seconds: float, validation: float = 0.0) -> None:
+        self.seconds = seconds
+        self.validation = validation
+
+    def before_iter(self, runner: Any) -> None:
+        time.sleep(self.seconds)
+
+    def during_validation(self, runner: Any) -> None:
+        time.sleep(self.validation)
+
+
+@HOOKS.register_module()
+class SpoilGradient(Hook):
+    """Makes the gradient of an iteration infinite; the loss stays finite."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def before_run(self, runner: Any) -> None:
+        weight = next(runner.module.parameters())
+        weight.register_hook(lambda gradient: gradient * float("inf") if runner.iter == self.at else gradient)

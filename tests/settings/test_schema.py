@@ -142,6 +142,7 @@ BEYOND_A_SCHEMA = (
         "there is no result",
         "must be a list with 'train'",
         "is for the other kind",
+        "is for the action",
     ),
 )
 """In messages about a key that a base config may set, and about values that do not fit together."""

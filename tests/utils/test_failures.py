@@ -51,7 +51,7 @@ from lbitcls.utils.failures import explain
 )
 def test_what_the_machine_says(error: BaseException, message: str) -> None:
     told = explain(error)
-    assert told is not None and told.exit_code == 1
+    assert told is not None and told.exit_code == 71
     with pytest.raises(type(told), match=message):
         raise told
 

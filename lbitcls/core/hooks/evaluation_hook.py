@@ -14,7 +14,7 @@ from lbitcls.core.step import Batch
 from lbitcls.protocols import BatchLoader
 from lbitcls.settings.parse import parse
 from lbitcls.settings.training_sections import EvaluationConfig
-from lbitcls.utils.checkpoint import read_checkpoint, save_checkpoint
+from lbitcls.utils.checkpoint import checkpoint_content, read_checkpoint
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main, world_size
 from lbitcls.utils.errors import CheckpointError, ConfigError
 from lbitcls.utils.logging import DETAIL
@@ -132,6 +132,7 @@ class EvaluationHook(Hook):
 
     def _batches(self, runner: EpochRunner, loader: BatchLoader) -> Iterator[Batch]:
         for batch in runner.features.batches(runner, loader, training=False):
+            runner.call("during_validation")
             runner.guard.raise_if_signalled()
             yield runner.to_device(batch)
 
@@ -146,7 +147,7 @@ class EvaluationHook(Hook):
         self.best[runner.phase] = {"key": key, "value": results[key], "epoch": runner.epoch, "file": name}
         if is_main():
             meta = {**runner.position(), key: results[key]}
-            save_checkpoint(runner.eval_model, runner.work_dir / name, meta=meta)
+            runner.writer.save(checkpoint_content(runner.eval_model, meta=meta), runner.work_dir / name)
 
     def after_run(self, runner: EpochRunner) -> None:
         best = self.best.get(runner.phase)
@@ -168,6 +169,7 @@ class EvaluationHook(Hook):
         path, loaded = runner.work_dir / best["file"], True
         said = "Reloaded the best weights: %s %.4f, epoch %d, %s"
         if is_main():
+            runner.writer.wait()
             try:
                 model.load_state_dict(read_checkpoint(path)["state_dict"])
             except CheckpointError as error:

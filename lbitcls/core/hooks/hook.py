@@ -65,6 +65,9 @@ class Hook:
     def after_epoch(self, runner: EpochRunner) -> None:
         """Run after an epoch: `runner.epoch` epochs are complete."""
 
+    def during_validation(self, runner: EpochRunner) -> None:
+        """Run before each batch of a validation, between `after_iter` and `after_epoch` of an epoch."""
+
     def on_record(self, runner: EpochRunner, record: dict[str, Any]) -> None:
         """Receive each record: `mode` ('train' or 'val'), `epoch`, `iter`, and results by name."""
 

@@ -20,6 +20,7 @@ import torch
 
 from lbitcls.core.hooks.clock import Clock
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.core.hooks.not_finite_hook import NotFiniteHook
 from lbitcls.registry import HOOKS
 from lbitcls.settings.training_sections import LogConfig
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
@@ -90,9 +91,12 @@ class LogHook(Hook):
             "data_time": self._data_time / self._iterations,
             "memory": used_memory(runner.step.device),
             **means,
+            **(irregular.counts() if (irregular := runner.find(NotFiniteHook)) is not None else {}),
         }
 
     def _means(self) -> dict[str, float]:
+        if not self._pending:  # all steps were skipped
+            return {}
         means = torch.stack([torch.stack(values).double().mean() for values in self._pending.values()])
         means = sum_over_ranks(means) / world_size()
         return dict(sorted(zip(self._pending, means.tolist(), strict=True), key=lambda item: _order(item[0])))

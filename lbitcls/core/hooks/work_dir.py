@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
-from lbitcls.core.run_files import RUN_FILE, checkpoints, noted_run
+from lbitcls.core.run_files import HEARTBEAT, RUN_FILE, checkpoints, noted_run
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.dist import is_main
@@ -25,9 +25,9 @@ from lbitcls.utils.files import write_whole
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
-_CHECKPOINTS = re.compile(r"((epoch|iter)_\d+|latest|interrupted|best_.+)\.pth")
+_CHECKPOINTS = re.compile(r"((epoch|iter)_\d+|latest|interrupted|best_.+|not_finite(_rank_\d+)?)\.pth")
 PICTURES = ("results.png", "train_batch.png", "val_predictions.png", "confusion_matrix.png")
-_OTHERS = ("log.jsonl", "summary.json", "tf_logs", *PICTURES)
+_OTHERS = ("log.jsonl", "summary.json", "tf_logs", HEARTBEAT, *PICTURES)
 
 
 class WorkDirHook(Hook):

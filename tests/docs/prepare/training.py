@@ -32,6 +32,12 @@ def taught(names: dict[str, Any], said: str) -> None:
     assert abs(0.9 * first["loss_distill"] + 0.1 * first["loss_label"] - first["loss"]) < 1e-4
 
 
+def saved(names: dict[str, Any], said: str) -> None:
+    """The run started from scratch, the other left two checkpoints in mid-epoch, and its heartbeat was read."""
+    assert "starting from scratch" in said and said.count("work_dirs/often/iter_") == 2
+    assert names["hangs"]("work_dirs/often", -1) is False
+
+
 PAGES = {
     "docs/distillation.md": Page(
         words={
@@ -48,6 +54,14 @@ PAGES = {
             "train averaged.py": f"train averaged.py {STEADY} ema.start=0",
         },
         check=steady,
+        slow=True,
+    ),
+    "docs/preemption.md": Page(
+        words={
+            "23h50m": f"23h50m {SHORT} calibration.epoch=1 export=",
+            "train often.py": f"train often.py {SHORT} calibration.epoch=1 export=",
+        },
+        check=saved,
         slow=True,
     ),
     "docs/tensorboard.md": Page(not_run={"tensorboard --logdir work_dirs": "server"}),
