@@ -28,6 +28,7 @@ from lbitcls.core.run_files import name_run, newest_checkpoint, noted_run
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, Precision, read_precision
+from lbitcls.core.synced_norm import synchronize_norms
 from lbitcls.protocols import Dataset
 from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.tracking.notebook import NotebookHook, in_notebook
@@ -288,15 +289,9 @@ def _name_run(start: Start, resumed: Path | None) -> str:
 
 
 def _synchronize_norms(model: nn.Module, settings: Settings, session: Session) -> nn.Module:
-    if not settings.sycbn:
+    if not settings.sycbn or session.place.world_size == 1:
         return model
-    if session.device.type == "cpu":
-        session.logger.warning(
-            "sycbn: PyTorch synchronizes BatchNorm on GPUs only. On the CPU each process normalizes by its own batch; "
-            "rank 0's running statistics are the ones validated and saved."
-        )
-        return model
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = synchronize_norms(model, session.device)
     if (settings.quant_transformer or {}).get("fold_bn"):
         from lbitcls.quant.transformer import fold_norms
 
