@@ -88,6 +88,18 @@ class BatchLoader(Protocol):
         """Yield the batches of `epoch`, starting at number `start`."""
         ...
 
+    def begin(self, epoch: int, samples: int) -> int:
+        """Enter `epoch` after `samples` samples of all ranks; return the number of the next batch."""
+        ...
+
+    def samples_before(self, epoch: int, number: int) -> int:
+        """Return the number of samples of all ranks before batch `number` of `epoch`."""
+        ...
+
+    def share(self, epoch: int, number: int) -> tuple[int, int]:
+        """Return the number of samples in batch `number` of `epoch`, on this rank and on all."""
+        ...
+
     def order(self, epoch: int) -> np.ndarray:
         """Return the positions of the samples in the order of `epoch`, int64."""
         ...

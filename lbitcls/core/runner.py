@@ -1,7 +1,8 @@
 """Epoch runner: keeps the position, trains on each batch, and leaves the rest to hooks.
 
-Position: `epoch` (completed), `iter` (batches trained on in the run), `inner_iter` (in this epoch). Random numbers of
-an iteration are drawn after seeding from (seed, iter, rank), the learning rate is a function of (iter, epoch), and the
+Position: `epoch` (completed), `iter` (batches trained on in the run), `inner_iter` (in this epoch). A checkpoint counts
+the epoch's samples as well, so that other batch sizes and numbers of processes can continue. Random numbers of an
+iteration are drawn after seeding from (seed, iter, rank), the learning rate is a function of (iter, epoch), and the
 loader returns the batches of (epoch, inner_iter): so a run resumed from a saved position, even mid-epoch, continues
 exactly as it would have without the interruption.
 """
@@ -23,6 +24,7 @@ from lbitcls.core.features import FeatureCache
 from lbitcls.core.guard import Guard, Interrupted, Rewind, check_weights, not_finite_error
 from lbitcls.core.optim import StateError
 from lbitcls.core.optimizer_pair import QUANTIZERS, optimizer_name
+from lbitcls.core.position import position_meta, take_position
 from lbitcls.core.run_files import INTERRUPTED, LATEST
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
@@ -106,6 +108,7 @@ class EpochRunner:
         self.logger = logger or get_logger()
         self.epoch = self.iter = self.inner_iter = 0
         self.images = 0  # trained on in the run, on all ranks
+        self.batch_count = 0  # images of this rank's batch that count
         self.phase = "float"
         self.state = "running"  # then "finished", "stopped" or "failed"
         self.outputs: dict[str, torch.Tensor] = {}
@@ -163,17 +166,19 @@ class EpochRunner:
     def train_iter(self, batch: Batch) -> None:
         """Train on one batch; `outputs` keeps the model's outputs."""
         for group in self.step.optimizer.param_groups:
-            own = self.quantizer_schedule if group.get("schedule") == QUANTIZERS else None
-            group["lr"] = (own or self.schedule)(group["initial_lr"], self.iter, self.epoch)
+            schedule = self.quantizer_schedule if group.get("schedule") == QUANTIZERS else None
+            group["lr"] = (schedule or self.schedule)(group["initial_lr"], self.iter, self.epoch)
         self.seed_iteration()
-        self.outputs = self.step(self.model, self.to_device(batch), self.inner_iter, len(self.loader))
+        own, everywhere = share = self.loader.share(self.epoch, self.inner_iter)
+        self.outputs = self.step(self.model, self.to_device(batch), self.inner_iter, len(self.loader), share)
         if self.at_step and not self.step.refused:
             self.call("after_step")
             if self.ema is not None:
                 self.ema.update(self.module, self.epoch, ends_epoch=self.inner_iter + 1 == len(self.loader))
         self.iter += 1
         self.inner_iter += 1
-        self.images += len(batch["gt_label"]) * world_size()
+        self.images += len(batch["gt_label"]) * world_size() if self.step.uneven else everywhere
+        self.batch_count = len(batch["gt_label"]) if own else 0
 
     def call(self, event: str) -> None:
         """Call the method `event` of every hook."""
@@ -295,11 +300,7 @@ class EpochRunner:
         """Return the metadata of a checkpoint: the position and everything it depends on."""
         return {
             **self.meta,
-            "epoch": self.epoch,
-            "iter": self.iter,
-            "inner_iter": self.inner_iter,
-            "images": self.images,
-            "epoch_len": len(self.loader),
+            **position_meta(self),
             "seed": self.seed,
             "phase": self.phase,
             "optimizer": optimizer_name(self.step.optimizer),
@@ -340,7 +341,8 @@ class EpochRunner:
                 f"{path} is a run with another optimizer or other hooks than the config's, or is damaged ({why}). "
                 "Resume with the config that started it; to initialize a new run from its weights use --load-from."
             ) from error
-        self._take_position(checkpoint["meta"])
+        self.phase = checkpoint["meta"].get("phase", self.phase)
+        take_position(self, checkpoint["meta"])
         self.saved = True
 
     def _restore_states(self, checkpoint: Mapping[str, Any], averaged: bool) -> None:
@@ -365,19 +367,6 @@ class EpochRunner:
                 hooks[key].load_state_dict(state)
         if lost := [key for key in states if key not in hooks]:
             self.logger.warning("The run was saved with %s and resumes without: its results will differ.", listed(lost))
-
-    def _take_position(self, meta: Mapping[str, Any]) -> None:
-        self.epoch, self.iter, self.inner_iter = meta["epoch"], meta["iter"], meta["inner_iter"]
-        self.images = meta.get("images", 0)
-        self.phase = meta.get("phase", self.phase)
-        length = len(self.loader)
-        if meta["epoch_len"] != length:
-            self.logger.warning(
-                "An epoch had %d iterations when this run was saved and has %d now (other data, batch size or number "
-                "of processes): resuming from the beginning of epoch %d; results will differ.",
-                *(meta["epoch_len"], length, self.epoch + 1),
-            )
-            self.iter, self.inner_iter = self.epoch * length, 0
 
     def _way_on(self) -> str:
         if self.saved:

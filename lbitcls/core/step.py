@@ -55,7 +55,7 @@ class OptimizerStep:
 
     Each group of `cumulative_iters` batches makes one step; the last group of an epoch may be smaller. The gradient is
     the mean over the group's samples, as if they were one batch. With several processes it covers the samples of all:
-    if batches differ in size (`uneven`), their sizes are summed before the reduction.
+    their numbers are given (`share`), or, if they are not known before (`uneven`), summed before the reduction.
 
     Args:
         optimizer: steps once for each group.
@@ -64,7 +64,7 @@ class OptimizerStep:
         cumulative_iters: batches in a group.
         precision: autocast and the scale of the loss.
         penalty: a further loss (the quantizers'), computed from the parameters alone.
-        uneven: the processes' batches may differ in size.
+        uneven: the processes' batches may differ in size in a way that `share` does not tell.
         arguments: from a batch to the model's arguments by name; None: its images (or features) and labels.
 
     Attributes:
@@ -103,23 +103,37 @@ class OptimizerStep:
         self.arguments = arguments
         self.scaler = _scaler(self.precision, device)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._seen = 0
+        self._seen = 0  # samples of the group so far, on this rank
+        self._everywhere = 0  # on all ranks
         self._first = 0
+        self._size = 0
+        self._open = False
         self._stepped = False
 
-    def __call__(self, model: nn.Module, batch: Batch, index: int, total: int) -> dict[str, torch.Tensor]:
-        """Train on `batch`, number `index` of the epoch's `total`; return the model's outputs, detached."""
-        start = index - index % self.cumulative_iters
-        size = min(self.cumulative_iters, total - start)
+    def __call__(
+        self, model: nn.Module, batch: Batch, index: int, total: int, share: tuple[int, int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Train on `batch`; return the model's outputs, detached.
+
+        Args:
+            model: Model, wrapped by DDP if there are several processes.
+            batch: Batch on the model's device.
+            index: Number of the batch in the epoch.
+            total: Number of batches in the epoch.
+            share: Numbers of samples in the batch on this rank and on all; with 0 on this rank, the batch does not
+                count. None: each rank has as many.
+        """
         ends = self.ends_group(index, total)
-        if index == start:
-            self.optimizer.zero_grad()  # here, not after the step, where freeing them makes glibc trim the heap
+        if starts := index % self.cumulative_iters == 0 or not self._open:
+            self._start_group(index, total)
+        size = self._size
         hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not ends else contextlib.nullcontext()
         with hold:
             outputs = self.forward(model, batch)
-            samples = len(batch["gt_label"])
-            self._first = samples if index == start else self._first
-            self._seen = samples if index == start else self._seen + samples
+            samples = 0 if share is not None and share[0] == 0 else len(batch["gt_label"])
+            self._first = samples if starts else self._first
+            self._seen += samples
+            self._everywhere += samples * world_size() if share is None else share[1]
             loss = outputs["loss"]
             if not loss.requires_grad:
                 raise ConfigError(
@@ -137,10 +151,17 @@ class OptimizerStep:
             self.scaler.scale(weighted).backward()
         result = {name: value.detach() for name, value in outputs.items()}
         good = self.inspect is None or self.inspect(batch, result, ends)
-        self.refused = not good or (self.refused and index != start)
+        self.refused = not good or (self.refused and not starts)
+        self._open = not ends
         if ends and not self.refused:
             self._update(result)
         return result
+
+    def _start_group(self, index: int, total: int) -> None:
+        """Start a group with batch `index`: in an epoch that is entered in its middle, possibly a shorter one."""
+        self.optimizer.zero_grad()  # here, not after the step, where freeing them makes glibc trim the heap
+        end = min(index - index % self.cumulative_iters + self.cumulative_iters, total)
+        self._size, self._seen, self._everywhere, self._open = end - index, 0, 0, True
 
     def ends_group(self, index: int, total: int) -> bool:
         """Return True if the optimizer steps after batch `index` of `total`."""
@@ -171,10 +192,12 @@ class OptimizerStep:
                 outputs = {**outputs, "loss": outputs["loss"] + penalty, name: penalty}
         return outputs
 
-    def _mean_seen(self, dtype: torch.dtype) -> int | torch.Tensor:
+    def _mean_seen(self, dtype: torch.dtype) -> float | torch.Tensor:
         """Return the mean number of the group's samples per process; a tensor if uneven, so that none waits."""
-        if not self.uneven or world_size() == 1:
+        if world_size() == 1:
             return self._seen
+        if not self.uneven:
+            return self._everywhere / world_size()
         number = torch.tensor(self._seen, dtype=torch.int64, device=self.device)
         return sum_over_ranks(number).to(torch.promote_types(dtype, torch.float32)) / world_size()
 
@@ -199,6 +222,7 @@ class OptimizerStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a checkpoint's `optimizer` and `scaler`; the config's settings take precedence."""
+        self._open = False
         own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         load_optimizer(self.optimizer, state["optimizer"])
         changed = set()

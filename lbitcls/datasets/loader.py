@@ -2,6 +2,10 @@
 
 Batches are therefore the same for any number of worker processes, whatever was read before, and when a run resumes in
 the middle of an epoch. Reading does not touch the process's global random number generators either.
+
+In training, batch n of all ranks together is a slice of the epoch's order, dealt out to the ranks sample by sample. So
+a position is a number of samples, which any number of ranks with any batch size can continue from (as in MosaicML's
+Streaming): each sample is trained on once. Only the last batch of an epoch may be uneven.
 """
 
 from __future__ import annotations
@@ -122,6 +126,7 @@ class Loader:
         self._batches = _Batches(dataset, seed, refill=shuffle)
         # Worker processes would only add copies if a batch is a few operations in memory.
         self._workers = 0 if dataset.batchwise else workers_per_gpu
+        self._begun = (-1, 0, 0)  # epoch entered in its middle, samples before that, number of its first batch
         self._asked: list[_Key] = []
         self._processes: DataLoader | None = None
 
@@ -132,23 +137,59 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the number of batches per epoch on this rank."""
-        count, size = self._samples(), self.batch_size
-        return count // size if self.drop_last else -(-count // size)
-
-    def _samples(self) -> int:
-        """Return the number of samples per epoch on this rank."""
         if self.shuffle:
-            return -(-len(self.dataset) // self.world_size)
-        return len(range(self.rank, len(self.dataset), self.world_size))
+            return self._number(len(self.dataset), self.batch_size * self.world_size)
+        return self._number(len(range(self.rank, len(self.dataset), self.world_size)), self.batch_size)
+
+    def _number(self, samples: int, size: int) -> int:
+        """Return the number of batches of `size` samples."""
+        return samples // size if self.drop_last else -(-samples // size)
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the indices of this rank's samples in the epoch's order, int64."""
-        count = len(self.dataset)
-        if not self.shuffle:
-            return np.arange(self.rank, count, self.world_size)
-        everywhere = shuffled(count, self.seed, epoch)
-        padded = np.resize(everywhere, self._samples() * self.world_size)  # wraps around to the beginning
-        return padded[self.rank :: self.world_size]
+        return self._everywhere(epoch)[self.rank :: self.world_size]
+
+    def _everywhere(self, epoch: int) -> np.ndarray:
+        """Return the indices of the epoch's samples on all ranks, without those before the point it is entered at."""
+        count, (begun, samples, _) = len(self.dataset), self._begun
+        order = shuffled(count, self.seed, epoch) if self.shuffle else np.arange(count)
+        return order[samples:] if epoch == begun else order
+
+    def _first(self, epoch: int) -> int:
+        """Return the number of the first batch of an epoch: 0 unless it is entered in its middle."""
+        begun, _, first = self._begun
+        return first if epoch == begun else 0
+
+    def begin(self, epoch: int, samples: int) -> int:
+        """Enter an epoch after `samples` samples of its order, which all ranks together have trained on.
+
+        Returns:
+            Number of the next batch. The epoch's last batch keeps its number, so that those left count up to it.
+        """
+        size, left = self.batch_size * self.world_size, max(len(self.dataset) - samples, 0)
+        first = len(self) - self._number(left, size)
+        self._begun = (epoch, samples, first)
+        return first
+
+    def samples_before(self, epoch: int, number: int) -> int:
+        """Return the number of samples of the epoch's order, on all ranks, before batch `number`.
+
+        It is the whole epoch's if no batch is left, including those that `drop_last` drops.
+        """
+        count, (begun, samples, _) = len(self.dataset), self._begun
+        if number >= len(self):
+            return count
+        before = samples if epoch == begun else 0
+        return before + (number - self._first(epoch)) * self.batch_size * self.world_size
+
+    def share(self, epoch: int, number: int) -> tuple[int, int]:
+        """Return the numbers of samples in a shuffled epoch's batch `number`: on this rank, and on all together.
+
+        A rank that gets no sample of the last batch has 0; its batch is a stand-in, which keeps it in step.
+        """
+        before, size = self.samples_before(epoch, number), self.batch_size * self.world_size
+        total = min(len(self.dataset) - before, size)
+        return len(range(self.rank, total, self.world_size)), total
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate(0)
@@ -167,9 +208,16 @@ class Loader:
             yield batch
 
     def indices(self, epoch: int) -> list[np.ndarray]:
-        """Return the sample indices of each batch of an epoch, int64."""
-        order, size = self.order(epoch), self.batch_size
-        return [order[i * size : (i + 1) * size] for i in range(len(self))]
+        """Return the sample indices of each batch of an epoch, int64; none for those before the point it is entered at.
+
+        A rank without a sample of the last batch has samples of the epoch's beginning there.
+        """
+        everywhere, size, first = self._everywhere(epoch), self.batch_size, self._first(epoch)
+        own = everywhere[self.rank :: self.world_size]
+        batches = [own[i * size : (i + 1) * size] for i in range(len(self) - first)]
+        if batches and not len(batches[-1]):
+            batches[-1] = everywhere[:size]
+        return [own[:0]] * first + batches
 
     def read(self, epoch: int, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield selected batches of an epoch, each with its index; others are not read.
@@ -272,12 +320,11 @@ def build_dataloader(
         workers_per_gpu: Number of processes that read and augment. With 0, this process does; so it always does
             for images in memory whose pipeline has a batch form.
         shuffle: Use a different order in each epoch, a function of (seed, epoch). All ranks then get equally many
-            samples, some twice if necessary. Without it, rank r gets the samples r, r + world_size, …: each
-            sample once.
+            batches. Rank r gets the samples r, r + world_size, … of the order, shuffled or not: each sample once.
         seed: Seed of order and augmentation.
         rank: Rank of this process.
         world_size: Number of processes.
-        drop_last: Drop the last batch if it is not full.
+        drop_last: Drop the last batch if it is not full (when shuffling, on all ranks together).
         pin_memory: Copy batches into page-locked memory (if there is a GPU).
 
     Returns:

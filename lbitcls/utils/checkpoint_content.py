@@ -23,7 +23,8 @@ _SHOWN = 100  # characters of a name in a message
 _LONGEST = 1000  # characters of a tensor's or class's name
 _LARGEST = 2**63  # exclusive bound of a count
 _REPEATED = 2**20  # elements that a tensor may have without storage in the file for each
-_COUNTS = ("epoch", "iter", "inner_iter", "images", "epoch_len", "seed", "world_size", "max_epochs")
+_POSITION = ("epoch", "iter", "inner_iter", "images", "samples", "epoch_len", "data_len")
+_COUNTS = (*_POSITION, "seed", "world_size", "max_epochs")
 _TEXTS = ("lbitcls_version", "config", "run", "phase", "kernels", "optimizer", "teacher")
 _FLAGS = tuple(f"_quantizer.{name}" for name in ("initialized", "enabled", "negative"))
 

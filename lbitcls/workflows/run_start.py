@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lbitcls.assembly.session import Session
-from lbitcls.core.run_files import checkpoints, name_run, newest_checkpoint, noted_run
+from lbitcls.core.run_files import checkpoints, claimed_since, name_run, newest_checkpoint, noted_run
 from lbitcls.core.runner import EpochRunner
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint import read_checkpoint
-from lbitcls.utils.dist import broadcast_object, is_main
+from lbitcls.utils.dist import LAUNCHED, broadcast_object, is_main, restarts
 from lbitcls.utils.env import draw_seed
 from lbitcls.utils.logging import DETAIL
 from lbitcls.workflows.run_kernels import Start
@@ -24,6 +25,18 @@ def say_where(runner: EpochRunner, path: Path) -> None:
             "The run of %s is complete, with %d of %d epochs: nothing is trained. To continue, raise total_epochs.",
             *(path, runner.epoch, runner.max_epochs),
         )
+
+
+def continues(work_dir: Path, launcher: str, session: Session) -> bool:
+    """Return True if these processes were restarted after a failure of a run that has begun in the work directory."""
+    number = restarts(launcher)
+    if not number:
+        return False
+    begun = broadcast_object(claimed_since(work_dir, float(os.environ.get(LAUNCHED, 0))))
+    session.logger.warning(
+        "Restart %d after a failure: %s.", number, "resuming from the last checkpoint" if begun else "nothing to resume"
+    )
+    return bool(begun)
 
 
 def find_start(settings: Settings, work_dir: Path, resume: bool, session: Session, rewinds: bool = False) -> Start:

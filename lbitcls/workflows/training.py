@@ -32,6 +32,7 @@ from lbitcls.core.optim import build_optimizer, quantizer_policy
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, Precision, read_precision
+from lbitcls.core.synced_norm import synchronize_norms
 from lbitcls.protocols import Dataset
 from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.tracking.notebook import NotebookHook, in_notebook
@@ -51,7 +52,7 @@ from lbitcls.utils.temporary import remove_leftovers
 from lbitcls.workflows.distilling import build_distiller
 from lbitcls.workflows.run_export import check_export, export_run
 from lbitcls.workflows.run_kernels import Start, choose_kernels
-from lbitcls.workflows.run_start import choose_seed, find_start, run_name, say_where
+from lbitcls.workflows.run_start import choose_seed, continues, find_start, run_name, say_where
 
 
 def train_classifier(
@@ -116,7 +117,7 @@ def _train(
         if is_main():
             remove_leftovers(work_dir)
         settings, runner, resumed = open_run(
-            settings, work_dir, session, resume=resume, validate=validate, data_root=data_root
+            settings, work_dir, session, resume=resume, validate=validate, data_root=data_root, launcher=launcher
         )
         describe_run(runner)
         say_backbone(runner)
@@ -167,12 +168,16 @@ def open_run(
     resume: bool,
     validate: bool,
     data_root: str | None,
+    launcher: str = "none",
     rewind: Rewind | None = None,
 ) -> tuple[Settings, EpochRunner, bool]:
     """Return the settings with their seed, the runner at its position, and True if it resumes a run.
 
-    A `rewind` starts from the newest checkpoint in the work directory, also if `resume_from` names an older one.
+    Processes that torchrun restarted resume the run that they began. A `rewind` starts from the newest checkpoint in
+    the work directory, also if `resume_from` names an older one.
     """
+    if continues(work_dir, launcher, session):
+        settings, resume = settings.changed(resume_from=None), True
     start = find_start(settings, work_dir, resume, session, rewind is not None)
     settings = settings.changed(seed=choose_seed(settings.seed, start, session))
     _prepare(settings, session)
@@ -280,15 +285,9 @@ def _start_from(path: str, model: nn.Module, settings: Settings, session: Sessio
 
 
 def _synchronize_norms(model: nn.Module, settings: Settings, session: Session) -> nn.Module:
-    if not settings.sycbn:
+    if not settings.sycbn or session.place.world_size == 1:
         return model
-    if session.device.type == "cpu":
-        session.logger.warning(
-            "sycbn: PyTorch synchronizes BatchNorm on GPUs only. On the CPU each process normalizes by its own batch; "
-            "rank 0's running statistics are the ones validated and saved."
-        )
-        return model
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = synchronize_norms(model, session.device)
     if (settings.quant_transformer or {}).get("fold_bn"):
         from lbitcls.quant.transformer import fold_norms
 

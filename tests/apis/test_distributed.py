@@ -56,19 +56,17 @@ def test_two_processes_train_as_one_model(make_config: Any, tmp_path: Path) -> N
     code, output, errors = finish(launch(tmp_path / "tiny.py"))
     assert code == 0, errors[-3000:]
     first, second = (torch.load(f"{cfg.work_dir}/rank_{rank}.pt") for rank in (0, 1))
-    # A process's running statistics are its own until a validation; all else is equal.
-    names = [name for name in first if "running" not in name]
-    assert [first[name] for name in names] == [second[name] for name in names]
+    assert first == second
     assert output.count("Using gloo: the backend NCCL of dist_params needs GPUs") == 1
     (log,) = Path(cfg.work_dir).glob("*.log")
     assert log.read_text().count("TensorBoard: Inspected 3 layers and 16 images") == 1
     assert len(list(Path(cfg.work_dir).glob("tf_logs/*"))) == 1
-    assert output.count("sycbn:") == 1 and output.count("  2/2 ") == 1
+    assert output.count("  2/2 ") == 1
     summary = json.loads((Path(cfg.work_dir) / "summary.json").read_text())
     assert set(summary) >= {"float", "quantized"}
     alone = classify(Config(cfg._cfg_dict), f"{cfg.work_dir}/latest.pth")
     together = last_record(cfg.work_dir)
-    assert together["images"] == 2 * 2 * 719  # 1,437 images, one of them twice, so that the ranks have equally many
+    assert together["images"] == 2 * 1437
     assert alone["top-1"] == together["top-1"]
     assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
 

@@ -39,8 +39,8 @@ _MOST, _LEAST = 100, 10  # defaults: iterations between two records; records per
 class LogHook(Hook):
     """Hook that publishes a record every `interval` iterations of an epoch and after its last iteration.
 
-    The values are means over the iterations since the last record, and over the ranks. Between records nothing waits
-    for the device.
+    The values are means over the iterations since the last record, and over the samples of all ranks. Between records
+    nothing waits for the device.
 
     Args:
         interval: Iterations between two records; None: 100, or fewer in a short epoch, for at least ten records.
@@ -53,6 +53,7 @@ class LogHook(Hook):
         self.interval = LogConfig(interval=interval).interval
         self._every = self.interval or _MOST
         self._pending: dict[str, list[torch.Tensor]] = {}
+        self._counts: list[int] = []  # images of this rank in each pending iteration
         self._data_time = 0.0
         self._iterations = 0
         self._since = 0.0
@@ -67,11 +68,14 @@ class LogHook(Hook):
         self.clock.tick(runner)
         for name, value in runner.outputs.items():
             self._pending.setdefault(name, []).append(value)
+        if runner.outputs:
+            self._counts.append(runner.batch_count)
         self._data_time += runner.data_time
         self._iterations += 1
         if runner.inner_iter % self._every == 0 or runner.inner_iter == len(runner.loader):
             runner.publish(self._record(runner))
             self._pending.clear()
+            self._counts.clear()
             self._restart()
 
     def _restart(self) -> None:
@@ -97,15 +101,22 @@ class LogHook(Hook):
     def _means(self) -> dict[str, float]:
         if not self._pending:  # all steps were skipped
             return {}
-        means = torch.stack([torch.stack(values).double().mean() for values in self._pending.values()])
-        means = sum_over_ranks(means) / world_size()
+        values = torch.stack([torch.stack(values).double() for values in self._pending.values()])
+        if world_size() > 1:  # ranks may differ in their numbers of images: an epoch's last batch, images left out
+            counts = values.new_tensor(self._counts)
+            sums = sum_over_ranks(torch.cat([values * counts, counts[None]]))
+            values = sums[:-1] / sums[-1]
+        means = values.mean(1)
         return dict(sorted(zip(self._pending, means.tolist(), strict=True), key=lambda item: _order(item[0])))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pending": {name: torch.stack(values).cpu() for name, values in self._pending.items()}}
+        pending = {name: torch.stack(values).cpu() for name, values in self._pending.items()}
+        return {"pending": pending, "counts": list(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._pending = {name: list(values) for name, values in state["pending"].items()}
+        number = max(map(len, self._pending.values()), default=0)
+        self._counts = [int(count) for count in state.get("counts", ())] or [1] * number
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -182,10 +193,10 @@ class JsonLoggerHook(Writer):
     """
 
     def __init__(self) -> None:
-        self._start: tuple[int, int] | None = None
+        self._start: tuple[int, int, int] | None = None
 
     def before_run(self, runner: EpochRunner) -> None:
-        self._start = runner.epoch, runner.inner_iter
+        self._start = runner.epoch, runner.inner_iter, runner.images
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
         if self._start is not None:
@@ -199,7 +210,7 @@ class JsonLoggerHook(Writer):
             error.filename = str(path)
             raise
 
-    def _go_on(self, runner: EpochRunner, epoch: int, inner_iter: int) -> None:
+    def _go_on(self, runner: EpochRunner, epoch: int, inner_iter: int, images: int) -> None:
         """Keep records from before the start; move other lines to a separate file, except a truncated last line."""
         path = _path(runner)
         lines: list[bytes] = []
@@ -209,7 +220,7 @@ class JsonLoggerHook(Writer):
         foreign, kept = [], []
         for line in lines:
             record = read_record(line)
-            if record is not None and _is_before(record, epoch, inner_iter):
+            if record is not None and _is_before(record, epoch, inner_iter, images):
                 kept.append(line.rstrip(b"\r\n") + b"\n")
             elif record is None and line.strip() and (line.endswith(b"\n") or line is not lines[-1]):
                 foreign.append(line)
@@ -238,8 +249,11 @@ def read_record(line: bytes) -> dict[str, Any] | None:
     return record if all(type(record.get(key)) is int for key in ("epoch", "iter")) else None
 
 
-def _is_before(record: dict[str, Any], epoch: int, inner_iter: int) -> bool:
-    """Return True if a record is from the first `epoch` epochs and `inner_iter` more iterations."""
+def _is_before(record: dict[str, Any], epoch: int, inner_iter: int, images: int) -> bool:
+    """Return True if a record is from the first `epoch` epochs and `inner_iter` iterations, `images` in total."""
     if record["epoch"] <= epoch:
         return True
-    return record["mode"] == "train" and record["epoch"] == epoch + 1 and record["iter"] <= inner_iter
+    if record["mode"] != "train" or record["epoch"] != epoch + 1:
+        return False
+    done = record.get("images")  # iterations are numbered anew when another number of processes resumes
+    return done <= images if type(done) is int else record["iter"] <= inner_iter

@@ -140,7 +140,9 @@ class Source:
             return True
         passing = (*MOVING, *BOUNDS)
         return any(
-            any(map(self.is_used_in_float, node.output)) if node.op_type in passing else node.op_type != "QuantizeLinear"
+            any(map(self.is_used_in_float, node.output))
+            if node.op_type in passing
+            else node.op_type != "QuantizeLinear"
             for node in self.consumers(name)
         )
 
