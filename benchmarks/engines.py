@@ -4,8 +4,7 @@
 
 Small networks are trained on the digits that come with the package, first in float (one network a family), then with
 their quantizers; each is exported for each target, and the file compared with the trained network on the test digits.
-Completed rows are kept in the `.jsonl` file beside the page and not measured again; `--out` names another page. About
-a minute of one core per row.
+Completed rows are kept in the `.jsonl` file beside the page and not measured again; `--out` names another page.
 """
 
 from __future__ import annotations
