@@ -75,7 +75,7 @@ def read_yaml(text: Any) -> Any:
         yaml.YAMLError: It is not YAML, or names Python objects.
         ValueError: Its aliases expand to far more than is written, or form a cycle.
     """
-    value = yaml.load(text, Loader=_Loader)
+    value = yaml.load(text, Loader=_Loader)  # nosec B506
     _count(value, {}, ())
     return value
 
