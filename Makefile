@@ -49,6 +49,10 @@ pytest: $(TESTS) ## run the tests alone
 test-slow: $(TESTS) ## run the long test matrices
 	$(PYTEST) -m slow $(ARGS)
 
+.PHONY: stress
+stress: $(TESTS) ## give the package damaged and hostile files of every kind, a quarter of an hour (docs/reliability.md)
+	$(BIN)/python benchmarks/stress $(ARGS)
+
 .PHONY: engines
 engines: setup-engines ## run every target's files in their own engines: the table of docs/engines.md, hours for all of it
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/engines.py $(ARGS)
