@@ -16,6 +16,11 @@ RUNTIME := $(VENV)/.stamp-runtime
 DEPLOY := $(VENV)/.stamp-deploy
 TESTS := $(VENV)/.stamp-tests
 ENGINES := $(VENV)/.stamp-engines
+SUPPLY := $(VENV)/supply
+LOCKED := requirements/locked.txt
+
+# Archives of one commit are equal to the byte wherever they are built.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 
 # The tested set needs a newer Python than the package does.
 OLDEST_PYTHON := 3.$(if $(filter constraints.txt,$(CONSTRAINTS)),11,10)
@@ -44,6 +49,10 @@ pytest: $(TESTS) ## run the tests alone
 test-slow: $(TESTS) ## run the long test matrices
 	$(PYTEST) -m slow $(ARGS)
 
+.PHONY: stress
+stress: $(TESTS) ## give the package damaged and hostile files of every kind, a quarter of an hour (docs/reliability.md)
+	$(BIN)/python benchmarks/stress $(ARGS)
+
 .PHONY: engines
 engines: setup-engines ## run every target's files in their own engines: what docs/results/engines.md lacks of its table
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/engines.py $(ARGS)
@@ -57,9 +66,10 @@ docs: $(TESTS) ## build the documentation into docs/_build/html; a warning is an
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -n -W --keep-going docs docs/_build/html $(ARGS)
 
 .PHONY: lint
-lint: $(TESTS) ## check style and format
+lint: $(TESTS) ## check style, format and faults of security
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive lbitcls tools benchmarks demo docs setup.py
 
 .PHONY: types
 types: $(TESTS) ## check types
@@ -69,6 +79,27 @@ types: $(TESTS) ## check types
 wheel: $(RUNTIME) ## build the wheel into dist/
 	rm -rf build dist
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+.PHONY: sdist
+sdist: $(RUNTIME) ## build the source archive into dist/
+	$(BIN)/python -c 'import setuptools.build_meta as backend; backend.build_sdist("dist")'
+
+.PHONY: sbom
+sbom: $(SUPPLY)/.stamp ## write the bill of materials, dist/lbitcls.cdx.json (CycloneDX), of what requirements/locked.txt pins
+	mkdir -p dist
+	$(SUPPLY)/bin/cyclonedx-py requirements --output-reproducible --output-format JSON \
+	  --output-file dist/lbitcls.cdx.json $(LOCKED)
+
+.PHONY: audit
+audit: $(SUPPLY)/.stamp ## search the online database of vulnerabilities for what requirements/locked.txt pins
+	$(SUPPLY)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r $(LOCKED) $(ARGS)
+
+.PHONY: locked
+locked: $(SUPPLY)/.stamp ## renew requirements/locked.txt: what training and export need, pinned with hashes
+	{ sed '/^[^#]/,$$d' $(LOCKED); $(SUPPLY)/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate -c constraints.txt requirements/runtime.txt requirements/deploy.txt; \
+	} > locked.new
+	mv locked.new $(LOCKED)
 
 .PHONY: release
 release: check-tag wheel ## attach the wheel to a GitHub release of the version's tag: make release TAG=v0.1.0
@@ -126,6 +157,11 @@ $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make virtual environments. Install the package: apt-get install python3-venv" >&2; exit 1; }
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(SUPPLY)/.stamp: requirements/supply.txt | $(VENV)/.stamp-venv
+	$(BIN)/python -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements/supply.txt
 	@touch $@
 
 $(RUNTIME): $(wildcard requirements/*.txt) $(CONSTRAINTS) pyproject.toml setup.py lbitcls/VERSION | $(VENV)/.stamp-venv

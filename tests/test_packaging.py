@@ -23,7 +23,9 @@ from lbitcls.version import __version__
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 REQUIREMENTS = sorted(FOLDER.glob("*.txt"))
-UNTESTED = {"benchmarks", "notebook"}  # what is compared with, in environments of its own; an editor
+NO_EXTRAS = {"build", "locked", "readthedocs", "runtime", "supply"}
+# What is compared with, in environments of its own; an editor; the pins themselves and what writes them.
+UNTESTED = {"benchmarks", "notebook", "locked", "supply"}
 IMPORT_NAMES = {
     "cv2": "opencv-python",
     "mmcv": "mmcv-lite",
@@ -43,7 +45,7 @@ BROUGHT_BY = {
 
 def read_requirements(path: Path) -> list[Requirement]:
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [Requirement(line) for line in lines if line and not line.startswith("-r")]
+    return [Requirement(line.rstrip("\\ ")) for line in lines if line and not line.startswith("-")]
 
 
 def pyproject() -> dict[str, Any]:
@@ -78,7 +80,7 @@ def test_metadata() -> None:
     assert meta["Version"] == __version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    extras = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs"}
+    extras = {path.stem for path in REQUIREMENTS} - NO_EXTRAS
     assert set(meta.get_all("Provides-Extra")) == extras
 
 
@@ -86,7 +88,7 @@ def test_every_requirements_file_is_an_extra_and_optional_names_those_to_use() -
     dynamic = pyproject()["tool"]["setuptools"]["dynamic"]
     extras = dynamic["optional-dependencies"]
     assert dynamic["dependencies"]["file"] == "requirements/runtime.txt"
-    stems = {path.stem for path in REQUIREMENTS} - {"runtime", "build", "readthedocs", "optional"}
+    stems = {path.stem for path in REQUIREMENTS} - NO_EXTRAS - {"optional"}
     optional = extras.pop("optional")["file"]
     assert extras == {stem: {"file": f"requirements/{stem}.txt"} for stem in stems}
     judging = {"engines", "executorch", "qonnx"}  # make setup-engines
@@ -134,14 +136,52 @@ def test_everything_imported_is_required() -> None:
     assert third_party_imports() <= required
 
 
+def test_locked_pins_what_training_and_export_need_with_hashes() -> None:
+    text = (FOLDER / "locked.txt").read_text(encoding="utf-8")
+    assert "://" not in text and "--index" not in text, "no registry is named"
+    entries = re.findall(
+        r"^([\w.-]+)==(\S+)(?: ; [^\\\n]+)? \\\n((?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.M
+    )
+    locked = {canonicalize_name(name): version for name, version, _ in entries}
+    assert len(locked) == len(re.findall("==", re.sub(r"#.*|;.*", "", text)))
+    for name in ("runtime.txt", "deploy.txt"):
+        for requirement in read_requirements(FOLDER / name):
+            version = locked.get(canonicalize_name(requirement.name))
+            assert version and requirement.specifier.contains(version), f"{requirement}: run `make locked`"
+    other = {name for name, version in locked.items() if pins().get(name, version) != version}
+    assert not other, f"the tested versions of {other} are others: run `make locked`"
+
+
+def copy_sources(target: Path) -> None:
+    """Copy what builds need."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("lbitcls", "configs", "requirements"):
+        shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, target)
+
+
+@pytest.mark.slow
+def test_archives_are_equal_wherever_they_are_built(tmp_path: Path) -> None:
+    code = 'import setuptools.build_meta as b; b.build_wheel("dist"); b.build_sdist("dist")'
+    found = []
+    for umask, folder in ((0o022, tmp_path / "here"), (0o077, tmp_path / "further" / "away")):
+        copy_sources(folder)
+        for number, path in enumerate([folder, *folder.rglob("*")]):
+            path.chmod(path.stat().st_mode & ~umask)
+            os.utime(path, (10**9 + number + umask, 10**9 + umask))
+        build = [sys.executable, "-c", code]
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+        done = subprocess.run(build, cwd=folder, umask=umask, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append({path.name: path.read_bytes() for path in (folder / "dist").iterdir()})
+    assert len(found[0]) == 2 and found[0].keys() == found[1].keys()
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == []
+
+
 def test_wheel_holds_the_package_its_data_and_the_configs(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(ROOT / "lbitcls", source / "lbitcls", ignore=ignore)
-    shutil.copytree(ROOT / "configs", source / "configs", ignore=ignore)
-    shutil.copytree(ROOT / "requirements", source / "requirements")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    copy_sources(source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
     done = subprocess.run(build, capture_output=True, text=True)

@@ -73,7 +73,7 @@ def test_workflows_have_few_rights_and_an_end(path: Path) -> None:
 
 def test_every_kind_of_check_has_a_job() -> None:
     called = {shlex.split(command)[1] for path in WORKFLOWS for job in jobs(path) for command in commands(job)}
-    assert {"lint", "types", "pytest", "docs", "wheel", "release"} <= called
+    assert {"audit", "lint", "types", "pytest", "docs", "wheel", "release"} <= called
     assert read_yaml(ROOT / ".github" / "workflows" / "release.yml")[True] == {"push": {"tags": ["v*"]}}  # YAML's "on"
 
 

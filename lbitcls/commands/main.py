@@ -18,7 +18,7 @@ import lbitcls.commands
 from lbitcls.commands.base import PURPOSES, VERBS
 from lbitcls.commands.flags import check_flags, files_first
 from lbitcls.commands.next_steps import say_config, say_next
-from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError, suggest
+from lbitcls.utils.errors import ConfigError, LbitclsError, TrainingError, suggest, visible
 from lbitcls.utils.failures import explain
 from lbitcls.utils.library import CONFIG_SUFFIXES
 from lbitcls.utils.logging import discard_output
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
             return told.exit_code
         if isinstance(error, OSError):
             where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            print(f"{type(error).__name__}: {where}", file=sys.stderr)
+            print(f"{type(error).__name__}: {visible(where)}", file=sys.stderr)
         elif _peer_is_gone(error):
             print(f"process {os.environ.get('RANK')}: another process ended; its message says why.", file=sys.stderr)
         else:

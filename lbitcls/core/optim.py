@@ -317,7 +317,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     for group, before in zip(optimizer.param_groups, own, strict=True):
         if lacking := sorted(before.keys() - group.keys()):
             raise StateError(f"the saved optimizer settings lack {', '.join(lacking)}, which {kind} has")
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for parameter, saved in optimizer.state.items():
+        if id(parameter) not in known:
+            raise StateError(f"the saved state is of parameters that {kind} does not have")
         _check_saved(kind, saved, {} if expected is None else expected(parameter))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
+import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from lbitcls.utils.files import open_regular
 
 _FILES = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 8
+_MOST_BYTES, _MOST_RATIO = 2**26, 100  # of an array: the larger one of both, in bytes and in sizes of its file
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -30,17 +34,22 @@ def read_idx(path: Path) -> np.ndarray:
         DataError: The file is corrupt or has another content.
     """
     try:
-        with open_regular(path) as file:
-            content = gzip.decompress(file.readall()) if path.suffix == ".gz" else file.readall()
+        with open_regular(path) as file, gzip.open(file) if path.suffix == ".gz" else file as content:
+            head = content.read(4)
+            dims = head[3] if len(head) == 4 else 0
+            sizes = content.read(4 * dims)
+            is_idx = head[:3] == bytes((0, 0, _UNSIGNED_BYTE)) and dims > 0 and len(sizes) == 4 * dims
+            shape = struct.unpack(f">{dims}i", sizes) if is_idx else ()
+            count = math.prod(shape)
+            stored = os.fstat(file.fileno()).st_size
+            if not is_idx or min(shape) < 0 or count > max(_MOST_BYTES, _MOST_RATIO * stored):
+                raise DataError(f"{path}: not an idx file of bytes, or larger than plausible ({stored} bytes).")
+            values = content.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot read this file: {error}.") from error
-    dims = content[3] if len(content) > 3 else 0
-    start = 4 + 4 * dims
-    is_idx = content[:3] == bytes((0, 0, _UNSIGNED_BYTE)) and dims > 0 and len(content) >= start
-    shape = np.frombuffer(content[4:start] if is_idx else b"", ">i4")
-    if not is_idx or len(content) != start + shape.prod(dtype=int):
-        raise DataError(f"{path}: not a complete idx file of bytes ({len(content)} bytes).")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if len(values) != count:
+        raise DataError(f"{path}: not a complete idx file of bytes ({stored} bytes).")
+    return np.frombuffer(values, np.uint8).reshape(shape)
 
 
 @DATASETS.register_module()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lbitcls.datasets.listing import images_of
 from lbitcls.inference.api import Result, check_numbers, init_model, predict_pictures
 from lbitcls.protocols import Classifier
-from lbitcls.utils.errors import DataError
+from lbitcls.utils.errors import DataError, visible
 from lbitcls.utils.files import check_writable, is_exported, is_standard_output, write_out
 from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.logging import get_logger, track
@@ -104,16 +104,16 @@ def _record(path: str, result: Result | DataError) -> dict[str, Any]:
     if not isinstance(result, DataError):
         return {"path": path, **result}
     text = str(result)
-    return {"path": path, "error": text if text.startswith(path) else f"{path}: {text}"}
+    return {"path": path, "error": text if text.startswith(visible(path)) else f"{path}: {text}"}
 
 
 def _say(record: dict[str, Any]) -> None:
     if "error" in record:
-        print(_encoded(record["error"]).decode(), file=sys.stderr)
+        print(visible(_encoded(record["error"]).decode()), file=sys.stderr)
         return
     listed = record.get("topk") or [record]
     said = ", ".join(f"{entry['pred_class']} {100 * entry['pred_score']:.1f} %" for entry in listed)
-    print(_encoded(f"{record['path']}: {said}").decode())
+    print(visible(_encoded(f"{record['path']}: {said}").decode()))
 
 
 def _encoded(text: str) -> bytes:

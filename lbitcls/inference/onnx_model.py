@@ -141,7 +141,9 @@ def logits_of(engine: Engine, images: np.ndarray) -> np.ndarray:
         CheckpointError: The output is something else.
     """
     logits = engine.predict(images)
-    if isinstance(logits, tuple) or logits.ndim != 2:
+    if isinstance(logits, tuple) or logits.ndim != 2 or len(logits) != len(images):
         shapes = [array.shape for array in (logits if isinstance(logits, tuple) else (logits,))]
-        raise CheckpointError(f"{engine.path} returns {shapes}, not logits (N, K): it is not a classifier.")
+        raise CheckpointError(
+            f"{engine.path} returns {shapes} for {len(images)} images, not logits (N, K): it is not a classifier."
+        )
     return logits

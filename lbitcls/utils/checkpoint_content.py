@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -16,8 +16,10 @@ WEIGHTS = ("state_dict", "model")
 """Keys under which training scripts store the state dict in a checkpoint."""
 
 _ZIP = b"PK\x03\x04"
+_BYTES = b"\nbytearray\n"  # in a pickle, the name of the function
 _PIECE = 2**20  # bytes per read
 _FIRST = 8  # names that a message lists before it counts the rest
+_CONTAINERS = (Mapping, list, tuple, set)
 _DEEPEST = 32  # depth of nested containers
 _SHOWN = 100  # characters of a name in a message
 _LONGEST = 1000  # characters of a tensor's or class's name
@@ -61,18 +63,42 @@ def check_sums(path: Path, tensors: bool = True) -> None:
     """
     with path.open("rb") as file:
         if file.read(len(_ZIP)) != _ZIP:
+            file.seek(0)
+            _refuse_allocations(file, path)
             return
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive, path.stat().st_size)
             for entry in archive.infolist():
                 if tensors or "/data/" not in entry.filename:
                     _read_through(archive, entry)
+                if entry.filename.endswith("data.pkl"):
+                    with archive.open(entry) as part:
+                        _refuse_allocations(part, path)
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile raises many kinds on damaged files: BadZipFile, struct.error, RuntimeError …
         why = shown_name(str(error) or type(error).__name__)
         raise CheckpointError(
             f"checkpoint {path} is damaged ({why}): it was changed after it was written, or copied only in part. "
             "Copy it again, or use another checkpoint of the run."
         ) from error
+
+
+def _check_sizes(archive: zipfile.ZipFile, most: int) -> None:
+    """Raise ValueError if the parts have more bytes than the file: `torch.save` does not compress."""
+    total = sum(entry.file_size for entry in archive.infolist())
+    if total > most:
+        raise ValueError(f"its parts have {total:,} bytes, the file {most:,}")
+
+
+def _refuse_allocations(part: IO[bytes], path: Path) -> None:
+    """Raise `CheckpointError` for a pickle that makes a `bytearray`, which a few bytes let fill the memory."""
+    tail = b""
+    while piece := part.read(_PIECE):
+        if _BYTES in tail + piece:
+            raise CheckpointError(f"{path} is not a checkpoint: it contains a bytearray, not only tensors and numbers.")
+        tail = piece[-len(_BYTES) :]
 
 
 def _read_through(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
@@ -96,10 +122,10 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _too_deep(content: Any) -> bool:
-    level = {id(content): content}
+    level = {id(content): content} if isinstance(content, _CONTAINERS) else {}
     for _ in range(_DEEPEST):
         items = (item for one in level.values() for item in (one.values() if isinstance(one, Mapping) else one))
-        level = {id(item): item for item in items if isinstance(item, (Mapping, list, tuple, set))}
+        level = {id(item): item for item in items if isinstance(item, _CONTAINERS)}
         if not level:
             return False
     return True

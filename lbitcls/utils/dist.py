@@ -197,7 +197,8 @@ def lost_peer(error: BaseException) -> bool:
 
 def _first_slurm_host() -> str:
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "")
-    found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    command = ["scontrol", "show", "hostnames", nodes]  # from PATH: Slurm decides where its tools are
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode != 0 or not found.stdout.split():
         raise ConfigError(f"slurm: no host in the node list '{nodes}'; set MASTER_ADDR to the first node's address.")
     return found.stdout.split()[0]

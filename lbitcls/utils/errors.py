@@ -6,14 +6,32 @@ The command line prints the message of a `LbitclsError` without a traceback and 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return `text` with escapes instead of characters that control a terminal or reorder its text.
+
+    Names in files, and of files, may contain any of them. Newlines and tabs stay.
+
+    Example:
+        >>> visible("\x1b[2J.png")
+        '\\\\x1b[2J.png'
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class LbitclsError(Exception):
-    """Base class of errors that the user can fix."""
+    """Base class of errors that the user can fix; their texts are `visible`."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class ConfigError(LbitclsError):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TextIO, TypeVar
 
-from lbitcls.utils.errors import ConfigError, suggest
+from lbitcls.utils.errors import ConfigError, suggest, visible
 
 NAME = "lbitcls"
 _FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
@@ -50,7 +50,14 @@ class _Failing(logging.Handler):
         raise NotImplementedError
 
 
-class _Plain(logging.Formatter):
+class _Visible(logging.Formatter):
+    """Format of which no name in a message can control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+class _Plain(_Visible):
     """Format of the terminal: the message, after its level from WARNING on; long lines are wrapped at a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -84,7 +91,7 @@ class StdoutHandler(_Failing, logging.StreamHandler):
     def __init__(self, verbose: bool = False, shown: Iterable[str] = ()) -> None:
         logging.Handler.__init__(self)
         self.shown = set(shown)
-        self.setFormatter(logging.Formatter(_FORMAT) if verbose else _Plain())
+        self.setFormatter(_Visible(_FORMAT) if verbose else _Plain())
         if not verbose:
             self.addFilter(lambda record: _audience(record) != "file")
             self.addFilter(self._is_news)
@@ -198,5 +205,5 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(visible(str(cell))) for cell in row))
     Console().print(table)

@@ -12,7 +12,7 @@ import yaml
 from lbitcls.utils.errors import ConfigError
 
 VARIABLE = "LBITCLS_SAFE"
-_MOST_VALUES = 1_000_000  # in a config, those below an alias counted for each use
+_MOST_VALUES = 100_000  # that aliases and merges make, those below an alias counted for each use
 
 
 def is_safe_mode() -> bool:
@@ -75,12 +75,13 @@ def read_yaml(text: Any) -> Any:
         yaml.YAMLError: It is not YAML, or names Python objects.
         ValueError: Its aliases expand to far more than is written, or form a cycle.
     """
-    value = yaml.load(text, Loader=_Loader)
-    _count(value, {}, ())
+    text = text.read() if hasattr(text, "read") else text
+    value = yaml.load(text, Loader=_Loader)  # nosec B506
+    _count(value, {}, (), max(_MOST_VALUES, len(text)))  # a value that is written out has a character at least
     return value
 
 
-def _count(value: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
+def _count(value: Any, known: dict[int, int], above: tuple[int, ...], most: int) -> int:
     """Return the number of values in `value`, those below an alias counted for each use."""
     if not isinstance(value, (dict, list, tuple)):
         return 1
@@ -88,7 +89,7 @@ def _count(value: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
         raise ValueError("an alias refers back to itself")
     if id(value) not in known:
         inside = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_count(item, known, (*above, id(value))) for item in inside)
-        if known[id(value)] > _MOST_VALUES:
-            raise ValueError(f"with its aliases expanded, it has more than {_MOST_VALUES:,} values")
+        known[id(value)] = 1 + sum(_count(item, known, (*above, id(value)), most) for item in inside)
+        if known[id(value)] > most:
+            raise ValueError(f"with its aliases expanded, it has more than {most:,} values")
     return known[id(value)]

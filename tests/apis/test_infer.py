@@ -130,6 +130,14 @@ def test_json_to_a_pipe_with_a_name(delivered: Delivered, photos: Path, tmp_path
     assert [path.name for path in tmp_path.glob("*pipe*")] == ["pipe"] and (tmp_path / "pipe").is_fifo()
 
 
+def test_a_name_that_would_clear_the_screen(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "\x1b[2J.png")
+    (tmp_path / "\x1b[3J.png").write_bytes(b"x")
+    main(["infer", str(delivered.exported), str(tmp_path)])
+    said = capsys.readouterr()
+    assert r"\x1b[2J.png: " in said.out and said.err.count(r"\x1b[3J.png: ") == 1 and "\x1b" not in said.out + said.err
+
+
 def test_a_name_that_is_no_text(delivered: Delivered, tmp_path: Path, capsys: Any) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     Image.new("RGB", (4, 4)).save(path)

@@ -209,3 +209,5 @@ def test_states_of_other_optimizers_are_refused() -> None:
         load_optimizer(pair, one.state_dict())
     with pytest.raises(StateError, match="SGD does not accept the state"):
         load_optimizer(one, pair.state_dict())
+    with pytest.raises(StateError, match="of parameters that SGD does not have"):
+        load_optimizer(one, {**one.state_dict(), "state": {10**9: {"momentum_buffer": None}}})

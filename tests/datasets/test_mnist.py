@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,8 @@ def test_corrupt_files(tmp_path: Path) -> None:
         "floats": bytes((0, 0, 13)) + good[3:],
         "cut.gz": gzip.compress(good)[:-9],
         "no.gz": good,
+        "below0": bytes((0, 0, 8, 3)) + struct.pack(">3i", 0, 0, -(2**31)),
+        "bomb.gz": gzip.compress(bytes((0, 0, 8, 1)) + struct.pack(">i", 2**27) + bytes(2**27), 1),
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=f"{name}: "):

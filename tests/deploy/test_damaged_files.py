@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from lbitcls.deploy.runtime.engine import load
 from lbitcls.deploy.runtime.metadata import KEY, SEAL, ModelInfo, existing_file, read_info, sealed, write_info
 from lbitcls.deploy.targets.cpu import CPU
+from lbitcls.inference.onnx_model import logits_of
 from lbitcls.utils.errors import CheckpointError
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 6, 5), dtype=np.float32)
@@ -73,6 +76,23 @@ def test_a_class_may_be_named_like_a_digest(write_onnx: Any, info: ModelInfo) ->
     path.write_bytes(sealed(onnx.load(path)))
     found = read_info(path)
     assert found is not None and found.classes is not None and found.classes[0] == name
+
+
+def test_logits_for_other_images_than_were_given(write_onnx: Callable[..., Path], info: ModelInfo) -> None:
+    path = write_onnx(info=info)
+    model = onnx.load(path)
+    model.graph.node[3].attribute.add(name="axis", type=onnx.AttributeProto.INT, i=2)
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match=r"returns \[\(8, 1\)\] for 2 images, not logits"):
+        logits_of(load(path), IMAGES)
+
+
+def test_opening_a_file_tells_nobody(exported: Path) -> None:
+    """OpenVINO's telemetry would report that it was imported, from a process that it starts."""
+    code = "import sys; from lbitcls.deploy.runtime.engine import load; load(sys.argv[1], 'openvino', 1)\n"
+    code += "print('openvino' in sys.modules, 'openvino_telemetry' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, exported], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True False", done.stderr
 
 
 def test_a_file_of_another_tool_says_so(write_onnx: Any, caplog: Any) -> None:

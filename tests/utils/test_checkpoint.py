@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,30 @@ def test_code_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="plain weights"):
         read_checkpoint(tmp_path / "x.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def _packed(path: Path, pickled: bytes, method: int = zipfile.ZIP_STORED, **parts: bytes) -> Path:
+    """Write a checkpoint with this pickle, and right checksums."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, part in {"data.pkl": pickled, "version": b"3", **parts}.items():
+            archive.writestr(f"x/{name}", part)
+    return path
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_few_bytes_that_would_fill_the_memory(older: bool, tmp_path: Path) -> None:
+    """Of a hundred gigabytes, so that a reader that obeys fails in any case."""
+    path, call = tmp_path / "x.pth", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\xe8vH\x17\x85R."
+    path.write_bytes(call) if older else _packed(path, call)
+    with pytest.raises(CheckpointError, match="contains a bytearray"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_its_size(tmp_path: Path) -> None:
+    path = _packed(tmp_path / "x.pth", b"\x80\x02}.", zipfile.ZIP_DEFLATED, more=bytes(2**20))
+    for mmap in (False, True):
+        with pytest.raises(CheckpointError, match=r"its parts have 1,048,5\d\d bytes, the file \d\d?\d?\d?,?\d\d\d"):
+            read_checkpoint(path, mmap=mmap)
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}])

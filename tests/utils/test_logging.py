@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.logging import ONCE, get_logger, print_table, setup_logger, track
 
 
@@ -53,6 +53,16 @@ def test_a_command_says_once_what_each_of_its_steps_would_repeat(tmp_path: Path,
         logger.info("Epoch")
     assert capsys.readouterr().out.split("\n") == ["No GPU.", "Other.", "Epoch", "Epoch", ""]
     assert (tmp_path / "export.log").read_text(encoding="utf-8").count("No GPU.") == 2
+
+
+def test_no_name_controls_the_terminal(tmp_path: Path, capsys: Any) -> None:
+    odd = "\x1b[2J\x9b\u202e.png"
+    for verbose in (False, True):
+        setup_logger(log_file=tmp_path / "log", verbose=verbose).warning("%s is odd", odd)
+    print_table("names", ["name"], [[odd]])
+    shown = capsys.readouterr().out
+    assert shown.count(r"\x1b[2J\x9b\u202e.png") == 3 and "\x1b" not in shown
+    assert str(DataError(f"{odd}:\n\tcut off")) == "\\x1b[2J\\x9b\\u202e.png:\n\tcut off"
 
 
 def test_unknown_level() -> None:

@@ -79,7 +79,9 @@ class LightPipeline:
 
 def light_pipeline(steps: Sequence[Any]) -> LightPipeline | None:
     """Build the pipeline of a config or an exported model; None if a step is unsupported or written unusually."""
-    if not all(isinstance(step, Mapping) and step.get("type") in _STAGES for step in steps):
+    if not all(isinstance(step, Mapping) and isinstance(step.get("type"), str) for step in steps):
+        return None
+    if not all(step["type"] in _STAGES for step in steps):
         return None
     stages = [_STAGES[step["type"]] for step in steps]
     if stages != sorted(stages, key=_ORDER.index) or stages.count("load") > 1 or stages.count("normalize") > 1:

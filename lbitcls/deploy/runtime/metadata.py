@@ -12,7 +12,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +47,7 @@ _COUNTED = ("num_classes", "out_channels", "feature_shapes")  # have their own b
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _SHOWN = 200  # characters of a wrong field in a message
 _BLANK = "0" * 64
+_TELEMETRY = "openvino_telemetry"
 _SEALED = re.compile(SEAL.encode() + rb"\x12\x40([0-9a-f]{64})")
 
 
@@ -325,11 +328,28 @@ def require(package: str, extra: str = "deploy") -> ModuleType:
         DependencyError: The package is not installed.
     """
     try:
-        return import_module(package)
+        with _untold():
+            return import_module(package)
     except ImportError as error:
         raise DependencyError(
             f"the package {package} is required but cannot be imported ({error}): pip install lbitcls[{extra}]."
         ) from error
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Hide OpenVINO's telemetry, which would report each import to a server from a process that it starts.
+
+    Without that package OpenVINO does without it.
+    """
+    if _TELEMETRY in sys.modules:
+        yield
+        return
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's mark of a module that cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
 
 
 def model_file(path: Path) -> Path:

@@ -126,6 +126,7 @@ def test_files(tmp_path: Path, name: str, mode: str, most: int) -> None:
         [dict(LOAD, file_client_args=dict(backend="petrel"))],
         [lambda results: results],
         [dict()],
+        [dict(type=[[]])],
     ],
 )
 def test_what_is_left_to_the_steps_themselves(steps: list[Any]) -> None:

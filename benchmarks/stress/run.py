@@ -1,0 +1,73 @@
+"""Stress the package: hostile inputs through every reader, and later parts that kill, fill and disconnect.
+
+    python benchmarks/stress [--parts inputs] [--scale 1] [--workers N] [--seed N] [--write]
+
+It prints a table, and each kind of loss with the case that shows it; with a loss, the exit code is 1. A case is a
+function of its number: `--seed` draws others, `--scale` (or `STRESS_SCALE`) draws more. `--write` writes the table into
+`docs/reliability.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each process has one core
+
+from stress import inputs
+from stress.verdicts import Result
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {"inputs": inputs.run}
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+HEAD = "| input | cases | read | refused | losses | slowest, s | most MiB | s |\n|---|--:|--:|--:|--:|--:|--:|--:|"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("stress", description=__doc__.partition("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=sorted(PARTS))
+    scale = float(os.environ.get("STRESS_SCALE", "1"))
+    parser.add_argument("--scale", type=float, default=scale, help="factor of the numbers of cases")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
+    parser.add_argument("--seed", type=int, default=0, help="other cases")
+    parser.add_argument(
+        "--kinds", nargs="+", default=[], help="only these kinds of inputs, by the names of their classes"
+    )
+    parser.add_argument("--write", action="store_true", help=f"write the table into docs/{PAGE.name}")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the parts; return 1 if there was a loss."""
+    args = parse_args(argv)
+    os.nice(10)
+    print(HEAD)
+    losses = []
+    for name in args.parts:
+        start = time.monotonic()
+        results = PARTS[name](args)
+        losses += [text for result in results for text in result.summary()]
+        if args.write:
+            write(name, results, time.monotonic() - start)
+    print("\n".join(["", *losses] if losses else ["", "no losses"]))
+    return 1 if losses else 0
+
+
+def write(part: str, results: list[Result], seconds: float) -> None:
+    """Write the table of a part into the page, between its marks."""
+    rows = "\n".join(inputs.line(result) for result in results)
+    total = (
+        f"{sum(result.total for result in results):,} cases in {seconds / 60:.0f} minutes, {time.strftime('%Y-%m-%d')}."
+    )
+    text, count = re.subn(
+        rf"(<!-- {part} -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{total}\n\n{HEAD}\n{rows}\n{found[2]}",
+        PAGE.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    if not count:
+        raise SystemExit(f"{PAGE} has no place for the part {part}: <!-- {part} --> … <!-- end -->.")
+    PAGE.write_text(text, encoding="utf-8")
