@@ -39,10 +39,14 @@ def continues(work_dir: Path, launcher: str, session: Session) -> bool:
     return bool(begun)
 
 
-def find_start(settings: Settings, work_dir: Path, resume: bool, session: Session, rewinds: bool = False) -> Start:
-    """Return the checkpoint to resume from and its content: `resume_from`, or the newest in the work directory."""
+def find_start(settings: Settings, work_dir: Path, resume: bool, session: Session) -> Start:
+    """Return the checkpoint to resume from, and its content.
+
+    With `resume`, it is the newest in the work directory, so that a job that is started again does not go back; before
+    the first one exists, and without `resume`, it is `resume_from`.
+    """
     given = settings.resume_from
-    if given is not None and not (rewinds and broadcast_object(is_main() and bool(checkpoints(work_dir)))):
+    if given is not None and not (resume and broadcast_object(is_main() and bool(checkpoints(work_dir)))):
         return Path(given), read_checkpoint(given)
     if not resume:
         return None

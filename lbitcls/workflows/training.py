@@ -173,12 +173,11 @@ def open_run(
 ) -> tuple[Settings, EpochRunner, bool]:
     """Return the settings with their seed, the runner at its position, and True if it resumes a run.
 
-    Processes that torchrun restarted resume the run that they began. A `rewind` starts from the newest checkpoint in
-    the work directory, also if `resume_from` names an older one.
+    Processes that torchrun restarted resume the run that they began.
     """
     if continues(work_dir, launcher, session):
         settings, resume = settings.changed(resume_from=None), True
-    start = find_start(settings, work_dir, resume, session, rewind is not None)
+    start = find_start(settings, work_dir, resume, session)
     settings = settings.changed(seed=choose_seed(settings.seed, start, session))
     _prepare(settings, session)
     run = run_name(start, work_dir if resume else None)

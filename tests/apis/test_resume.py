@@ -255,13 +255,25 @@ def test_seed_is_kept_by_the_run(make_config: Any) -> None:
     same_run(whole, ended)
 
 
-def test_other_batch_size_goes_on_from_the_epoch(make_config: Any, capsys: Any) -> None:
+def test_other_batch_size_goes_on_from_the_sample(make_config: Any, capsys: Any) -> None:
     cfg = make_config(total_epochs=2, checkpoint_config=dict(interval=7, by_epoch=False))
     end(cfg, "after_iter", 10)
     cfg.data.samples_per_gpu = 64
     train_classifier(cfg, resume=True)
-    assert "results will differ" in capsys.readouterr().out
+    assert "at iteration " in capsys.readouterr().out
     assert content(cfg.work_dir)["meta"]["iter"] == 2 * 23
+
+
+def test_a_job_that_starts_again_does_not_go_back_to_resume_from(make_config: Any, capsys: Any) -> None:
+    cfg = make_config(total_epochs=1)
+    train_classifier(cfg)
+    job = make_config("job", total_epochs=3)
+    job.resume_from = f"{cfg.work_dir}/epoch_1.pth"
+    train_classifier(job, resume=True)
+    capsys.readouterr()
+    job.total_epochs = 4
+    train_classifier(job, resume=True)
+    assert f"Resuming from {job.work_dir}/latest.pth: epoch 4" in capsys.readouterr().out
 
 
 def test_old_checkpoints_are_deleted(make_config: Any) -> None:
