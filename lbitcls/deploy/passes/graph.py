@@ -242,7 +242,7 @@ def drop_repeated(graph: Graph) -> None:
         bounds = graph.producer(node.input[0])
         source = bounds.input[0] if bounds is not None and bounds.op_type == "Clip" else node.input[0]
         before = through_pools(graph, source)
-        if before is None or before.op_type != "DequantizeLinear" or not _same_grid(graph, before, node):
+        if before is None or before.op_type != "DequantizeLinear" or not same_grid(graph, before, node):
             continue
         first = graph.producer(before.input[0])
         assert first is not None
@@ -259,7 +259,8 @@ def through_pools(graph: Graph, name: str) -> NodeProto | None:
     return node
 
 
-def _same_grid(graph: Graph, left: NodeProto, right: NodeProto) -> bool:
+def same_grid(graph: Graph, left: NodeProto, right: NodeProto) -> bool:
+    """Return True if two quantizations or dequantizations have the same constant scale and zero point."""
     pairs = ((graph.array(left.input[i]), graph.array(right.input[i])) for i in (1, 2))
     return all(a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lbitcls.deploy.passes.graph import OPERATIONS, POOLS, Graph, operation_of, weights_of
+from lbitcls.deploy.passes.graph import (
+    OPERATIONS,
+    POOLS,
+    Graph,
+    operation_of,
+    same_grid,
+    through_pools,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -39,7 +47,8 @@ def guard_scales(graph: Graph) -> None:
             graph.add_node("Add", [source, smallest], taken, graph.producer(source), KEPT_FLOAT)
             operation.input[0] = taken
     for node in [node for node in graph.nodes if node.op_type == "Concat"]:
-        if any(_from_integers(graph, name) for name in node.input) and not _zero_matters(graph, node.output[0]):
+        alike = _on_one_grid(graph, node)
+        if not alike and any(_from_integers(graph, n) for n in node.input) and not _zero_matters(graph, node.output[0]):
             graph.append_to(node, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{node.name}/Guard")
 
 
@@ -71,6 +80,16 @@ def _zero_matters(graph: Graph, name: str) -> bool:
     if any(user.op_type in _ZERO_MATTERS for user in users):
         return True
     return any(_zero_matters(graph, out) for user in users if user.op_type in _FOLLOWED for out in user.output)
+
+
+def _on_one_grid(graph: Graph, concat: NodeProto) -> bool:
+    """Return True if all inputs of a Concat, or what they are maxima of, are integers on the same grid."""
+    sources = [through_pools(graph, name) for name in concat.input]
+    first = sources[0]
+    return all(
+        first is not None and node is not None and node.op_type == "DequantizeLinear" and same_grid(graph, first, node)
+        for node in sources
+    )
 
 
 def _from_integers(graph: Graph, name: str) -> bool:

@@ -16,7 +16,7 @@ def pool_integers(graph: Graph) -> None:
     The values stay the same, since quantization preserves order; and engines store and pool integers.
     """
     for pool in reversed([node for node in graph.nodes if node.op_type in POOLS and len(node.output) == 1]):
-        chain = _quantization_of(graph, pool.output[0])
+        chain = quantization_of(graph, pool.output[0])
         if not chain:
             continue
         first, last = chain[0], chain[-1]
@@ -42,7 +42,7 @@ def split_maxima(graph: Graph) -> None:
             graph.add_node("Max", [node.output[0]] * 2, output, node, f"{node.name}/Max")
 
 
-def _quantization_of(graph: Graph, tensor: str) -> list[NodeProto]:
+def quantization_of(graph: Graph, tensor: str) -> list[NodeProto]:
     """Return the optional Relu and Clip, the QuantizeLinear and DequantizeLinear that alone consume a tensor, or []."""
     chain: list[NodeProto] = []
     for kind in ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear"):

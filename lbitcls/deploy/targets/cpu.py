@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lbitcls.deploy.passes.concatenations import concatenate_integers
 from lbitcls.deploy.passes.containers import signed_inputs, to_uint8
 from lbitcls.deploy.passes.graph import Graph
 from lbitcls.deploy.passes.guards import guard_grids, guard_scales, guard_sums
@@ -29,7 +30,8 @@ class CPU(Target):
     engines: ClassVar[Sequence[str]] = ("openvino", "onnxruntime")
 
     def shape(self, graph: Graph) -> None:
-        """Guard scales, maxima and sums against OpenVINO's fusions."""
+        """Arrange concatenations; guard scales, maxima and sums against OpenVINO's fusions."""
+        concatenate_integers(graph)
         guard_scales(graph)
         split_maxima(graph)
         if "openvino" in self.engines:
