@@ -142,7 +142,7 @@ class Checkpoints(Kind):
         return damaged(self.whole, draw, [self.whole, self.legacy])
 
     def _older(self, draw: random.Random) -> tuple[str, bytes]:
-        """The format before zip: a row of pickles and the values, without checksums."""
+        """Damage the format before zip: a row of pickles and the values, without checksums."""
         return damaged(self.legacy, draw, [self.whole, self.legacy])
 
     def _odd(self, draw: random.Random) -> tuple[str, bytes]:
@@ -154,7 +154,7 @@ class Checkpoints(Kind):
         return name[:40], buffer.getvalue()
 
     def _program(self, draw: random.Random) -> tuple[str, bytes]:
-        """The pickle damaged, with right checksums."""
+        """Damage the pickle, with right checksums."""
         said, changed = damaged(self.parts[self.pickle], draw, [self.parts[self.pickle]])
         return said, packed({**self.parts, self.pickle: changed})
 

@@ -138,7 +138,7 @@ class Exported(Kind):
         return said, ".onnx", sealed(model)
 
     def _rewired(self, draw: random.Random) -> tuple[str, str, bytes]:
-        """A graph with wrong attributes, names, shapes or types, without a seal."""
+        """Return a graph with wrong attributes, names, shapes or types, without a seal."""
         model = small_model()
         if draw.random() < 0.7:
             write_info(model, INFO)
@@ -166,7 +166,7 @@ class Exported(Kind):
         return said, draw.choice((".tflite", ".pte", ".PTE", ".onnx")), content
 
     def _behind(self, draw: random.Random) -> tuple[str, str, bytes]:
-        """A trailer with wrong metadata or a wrong length, and the right digest."""
+        """Return a trailer with wrong metadata or a wrong length, and the right digest."""
         said, record = odd_record(draw)
         text = record.encode("utf-8", "replace")
         length = len(text) if draw.random() < 0.7 else draw.choice((0, 1, 2**40, 2**64 - 1, len(text) + 5))

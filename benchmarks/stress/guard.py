@@ -1,4 +1,4 @@
-"""What a case must not do, noticed as it happens: Python's audit events, memory, and files that changed."""
+"""Watch over a case: Python's audit events, memory, and files that changed."""
 
 from __future__ import annotations
 

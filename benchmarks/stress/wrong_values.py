@@ -157,7 +157,7 @@ VALUES: list[Any] = [
 
 
 def places(value: Any, above: Path_ = ()) -> Iterator[Path_]:
-    """The path of every value in a config, of lists the first three items'."""
+    """Yield the path of every value in a config, of lists the first three items'."""
     items: Any = value.items() if isinstance(value, dict) else enumerate(value[:8])
     for key, inner in items:
         yield (*above, key)
@@ -173,14 +173,14 @@ def of(base: dict[str, Any], path: Path_) -> Any:
 
 
 def unshared(value: Any) -> Any:
-    """A copy in which no part is two places at once, as `TEST` is."""
+    """Return a copy in which no part is two places at once, as `TEST` is."""
     if isinstance(value, dict):
         return {key: unshared(inner) for key, inner in value.items()}
     return type(value)(map(unshared, value)) if isinstance(value, (list, tuple)) else value
 
 
 def put(sections: dict[str, Any], path: Path_, value: Any) -> dict[str, Any]:
-    """The sections with another value at `path`; tuples on the way become lists."""
+    """Return the sections with another value at `path`; tuples on the way become lists."""
     changed = unshared(sections)
     owner: Any = changed
     for key in path[:-1]:
@@ -192,7 +192,7 @@ def put(sections: dict[str, Any], path: Path_, value: Any) -> dict[str, Any]:
 
 
 def mutant(number: int) -> tuple[str, dict[str, Any]]:
-    """A config with a wrong value, and its place and value in words: a function of `number`."""
+    """Return a config with a wrong value, and its place and value in words: a function of `number`."""
     draw = random.Random(number)
     name = draw.choice(sorted(BASES))
     sections = BASES[name]
@@ -212,7 +212,7 @@ def mutant(number: int) -> tuple[str, dict[str, Any]]:
 
 
 def text_of(value: Any) -> str:
-    """A value as Python, NaN and lone surrogates too."""
+    """Return a value as Python, NaN and lone surrogates too."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!a}: {text_of(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, (list, tuple)):
