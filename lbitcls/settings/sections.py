@@ -173,7 +173,7 @@ class Settings(Section):
     )
     log_level: Annotated[Text | Index, Doc("Lowest level of logged messages: DEBUG, INFO, WARNING, ERROR.")] = "INFO"
     load_from: Annotated[Text | None, Doc("Weights to initialize from: a checkpoint file or a published name.")] = None
-    resume_from: Annotated[Text | None, Doc("Checkpoint of the run to resume, unless `--resume` finds a newer one.")] = None
+    resume_from: Annotated[Text | None, Doc("Checkpoint to resume, unless `--resume` finds a newer one.")] = None
     work_dir: Annotated[Text | None, Doc("Work directory of the run; None: work_dirs/ plus the config's name.")] = None
     workflow: Annotated[
         Annotated[tuple[WorkflowStep, ...], ITEMS],

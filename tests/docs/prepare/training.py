@@ -38,6 +38,7 @@ def saved(names: dict[str, Any], said: str) -> None:
     assert names["hangs"]("work_dirs/often", -1) is False
 
 
+COMPARED = "tools/dist_train.sh configs/quickstart/digits_lsq_4w4f.py"
 PAGES = {
     "docs/distillation.md": Page(
         words={
@@ -63,6 +64,13 @@ PAGES = {
         },
         check=saved,
         slow=True,
+    ),
+    "docs/distributed.md": Page(
+        not_run={
+            "GPUS_PER_NODE=8 SRUN_ARGS='--time 24:00:00' tools/slurm_train.sh PARTITION JOB_NAME \\": "machines",
+            "python -m pytest tests/distributed": "figures",
+            f"{COMPARED} 1 --work-dir work_dirs/one --seed 1 \\": "machines",
+        }
     ),
     "docs/tensorboard.md": Page(not_run={"tensorboard --logdir work_dirs": "server"}),
     "docs/results/cifar10_transfer.md": Page(
