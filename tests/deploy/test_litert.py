@@ -20,10 +20,10 @@ from lbitcls.deploy.runtime.engine import load
 from lbitcls.deploy.runtime.metadata import read_info
 from lbitcls.deploy.targets.tflite import reading
 from lbitcls.deploy.targets.tflite.filling import Sample, _refined
+from lbitcls.deploy.targets.tflite.fitting import filled, fitted
 from lbitcls.deploy.targets.tflite.flatbuffer import tflite_bytes
 from lbitcls.deploy.targets.tflite.flatfile import FlatFile, TFLiteGrid
 from lbitcls.deploy.targets.tflite.writing import TFLiteWriter
-from lbitcls.deploy.targets.tflite.written_layers import filled
 from lbitcls.deploy.verification.tflite_reference import TFLiteReference, multiplier_of, requantize
 from lbitcls.deploy.verification.verify import verify
 from lbitcls.quant.layers import QuantLayer
@@ -51,11 +51,10 @@ def differences(model: Any, path: Path, images: Tensor, engine: str = "litert") 
     return float(same), float(np.abs(given - expected).mean() / expected.std())
 
 
-@pytest.mark.parametrize("method, bits", [("LSQ", 8), ("LSQPlus", 4)])
-def test_engine_computes_the_model_and_the_reference_every_bit(
-    make_resnet: MakeResNet, digits: Tensor, tmp_path: Path, method: str, bits: int
+def test_reference_computes_every_bit_of_an_integer_model(
+    make_resnet: MakeResNet, digits: Tensor, tmp_path: Path
 ) -> None:
-    model = make_resnet(method, bits)
+    model = make_resnet("LSQ", 8)
     path = export(model, digits, tmp_path)
     engine = load(path, threads=1)
     assert engine.name == "litert" and engine.integer_counts() == (8, 8)
@@ -63,6 +62,18 @@ def test_engine_computes_the_model_and_the_reference_every_bit(
     assert same > 0.8 and mean < 0.15  # weights are random, so the images have no clear class
     given = load(path, "litert_reference", threads=1).predict(digits[:100].numpy())
     assert np.array_equal(TFLiteReference(path)(digits[:100].numpy())[0], given)
+
+
+def test_few_bits_give_the_trained_levels(make_resnet: MakeResNet, digits: Tensor, tmp_path: Path) -> None:
+    """Convolutions before an addition, and the addition, are in float32: eight bits would change some of the levels."""
+    model = make_resnet("LSQPlus", 4)
+    path = export(model, digits, tmp_path)
+    assert load(path, threads=1).integer_counts() == (4, 8)
+    same, mean = differences(model, path, digits)
+    assert same >= 0.99 and mean < 0.01
+    given = load(path, "litert_reference", threads=1).predict(digits[:100].numpy())
+    expected = TFLiteReference(path)(digits[:100].numpy())[0]
+    assert np.isclose(expected, given, atol=1e-3 * given.std()).all(1).mean() > 0.9  # a float sum's last bits differ
 
 
 def test_file_is_integer_describes_itself_and_takes_any_batch(
@@ -73,11 +84,12 @@ def test_file_is_integer_describes_itself_and_takes_any_batch(
     assert info is not None and info.target == "litert" and info.bits == "W4A4" and info.num_classes == 10
     found = TFLiteReference(path)
     for kind, operation in found.operations:
-        if kind in ("CONV_2D", "FULLY_CONNECTED"):
+        if kind in ("CONV_2D", "FULLY_CONNECTED") and found.tensors[operation.inputs[0]].dtype != "float32":
             taken, weight, bias = (found.tensors[number] for number in operation.inputs)
             assert weight.dtype == "int8" and len(weight.scales) == len(bias.scales) > 1
             assert {taken.dtype, bias.dtype} in ({"int8", "int32"}, {"int16", "int64"})
             assert weight.constant is not None and abs(weight.constant.astype(int)).max() <= 127
+    assert all(t.dtype == "int8" for t in found.tensors if t.name.endswith(".weight"))  # those of float layers too
     engine = load(path, threads=1)
     together = engine.predict(digits[:7].numpy())
     alone = [engine.predict(digits[i : i + 1].numpy()) for i in range(7)]
@@ -200,11 +212,29 @@ def test_rounding_twice_is_rounding_once() -> None:
         assert np.array_equal(once[~near], twice[~near])
 
 
-def test_integers_fill_int8_without_changing_a_product() -> None:
-    weight = np.array([[7, -3], [1, 0], [-128, 127], [0, 0]])
-    codes, scales = filled(weight, np.full(4, 0.5))
-    assert codes.tolist() == [[112, -48], [64, 0], [-127, 127], [0, 0]]
-    assert np.array_equal((codes * scales[:, None])[:2], 0.5 * weight[:2])
+def test_every_sum_falls_to_the_level_of_training() -> None:
+    rng = np.random.default_rng(0)
+    weight, bias, level = rng.integers(-7, 8, (64, 9)), rng.uniform(-200, 200, 64), rng.uniform(20, 60, 64)
+    weight[:, 0] = 7
+    fit = fitted(weight, bias, level, TFLiteGrid.of_levels(1.0, 0, 15))
+    assert fit.exact.mean() > 0.98 and fit.factors.max() <= 18 and np.abs(fit.stretch - 1).max() < 0.01
+    sums = np.arange(-600, 1200)[:, None]
+    trained = np.floor((sums + bias) / level + 0.5).clip(0, 15)
+    multipliers = fit.stretch / (level * fit.factors)
+    given = sums * fit.factors + fit.bias
+    wrong = np.floor(given * multipliers + 0.5).clip(0, 15) != trained
+    assert not wrong[:, fit.exact].any()
+    twice = requantize(given, [multiplier_of(m) for m in multipliers]).clip(0, 15) != trained
+    plain = np.floor((sums + np.rint(bias)) / level + 0.5).clip(0, 15) != trained
+    assert plain.mean() > 100 * twice.mean()  # the engine's reference kernels round twice
+    assert not (np.abs(filled(weight, fit)) > 127).any()
+
+
+def test_256_levels_take_the_nearest_bias() -> None:
+    weight, bias = np.array([[127, -128], [3, 1]]), np.array([10.3, -4.7])
+    fit = fitted(weight, bias, np.array([7.7, 9.1]), TFLiteGrid.of_levels(1.0, -128, 127))
+    assert fit.factors[0] == 1 and filled(weight, fit)[0].tolist() == [127, -127]
+    assert np.abs(fit.bias / fit.factors - bias).max() < 0.5
 
 
 def test_multipliers_are_the_engines() -> None:

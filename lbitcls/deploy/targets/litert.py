@@ -1,8 +1,9 @@
-"""LiteRT (TensorFlow Lite): phones and microcontrollers; a `.tflite` file that is integer throughout.
+"""LiteRT (TensorFlow Lite): phones and microcontrollers; a `.tflite` file of integer operations.
 
 Weights are int8 with one scale per output channel, biases int32, activations int8. Where training gave an input a grid,
 the operation before it writes its result directly on that grid; the other tensors between layers get 8 bits from
-calibration images (`lbitcls.deploy.targets.tflite.filling`). The engine therefore rounds where training did not.
+calibration images (`lbitcls.deploy.targets.tflite.filling`). The engine therefore rounds where training did not; not at
+additions if the model has layers of fewer than 8 bits: they, and the convolutions before them, are in float32 then.
 """
 
 from __future__ import annotations

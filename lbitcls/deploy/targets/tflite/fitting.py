@@ -5,10 +5,10 @@ A channel's products sum up to an integer N, and its result reaches level k if
     N + bias >= (k - 1/2) · level        both in steps of input times weight
 
 Since N is an integer, another bias and another distance of the levels decide the same for every N, if they lie on the
-same side of the same integers at each k. An engine computes N · m + b, with the weight's integers times a factor m, which
-int8 has room for at few bits, and an integer b: a bias of b / m. Of all m and b, and all distances that belong to them,
-those are taken that leave the largest distance to a changed decision. At few levels there nearly always are some; at
-256, which bound the bias 255 times, the nearest are taken.
+same side of the same integers at each k. An engine computes N · m + b, with the weight's integers times a factor m that
+int8 has room for at few bits, and an integer b: a bias of b / m. Of all m and b, and all distances of the levels that
+belong to them, those are taken that leave the largest margin to a changed decision. At few levels there nearly always
+are some; 256 levels bound the bias so often that there seldom are, and the nearest are taken.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def fitted(weight: np.ndarray, bias: np.ndarray, level: np.ndarray, grid: TFLite
 def _margins(
     ends: np.ndarray, level: np.ndarray, first: np.ndarray, bias: np.ndarray, factor: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Return the best stretch of the scale, and the smallest distances to a changed decision, without and with slack."""
+    """Return the best stretch of the scale, and the smallest margins of a decision, without and with slack."""
     wanted = level
     for slack in (0, _SLACK):  # the stretch within which both hold, if there is one
         low, high = (first - 1 + bias + slack / factor) / ends, (first + bias) / ends

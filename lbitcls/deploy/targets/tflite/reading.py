@@ -138,13 +138,10 @@ class Source:
         """Return True if more than quantization reads a tensor, moved or within bounds or not."""
         if name in self.outputs:
             return True
-        passing = (*MOVING, *BOUNDS)
-        return any(
-            any(map(self.is_used_in_float, node.output))
-            if node.op_type in passing
-            else node.op_type != "QuantizeLinear"
-            for node in self.consumers(name)
-        )
+        readers = self.consumers(name)
+        moved = [output for node in readers if node.op_type in (*MOVING, *BOUNDS) for output in node.output]
+        others = {node.op_type for node in readers} - {*MOVING, *BOUNDS, "QuantizeLinear"}
+        return bool(others) or any(map(self.is_used_in_float, moved))
 
     def quantize_of(self, name: str) -> NodeProto | None:
         """Return the QuantizeLinear that decides the integers of a tensor of codes."""
