@@ -88,7 +88,7 @@ def _margins(
         wanted = np.where(low < high, (low + high) / 2, wanted)
     below, above = ends * wanted - (first - 1 + bias), first + bias - ends * wanted
     margins = (np.minimum(below - slack / factor, above).min(0) * factor for slack in (0, _SLACK))
-    return level / wanted, tuple(margins)  # type: ignore[return-value]
+    return level / wanted, tuple(margins)
 
 
 def _score(margins: tuple[np.ndarray, np.ndarray], factor: int) -> np.ndarray:
