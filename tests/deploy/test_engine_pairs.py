@@ -30,8 +30,8 @@ IMAGES = 120  # at least 100 confirm a file
 IN_INTEGERS = ("openvino", "executorch", "litert", "qonnx")
 """Engines that run all layers in integers and say so. ONNX Runtime, OpenCV and TVM convolve in float."""
 SHORTCUTS = 3
-"""Convolutions in shortcuts of ResNet-18, which learn a scale of their own for the input of `conv1`; OpenVINO then hands
-it over in float, and may convolve it so."""
+"""Convolutions in shortcuts of ResNet-18, which learn a scale of their own for the input of `conv1`: OpenVINO then
+hands it over in float, and may convolve it so."""
 WITH_ZERO_POINTS = ("LSQPlus", "DSQ", "TorchQAT")
 
 
