@@ -123,6 +123,6 @@ def check(case: Case, found: dict[str, Any]) -> None:
     assert rounded or not found["reasons"], (case, found["reasons"])
     for one in found["certificates"]:
         assert one["images"] == IMAGES and one["agreement"] >= (80 if rounded else 97), (case, one)
-        if one["engine"] in IN_INTEGERS:
+        if one["engine"] in IN_INTEGERS and not rounded:  # LiteRT adds in float where layers have few bits
             floats = SHORTCUTS if one["engine"] == "openvino" and case[1] == "ResNet-18" else 0
             assert 0 < one["layers"] - floats <= one["integer"] <= one["layers"], (case, one)
