@@ -23,5 +23,6 @@ if [ "${NNODES:-1}" -gt 1 ] || [ -n "${PORT:-}" ]; then
 else
     rendezvous=(--standalone)  # one machine: a free port, so that runs side by side do not meet
 fi
-exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
-    "$tools/$verb.py" "$config" "$@" --launcher pytorch
+export PYTHONPATH=$tools/..${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m lbitcls.utils.launch "${rendezvous[@]}" --nproc_per_node "$processes" \
+    --max_restarts "${MAX_RESTARTS:-0}" "$tools/$verb.py" "$config" "$@" --launcher pytorch

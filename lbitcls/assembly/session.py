@@ -107,7 +107,10 @@ def _enter(settings: Settings, launcher: str, place: Place, logger: logging.Logg
     )
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    init_processes(launcher, place, settings.dist_params.backend, device, logger)
+    given = settings.dist_params
+    init_processes(
+        *(launcher, place, given.backend, device, logger), timeout=given.timeout, hang_after=given.hang_after
+    )
     import_custom(vars(settings.custom_imports))
     return Session(place, device, logger)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lbitcls.utils.dist import world_size
+from lbitcls.utils.dist import gloo_group
 from lbitcls.utils.errors import TrainingError
 
 LOOK_EVERY = 50
@@ -46,8 +46,7 @@ class Guard:
         self._waiting = False
 
     def __enter__(self) -> Guard:
-        if world_size() > 1:
-            self._group = dist.new_group(backend="gloo")
+        self._group = gloo_group()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._on_signal)

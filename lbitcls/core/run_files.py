@@ -16,6 +16,7 @@ from lbitcls.utils.files import read_lines
 
 LATEST, INTERRUPTED = "latest.pth", "interrupted.pth"
 RUN_FILE = "run.txt"  # contains the name of the run that the folder belongs to
+_CLOCKS = 5.0  # seconds that the clocks of a machine and of its file server may be apart
 _RUN = re.compile(r"\d{8}_\d{6}_[0-9a-f]{8}")
 
 
@@ -38,6 +39,14 @@ def noted_run(folder: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return name if _RUN.fullmatch(name) else None
+
+
+def claimed_since(folder: Path, moment: float) -> bool:
+    """Return True if a run has begun in `folder` since `moment`, in seconds of the epoch."""
+    try:
+        return (folder / RUN_FILE).stat().st_mtime > moment - _CLOCKS
+    except OSError:
+        return False
 
 
 def checkpoints(folder: Path) -> list[Path]:

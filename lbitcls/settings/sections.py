@@ -21,6 +21,7 @@ from lbitcls.settings.fields import (
     Component,
     Count,
     Doc,
+    Factor,
     Index,
     OptIn,
     Says,
@@ -44,6 +45,7 @@ from lbitcls.settings.training_sections import (
     KernelsName,
     LogConfig,
     OptimizerConfig,
+    Positive,
     WorkflowStep,
 )
 from lbitcls.utils.config import SECTIONS, Config
@@ -105,6 +107,13 @@ class DistParams(Section):
         Unset(False, None),
         Doc("Backend of torch.distributed, nccl or gloo; None: chosen for the device."),
     ] = None
+    timeout: Annotated[
+        Positive | None, Doc("Seconds that a collective waits for the other processes; None: a day.")
+    ] = None
+    hang_after: Annotated[
+        Factor,
+        Doc("Seconds without processor time after which a process counts as hanging, which ends the run; 0: never."),
+    ] = 40.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +174,9 @@ class Settings(Section):
         _WORKFLOW,
         Doc("Order of training and validation epochs, each as (mode, number of epochs)."),
     ] = (("train", 1),)
-    dist_params: Annotated[DistParams, Doc("Backend of torch.distributed.")] = field(default_factory=DistParams)
+    dist_params: Annotated[DistParams, Doc("Backend of torch.distributed, and time limits.")] = field(
+        default_factory=DistParams
+    )
     fp16: Annotated[
         Autocast | None, Shorthand(text="dtype"), Doc("Older spelling of amp, with float16 by default.")
     ] = None

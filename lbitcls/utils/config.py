@@ -43,7 +43,7 @@ SECTIONS: dict[str, str] = {
     "resume_from": "run to resume",
     "work_dir": "output folder of a run",
     "workflow": "order of train and val epochs",
-    "dist_params": "backend of torch.distributed",
+    "dist_params": "backend of torch.distributed, and time limits",
     "fp16": "float16 autocast",
     "amp": "autocast and its type",
     "seed": "seed of everything random",

@@ -5,11 +5,12 @@ Every function also works without a process group, as if this were its only proc
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import subprocess
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,17 @@ from torch import nn
 
 from lbitcls.utils.errors import ConfigError, DataError, suggest
 
+if TYPE_CHECKING:
+    from lbitcls.utils.liveness import Pulse
+
 LAUNCHERS = ("none", "pytorch", "slurm")
+LAUNCHED = "LBITCLS_LAUNCHED"
+"""Environment variable with the time, in seconds of the epoch, at which `lbitcls.utils.launch` started."""
+LONG = 86400.0
+"""Default time limit of a collective in seconds: `liveness` notices a process that dies or hangs much sooner."""
+
+_limit = datetime.timedelta(seconds=LONG)
+_pulse: Pulse | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,27 @@ def find_place(launcher: str) -> Place:
 
 
 def init_processes(
-    launcher: str, place: Place, backend: str | None, device: torch.device, logger: logging.Logger
+    launcher: str,
+    place: Place,
+    backend: str | None,
+    device: torch.device,
+    logger: logging.Logger,
+    *,
+    timeout: float | None = None,
+    hang_after: float = 0.0,
 ) -> None:
-    """Join the process group (nothing to do for launcher `none`).
+    """Join the process group (nothing to do for launcher `none`), and watch over its processes.
 
-    The backend is that of `dist_params`, else the device's default; on a CPU, gloo replaces NCCL, which is logged.
+    Args:
+        launcher: Launcher that started this process.
+        place: Its place.
+        backend: Backend of `dist_params`; None: the device's default. On a CPU, gloo replaces NCCL, which is logged.
+        device: Device of this process.
+        logger: Logger.
+        timeout: Seconds that a collective waits for other processes; None: `LONG`.
+        hang_after: Seconds without activity after which a process counts as hanging; 0: never.
     """
+    global _limit, _pulse
     if backend == "nccl" and device.type == "cpu":
         logger.info("Using gloo: the backend NCCL of dist_params needs GPUs.")
         backend = "gloo"
@@ -72,13 +98,32 @@ def init_processes(
         os.environ.setdefault("MASTER_ADDR", _first_slurm_host())
         os.environ.setdefault("MASTER_PORT", os.environ.get("PORT", "29500"))
         os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size)
+    _limit = datetime.timedelta(seconds=timeout or LONG)
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=_limit)
+    if place.world_size > 1 and "MASTER_PORT" in os.environ:
+        from lbitcls.utils.liveness import Pulse
+
+        _pulse = Pulse(place.rank, place.world_size, hang_after)
 
 
 def leave_processes() -> None:
     """Leave the process group, if this process is a member."""
+    global _pulse
+    if _pulse is not None:
+        _pulse.stop()
+        _pulse = None
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def gloo_group() -> Any:
+    """Return a new group of all processes for small tensors on the CPU; None with a single process."""
+    return dist.new_group(backend="gloo", timeout=_limit) if world_size() > 1 else None
+
+
+def restarts(launcher: str) -> int:
+    """Return how often torchrun has restarted the processes after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if launcher == "pytorch" else 0
 
 
 def rank() -> int:

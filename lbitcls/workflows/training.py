@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,7 +25,7 @@ from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.unfreeze import UnfreezeHook, unfreeze_rates
 from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.core.optim import build_optimizer, quantizer_policy
-from lbitcls.core.run_files import name_run, newest_checkpoint, noted_run
+from lbitcls.core.run_files import claimed_since, name_run, newest_checkpoint, noted_run
 from lbitcls.core.runner import EpochRunner
 from lbitcls.core.schedule import build_schedule
 from lbitcls.core.step import OptimizerStep, Precision, read_precision
@@ -38,7 +39,7 @@ from lbitcls.tracking.run_summary import finish, say_backbone, show_summary, wri
 from lbitcls.tracking.tensorboard import boards_of
 from lbitcls.tracking.terminal import TerminalHook
 from lbitcls.utils.checkpoint import load_weights, read_checkpoint
-from lbitcls.utils.dist import broadcast_module, broadcast_object, check_equal, is_main
+from lbitcls.utils.dist import LAUNCHED, broadcast_module, broadcast_object, check_equal, is_main, restarts
 from lbitcls.utils.env import draw_seed, environment, host, seed_everything, use_deterministic_kernels
 from lbitcls.utils.errors import DependencyError
 from lbitcls.utils.lock import RunLock
@@ -106,7 +107,7 @@ def _train(
         if is_main():
             remove_leftovers(work_dir)
         settings, runner, resumed = open_run(
-            settings, work_dir, session, resume=resume, validate=validate, data_root=data_root
+            settings, work_dir, session, resume=resume, validate=validate, data_root=data_root, launcher=launcher
         )
         describe_run(runner)
         say_backbone(runner)
@@ -138,8 +139,14 @@ def open_run(
     resume: bool,
     validate: bool,
     data_root: str | None,
+    launcher: str = "none",
 ) -> tuple[Settings, EpochRunner, bool]:
-    """Return the settings with their seed, the runner at its position, and True if it resumes a run."""
+    """Return the settings with their seed, the runner at its position, and True if it resumes a run.
+
+    Processes that torchrun restarted resume the run that they began.
+    """
+    if _continues(work_dir, launcher, session):
+        settings, resume = settings.changed(resume_from=None), True
     start = _find_start(settings, work_dir, resume, session)
     settings = settings.changed(seed=_choose_seed(settings.seed, start, session))
     _prepare(settings, session)
@@ -159,6 +166,18 @@ def _say_where(runner: EpochRunner, path: Path) -> None:
             "The run of %s is complete, with %d of %d epochs: nothing is trained. To continue, raise total_epochs.",
             *(path, runner.epoch, runner.max_epochs),
         )
+
+
+def _continues(work_dir: Path, launcher: str, session: Session) -> bool:
+    """Return True if these processes were restarted after a failure of a run that has begun in the work directory."""
+    number = restarts(launcher)
+    if not number:
+        return False
+    begun = broadcast_object(claimed_since(work_dir, float(os.environ.get(LAUNCHED, 0))))
+    session.logger.warning(
+        "Restart %d after a failure: %s.", number, "resuming from the last checkpoint" if begun else "nothing to resume"
+    )
+    return bool(begun)
 
 
 def _find_start(settings: Settings, work_dir: Path, resume: bool, session: Session) -> Start:

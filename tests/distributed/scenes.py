@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,34 @@ class Trace(Hook):
         if runner.ema is not None:
             state |= {f"ema.{name}": value.clone() for name, value in runner.ema.module.state_dict().items()}
         self.states.append(state)
+
+
+@HOOKS.register_module()
+class Accident(Hook):
+    """Something happens to one rank before an iteration, once in a job: a signal to itself, sleep, or long work.
+
+    Args:
+        at: The iteration.
+        how: A signal's name, `sleep`, or `work` for 12 s.
+        rank: The rank.
+    """
+
+    def __init__(self, at: int, how: str, rank: int = 1) -> None:
+        self.at, self.how, self.rank = at, how, rank
+
+    def before_iter(self, runner: Any) -> None:
+        note = runner.work_dir / "accident"
+        if runner.iter != self.at or self.rank != int(os.environ.get("RANK", 0)) or note.exists():
+            return
+        note.touch()
+        if self.how == "sleep":
+            time.sleep(600)
+        elif self.how == "work":
+            end = time.monotonic() + 12
+            while time.monotonic() < end:
+                torch.ones(500, 500) @ torch.ones(500, 500)
+        else:
+            os.kill(os.getpid(), getattr(signal, self.how))
 
 
 def train(cfg: dict[str, Any], resume: bool = False) -> dict[str, Any]:
