@@ -19,6 +19,8 @@ from torch.distributed.run import parse_args, run
 
 from lbitcls.utils.dist import LAUNCHED
 
+_TOGETHER = 2  # seconds in which the others fail because one did; later the launcher kills them
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Start the processes, wait for them, and return the exit code."""
@@ -39,11 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
     """Return rank and failure of the process that made the others fail: one that was killed, or else the first."""
 
-    def order(item: tuple[int, ProcessFailure]) -> tuple[int, int, int]:
+    began = min(failure.timestamp for failure in error.failures.values())
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, int, int]:
         rank, failure = item
-        ended_by_launcher = failure.exitcode == -signal.SIGTERM
-        kind = 2 if ended_by_launcher else int(failure.exitcode > 0)
-        return kind, failure.timestamp, rank
+        ended_by_launcher = failure.exitcode == -signal.SIGTERM or failure.timestamp > began + _TOGETHER
+        return ended_by_launcher, failure.exitcode if failure.exitcode < 0 else 0, rank
 
     return min(error.failures.items(), key=order)
 

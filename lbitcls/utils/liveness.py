@@ -67,7 +67,7 @@ class Pulse:
 
     def _run(self) -> None:
         number = 0
-        while not self._ended.wait(BEAT):
+        while not self._ended.wait(BEAT if number else 0):
             number += 1
             problem = self._look(f"{number} {os.getpid()} {socket.gethostname()}")
             if problem is None and self._activity is not None:
