@@ -10,13 +10,28 @@ learning rate, a function of them, therefore continues at the same part of the r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from lbitcls.core.runner import EpochRunner
+    import logging
+
+    from lbitcls.core.features import FeatureCache
+    from lbitcls.protocols import BatchLoader
 
 
-def position_meta(runner: EpochRunner) -> dict[str, int]:
+class Run(Protocol):
+    """Part of the runner that a position consists of (`lbitcls.core.runner.EpochRunner`)."""
+
+    epoch: int
+    iter: int
+    inner_iter: int
+    images: int
+    loader: BatchLoader
+    features: FeatureCache
+    logger: logging.Logger
+
+
+def position_meta(runner: Run) -> dict[str, int]:
     """Return the position as a checkpoint contains it."""
     return {
         "epoch": runner.epoch,
@@ -29,7 +44,7 @@ def position_meta(runner: EpochRunner) -> dict[str, int]:
     }
 
 
-def take_position(runner: EpochRunner, meta: Mapping[str, Any]) -> None:
+def take_position(runner: Run, meta: Mapping[str, Any]) -> None:
     """Continue from the position in a checkpoint's metadata.
 
     The epoch starts again, with a warning, if the training set has another number of samples, or if an older
@@ -50,7 +65,7 @@ def take_position(runner: EpochRunner, meta: Mapping[str, Any]) -> None:
         _enter_epoch(runner, samples, meta["epoch_len"])
 
 
-def _enter_epoch(runner: EpochRunner, samples: int, epoch_len: int) -> None:
+def _enter_epoch(runner: Run, samples: int, epoch_len: int) -> None:
     """Enter the epoch after `samples` of its samples, in a run whose epochs had `epoch_len` iterations."""
     length, inner_iter = len(runner.loader), runner.inner_iter
     runner.inner_iter = runner.loader.begin(runner.epoch, samples)

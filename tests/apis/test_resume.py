@@ -255,13 +255,14 @@ def test_seed_is_kept_by_the_run(make_config: Any) -> None:
     same_run(whole, ended)
 
 
-def test_other_batch_size_goes_on_from_the_epoch(make_config: Any, capsys: Any) -> None:
+def test_other_batch_size_trains_on_the_rest_of_the_epoch(make_config: Any, capsys: Any) -> None:
     cfg = make_config(total_epochs=2, checkpoint_config=dict(interval=7, by_epoch=False))
     end(cfg, "after_iter", 10)
     cfg.data.samples_per_gpu = 64
     train_classifier(cfg, resume=True)
-    assert "results will differ" in capsys.readouterr().out
+    assert "continuing after 896 of its 1437 images, at iteration 14" in capsys.readouterr().out
     assert content(cfg.work_dir)["meta"]["iter"] == 2 * 23
+    assert content(cfg.work_dir)["meta"]["images"] == 2 * 1437
 
 
 def test_old_checkpoints_are_deleted(make_config: Any) -> None:

@@ -85,6 +85,9 @@ def check_script(script: str, arguments: list[str]) -> None:
         number = 1 if distributed[1] == "train" else 2
         assert arguments[number].isdigit(), f"{script}: {arguments[number]} is no number of processes"
         parses(distributed[1], [*arguments[:number], *arguments[number + 1 :]])
+    elif script == "tools/slurm_train.sh":
+        assert arguments[3].isdigit(), f"{script}: {arguments[3]} is no number of processes"
+        parses("train", [arguments[2], *arguments[4:]])
     elif verb:
         parses(verb[1], arguments)
     else:

@@ -32,6 +32,7 @@ def taught(names: dict[str, Any], said: str) -> None:
     assert abs(0.9 * first["loss_distill"] + 0.1 * first["loss_label"] - first["loss"]) < 1e-4
 
 
+COMPARED = "tools/dist_train.sh configs/quickstart/digits_lsq_4w4f.py"
 PAGES = {
     "docs/distillation.md": Page(
         words={
@@ -49,6 +50,13 @@ PAGES = {
         },
         check=steady,
         slow=True,
+    ),
+    "docs/distributed.md": Page(
+        not_run={
+            "GPUS_PER_NODE=8 SRUN_ARGS='--time 24:00:00' tools/slurm_train.sh PARTITION JOB_NAME \\": "machines",
+            "python -m pytest tests/distributed": "figures",
+            f"{COMPARED} 1 --work-dir work_dirs/one --seed 1 \\": "machines",
+        }
     ),
     "docs/tensorboard.md": Page(not_run={"tensorboard --logdir work_dirs": "server"}),
     "docs/results/cifar10_transfer.md": Page(
