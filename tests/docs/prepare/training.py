@@ -54,7 +54,6 @@ PAGES = {
     "docs/distributed.md": Page(
         not_run={
             "GPUS_PER_NODE=8 SRUN_ARGS='--time 24:00:00' tools/slurm_train.sh PARTITION JOB_NAME \\": "machines",
-            "python -m pytest tests/distributed": "figures",
             f"{COMPARED} 1 --work-dir work_dirs/one --seed 1 \\": "machines",
         }
     ),
