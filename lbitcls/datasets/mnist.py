@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import struct
@@ -34,7 +35,8 @@ def read_idx(path: Path) -> np.ndarray:
         DataError: The file is corrupt or has another content.
     """
     try:
-        with open_regular(path) as file, gzip.open(file) if path.suffix == ".gz" else file as content:
+        with open_regular(path) as file:
+            content: gzip.GzipFile | io.FileIO = gzip.open(file) if path.suffix == ".gz" else file
             head = content.read(4)
             dims = head[3] if len(head) == 4 else 0
             sizes = content.read(4 * dims)
@@ -42,7 +44,8 @@ def read_idx(path: Path) -> np.ndarray:
             shape = struct.unpack(f">{dims}i", sizes) if is_idx else ()
             count = math.prod(shape)
             stored = os.fstat(file.fileno()).st_size
-            if not is_idx or min(shape) < 0 or count > max(_MOST_BYTES, _MOST_RATIO * stored):
+            sides = math.prod(max(size, 1) for size in shape)  # NumPy limits this product, too
+            if not is_idx or min(shape) < 0 or sides > max(_MOST_BYTES, _MOST_RATIO * stored):
                 raise DataError(f"{path}: not an idx file of bytes, or larger than plausible ({stored} bytes).")
             values = content.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:

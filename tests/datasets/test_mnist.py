@@ -59,6 +59,7 @@ def test_corrupt_files(tmp_path: Path) -> None:
         "cut.gz": gzip.compress(good)[:-9],
         "no.gz": good,
         "below0": bytes((0, 0, 8, 3)) + struct.pack(">3i", 0, 0, -(2**31)),
+        "wide": bytes((0, 0, 8, 4)) + struct.pack(">4i", 0, 2**31 - 1, 2**31 - 1, 2**31 - 1),
         "bomb.gz": gzip.compress(bytes((0, 0, 8, 1)) + struct.pack(">i", 2**27) + bytes(2**27), 1),
     }.items():
         (tmp_path / name).write_bytes(content)
