@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import functools
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ from lbitcls.utils.logging import get_logger
 
 ROOT = Path(__file__).resolve().parent.parent
 
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored in the background and under nohup, also in what tests start
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 torch.set_num_threads(1)
 selection.select_kernels("plain")  # where a test selects no others: compiling takes seconds
 settings.register_profile("lbitcls", deadline=None, derandomize=True, database=None)

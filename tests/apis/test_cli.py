@@ -129,7 +129,7 @@ def test_no_memory(write_config: Any, monkeypatch: pytest.MonkeyPatch, capsys: A
         raise MemoryError("Unable to allocate 23.3 TiB")
 
     monkeypatch.setattr("lbitcls.workflows.testing.test_classifier", test_classifier)
-    assert main(["test", str(write_config()), "none.pth"]) == 1
+    assert main(["test", str(write_config()), "none.pth"]) == 71
     assert capsys.readouterr().err == (
         "ResourceError: memory ran out (Unable to allocate 23.3 TiB). Lower data.samples_per_gpu, or use a smaller "
         "model or smaller images.\n"

@@ -252,7 +252,7 @@ def test_visualize_an_exported_file(trained: Any, monkeypatch: Any, tmp_path: Pa
             return np.eye(10, dtype=np.float32)[[3] * len(images)]
 
     opened: list[Any] = []
-    monkeypatch.setattr("lbitcls.inference.onnx_classifier.load", lambda *given: opened.append(given) or Engine())
+    monkeypatch.setattr("lbitcls.inference.onnx_model.load", lambda *given: opened.append(given) or Engine())
     figure = visualize("confusion", trained[0], "model.onnx", engine="onnxruntime", threads=1)
     assert opened == [("model.onnx", "onnxruntime", 1)]
     counts = {text.get_position()[0] for text in figure.axes[0].texts}

@@ -268,12 +268,9 @@ def test_other_batch_size_trains_on_the_rest_of_the_epoch(make_config: Any, caps
 def test_a_job_that_starts_again_does_not_go_back_to_resume_from(make_config: Any, capsys: Any) -> None:
     cfg = make_config(total_epochs=1)
     train_classifier(cfg)
-    job = make_config("job", total_epochs=3)
-    job.resume_from = f"{cfg.work_dir}/epoch_1.pth"
-    train_classifier(job, resume=True)
-    capsys.readouterr()
-    job.total_epochs = 4
-    train_classifier(job, resume=True)
+    for epochs in (3, 4):
+        job = make_config("job", total_epochs=epochs, resume_from=f"{cfg.work_dir}/epoch_1.pth")
+        train_classifier(job, resume=True)
     assert f"Resuming from {job.work_dir}/latest.pth: epoch 4" in capsys.readouterr().out
 
 
@@ -384,11 +381,7 @@ def test_everything_at_once_killed(make_config: Any, run_tool: Any, compiler: No
     """In the float phase, soon after the quantizers came on, and in the last epoch; processes of their own."""
     sections = dict(
         QUANT,
-        total_epochs=3,
-        ema=dict(decay=0.9),
-        amp="bf16",
-        compile=True,
-        channels_last=True,
+        **dict(total_epochs=3, ema=dict(decay=0.9), amp="bf16", compile=True, channels_last=True),
         optimizer_config=dict(cumulative_iters=5, grad_clip=dict(max_norm=5.0)),
         checkpoint_config=dict(interval=4, by_epoch=False, max_keep_ckpts=2),
     )

@@ -108,10 +108,11 @@ def test_with_several_processes_a_whole_validation_must_fit(tmp_path: Path, monk
     assert hook.margin(runner) == 3 + 8 and hook.margin(runner, ends_epoch=True) == 50 + 8
 
 
-def test_minutes_count_from_the_last_checkpoint(tmp_path: Path) -> None:
+def test_minutes_count_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, saved = Time(), []
     runner = run_of(tmp_path, save=lambda path, then: saved.append((path.name, clock.now)))
-    hook = CheckpointHook(minutes=0.5, now=clock)
+    monkeypatch.setattr(CheckpointHook, "_now", staticmethod(clock))
+    hook = CheckpointHook(minutes=0.5)
     hook.before_run(runner)
     for _ in range(9):
         iterate(hook, runner, clock, 10)

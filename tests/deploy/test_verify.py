@@ -49,7 +49,7 @@ def verify_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
             return perturb(outputs.numpy())
 
         info = SimpleNamespace(part=part, target="cpu")
-        facts = dict(name="twin", version="1", path=Path(__file__), threads=None, info=info)
+        facts = dict(name="twin", version="1", is_timed=True, path=Path(__file__), threads=None, info=info)
         engine = SimpleNamespace(predict=predict, integer_counts=lambda: (3, 4), **facts)
         monkeypatch.setattr("lbitcls.deploy.verification.judges.load", lambda path, name, threads: engine)
         return verify(model, "model.onnx", images.split(64) if batches is None else batches, engines=["twin"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,7 @@ class CheckpointHook(Hook):
     """
 
     priority = PRIORITIES["LOWEST"]
+    _now = staticmethod(time.monotonic)
 
     def __init__(
         self,
@@ -44,8 +44,6 @@ class CheckpointHook(Hook):
         max_keep_ckpts: int = CheckpointConfig.max_keep_ckpts,
         by_iter: int | None = CheckpointConfig.by_iter,
         minutes: float | None = CheckpointConfig.minutes,
-        *,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         checked = CheckpointConfig(
             interval=interval, by_epoch=by_epoch, by_iter=by_iter, minutes=minutes, max_keep_ckpts=max_keep_ckpts
@@ -56,8 +54,7 @@ class CheckpointHook(Hook):
         self.minutes = checked.minutes
         self.max_keep = checked.max_keep_ckpts
         self._due = False
-        self._now = now
-        self._last = now()
+        self._last = self._now()
         self._asked = False
 
     def before_run(self, runner: EpochRunner) -> None:

@@ -53,7 +53,7 @@ class LogHook(Hook):
         self.interval = LogConfig(interval=interval).interval
         self._every = self.interval or _MOST
         self._pending: dict[str, list[torch.Tensor]] = {}
-        self._counts: list[int] = []  # images of this rank in each pending iteration
+        self._counts: dict[str, list[int]] = {}  # images of this rank in each of these iterations
         self._data_time = 0.0
         self._iterations = 0
         self._since = 0.0
@@ -68,8 +68,7 @@ class LogHook(Hook):
         self.clock.tick(runner)
         for name, value in runner.outputs.items():
             self._pending.setdefault(name, []).append(value)
-        if runner.outputs:
-            self._counts.append(runner.batch_count)
+            self._counts.setdefault(name, []).append(runner.batch_count)
         self._data_time += runner.data_time
         self._iterations += 1
         if runner.inner_iter % self._every == 0 or runner.inner_iter == len(runner.loader):
@@ -101,22 +100,27 @@ class LogHook(Hook):
     def _means(self) -> dict[str, float]:
         if not self._pending:  # all steps were skipped
             return {}
-        values = torch.stack([torch.stack(values).double() for values in self._pending.values()])
-        if world_size() > 1:  # ranks may differ in their numbers of images: an epoch's last batch, images left out
-            counts = values.new_tensor(self._counts)
-            sums = sum_over_ranks(torch.cat([values * counts, counts[None]]))
-            values = sums[:-1] / sums[-1]
-        means = values.mean(1)
+        means = torch.stack([self._mean(name, torch.stack(values).double()) for name, values in self._pending.items()])
         return dict(sorted(zip(self._pending, means.tolist(), strict=True), key=lambda item: _order(item[0])))
+
+    def _mean(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        if world_size() > 1:  # ranks may differ in their numbers of images: an epoch's last batch, images left out
+            counts = values.new_tensor(self._counts[name])
+            sums = sum_over_ranks(torch.stack([values * counts, counts]))
+            values = sums[0] / sums[1]
+        return values.mean()
 
     def state_dict(self) -> dict[str, Any]:
         pending = {name: torch.stack(values).cpu() for name, values in self._pending.items()}
-        return {"pending": pending, "counts": list(self._counts)}
+        return {"pending": pending, "counts": {name: list(counts) for name, counts in self._counts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._pending = {name: list(values) for name, values in state["pending"].items()}
-        number = max(map(len, self._pending.values()), default=0)
-        self._counts = [int(count) for count in state.get("counts", ())] or [1] * number
+        saved = state.get("counts", {})
+        self._counts = {
+            name: [int(count) for count in saved.get(name, ())] or [1] * len(values)
+            for name, values in self._pending.items()
+        }
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
