@@ -98,7 +98,8 @@ class Checkpoints(Kind):
         self.model = build_mtransformer(dict(type="ModelTransformer", quan_policy=POLICY))(build_classifier(MODEL))
         self.optimizer = dict(type="SGD", lr=0.1, momentum=0.9)
         optimizer = build_optimizer(self.model, self.optimizer)
-        self.model(torch.rand(2, 1, 8, 8), gt_label=torch.zeros(2, dtype=torch.long))["loss"].backward()
+        for parameter in self.model.parameters():  # without autograd, which forbids forks afterwards
+            parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         meta = {"epoch": 1, "iter": 5, "CLASSES": tuple("0123456789"), "config": "model = dict(type='ImageClassifier')"}
         save_checkpoint(self.model, folder / "x.pth", optimizer, meta, hooks={"LogHook": {}})

@@ -16,6 +16,7 @@ from lbitcls.core.runner import EpochRunner
 from lbitcls.quant.kernels import selection
 from lbitcls.settings.sections import read_settings
 from lbitcls.utils import Config
+from lbitcls.utils.errors import DataError
 from lbitcls.utils.logging import get_logger
 from lbitcls.utils.safe import safe_mode
 from lbitcls.workflows import training
@@ -187,6 +188,8 @@ def trained(path: Path) -> str:
             args.run(args)
     except Trained:
         return "trains"
+    except OSError as error:  # the command prints it in one line, too
+        raise DataError(str(error)) from error
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(1)

@@ -36,7 +36,7 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         with open_regular(path) as file:
-            content: gzip.GzipFile | io.FileIO = gzip.open(file) if path.suffix == ".gz" else file
+            content: gzip.GzipFile | io.FileIO = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
             head = content.read(4)
             dims = head[3] if len(head) == 4 else 0
             sizes = content.read(4 * dims)

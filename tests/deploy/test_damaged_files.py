@@ -87,6 +87,15 @@ def test_logits_for_other_images_than_were_given(write_onnx: Callable[..., Path]
         logits_of(load(path), IMAGES)
 
 
+def test_a_node_without_its_inputs(write_onnx: Callable[..., Path]) -> None:
+    path = write_onnx()
+    model = onnx.load(path)
+    model.graph.node[1].op_type = "Conv"
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match="openvino cannot run .*has input size 1"):
+        load(path, "openvino")
+
+
 def test_opening_a_file_tells_nobody(exported: Path) -> None:
     """OpenVINO's telemetry would report that it was imported, from a process that it starts."""
     code = "import sys; from lbitcls.deploy.runtime.engine import load; load(sys.argv[1], 'openvino', 1)\n"

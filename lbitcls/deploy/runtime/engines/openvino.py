@@ -30,6 +30,12 @@ def openvino_core() -> Any:
     return require("openvino").Core()
 
 
+def _read_model(path: Path) -> Any:
+    """Return OpenVINO's form of an ONNX file, which `onnx` checks before: a node that lacks inputs ends OpenVINO."""
+    require("onnx").checker.check_model(str(path))
+    return openvino_core().read_model(str(path))
+
+
 @ENGINES.register_module(name="openvino")
 class OpenVINOEngine(Engine):
     """OpenVINO on the CPU.
@@ -51,7 +57,7 @@ class OpenVINOEngine(Engine):
     def refusal(cls, path: Path) -> str | None:
         """Return why OpenVINO cannot convert a file."""
         try:
-            openvino_core().read_model(str(path))
+            _read_model(path)
         except Exception as error:  # OpenVINO has its own exception types
             return first_reason(error)
         return None
@@ -69,7 +75,7 @@ class OpenVINOEngine(Engine):
         }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._model = self._core.read_model(str(path))
+        self._model = _read_model(path)
         self._requests: dict[int | None, Any] = {}
         self._lock = Lock()
 
