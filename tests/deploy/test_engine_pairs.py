@@ -120,9 +120,11 @@ def check(case: Case, found: dict[str, Any]) -> None:
         return
     place, *_, bits = case
     rounded = bits < 8 and find_target(engines.PLACES[place][0]).rounds_between_layers
-    assert rounded or not found["reasons"], (case, found["reasons"])
+    rejected = place == "opencv" and found["reasons"]  # it computes some networks wrongly, and the certificate says so
+    assert rounded or rejected or not found["reasons"], (case, found["reasons"])
     for one in found["certificates"]:
-        assert one["images"] == IMAGES and one["agreement"] >= (80 if rounded else 97), (case, one)
+        least = 0 if rejected else 80 if rounded else 97
+        assert one["images"] == IMAGES and one["agreement"] >= least, (case, one)
         if one["engine"] in IN_INTEGERS and not rounded:  # LiteRT adds in float where layers have few bits
             floats = SHORTCUTS if one["engine"] == "openvino" and case[1] == "ResNet-18" else 0
             assert 0 < one["layers"] - floats <= one["integer"] <= one["layers"], (case, one)

@@ -10,6 +10,8 @@ from lbitcls.deploy.passes.maxima import quantization_of
 if TYPE_CHECKING:
     from onnx import NodeProto
 
+_COMPUTED = ("Relu", "Clip", "Conv", "Add", "Mul")
+
 
 def concatenate_integers(graph: Graph) -> None:
     """Move the quantization of a Concat to its inputs, if nothing else uses these or the float result.
@@ -17,10 +19,14 @@ def concatenate_integers(graph: Graph) -> None:
     The values stay the same. OpenVINO does this too, but after it has combined ReLU, scale and bias of a convolution
     with the quantization behind it; those of a concatenated convolution then remain operations of their own (a tenth of
     SqueezeNet's time).
+
+    Integers that are concatenated stay as they are: ONNX Runtime makes one rounding of two in a row, another one.
     """
     for concat in [node for node in graph.nodes if node.op_type == "Concat"]:
         chain = quantization_of(graph, concat.output[0])
         if not chain or any(graph.only_consumer(name) is not concat for name in concat.input):
+            continue
+        if any((node := graph.producer(name)) is None or node.op_type not in _COMPUTED for name in concat.input):
             continue
         concat.output[0] = chain[-1].output[0]
         for position, source in enumerate(concat.input):
