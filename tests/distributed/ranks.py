@@ -41,7 +41,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def play(scene: Callable[..., Any], ranks: int, *arguments: Any, seconds: float = 120) -> list[Any]:
+def play(scene: Callable[..., Any], ranks: int, *arguments: Any, seconds: float = 300) -> list[Any]:
     """Return each rank's result of `scene(*arguments)`; raise with the traceback of one that failed.
 
     Args:
