@@ -99,11 +99,24 @@ def init_processes(
         os.environ.setdefault("MASTER_PORT", os.environ.get("PORT", "29500"))
         os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
     _limit = datetime.timedelta(seconds=timeout or LONG)
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=_limit)
+    store = _store_of_start(launcher, place)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=_limit)
     if place.world_size > 1 and "MASTER_PORT" in os.environ:
         from lbitcls.utils.liveness import Pulse
 
         _pulse = Pulse(place.rank, place.world_size, hang_after)
+
+
+def _store_of_start(launcher: str, place: Place) -> dist.Store | None:
+    """Return torchrun's store with names of its own for this start; None: the backend's usual one.
+
+    torchrun keeps the store, with the addresses of the processes that it started before, when it starts others.
+    """
+    if not restarts(launcher) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, place.world_size, is_master=False)
+    return dist.PrefixStore(f"start_{restarts(launcher)}", store)
 
 
 def leave_processes() -> None:
