@@ -72,6 +72,7 @@ def graph_of(model: nn.Module, folder: Path) -> Graph:
     """Return the graph that the target converts."""
     TARGETS.register_module(name="executorch_graph", force=True, module=GraphsOnly)
     report = export_model(model, folder / "model.onnx", input_shape=(3, 8, 8), target="executorch_graph")
+    TARGETS.module_dict.pop("executorch_graph")
     return Graph(onnx.load(str(report.path)))
 
 

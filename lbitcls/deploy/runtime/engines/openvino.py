@@ -32,8 +32,22 @@ def openvino_core() -> Any:
 
 def _read_model(path: Path) -> Any:
     """Return OpenVINO's form of an ONNX file, which `onnx` checks before: a node that lacks inputs ends OpenVINO."""
-    require("onnx").checker.check_model(str(path))
+    _check(path)
     return openvino_core().read_model(str(path))
+
+
+def _check(path: Path) -> None:
+    """Raise an error if an ONNX file is not valid; inputs and outputs may lack their shapes."""
+    onnx = require("onnx")
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        if "'shape'" not in str(error):
+            raise
+        model = onnx.load(str(path), load_external_data=False)
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.SetInParent()
+        onnx.checker.check_model(model)
 
 
 @ENGINES.register_module(name="openvino")
