@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from lbitcls.datasets.digits import Digits
 from lbitcls.deploy.runtime.metadata import ModelInfo, write_info
 from lbitcls.models.builder import build_classifier
 from lbitcls.quant import build_mtransformer, calibrate
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # modules that tests share, such as `browser`
 
 WEIGHT = np.random.default_rng(7).standard_normal((4, 3), dtype=np.float32)
 

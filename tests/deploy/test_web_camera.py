@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import IN_BROWSER  # type: ignore[import-not-found]
 from PIL import Image
 
 from lbitcls.datasets.digits import Digits
 from lbitcls.deploy import export_model
 from lbitcls.deploy.runtime.engines import onnxruntime_web
 from lbitcls.deploy.runtime.engines.onnxruntime_web import ONNXRuntimeWebEngine
-from lbitcls.deploy.runtime.page import npm
 from lbitcls.inference import inference_model, init_model
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")),
-        reason="no browser: install Debian's chromium and chromium-driver",
-    ),
-    pytest.mark.skipif(not npm.archive().is_file(), reason=f"no runtime for pages; run: {npm.install_command()}"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's, of a browser that ends
-]
+pytestmark = IN_BROWSER
 
 FAKE = "--use-fake-device-for-media-stream"
 ALLOW, REFUSE = "--use-fake-ui-for-media-stream", "--use-fake-ui-for-media-stream=deny"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import IN_BROWSER  # type: ignore[import-not-found]
 from PIL import Image
 from torch import Tensor
 
@@ -29,15 +30,7 @@ from lbitcls.deploy.runtime.page.page_steps import page_steps
 from lbitcls.inference.preparation import preparation
 from lbitcls.utils.errors import CheckpointError
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")),
-        reason="no browser: install Debian's chromium and chromium-driver",
-    ),
-    pytest.mark.skipif(not npm.archive().is_file(), reason=f"no runtime for pages; run: {npm.install_command()}"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's, of a browser that ends
-]
+pytestmark = IN_BROWSER
 
 NAMES = ["<img src=x onerror=alert(1)>", *map(str, range(1, 10))]
 PREPARE = """
