@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10 as JPEG files, LSQ W2A2: from the float network in 54 epochs.
+"""ResNet-20 on CIFAR-10 as JPEG files, LSQ W2A2: from the float network in 40 epochs.
 
     python tools/train.py configs/cifar10/resnet20.py --load-from resnet20.pth --data-root FOLDER
     python tools/train.py configs/cifar10/resnet20_w2a2.py --data-root FOLDER
@@ -11,6 +11,4 @@ docs/results/cifar10_resnet20.md. On a GPU, or a CPU without VNNI: `--options ke
 _base_ = "_base_/resnet20_lsq.py"
 
 quant_transformer = dict(quan_policy=dict(Conv2d=dict(num_bit_w=2, num_bit_a=2)))
-# LSQ's paper finds less weight decay better at 2 bits (table 2); so does the ablation.
-optimizer = dict(paramwise_cfg=dict(decay_by_bits={2: 3e-5}))
-total_epochs = 54
+total_epochs = 40
