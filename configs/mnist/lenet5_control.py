@@ -10,4 +10,4 @@ _base_ = "lenet5.py"
 
 load_from = "work_dirs/lenet5/latest.pth"
 optimizer = dict(lr=0.05)
-total_epochs = 4
+total_epochs = 6

@@ -23,6 +23,7 @@ quant_transformer = dict(
         ],
     ),
 )
+calibration = dict(num_batches=8, method="mse")
 load_from = "work_dirs/lenet5/latest.pth"
 optimizer = dict(lr=0.05)
-total_epochs = 4
+total_epochs = 6
