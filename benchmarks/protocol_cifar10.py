@@ -39,6 +39,12 @@ INGREDIENTS = {
 }
 """Rows of the ablation, each a config of `configs/cifar10/ablation`, and what each has."""
 
+BY_LAYER = {
+    "uniform_3": "3 bits in every layer",
+    "by_layer_3": "2 to 5 bits, found by `lbitcls search --budget size=3bit`",
+}
+"""Rows of equal size, each a config of `configs/cifar10/bits`, and what each has."""
+
 METHODS = ("LSQ", "LSQPlus", "DSQ", "PACT", "DoReFa", "APoT", "UQ", "EWGS", "TorchQAT", "N2UQ")
 PUBLISHED = {"DoReFa": 88.2, "PACT": 89.7, "APoT": 91.0}
 """Top-1 of ResNet-20 with W2A2 on the original images, trained for hundreds of epochs: APoT's paper, table 2."""
@@ -58,12 +64,14 @@ ROWS: dict[str, Row] = {
     **{f"{bits}-{seed}": Row(f"cifar10/resnet20_{bits.lower()}.py", {"seed": seed}) for seed in SEEDS for bits in BITS},
     **{method: method_row(method) for method in METHODS},
     **{name: Row(f"cifar10/ablation/{name}.py", final=False) for name in INGREDIENTS},
+    **{f"{name}-{seed}": Row(f"cifar10/bits/{name}.py", {"seed": seed}) for seed in SEEDS for name in BY_LAYER},
 }
 
 
 def page(results: Results) -> str:
     """Return the document for the completed rows."""
-    parts = [_head(), _bits_table(results), _methods(results), _ingredients(results), rows_table(ROWS, results)]
+    tables = [_bits_table(results), _methods(results), _ingredients(results), _by_layer(results)]
+    parts = [_head(), *tables, rows_table(ROWS, results)]
     return "\n".join(line for part in parts if part for line in [*part, ""]).rstrip() + "\n"
 
 
@@ -151,6 +159,24 @@ _ABLATION = """
 W2A2 in five epochs from `resnet20`, seed 0, on the 5,000 held-out images (standard error of a value about 0.5):
 configs/cifar10/ablation. Each alone with LSQ as in its paper, and last those that the recipe combines, with one left
 out: `no_distillation` here, `distilled` for LSQ's default.
+"""
+
+
+def _by_layer(results: Results) -> list[str]:
+    """Return the section on bits by layer; no lines before all its rows are complete."""
+    rows = {name: [results.get(f"{name}-{seed}") for seed in SEEDS] for name in BY_LAYER}
+    found = {name: [row["test"] for row in of_name if row is not None] for name, of_name in rows.items()}
+    if any(len(top1) < len(SEEDS) for top1 in found.values()):
+        return []
+    lines = ["## Bits by layer", "", *wrapped(_EQUAL_SIZE), "", "| row | bits | test top-1 |", "|---|---|---|"]
+    for name, top1 in found.items():
+        lines.append(f"| `{name}` | {BY_LAYER[name]} | {statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} |")
+    return lines
+
+
+_EQUAL_SIZE = """
+Two networks of the same size, each trained for two epochs by the recipe of `W3A3-0`: mean of three seeds, ± their
+deviation. The bits of the second were found without training, on 128 training images.
 """
 
 
