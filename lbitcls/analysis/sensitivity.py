@@ -1,4 +1,4 @@
-"""What quantizing one layer alone costs: measured by switching its quantizers on, or estimated from second derivatives.
+"""Error of a single quantized layer: measured by enabling its quantizers alone, or estimated from second derivatives.
 
     kl      KL(float model's predictions, predictions with this layer alone quantized), mean over the images, in nats
     fisher  ½ Σ_i F_ii · (q_i - x_i)² over the layer's weights and inputs, with the Fisher information's diagonal

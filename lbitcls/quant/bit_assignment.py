@@ -67,7 +67,7 @@ class Budget:
 
 
 class SearchCosts:
-    """What the layers of a search cost, as a budget counts it.
+    """Costs of the layers of a search, as a budget counts them.
 
     Args:
         budget: Budget.

@@ -66,7 +66,7 @@ class FoundBits:
 
 @dataclass(frozen=True)
 class _Search:
-    """What all networks of a search share."""
+    """Parts that all networks of a search share."""
 
     section: Mapping[str, Any]
     model: nn.Module
