@@ -137,7 +137,7 @@ class Quantizer(nn.Module):
         return None
 
     def thresholds(self) -> Tensor | None:
-        """Return the values above which x becomes 1, 2, … steps (`QParams.thresholds`), or None if they are even."""
+        """Return the values above which x reaches the next level (`QParams.thresholds`), or None if they are even."""
         return None
 
     def normalize(self, x: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class QParams:
         quant_max: Largest integer.
         channel_axis: Axis of the tensor that the C scales belong to; None: one scale for the tensor.
         levels: Integers that occur, ascending, int32; None: all integers in the range occur.
-        thresholds: Values above which an input, its magnitude if signed, becomes 1, 2, … steps (`piecewise.steps_of`);
-            None: they lie in the middle between two steps.
+        thresholds: Values above which an input, its magnitude if signed, becomes 1, 2, … steps, or the next of `levels`
+            (`piecewise.steps_of`); None: they lie in the middle between two steps.
     """
 
     scale: Tensor
@@ -41,6 +41,11 @@ class QParams:
     def signed(self) -> bool:
         """True if negative integers occur."""
         return self.quant_min < 0
+
+    @property
+    def magnitudes(self) -> list[int] | None:
+        """Integers from 0 upward that occur, one more than `thresholds`; None: all integers in the range occur."""
+        return None if self.levels is None else [level for level in self.levels.tolist() if level >= 0]
 
     def dequantize(self, integers: Tensor) -> Tensor:
         """Return the float values of `integers` (any integer dtype, the grid's tensor shape) in the scale's dtype."""

@@ -14,6 +14,7 @@ from lbitcls.deploy.export.lowering import LoweredInput, layer_facts, lower
 from lbitcls.deploy.export.onnx import export_model
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.quant.quantizer_errors import NotInitializedError
+from lbitcls.quant.quantizers.apot import APoT
 from lbitcls.quant.spec import QParams
 from lbitcls.utils.errors import ConfigError
 
@@ -29,18 +30,30 @@ def images() -> torch.Tensor:
     return torch.randn(4, 3, 5, 5)
 
 
-def test_uneven_inputs_are_refused_by_name_before_anything_is_written(quantized: Quantized, tmp_path: Path) -> None:
-    model = quantized(net(), "APoT", 4, 4, images())
-    with pytest.raises(ConfigError, match=r"uneven levels.*: 0 \(APoT\), 3 \(APoT\)\. Train with .*UQ .* or LSQ"):
+def test_integers_beyond_8_bits_are_refused_by_name_before_anything_is_written(
+    quantized: Quantized, tmp_path: Path
+) -> None:
+    model = quantized(net(), "APoT", 4, 6, images())
+    with pytest.raises(ConfigError, match=r"beyond 8 bits: 3 \(APoT, 0 to 448\)\. Train with .*UQ .* or LSQ"):
         export_model(model, tmp_path / "model.onnx", input_shape=(3, 5, 5))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("bits", [2, 3])
-def test_uneven_levels_of_few_bits_are_refused_too(quantized: Quantized, bits: int) -> None:
-    model = quantized(net(), "APoT", 4, bits, images())
-    with pytest.raises(ConfigError, match="uneven levels"):
-        lower(model)
+@pytest.mark.parametrize("fractional", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 5])
+def test_uneven_levels_are_decided_exactly(bits: int, signed: bool, fractional: bool) -> None:
+    """Also for the values on both sides of each threshold; those of fractions differ in the last bit."""
+    quantizer = APoT(bits, role="input", signed=signed, fractional_levels=fractional).eval()
+    quantizer.initialize(torch.rand(500) * 0.37)
+    ends = quantizer.qparams().thresholds
+    assert ends is not None and len(ends) == 2 ** (bits - signed) - 1
+    infinity = torch.full_like(ends, torch.inf)
+    x = torch.cat([ends, ends.nextafter(infinity), ends.nextafter(-infinity), torch.rand(500)])
+    x = torch.cat([x, -x])
+    lowered, expected = LoweredInput(quantizer.qparams())(x), quantizer(x)
+    assert len(expected.unique()) == len(quantizer.levels())
+    torch.testing.assert_close(lowered, expected, rtol=1e-6 if fractional else 0, atol=0)
 
 
 def test_quantizers_without_values_name_the_remedy() -> None:

@@ -91,6 +91,11 @@ def test_integers_of_16_bits(quantized: Quantized, exports: Exports, tmp_path: P
             export_model(model, tmp_path / "no.onnx", input_shape=(3, 6, 6), **options)
 
 
+def test_uneven_levels_run_in_integers(quantized: Quantized, exports: Exports) -> None:
+    found = integer_layers(exports(quantized(net(), "APoT", 4, 4, images()), images()).path)
+    assert found["convolutions"] == {"integer": 2, "total": 2, "float": {}}
+
+
 def test_an_unknown_target(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no target named 'tensor'. Did you mean 'tensorrt'"):
         export_model(net(), tmp_path / "model.onnx", input_shape=(3, 6, 6), target="tensor")

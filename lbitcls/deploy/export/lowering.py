@@ -1,6 +1,6 @@
 """Lowers a model for export: its layers compute the same with ONNX's QuantizeLinear and DequantizeLinear.
 
-    x -> [with thresholds (N2UQ): the number of those below x, times the scale] ->
+    x -> [with thresholds (N2UQ, APoT): the number of those below x, or the level of that number, times the scale] ->
          Clip (to a grid that is narrower than its container) -> QuantizeLinear -> DequantizeLinear ─┐
     integer weights (an initializer) -> DequantizeLinear, a scale for each output channel ───────────┴ layer -> Add
 
@@ -53,6 +53,7 @@ class LoweredInput(nn.Module):
         self.register_buffer("scale", qparams.scale.detach().float().reshape(()))
         self.register_buffer("zero_point", qparams.zero_point.to(_DTYPES[self.container]).reshape(()))
         self.register_buffer("thresholds", None if qparams.thresholds is None else qparams.thresholds.float())
+        self.levels = qparams.magnitudes
         self.signed = qparams.signed
         ends = torch.tensor([qparams.quant_min, qparams.quant_max]) - qparams.zero_point.cpu().reshape(())
         low, high = (ends * self.scale.cpu()).tolist()
@@ -61,7 +62,7 @@ class LoweredInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Fake quantize `x`, of any shape."""
         if self.thresholds is not None:
-            x = steps_of(x, self.thresholds, self.signed) * self.scale
+            x = steps_of(x, self.thresholds, self.signed, self.levels) * self.scale
         if self.bounds is not None:
             x = torch.clamp(x, *self.bounds)
         if not torch.compiler.is_exporting():
@@ -286,6 +287,12 @@ def container_of(qparams: QParams) -> str:
     return "int8" if qparams.quant_min < 0 else "uint8"
 
 
+def fits(qparams: QParams) -> bool:
+    """Return True if a quantized input's integers lie within its container."""
+    low, high = CONTAINERS[container_of(qparams)]
+    return low <= qparams.quant_min and qparams.quant_max <= high
+
+
 def weight_dtype(qparams: QParams) -> torch.dtype:
     """Return the integer type of a quantized weight: int8, or int16 for larger integers."""
     largest = max(-qparams.quant_min, qparams.quant_max)
@@ -315,18 +322,18 @@ def check_expressible(model: nn.Module) -> None:
     for name, addition in quantized_additions(model):
         for _, operand in addition.quantizers():
             _require_initialized(name, operand)
-    uneven = []
+    wide = []
     for name, layer in quantized_layers(model):
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
             _require_initialized(name, quantizer)
-        inputs = layer.input_quantizer
-        if inputs is not None and is_active(inputs) and inputs.qparams().levels is not None:
-            uneven.append(f"{name} ({layer.method})")
-    if uneven:
+        inputs = _grid(layer, "input")
+        if inputs is not None and not fits(inputs):
+            wide.append(f"{name} ({layer.method}, {inputs.quant_min} to {inputs.quant_max})")
+    if wide:
         raise ConfigError(
-            f"the inputs of these layers have uneven levels, which no integer engine supports: {', '.join(uneven)}. "
-            "Train with another method, such as UQ (APoT with power=False) or LSQ, or with float inputs "
-            "(quant_activation=False): APoT weights alone can be exported."
+            f"the inputs of these layers have integers beyond 8 bits: {', '.join(wide)}. Train with fewer bits (APoT: "
+            "up to 5 without a sign, 6 with one), with another method, such as UQ (APoT with power=False) or LSQ, or "
+            "with float inputs (quant_activation=False)."
         )
 
 

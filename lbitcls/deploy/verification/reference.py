@@ -27,7 +27,7 @@ class FixedQuantizer(Quantizer):
     """Quantizer on the grid that another quantizer decided; for a weight, also with the integers that it decided.
 
     Args:
-        quantizer: Initialized float32 quantizer; its levels are uniform, unless it is a weight's.
+        quantizer: Initialized float32 quantizer.
         weight: Input of a weight's quantizer; None: the quantizer is an input's.
     """
 
@@ -70,7 +70,7 @@ class FixedQuantizer(Quantizer):
         if self.integers is not None:
             return self.integers
         if self.ends is not None:
-            return steps_of(x, self.ends, self.signed).to(torch.int32)
+            return steps_of(x, self.ends, self.signed, self.qparams().magnitudes).to(torch.int32)
         zero = along(self.zero_point(), x.dim(), self.channel_axis)
         steps = functional.to_steps(x, along(self.scale, x.dim(), self.channel_axis), self.low - zero, self.high - zero)
         return (steps + zero).to(torch.int32)
@@ -117,5 +117,5 @@ def _fix_grids(layer: QuantLayer) -> None:
     weight, inputs = layer.weight_quantizer, layer.input_quantizer
     if weight is not None and weight.is_enabled:
         layer.weight_quantizer = FixedQuantizer(weight, layer.weight_to_quantize())
-    if inputs is not None and inputs.is_enabled and inputs.levels() is None:  # uneven levels have their own rule
+    if inputs is not None and inputs.is_enabled:
         layer.input_quantizer = FixedQuantizer(inputs)

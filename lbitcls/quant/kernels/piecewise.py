@@ -8,6 +8,7 @@ gradients by x and by the knots, this is N2UQ's generalized straight-through est
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,27 +27,31 @@ def midpoints(knots: Tensor) -> Tensor:
     return (knots[1:] + knots[:-1]) / 2
 
 
-def steps_of(x: Tensor, thresholds: Tensor, signed: bool = False) -> Tensor:
+def steps_of(x: Tensor, thresholds: Tensor, signed: bool = False, levels: Sequence[float] | None = None) -> Tensor:
     """Return the number of thresholds below each value, in the dtype of `x`, in operators that ONNX has.
 
     Args:
         x: Floating-point tensor of any shape, without NaN.
         thresholds: Ascending values (n,) of the dtype of `x`.
         signed: Mirror the staircase at zero: `steps_of(-x) = -steps_of(x)`.
+        levels: Values to return instead of the numbers 0 … n, (n + 1,), from 0 upward.
 
     Example:
         >>> steps_of(torch.tensor([0.5, 0.6, 4.0]), torch.tensor([0.5, 2.0])).tolist()
         [0.0, 1.0, 2.0]
     """
     magnitude = x.abs() if signed else x
+    values = [float(value) for value in (range(len(thresholds) + 1) if levels is None else levels)]
     if not torch.compiler.is_exporting():
-        steps = torch.bucketize(magnitude.contiguous(), thresholds).to(x.dtype)
+        number = torch.bucketize(magnitude.contiguous(), thresholds)
+        steps = number.to(x.dtype) if levels is None else torch.tensor(values, dtype=x.dtype, device=x.device)[number]
     elif len(thresholds) < MOST_COMPARISONS:
-        steps = torch.where(magnitude > thresholds[0], 1.0, 0.0)
+        steps = torch.where(magnitude > thresholds[0], values[1], values[0])
         for i in range(1, len(thresholds)):
-            steps = torch.where(magnitude > thresholds[i], i + 1.0, steps)
+            steps = torch.where(magnitude > thresholds[i], values[i + 1], steps)
     else:
-        steps = _halving_search(magnitude, thresholds).to(x.dtype)
+        number = _halving_search(magnitude, thresholds)
+        steps = number.to(x.dtype) if levels is None else torch.tensor(values, dtype=x.dtype)[number]
     return torch.where(x < 0, -steps, steps) if signed else steps
 
 

@@ -41,6 +41,7 @@ from lbitcls.quant.ranges import fill_scale, mse
 from lbitcls.quant.spec import per_grid
 
 MOST_COMPARISONS = 16
+_UNITS = 4  # in the last place: two roundings move a value by fewer
 
 
 def magnitudes(num_bits: int) -> list[int]:
@@ -180,6 +181,27 @@ def _nearest(v: Tensor, bounds: Tensor, levels: Tensor) -> Tensor:
     return steps
 
 
+def last_below(divisor: Tensor, bounds: Tensor) -> Tensor:
+    """Return the largest values whose quotients by `divisor` do not exceed `bounds`, exactly, in their dtype.
+
+    Args:
+        divisor: Positive value of shape ().
+        bounds: Positive values (n,), the largest quotients before the next level.
+
+    Example:
+        >>> last_below(torch.tensor(0.1), torch.tensor([1.5]))
+        tensor([0.1500])
+    """
+    found = bounds * divisor  # right up to the roundings of this product and of the quotient
+    infinity = torch.full_like(found, torch.inf)
+    for _ in range(_UNITS):
+        found = torch.where(found / divisor > bounds, found.nextafter(-infinity), found)
+    for _ in range(_UNITS):
+        following = found.nextafter(infinity)
+        found = torch.where(following / divisor > bounds, found, following)
+    return found
+
+
 INTEGERS = Elementwise(project, project_gradients, project_plain, project_gradients_plain, tables=3, apart=True)
 FRACTIONS = Elementwise(project_fractions, fraction_gradients, project_fractions_plain, tables=3, apart=True)
 
@@ -284,6 +306,13 @@ class APoT(_Clipped):
     def levels(self) -> Tensor:
         positive = self.magnitudes.to(torch.int32)
         return torch.cat([-positive.flip(0)[:-1], positive]) if self.signed else positive
+
+    @torch.no_grad()
+    def thresholds(self) -> Tensor | None:
+        if self.role == "weight":
+            return None  # they are those of the normalized weight
+        scale, _, _, *rest = self.grid(self.low.new_zeros((1, 1, 1, 1)))
+        return last_below(*(rest[:2] if self.fractional_levels else (scale, rest[0])))
 
     def grid(self, x: Tensor) -> tuple[Tensor, ...]:
         scale, low, high = super().grid(x)
