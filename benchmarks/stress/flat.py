@@ -12,14 +12,15 @@ import gc
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lbitcls.core.hooks.hook import Hook
 from lbitcls.registry import HOOKS
@@ -28,13 +29,15 @@ from stress.verdicts import Measured
 EPOCHS, WARM_UP, ITERATIONS = 50, 10, 40
 """Measured epochs, epochs before these, and iterations of each."""
 MOST_MIB = 8.0
-"""Largest drift over all measured epochs: of resident memory, of the processes that read images, and of objects."""
+"""Largest drift of resident memory over all measured epochs: of the training's process, and of its readers."""
+MOST_TRACKED = {"objects": 0.5, "tensors": 0.0}
+"""Largest drift per iteration: of blocks of memory that Python's objects have, and of the number of tensors."""
 HEAD = (
-    "| training | iterations | validations | memory, MiB | readers' memory, MiB | objects, MiB | files | threads | "
-    "processes | losses | s |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    "| training | iterations | validations | memory, MiB | readers' memory, MiB | objects | tensors | files | "
+    "threads | processes | losses | s |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
 _BATCH, _HELD_OUT = 32, 320
-_MIB = ("memory", "readers", "objects")
+_MIB = ("memory", "readers")
 _COUNTS = ("files", "threads", "processes")
 
 
@@ -54,13 +57,14 @@ class MeasureHook(Hook):
 
 
 def _measured() -> dict[str, float]:
-    """Return the memory of this process, its children and its Python objects in MiB, and what it has open."""
+    """Return the memory of this process and of its children in MiB, and the numbers of what this process holds."""
     gc.collect()
     children = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
     return {
         "memory": _resident("self"),
         "readers": sum(_resident(child) for child in children),
-        "objects": tracemalloc.get_traced_memory()[0] / 2**20,
+        "objects": sys.getallocatedblocks(),
+        "tensors": sum(issubclass(type(held), torch.Tensor) for held in gc.get_objects()),
         "files": len(os.listdir("/proc/self/fd")),
         "threads": len(os.listdir("/proc/self/task")),
         "processes": len(children),
@@ -86,9 +90,12 @@ def judged(rows: Sequence[dict[str, float]]) -> tuple[dict[str, float], list[str
     Args:
         rows: Measurements after the warm-up, in order.
     """
-    found = {name: drift([row[name] for row in rows]) for name in (*_MIB, *_COUNTS)}
+    found = {name: drift([row[name] for row in rows]) for name in rows[0]}
     grown = [name for name in _MIB if found[name] > MOST_MIB]
     losses = [f"{name}: {found[name]:+.1f} MiB; at most {MOST_MIB:g} may be" for name in grown]
+    for name, most in MOST_TRACKED.items():
+        if found[name] > most * ITERATIONS * len(rows):
+            losses.append(f"{name}: {found[name]:+.0f}; at most {most:g} for each iteration may be")
     third = max(1, len(rows) // 3)
     for name in _COUNTS:
         before, after = (float(np.median([row[name] for row in part])) for part in (rows[:third], rows[-third:]))
@@ -116,29 +123,27 @@ def _trained(workers: int, epochs: int, folder: Path) -> Measured:
     child.join()
     name = f"{workers or 'no'} worker processes"
     if child.exitcode:
-        return Measured(name, (0, 0, *["–"] * 6), [f"the training ended with exit code {child.exitcode}"])
+        return Measured(name, (0, 0, *"–––––––"), [f"the training ended with exit code {child.exitcode}"])
     rows = [json.loads(text) for text in (folder / "measured").read_text().splitlines()][warm_up:]
     found, losses = judged(rows)
     kernels = (folder / "kernels").read_text()
     cells = (f"{ITERATIONS * len(rows):,}", len(rows), *(f"{found[key]:+.2f}" for key in _MIB))
-    counts = (f"{found[key]:+.0f}" for key in _COUNTS)
+    counts = (f"{found[key]:+.0f}" for key in (*MOST_TRACKED, *_COUNTS))
     return Measured(f"{name}, {kernels} kernels", (*cells, *counts), losses, time.monotonic() - start)
 
 
 def train(workers: int, epochs: int, folder: str) -> None:
     """Train in this process; write `measured` and `kernels` into the folder."""
-    tracemalloc.start()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from lbitcls.apis import train_classifier
-    from lbitcls.quant import select_kernels
     from lbitcls.quant.kernels.selection import check_kernels
     from lbitcls.utils.errors import DependencyError
 
+    kernels = "integer"
     try:
-        check_kernels("integer", "cpu")
-        kernels = "integer"
+        check_kernels(kernels, torch.device("cpu"))
     except DependencyError:
-        kernels = select_kernels("auto")
+        kernels = "auto"
     Path(folder, "kernels").write_text(kernels)
     write_digits(Path(folder))
     os.chdir(folder)

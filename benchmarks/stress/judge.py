@@ -28,7 +28,7 @@ from lbitcls.utils.errors import LbitclsError
 from stress.guard import Guard, digest, limit_memory, peak, reset_peak
 from stress.verdicts import LONGEST, Kind, Loss, NotJudged, Result, timed
 
-_PATIENCE = 3  # times the longest time of a case, before a process that does not even answer to a signal is ended
+_PATIENCE = 20  # seconds beyond a case's time, before a process that does not even answer to a signal is ended
 _BLOCK = 40  # cases after which a process reports
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -89,7 +89,7 @@ class _Crew:
     def attend(self, result: Result) -> bool:
         """Take what the process reports; return False when all of its cases are done."""
         place, began = struct.unpack("qd", self.board[:16])
-        if time.monotonic() - began > _PATIENCE * self.kind.seconds:
+        if time.monotonic() - began > self.kind.seconds + _PATIENCE:
             os.kill(self.process, signal.SIGKILL)
         ready, _, _ = select.select([self.pipe], [], [], 0)
         if not ready:

@@ -209,7 +209,7 @@ class Networks(Kind):
         try:
             exported = self._exported(model, path, images)
         except LbitclsError as error:
-            _check_refusal(str(error), model, path)
+            check_refusal(str(error), model, path)
             raise
         found = verify(exported, path, images.split(32), threads=1)
         if not found.passed:
@@ -233,7 +233,8 @@ class Networks(Kind):
         return model
 
 
-def _check_refusal(message: str, model: nn.Module, path: Path) -> None:
+def check_refusal(message: str, model: nn.Module, path: Path) -> None:
+    """Raise `AssertionError` unless a message names a layer or an option and a remedy, and nothing was written."""
     if path.exists():
         raise AssertionError(f"a file was written before this refusal: {message}")
     if not _REMEDY.search(message):
