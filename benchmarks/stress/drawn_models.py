@@ -55,7 +55,7 @@ def _graph(draw: random.Random, seed: int, shape: Shape, classes: int) -> nn.Seq
 
 def _shape_after(parts: list[nn.Module], shape: Shape) -> Shape:
     with torch.no_grad():
-        return tuple(nn.Sequential(*parts).train()(torch.zeros(2, *shape)).shape[1:])  # type: ignore[return-value]
+        return tuple(nn.Sequential(*parts).train()(torch.zeros(2, *shape)).shape[1:])
 
 
 def _side(draw: random.Random, least: int = 16) -> int:
