@@ -16,6 +16,7 @@ from stress.judge import judge
 from stress.lists import Folders, Lists
 from stress.verdicts import Kind, Result
 
+HEAD = "| input | cases | read | refused | losses | slowest, s | most MiB | s |\n|---|--:|--:|--:|--:|--:|--:|--:|"
 KINDS: tuple[type[Kind], ...] = (Images, Lists, Folders, Archives, Checkpoints, Exported, Configs)
 
 
@@ -23,8 +24,8 @@ def run(args: argparse.Namespace) -> list[Result]:
     """Run the cases of all kinds, then a few through the commands themselves.
 
     Args:
-        args: Options of the command line: `scale`, `workers`, `seed`, and `kinds`, names of classes in `KINDS` (empty:
-            all, and the commands).
+        args: Options of the command line: `scale`, `workers`, `seed`, `kinds`, names of classes in `KINDS` (empty: all,
+            and the commands), and `cases`, numbers of cases to run instead.
     """
     results = []
     with tempfile.TemporaryDirectory(prefix="lbitcls-stress-") as name:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> list[Result]:
             (place / "first").mkdir(parents=True)
             kind.prepare(place / "first")
             start = args.seed * 10**6
-            numbers = range(start, start + max(1, round(kind.count * args.scale)))
+            numbers = args.cases or range(start, start + max(1, round(kind.count * args.scale)))
             results.append(judge(kind, numbers, place / "cases", args.workers))
             print(line(results[-1]), flush=True)
         if not args.kinds:

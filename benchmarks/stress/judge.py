@@ -1,8 +1,8 @@
 """Runs cases in forked processes and judges each: read, refused in the package's own words, or a loss.
 
-A loss is an error of another kind, a message that is empty, endless or contains control characters, more than
-`SECONDS`, more memory than the kind's bound, an input that changed, a process that was started or ended, and anything
-read or written outside the case's folder.
+A loss is an error of another kind, a message that is empty, endless or contains control characters, more time or more
+memory than the kind's bound, an input that changed, a process that was started or ended, and anything read or written
+outside the case's folder.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pathlib import Path
 
 from lbitcls.utils.errors import LbitclsError
 from stress.guard import Guard, digest, limit_memory, peak, reset_peak
-from stress.verdicts import LONGEST, SECONDS, Kind, Loss, Result, timed
+from stress.verdicts import LONGEST, Kind, Loss, NotJudged, Result, timed
 
-_PATIENCE = 3 * SECONDS  # before a process that does not answer, not even to a signal, is ended
+_PATIENCE = 20  # seconds beyond a case's time, before a process that does not even answer to a signal is ended
 _BLOCK = 40  # cases after which a process reports
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Hang(BaseException):
-    """A case took more than `SECONDS`."""
+    """A case took longer than its kind may."""
 
 
 def judge(kind: Kind, numbers: Sequence[int], folder: Path, workers: int) -> Result:
@@ -89,7 +89,7 @@ class _Crew:
     def attend(self, result: Result) -> bool:
         """Take what the process reports; return False when all of its cases are done."""
         place, began = struct.unpack("qd", self.board[:16])
-        if time.monotonic() - began > _PATIENCE:
+        if time.monotonic() - began > self.kind.seconds + _PATIENCE:
             os.kill(self.process, signal.SIGKILL)
         ready, _, _ = select.select([self.pipe], [], [], 0)
         if not ready:
@@ -184,12 +184,12 @@ def _case(kind: Kind, number: int, folder: Path, guard: Guard, result: Result) -
     said = kind.draw(number, folder)
     inputs = digest(folder)
     base, start = reset_peak(), time.perf_counter()
-    signal.alarm(SECONDS)
+    signal.alarm(kind.seconds)
     guard.on = True
     try:
-        what, accepted = verdict(kind, number, folder)
+        what, outcome = verdict(kind, number, folder)
     except Hang:
-        what, accepted = f"hang: more than {SECONDS} s", False
+        what, outcome = f"hang: more than {kind.seconds} s", ""
     finally:
         guard.on = False
         signal.alarm(0)
@@ -203,25 +203,25 @@ def _case(kind: Kind, number: int, folder: Path, guard: Guard, result: Result) -
     result.mib, result.slowest = max(result.mib, mib), max(result.slowest, seconds)
     if problems:
         result.losses.append(Loss(number, said[:500], "; ".join(problems)))
-    elif accepted:
-        result.accepted += 1
     else:
-        result.refused += 1
+        setattr(result, outcome, getattr(result, outcome) + 1)
     os.chdir(folder.parent)
     shutil.rmtree(folder)
 
 
-def verdict(kind: Kind, number: int, folder: Path) -> tuple[str, bool]:
-    """Return what is wrong with how a case ended, or an empty string, and True if it was read."""
+def verdict(kind: Kind, number: int, folder: Path) -> tuple[str, str]:
+    """Return what is wrong with how a case ended, or an empty string, and the field of `Result` that counts it."""
     try:
         kind.read(number, folder)
     except LbitclsError as error:
-        return fault_of_message(str(error), str(folder)), False
+        return fault_of_message(str(error), str(folder)), "refused"
+    except NotJudged:
+        return "", "unjudged"
     except Hang:
         raise
     except BaseException as error:
-        return f"{type(error).__name__}: {str(error)[:200]}\n{_origin(error)}", False
-    return "", True
+        return f"{type(error).__name__}: {str(error)[:200]}\n{_origin(error)}", ""
+    return "", "accepted"
 
 
 def fault_of_message(text: str, folder: str) -> str:

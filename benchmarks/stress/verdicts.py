@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,10 @@ class Loss:
     what: str
 
 
+class NotJudged(Exception):
+    """A case that says nothing about the package: a network that did not learn, for example."""
+
+
 @dataclass
 class Result:
     """Outcome of one kind of input.
@@ -40,6 +44,7 @@ class Result:
         accepted: Cases that were read, trained, or run.
         refused: Cases that ended in a message of the package.
         losses: Cases that went wrong.
+        unjudged: Cases that say nothing.
         seconds: Wall-clock time.
         slowest: Seconds of the slowest case.
         mib: Largest growth of a process's memory during one case, in MiB.
@@ -49,6 +54,7 @@ class Result:
     accepted: int = 0
     refused: int = 0
     losses: list[Loss] = field(default_factory=list)
+    unjudged: int = 0
     seconds: float = 0.0
     slowest: float = 0.0
     mib: float = 0.0
@@ -56,21 +62,52 @@ class Result:
     @property
     def total(self) -> int:
         """Cases that ran."""
-        return self.accepted + self.refused + len(self.losses)
+        return self.accepted + self.refused + self.unjudged + len(self.losses)
 
     def add(self, other: Result) -> None:
         """Add the cases of another process."""
         self.accepted += other.accepted
         self.refused += other.refused
+        self.unjudged += other.unjudged
         self.losses += other.losses
         self.slowest, self.mib = max(self.slowest, other.slowest), max(self.mib, other.mib)
 
     def summary(self) -> list[str]:
-        """Return one line for each place where cases went wrong, with the number of cases and the first one."""
+        """Return a text for each place where cases went wrong: how many, and the first one with its number."""
         kinds = collections.defaultdict(list)
         for loss in self.losses:
             kinds[loss.what.splitlines()[-1][-160:]].append(loss)
-        return [f"{self.name}: {len(found)} × {found[0].what}\n    {found[0].said}" for found in kinds.values()]
+        return [
+            f"{self.name}: {len(found)} × {found[0].what}\n    case {found[0].number}: {found[0].said}"
+            for found in kinds.values()
+        ]
+
+
+@dataclass
+class Measured:
+    """One measurement of a part that has no cases.
+
+    Attributes:
+        name: First cell of its row.
+        cells: Other cells, without the last two: the number of losses, and the seconds.
+        losses: What exceeds its bound.
+        seconds: Wall-clock time.
+    """
+
+    name: str
+    cells: Sequence[object]
+    losses: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    total: int = 1
+
+    def summary(self) -> list[str]:
+        """Return a text for each loss."""
+        return [f"{self.name}: {loss}" for loss in self.losses]
+
+    def row(self) -> str:
+        """Return the row of the table."""
+        cells = (self.name, *self.cells, len(self.losses), f"{self.seconds:.0f}")
+        return f"| {' | '.join(map(str, cells))} |"
 
 
 class Kind(ABC):
@@ -80,11 +117,13 @@ class Kind(ABC):
         name: Name in the table.
         count: Number of cases at scale 1.
         most_mib: MiB by which a case may raise the memory of its process.
+        seconds: Longest time of a case.
     """
 
     name: str
     count: int
     most_mib: float = 256
+    seconds: int = SECONDS
 
     def prepare(self, folder: Path) -> None:  # noqa: B027  # most kinds need nothing
         """Make, once and in `folder`, what all cases start from."""

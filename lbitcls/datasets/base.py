@@ -139,7 +139,7 @@ class FileDataset(BaseDataset):
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: Sequence[str] | Paths,
         labels: Sequence[int] | np.ndarray,
         pipeline: Sequence[Any],
         class_names: Sequence[str] | None = None,
@@ -147,7 +147,7 @@ class FileDataset(BaseDataset):
         in_memory: bool = False,
     ) -> None:
         super().__init__(labels, pipeline, class_names, on_error)
-        self._paths = Paths(paths)
+        self._paths = paths if isinstance(paths, Paths) else Paths(paths)
         if in_memory:
             self.images = self._read_all()
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lbitcls.datasets.base import FileDataset, read_class_names
-from lbitcls.datasets.listing import IMAGE_SUFFIXES, class_folders, images_of_classes
+from lbitcls.datasets.listing import IMAGE_SUFFIXES, Paths, class_folders, images_of_classes
 from lbitcls.datasets.root import Roots, find_data, search_roots
 from lbitcls.registry import DATASETS
 from lbitcls.utils.errors import ConfigError, DataError, suggest
-from lbitcls.utils.files import read_lines
+from lbitcls.utils.files import each_line
 
 _DIGITS = 18  # longest label; Python refuses to parse numbers of thousands of digits
 NO_DOWNLOAD = "It cannot be downloaded; put it there yourself."
+Images = tuple[Sequence[str] | Paths, Sequence[int] | np.ndarray]
+"""Paths of images, and their labels."""
 
 
 def read_class_folders(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -46,8 +51,8 @@ def read_class_folders(folder: Path, names: Sequence[str]) -> tuple[list[str], l
     return paths, labels
 
 
-def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[int]]:
-    """Return paths and labels from a list file with `path label` on each line.
+def read_list(path: Path, prefix: Path, classes: int) -> tuple[Paths, np.ndarray]:
+    """Return paths and labels, int64 (N,), from a list file with `path label` on each line.
 
     Args:
         path: List file; paths in it may contain spaces, and empty lines are ignored.
@@ -57,11 +62,19 @@ def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[i
     Raises:
         DataError: A line has another form; the message gives its number.
     """
-    paths, labels = [], []
+    labels = array("q")
     try:
-        lines = read_lines(path)
+        lines = each_line(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list file {path} cannot be read as UTF-8 text: {error}.") from error
+    paths = Paths(_listed(path, lines, prefix, classes, labels))
+    if not labels:
+        raise DataError(f"{path} lists no images; each line must be 'path label'.")
+    return paths, np.array(labels, np.int64)
+
+
+def _listed(path: Path, lines: Iterable[str], prefix: Path, classes: int, labels: array[int]) -> Iterator[str]:
+    """Yield the path in each line of a list file, and append its label to `labels`."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -70,11 +83,8 @@ def read_list(path: Path, prefix: Path, classes: int) -> tuple[list[str], list[i
             raise DataError(f"{path}:{number}: expected 'path label' with an integer label; got {line.strip()!r:.200}.")
         if len(label) > _DIGITS or int(label) >= classes:
             raise DataError(f"{path}:{number}: label {label:.20} must be below {classes}, the number of classes.")
-        paths.append(os.path.join(prefix, name.strip()))
         labels.append(int(label))
-    if not paths:
-        raise DataError(f"{path} lists no images; each line must be 'path label'.")
-    return paths, labels
+        yield os.path.join(prefix, name.strip())
 
 
 @DATASETS.register_module()
@@ -112,7 +122,8 @@ class ImageFolder(FileDataset):
             raise ConfigError(f"{owner}: ann_file gives labels of unknown classes; list the class names as classes.")
         names = given or class_folders(folder)
         if ann_file:
-            paths, labels = read_list(find_data(ann_file, [*roots, folder], owner, NO_DOWNLOAD), folder, len(names))
+            listed = find_data(ann_file, [*roots, folder], owner, NO_DOWNLOAD)
+            found: Images = read_list(listed, folder, len(names))
         else:
-            paths, labels = read_class_folders(folder, names)
-        super().__init__(paths, labels, pipeline, names, on_error, in_memory)
+            found = read_class_folders(folder, names)
+        super().__init__(*found, pipeline, names, on_error, in_memory)

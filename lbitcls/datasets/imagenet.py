@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lbitcls.datasets.base import FileDataset, read_class_names
-from lbitcls.datasets.folder import NO_DOWNLOAD, read_class_folders, read_list
+from lbitcls.datasets.folder import NO_DOWNLOAD, Images, read_class_folders, read_list
 from lbitcls.datasets.listing import class_folders, images_below
 from lbitcls.datasets.names import imagenet_classes
 from lbitcls.datasets.root import Roots, find_data, search_roots
@@ -65,22 +65,22 @@ class ImageNet(FileDataset):
         names = read_class_names(classes)
         if ann_file:
             listed = find_data(ann_file, [*roots, folder], owner, NO_DOWNLOAD)
-            paths, labels = read_list(listed, folder, len(names or imagenet_classes()))
+            found: Images = read_list(listed, folder, len(names or imagenet_classes()))
         else:
-            paths, labels, names = _read_folder(folder, names)
-        super().__init__(paths, labels, pipeline, names, on_error, in_memory)
+            found, names = _read_folder(folder, names)
+        super().__init__(*found, pipeline, names, on_error, in_memory)
 
 
-def _read_folder(folder: Path, names: tuple[str, ...] | None) -> tuple[list[str], list[int], tuple[str, ...] | None]:
-    """Return paths, labels and class names of a folder; the names are None for ImageNet's own."""
+def _read_folder(folder: Path, names: tuple[str, ...] | None) -> tuple[Images, tuple[str, ...] | None]:
+    """Return the images and class names of a folder; the names are None for ImageNet's own."""
     folders = class_folders(folder)
     if folders:
-        paths, labels = read_class_folders(folder, folders)
+        found = read_class_folders(folder, folders)
         if names is None and len(folders) != _CLASSES:
             names = tuple(folders)
         elif names is not None and len(names) != len(folders):
             raise DataError(f"{folder} has {len(folders)} class folders, but classes has {len(names)} names.")
-        return paths, labels, names
+        return found, names
     paths = images_below(folder)
     expected = len(names) if names else _CLASSES
     if len(paths) != expected:
@@ -88,7 +88,7 @@ def _read_folder(folder: Path, names: tuple[str, ...] | None) -> tuple[list[str]
             f"{folder} has no class folders and {len(paths)} images; expected class folders, or one image for "
             f"each of {expected} classes in the order of their names, or a list of 'path label' lines as ann_file."
         )
-    return paths, list(range(expected)), names
+    return (paths, list(range(expected))), names
 
 
 @DATASETS.register_module()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -128,10 +129,12 @@ class Paths:
         paths: Paths as the file system reports them.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+    def __init__(self, paths: Iterable[str]) -> None:
+        joined, ends = bytearray(), array("q")
+        for path in paths:
+            joined += os.fsencode(path)
+            ends.append(len(joined))
+        self._ends, self._bytes = np.array(ends, np.int64), np.frombuffer(joined, np.uint8)
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lbitcls.utils.errors import ConfigError, nearest, suggest
@@ -45,6 +46,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     sync_folder(path.parent)
 
 
+_BLOCK = 2**20  # bytes of a text that are decoded at once
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -95,8 +97,29 @@ def read_lines(path: Path) -> list[str]:
         OSError: It is missing, not a regular file, or unreadable.
         UnicodeDecodeError: It is not UTF-8.
     """
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[str]:
+    """Yield the lines that `read_lines` returns, and raise its errors before the first; without a list of all lines."""
     with open_regular(path) as file:
-        return file.readall().decode("utf-8-sig").splitlines()
+        content = file.readall().removeprefix(codecs.BOM_UTF8)
+    blocks = list(_blocks(content))
+    try:
+        for block in blocks:
+            content[block].decode()
+    except UnicodeDecodeError:
+        content.decode()  # for the position in the whole file
+    return (line for block in blocks for line in content[block].decode().splitlines())
+
+
+def _blocks(content: bytes) -> Iterator[slice]:
+    """Yield the parts of a text, each of which ends with a line feed, or with the text."""
+    start = 0
+    while start < len(content):
+        end = content.find(b"\n", start + _BLOCK) + 1 or len(content)
+        yield slice(start, end)
+        start = end
 
 
 def _require_regular(status: os.stat_result, path: str | os.PathLike) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import tracemalloc
 from pathlib import Path
@@ -97,3 +98,28 @@ def test_a_long_line_costs_its_own_length(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.png " + "1" * 5000)
     with pytest.raises(DataError, match=r"list\.txt:1: label 1+ must be below 2"):
         read_list(tmp_path / "list.txt", tmp_path, 2)
+
+
+def test_a_long_list_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any ends of lines, and characters of several bytes, wherever the parts end; no more memory than the result."""
+    monkeypatch.setattr("lbitcls.utils.files._BLOCK", 7)
+    ends = ("\n", "\r\n", "\r", "\n\n", "\x0b", "\x85", "\u2028")
+    text = "".join(f"é {number}.png {number % 3}{ends[number % len(ends)]}" for number in range(200))
+    (tmp_path / "list.txt").write_bytes(codecs.BOM_UTF8 + text.encode())
+    paths, labels = read_list(tmp_path / "list.txt", tmp_path, 3)
+    assert [*paths] == [f"{tmp_path}/é {number}.png" for number in range(200)]
+    assert labels.tolist() == [number % 3 for number in range(200)]
+    (tmp_path / "list.txt").write_bytes(text.encode() + b"\xff 1\n")
+    position = len(text.encode())
+    with pytest.raises(DataError, match=rf"byte 0xff in position {position}"):
+        read_list(tmp_path / "list.txt", tmp_path, 3)
+
+
+def test_the_memory_of_a_long_list(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"n{n:08}/image_{n:08}.JPEG 5\n" for n in range(100_000)))
+    tracemalloc.start()
+    paths, _ = read_list(tmp_path / "list.txt", Path("/photos"), 6)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = len(paths) * len(paths[0])
+    assert len(paths) == 100_000 and peak < 4 * size

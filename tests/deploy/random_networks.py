@@ -12,8 +12,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from layouts import ENDINGS
-from structures import ONNX_RUNTIME_ONLY, STRUCTURES
 from torch import Tensor, nn
 
 from lbitcls.deploy.export.onnx import export_model
@@ -22,6 +20,8 @@ from lbitcls.deploy.runtime.engine import load
 from lbitcls.deploy.targets import cpu
 from lbitcls.quant import build_mtransformer, calibrate
 from lbitcls.utils.errors import ConfigError
+from stress.layouts import ENDINGS
+from stress.structures import ONNX_RUNTIME_ONLY, STRUCTURES
 
 CLASSES = 4
 METHODS = ("LSQ", "LSQ", "LSQPlus", "DSQ", "EWGS", "PACT", "DoReFa", "UQ", "APoT", "TorchQAT")

@@ -13,7 +13,7 @@ import pytest
 
 from lbitcls.utils.errors import DataError
 from stress.judge import fault_of_message, judge
-from stress.verdicts import Kind
+from stress.verdicts import Kind, NotJudged
 
 
 def refuse(folder: Path) -> None:
@@ -22,6 +22,10 @@ def refuse(folder: Path) -> None:
 
 def say_nothing(folder: Path) -> None:
     raise DataError("")
+
+
+def learn_nothing(folder: Path) -> None:
+    raise NotJudged("not trained")
 
 
 def break_off(folder: Path) -> None:
@@ -75,27 +79,27 @@ class Planted(Kind):
     name = "planted"
     count = 40
     most_mib = 50
+    seconds = 1
 
     def draw(self, number: int, folder: Path) -> str:
         (folder / "x").write_text("x")
         return f"case {number}"
 
     def read(self, number: int, folder: Path) -> object:
-        what = [*FAULTS, refuse]
+        what = [*FAULTS, refuse, learn_nothing]
         if number % 3 == 0 and number // 3 < len(what):
             what[number // 3](folder)
         return None
 
 
-def test_every_kind_of_loss_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stress.judge.SECONDS", 1)
+def test_every_kind_of_loss_is_noticed(tmp_path: Path) -> None:
     result = judge(Planted(), range(Planted.count), tmp_path / "x", workers=2)
     found = {loss.number: loss.what for loss in result.losses}
     assert found.keys() == {3 * place for place in range(len(FAULTS))}
     for place, sign in enumerate(FAULTS.values()):
         assert sign in found[3 * place]
-    assert (result.accepted, result.refused) == (Planted.count - len(FAULTS) - 1, 1)
-    assert len(result.summary()) == len(FAULTS)
+    assert (result.accepted, result.refused, result.unjudged) == (Planted.count - len(FAULTS) - 2, 1, 1)
+    assert len(result.summary()) == len(FAULTS) and "case 3: case 3" in result.summary()[1]
 
 
 @pytest.mark.parametrize(

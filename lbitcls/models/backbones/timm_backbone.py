@@ -53,7 +53,7 @@ class TimmBackbone(BaseBackbone):
         options = {"features_only": True, "out_indices": tuple(out_indices)} if out_indices else {"num_classes": 0}
         self.model: Any = _create(name, pretrained is True, in_chans=in_channels, **options)
         self.published_classifier = self.model.default_cfg.get("classifier") if not self.maps else None
-        self.out_channels = tuple(self.model.feature_info.channels()) if self.maps else (self.model.num_features,)
+        self.out_channels = tuple(self.model.feature_info.channels()) if self.maps else (_pooled(self.model),)
         if isinstance(pretrained, str):
             load_checkpoint(self, pretrained)
         self.freeze()
@@ -64,6 +64,11 @@ class TimmBackbone(BaseBackbone):
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         features = self.model(img)
         return tuple(features) if self.maps else (features,)
+
+
+def _pooled(model: Any) -> int:
+    """Return the size of the classifier's input: of the last map, unless a layer lies between the two (MobileNetV3)."""
+    return int(getattr(model, "head_hidden_size", None) or model.num_features)
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> Any:

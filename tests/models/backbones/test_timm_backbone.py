@@ -54,3 +54,10 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(CheckpointError, match="weights of 'resnet10t' cannot be downloaded .*give pretrained=FILE"):
         build_backbone(dict(type="TimmBackbone", name=NAME, pretrained=True))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t"])
+def test_the_number_of_features_is_that_of_the_classifiers_input(name: str) -> None:
+    backbone = build_backbone(dict(type="TimmBackbone", name=name)).eval()
+    with torch.no_grad():
+        assert backbone(torch.rand(1, 3, 32, 32))[-1].shape == (1, backbone.num_features)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from structures import Block, activation, combine, constant, conv, plain, structure
 from torch import Tensor, nn
+
+from stress.structures import Block, activation, combine, constant, conv, plain, structure
 
 ENDINGS: dict[str, Callable[[random.Random, int, int, int, int], nn.Module]] = {}
 """Functions of a generator, the sizes C, H and W of a map, and the number of classes."""
