@@ -23,6 +23,7 @@ from lbitcls.core.hooks import Hook
 from lbitcls.registry import BACKBONES, HOOKS
 from lbitcls.utils.config import Config
 from lbitcls.utils.dist import sum_over_ranks
+from lbitcls.utils.shards import whole
 from lbitcls.workflows.training import train_classifier
 
 torch.set_num_threads(1)
@@ -73,9 +74,9 @@ class Trace(Hook):
         self._keep(runner)
 
     def _keep(self, runner: Any) -> None:
-        state = {name: value.clone() for name, value in runner.module.state_dict().items()}
+        state = {name: whole(value).clone() for name, value in runner.module.state_dict().items()}
         if runner.ema is not None:
-            state |= {f"ema.{name}": value.clone() for name, value in runner.ema.module.state_dict().items()}
+            state |= {f"ema.{name}": whole(value).clone() for name, value in runner.ema.module.state_dict().items()}
         self.states.append(state)
 
 
