@@ -15,7 +15,7 @@ the optimizer's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,9 +64,21 @@ def shard_model(model: nn.Module, wrap: Sequence[str] | None, device: torch.devi
         parameter.data = parameter.data.to(device)
     model.to(device)
     if hasattr(model, "predict"):
-        register_fsdp_forward_method(model, "predict")
+        owner: Any = model
+        owner.predict = _without_views(owner.predict)
+        register_fsdp_forward_method(model, "predict")  # validation and students call it
     model.register_load_state_dict_pre_hook(_distribute)
     return whole_ones
+
+
+def _without_views(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return `method` with a copy of a result that is a view: FSDP hooks the result, and loses hooks of views."""
+
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+        result = method(*args, **kwargs)
+        return result.clone() if result._is_view() else result
+
+    return call
 
 
 def _undivided(model: nn.Module) -> list[nn.Parameter]:
@@ -104,19 +116,25 @@ def _items(module: nn.Module, name: str) -> Iterator[str]:
 
 
 def find_modules(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return the full names of the modules with the classes or full names in `names`, outer ones first.
+    """Return the full names of the modules with the full names or classes in `names`, outer ones first.
+
+    A class includes those derived from it: `Conv2d` finds quantized convolutions too.
 
     Raises:
         ConfigError: A name matches nothing.
     """
-    known = {name: type(module).__name__ for name, module in model.named_modules() if name}
+    known = {name: {name, *_classes(module)} for name, module in model.named_modules() if name}
+    every = set().union(*known.values())
     for wanted in names:
-        if wanted not in known and wanted not in known.values():
+        if wanted not in every:
             raise ConfigError(
-                f"parallel.wrap: the model has no module and no class of modules '{wanted}'"
-                f"{suggest(wanted, {*known, *known.values()})}"
+                f"parallel.wrap: the model has no module, nor a class of modules, '{wanted}'{suggest(wanted, every)}"
             )
-    return [name for name, kind in known.items() if name in names or kind in names]
+    return [name for name, own in known.items() if own & set(names)]
+
+
+def _classes(module: nn.Module) -> list[str]:
+    return [kind.__name__ for kind in type(module).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
 
 
 def share_observed_ranges(called: nn.Module, model: nn.Module) -> None:
