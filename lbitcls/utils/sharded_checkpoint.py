@@ -12,7 +12,9 @@ import io
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +84,20 @@ def _agree(error: OSError | None) -> None:
 def _save(shards: dict[str, Any], folder: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
-    try:
+    with _plain_errors():
         dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
-    except dcp.CheckpointException as error:  # on all processes
-        reason = next((why for why, _ in error.failures.values() if isinstance(why, OSError)), None)
-        raise (reason or error) from None
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the cause of a failure, on all processes, instead of PyTorch's exception, which is no `Exception`."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
 
 
 def _rename(folder: Path, path: Path) -> None:
@@ -153,7 +164,9 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     reader = Reader(path)
     known = reader.read_metadata().state_dict_metadata
     state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in known.items()}
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    with _plain_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is no process group, which is intended
+        dcp.load(state, storage_reader=reader, no_dist=True)
     return state
 
 
