@@ -60,9 +60,7 @@ def shard_model(model: nn.Module, wrap: Sequence[str] | None, device: torch.devi
             raise ConfigError(f"parallel.wrap: '{name}' ({type(module).__name__}) cannot be sharded: {error}") from None
         if dist.get_backend() != "nccl":
             module.set_force_sum_reduction_for_comms(True)  # others have no mean
-    for parameter in whole_ones:
-        parameter.data = parameter.data.to(device)
-    model.to(device)
+    model.to(device)  # what is not distributed
     if hasattr(model, "predict"):
         owner: Any = model
         owner.predict = _without_views(owner.predict)

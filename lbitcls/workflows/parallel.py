@@ -33,12 +33,18 @@ def shard(model: nn.Module, ema: ModelEMA | None, settings: Settings, session: S
 
     Returns:
         Parameters of the model that every process has whole although others are distributed.
+
+    Raises:
+        ConfigError: `parallel.wrap` does not fit the model, also where one process has all of it.
     """
-    if not is_distributed(settings, session):
+    if settings.parallel.kind != "fsdp":
         return []
-    from lbitcls.core.sharding import shard_model
+    from lbitcls.core.sharding import find_modules, shard_model
 
     wrap = settings.parallel.wrap
+    if not is_distributed(settings, session):
+        find_modules(model, wrap or ())
+        return []
     if ema is not None:
         shard_model(ema.module, wrap, session.device)
     return shard_model(model, wrap, session.device)

@@ -66,6 +66,14 @@ def test_it_trains_as_ddp_does(make_run: Any) -> None:
     assert len(scales) == 6 and all(torch.allclose(parts[name], before[name], rtol=1e-6) for name in scales)
 
 
+def test_all_processes_stop_if_a_loss_is_not_finite(make_run: Any) -> None:
+    hooks = [dict(type="Poison", at=3)]
+    cfg = make_run("run", 2, parallel="fsdp", custom_hooks=hooks, optimizer_config=dict(grad_clip=dict(max_norm=1.0)))
+    with pytest.raises(AssertionError) as failed:
+        play(train, 2, cfg, seconds=60)
+    assert str(failed.value).count("TrainingError: the loss is not finite in epoch 1, iteration 4") == 2
+
+
 def test_a_run_of_two_processes_resumes_on_four_and_ends_on_one(make_run: Any) -> None:
     def run(ranks: int, **sections: Any) -> dict[str, Any]:
         cfg = {**make_run("run", ranks, parallel=SHARDED, **quantized("LSQ")), **STEEP, **sections}
