@@ -21,6 +21,7 @@ from lbitcls.core.optim import StateError
 from lbitcls.quant.computed_weights import copy_model
 from lbitcls.settings.training_sections import EmaConfig
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.shards import locals_of
 
 
 class ModelEMA:
@@ -45,7 +46,7 @@ class ModelEMA:
         """Update the average after one step of the optimizer, in epoch number `epoch` (from 0)."""
         weight = self.next_weight(epoch, ends_epoch)
         if weight > 0:
-            torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
+            torch._foreach_lerp_(locals_of(self.module.parameters()), locals_of(model.parameters()), weight)
         for mine, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             mine.copy_(buffer)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast, get_args
 
 import torch
@@ -19,6 +19,7 @@ from lbitcls.quant.bypass import noticing
 from lbitcls.settings.training_sections import Metric
 from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
 from lbitcls.utils.errors import ConfigError, DataError, require_list, suggest
+from lbitcls.utils.shards import has_shards
 
 _REMEDIES = {
     "the images": "Check them and the test pipeline (a standard deviation of 0 divides by zero).",
@@ -147,7 +148,10 @@ def evaluate(
     needs_confusion = bool(set(metrics) - {"accuracy"})
     tally: Tally | None = None
     try:
-        for batch in batches:
+        for batch, counts in _in_step(batches, device) if has_shards(model) else ((batch, True) for batch in batches):
+            if not counts:
+                _logits(model, batch, device)
+                continue
             labels = batch["gt_label"].to(device)
             # Cached features replace the frozen layers, which are then not called.
             first = tally is None and "features" not in batch
@@ -168,6 +172,24 @@ def evaluate(
     tally = tally or Tally(classes, topk, device, needs_confusion)  # a rank without samples adds zeros
     tally.require_finite(describe)
     return tally.results(metrics)
+
+
+def _in_step(
+    batches: Iterable[dict[str, torch.Tensor]], device: torch.device
+) -> Iterator[tuple[dict[str, torch.Tensor], bool]]:
+    """Yield each batch with True; then, until the other ranks' batches have ended, the last one with False.
+
+    The forward pass of a distributed model needs all ranks.
+    """
+    remaining, last = iter(batches), None
+    while True:
+        batch = next(remaining, None)
+        if not sum_over_ranks(torch.tensor(int(batch is not None), device=device)):
+            return
+        last = last if batch is None else batch
+        if last is None:
+            raise DataError("validation: a distributed model needs at least one image for each process.")
+        yield last, batch is not None
 
 
 def _logits(model: nn.Module, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lbitcls.utils.dist import gloo_group
+from lbitcls.utils.dist import gloo_group, sum_over_ranks
 from lbitcls.utils.errors import TrainingError
+from lbitcls.utils.shards import locals_of
 
 LOOK_EVERY = 50
 TIME_LIMIT = 1000
@@ -171,8 +172,9 @@ def not_finite_error(bad: int, epoch_len: int, post_mortem: str) -> TrainingErro
 
 
 def check_weights(weights: Iterable[torch.Tensor], iteration: int) -> None:
-    """Raise `TrainingError` if a weight is not finite after `iteration` iterations of the run."""
-    if not all(torch.stack([torch.isfinite(weight).all() for weight in weights])):
+    """Raise `TrainingError` on all ranks if a weight is not finite after `iteration` iterations of the run."""
+    bad = torch.stack([~torch.isfinite(weight).all() for weight in locals_of(weights)]).any()
+    if sum_over_ranks(bad.int()):
         raise TrainingError(
             f"a weight is not finite after iteration {iteration}; the good checkpoints are not overwritten. Lower "
             "optimizer.lr, or clip gradients."

@@ -345,7 +345,7 @@ def _first_state(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], M
     twins: dict[int, torch.Tensor] = {}
     for group in groups:
         for parameter in group["params"]:
-            twin = torch.empty_like(parameter, device="meta", requires_grad=True)
+            twin = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta", requires_grad=True)
             twin.grad = torch.empty_like(twin)
             twins[id(parameter)] = twin
         group["params"] = [twins[id(parameter)] for parameter in group["params"]]

@@ -13,6 +13,7 @@ from typing import Any
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.errors import CheckpointError
 from lbitcls.utils.files import read_lines
+from lbitcls.utils.sharded_checkpoint import SUFFIX
 
 LATEST, INTERRUPTED = "latest.pth", "interrupted.pth"
 HEARTBEAT = "heartbeat.json"
@@ -27,9 +28,9 @@ def name_run() -> str:
 
 
 def numbered(folder: Path, kind: str) -> Iterator[tuple[int, Path]]:
-    """Yield the checkpoints `epoch_N.pth` or `iter_N.pth` (`kind`) in a folder, as pairs of N and path."""
-    for path in folder.glob(f"{kind}_*.pth"):
-        if found := re.fullmatch(rf"{kind}_(\d+)\.pth", path.name):
+    """Yield the checkpoints `epoch_N` or `iter_N` (`kind`) in a folder, whole and sharded, as pairs of N and path."""
+    for path in folder.glob(f"{kind}_*"):
+        if found := re.fullmatch(rf"{kind}_(\d+)\.(pth|sharded)", path.name):
             yield int(found[1]), path
 
 
@@ -53,7 +54,8 @@ def claimed_since(folder: Path, moment: float) -> bool:
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder` to resume from: `latest.pth`, then the others, newest first."""
     saved = [path for kind in ("epoch", "iter") for _, path in numbered(folder, kind)]
-    others = [path for path in (folder / INTERRUPTED, *saved) if path.exists()]
+    stopped = folder / INTERRUPTED
+    others = [path for path in (stopped, stopped.with_suffix(SUFFIX), *saved) if path.exists()]
     latest = [folder / LATEST] if (folder / LATEST).exists() else []
     return latest + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 

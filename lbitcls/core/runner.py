@@ -29,7 +29,7 @@ from lbitcls.core.run_files import INTERRUPTED, LATEST
 from lbitcls.core.schedule import Schedule
 from lbitcls.core.step import Batch, OptimizerStep
 from lbitcls.protocols import BatchLoader, RunHook
-from lbitcls.utils.checkpoint import checkpoint_content, compare, other_grids
+from lbitcls.utils.checkpoint import checkpoint_content, compare, other_grids, write_checkpoint
 from lbitcls.utils.checkpoint_content import checked_tensors, listed, shown_name
 from lbitcls.utils.dist import is_main, rank, world_size
 from lbitcls.utils.env import mix_seed
@@ -37,6 +37,8 @@ from lbitcls.utils.errors import CheckpointError, ResourceError
 from lbitcls.utils.failures import explain
 from lbitcls.utils.files import link_whole
 from lbitcls.utils.logging import get_logger
+from lbitcls.utils.sharded_checkpoint import SUFFIX, write_sharded
+from lbitcls.utils.shards import gathered, has_shards
 
 _Hook = TypeVar("_Hook")
 _POSITION = ("epoch", "iter", "inner_iter", "epoch_len")
@@ -278,21 +280,33 @@ class EpochRunner:
 
     # Saving and resuming.
 
-    def save(self, path: Path, then: Callable[[], None] = lambda: None) -> None:
-        """Save the position (rank 0), also as `latest.pth`. All ranks must call this, between two steps.
+    def save(self, path: Path, then: Callable[[], None] = lambda: None) -> Path:
+        """Save the position, also as `latest.pth`, and return the path. All ranks must call this, between two steps.
 
-        The file may be written later: `writer.wait()` waits for it. Rank 0 calls `then` when it is there.
+        Rank 0 writes the file, maybe later (`writer.wait()`), and calls `then`. Of a distributed model, all ranks write
+        a folder at once; it is a file only at the end of the run.
         """
         self._agreed_stop(now=True)
         check_weights(self.module.parameters(), self.iter)
-        if is_main():
+        if (sharded := has_shards(self.module)) or is_main():
             content = checkpoint_content(self.eval_model, self.step.optimizer, self.position(), **self._states())
-            self.writer.save(content, path, lambda: self._finish_save(path, then))
-        else:
-            self.saved = True
+        if sharded and self.epoch < self.max_epochs:
+            path = path.with_suffix(SUFFIX)
+            write_sharded(content, path, write_checkpoint)
+            if is_main():
+                self._finish_save(path, then)
+        elif is_main():
+            self.writer.save(gathered(content), path, lambda: self._finish_save(path, then))
+        elif sharded:
+            gathered(content, keep=False)
+        self.saved |= not is_main()
+        return path
 
     def _finish_save(self, path: Path, then: Callable[[], None]) -> None:
-        link_whole(path, self.work_dir / LATEST)
+        if path.suffix == SUFFIX:
+            (self.work_dir / LATEST).unlink(missing_ok=True)  # of an earlier end of the run
+        else:
+            link_whole(path, self.work_dir / LATEST)
         self.saved = True
         then()
 
@@ -376,7 +390,7 @@ class EpochRunner:
     def _save_interrupted(self, stop: Interrupted) -> Interrupted:
         path = self.work_dir / INTERRUPTED
         self.state = "failed"
-        self.save(path)
+        path = self.save(path)
         self.writer.wait()
         self.state = "stopped"
         return Interrupted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lbitcls.core.gradients import Gradients
 from lbitcls.core.optim import load_optimizer
 from lbitcls.core.optimizer_pair import optimizer_name
 from lbitcls.settings.training_sections import Autocast, GradClip, OptimizerConfig
@@ -66,6 +67,7 @@ class OptimizerStep:
         penalty: a further loss (the quantizers'), computed from the parameters alone.
         uneven: the processes' batches may differ in size in a way that `share` does not tell.
         arguments: from a batch to the model's arguments by name; None: its images (or features) and labels.
+        undivided: parameters that every process has whole although others are distributed.
 
     Attributes:
         penalties: further losses that are added, by their names in the outputs; `penalty` is `loss_quant`. A hook may
@@ -86,6 +88,7 @@ class OptimizerStep:
         penalty: Callable[[], torch.Tensor | float] | None = None,
         uneven: bool = False,
         arguments: Callable[[Batch], dict[str, Any]] | None = None,
+        undivided: Sequence[nn.Parameter] = (),
     ) -> None:
         given: Any = {"grad_clip": grad_clip, "cumulative_iters": cumulative_iters}
         checked = OptimizerConfig(**given)
@@ -102,10 +105,10 @@ class OptimizerStep:
         self.uneven = uneven
         self.arguments = arguments
         self.scaler = _scaler(self.precision, device)
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._gradients = Gradients([p for group in optimizer.param_groups for p in group["params"]], undivided)
         self._seen = 0  # samples of the group so far, on this rank
         self._everywhere = 0  # on all ranks
-        self._first = 0
+        self._first = 0.0  # samples of its first batch per process, the same number on all ranks
         self._size = 0
         self._open = False
         self._stepped = False
@@ -131,7 +134,8 @@ class OptimizerStep:
         with hold:
             outputs = self.forward(model, batch)
             samples = 0 if share is not None and share[0] == 0 else len(batch["gt_label"])
-            self._first = samples if starts else self._first
+            if starts:
+                self._first = samples if share is None else share[1] / world_size()
             self._seen += samples
             self._everywhere += samples * world_size() if share is None else share[1]
             loss = outputs["loss"]
@@ -144,12 +148,14 @@ class OptimizerStep:
             seen = self._mean_seen(loss.dtype) if ends else expected
             if isinstance(seen, torch.Tensor) or seen != expected:  # the group's batches differ in size
                 if size > 1:
-                    self._rescale(expected / seen)
+                    self._gradients.scale(expected / seen)
                 weighted = loss * (samples / seen)
             else:
-                weighted = loss if size == 1 else loss * (samples / expected)
+                weighted = loss if samples == expected else loss * (samples / expected)
             self.scaler.scale(weighted).backward()
         result = {name: value.detach() for name, value in outputs.items()}
+        if ends and self._gradients.sharded:
+            self._finish_gradients(result)
         good = self.inspect is None or self.inspect(batch, result, ends)
         self.refused = not good or (self.refused and not starts)
         self._open = not ends
@@ -201,16 +207,16 @@ class OptimizerStep:
         number = torch.tensor(self._seen, dtype=torch.int64, device=self.device)
         return sum_over_ranks(number).to(torch.promote_types(dtype, torch.float32)) / world_size()
 
-    def _rescale(self, factor: float | torch.Tensor) -> None:
-        """Scale the gradients of this process so far; before DDP's reduction, or the ranks would diverge."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)
+    def _finish_gradients(self, result: dict[str, torch.Tensor]) -> None:
+        """Average and clip distributed gradients, before `inspect`: processes that refuse the step take part."""
+        self._gradients.average()
+        if self.grad_clip is not None:
+            result["grad_norm"] = self._gradients.clip(self.grad_clip)
 
     def _update(self, result: dict[str, torch.Tensor]) -> None:
-        if self.grad_clip is not None:
+        if self.grad_clip is not None and not self._gradients.sharded:
             self.scaler.unscale_(self.optimizer)
-            result["grad_norm"] = nn.utils.clip_grad_norm_(self._parameters, **vars(self.grad_clip))
+            result["grad_norm"] = self._gradients.clip(self.grad_clip)
         try:
             self.scaler.step(self.optimizer)
         except (ValueError, TypeError, RuntimeError) as error:

@@ -17,8 +17,10 @@ from lbitcls.quant.computed_weights import settle
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.ranges import find_rule
+from lbitcls.utils.dist import concatenate_over_ranks, world_size
 from lbitcls.utils.errors import DataError
 from lbitcls.utils.logging import DETAIL
+from lbitcls.utils.shards import whole
 
 Batch = Tensor | Mapping[str, Any] | Sequence[Any]  # what `images_of` accepts
 
@@ -71,7 +73,7 @@ def uninitialized(model: nn.Module) -> list[str]:
     return [name for name, quantizer in named_quantizers(model) if not quantizer.is_initialized]
 
 
-def calibrate(model: nn.Module, batches: Iterable[Batch], method: str | None = None) -> int:
+def calibrate(model: nn.Module, batches: Iterable[Batch], method: str | None = None, shared: bool = False) -> int:
     """Initialize every uninitialized quantizer: weight quantizers from the weights, input quantizers from data.
 
     The model runs in float, in its current mode (in training mode BatchNorm uses the batch statistics, and its running
@@ -82,6 +84,7 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], method: str | None = N
         batches: Batches that `images_of` accepts, on any device: tensors (N, C, H, W), dicts with such an `img`, or
             pairs (images, labels).
         method: Rule that finds ranges, `minmax`, `percentile` or `mse`; None: each method's own rule.
+        shared: True: all ranks call this, each with its part of each batch, and get the values of the whole batches.
 
     Returns:
         Number of quantizers that were initialized.
@@ -100,12 +103,13 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], method: str | None = N
     layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
     of_weights = {id(layer.weight_quantizer) for layer in layers}
     inputs = {n: q for n, q in named_quantizers(model) if not q.is_initialized and id(q) not in of_weights}
-    samples = _observe(model, inputs, batches if inputs else islice(batches, 1))
+    samples = _observe(model, inputs, batches if inputs else islice(batches, 1), world_size() if shared else 1)
     for layer in layers:
         if layer.weight_quantizer is not None and not layer.weight_quantizer.is_initialized:
-            layer.weight_quantizer.initialize(layer.weight_to_quantize(), rule)
+            layer.weight_quantizer.initialize(whole(layer.weight_to_quantize()), rule)
     for name, quantizer in inputs.items():
-        quantizer.initialize(torch.cat(samples[name]), rule)
+        seen = torch.cat(samples[name])
+        quantizer.initialize(concatenate_over_ranks(seen) if shared else seen, rule)
     if inputs:
         signed = [name for name, quantizer in inputs.items() if quantizer.signed]
         said = ", ".join(signed) or "none"
@@ -115,20 +119,25 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], method: str | None = N
 
 def _require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if not parameter.detach().isfinite().all():
+        if not whole(parameter.detach()).isfinite().all():
             raise DataError(
                 f"calibration: {name} contains values that are NaN or infinite; the weights come from a run that "
                 "diverged, or from a damaged file. Use other weights."
             )
 
 
-def _observe(model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[Batch]) -> dict[str, list[Tensor]]:
-    """Return float samples of the values that reach each quantizer; every quantizer must see some."""
+def _observe(
+    model: nn.Module, waiting: dict[str, Quantizer], batches: Iterable[Batch], parts: int
+) -> dict[str, list[Tensor]]:
+    """Return float samples of the values that reach each quantizer; every quantizer must see some.
+
+    `batches` are one of `parts` parts of the batches, whose samples have at most `SAMPLE_SIZE` values together.
+    """
     samples: dict[str, list[Tensor]] = {name: [] for name in waiting}
     number = 0
 
     def take(name: str, x: Tensor) -> None:
-        samples[name].append(sample := _sample(x))
+        samples[name].append(sample := _sample(x, SAMPLE_SIZE // parts))
         if not sample.isfinite().all():
             raise DataError(
                 f"calibration: what reaches {name} for batch {number} (counted from 0) contains values that are NaN "
@@ -202,10 +211,10 @@ def _require_finite_images(images: Tensor, number: int) -> None:
         )
 
 
-def _sample(x: Tensor) -> Tensor:
-    """Return at most `SAMPLE_SIZE` evenly spaced elements of `x`, with its extremes, in one row."""
+def _sample(x: Tensor, size: int) -> Tensor:
+    """Return at most `size` evenly spaced elements of `x`, with its extremes, in one row."""
     flat = x.detach().float().flatten()
-    stride = -(-flat.numel() // SAMPLE_SIZE)
+    stride = -(-flat.numel() // size)
     if stride <= 1:
         return flat.clone()
     return torch.cat([flat[::stride], flat.aminmax().min[None], flat.aminmax().max[None]])

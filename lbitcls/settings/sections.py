@@ -33,6 +33,7 @@ from lbitcls.settings.fields import (
 )
 from lbitcls.settings.learning_rate import LrConfig
 from lbitcls.settings.not_finite import NotFiniteConfig
+from lbitcls.settings.parallel import ParallelConfig, fsdp_obstacle
 from lbitcls.settings.parse import TOO_DEEP, parse
 from lbitcls.settings.progressive import ProgressiveConfig
 from lbitcls.settings.training_sections import (
@@ -183,6 +184,9 @@ class Settings(Section):
     dist_params: Annotated[DistParams, Doc("Backend of torch.distributed, and time limits.")] = field(
         default_factory=DistParams
     )
+    parallel: Annotated[
+        ParallelConfig, Shorthand(true=False, text="kind"), Doc("How several processes share the model: ddp or fsdp.")
+    ] = field(default_factory=ParallelConfig)
     fp16: Annotated[
         Autocast | None, Shorthand(text="dtype"), Doc("Older spelling of amp, with float16 by default.")
     ] = None
@@ -274,6 +278,8 @@ class Settings(Section):
             raise ValueError(f"workflow must be {_WORKFLOW.text}; got {list(self.workflow)!r}.")
         if self.distill is not None and self.feature_cache is not None:
             raise ValueError("distill needs images for the teacher, which feature_cache replaces; remove one of them.")
+        if self.parallel.kind == "fsdp" and (obstacle := fsdp_obstacle(self)):
+            raise ValueError(obstacle)
 
     def require(self, names: Iterable[str], purpose: str) -> None:
         """Raise `ConfigError` if a section in `names`, which `purpose` ("training") needs, is missing."""

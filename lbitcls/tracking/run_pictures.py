@@ -30,6 +30,7 @@ from lbitcls.protocols import BatchLoader, predictor
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.logging import DETAIL, track
+from lbitcls.utils.shards import has_shards
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +156,7 @@ def _drawers(workers: int, runner: EpochRunner) -> dict[str, Callable[[], Figure
         results: lambda: _results(runner, validation),
         train_batch: lambda: batch_figure(runner.loader, SHOWN),
     }
-    if validation is None:
+    if validation is None or (validation.answers is None and has_shards(runner.eval_model)):  # rank 0 alone draws
         return drawers
     loader = validation.loader
     dataset = cast(BaseDataset, loader.dataset)

@@ -20,6 +20,7 @@ from lbitcls.utils.errors import CheckpointError
 from lbitcls.utils.files import is_exported, suggest_path, write_whole
 from lbitcls.utils.logging import get_logger
 from lbitcls.utils.published import fetch_weights, is_published
+from lbitcls.utils.sharded_checkpoint import is_sharded, read_sharded
 from lbitcls.version import __version__
 
 _GRID = "_quantizer.grid"  # suffix of the tensor that describes a quantizer's grid; of any length, not in older files
@@ -110,12 +111,15 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     Only plain data is read (`weights_only`), so that an untrusted file cannot run code. With `mmap`, tensors are read
     on use, for callers that need only the metadata.
 
-    `path` may also name published weights, `torchvision://resnet18`.
+    `path` may also name published weights, `torchvision://resnet18`, or a sharded checkpoint's folder, of which
+    `mmap` leaves out the distributed tensors.
 
     Raises:
         CheckpointError: The file is missing, damaged, not plain data, an exported model, or contains no weights.
     """
     path = fetch_weights(str(path)) if is_published(path) else Path(path).expanduser()
+    if is_sharded(path):
+        return checked(read_sharded(path, tensors=not mmap), path)
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.pth"))
         hint = f"it contains {listed(inside)}" if inside else "it contains no .pth file"

@@ -44,6 +44,7 @@ SECTIONS: dict[str, str] = {
     "work_dir": "output folder of a run",
     "workflow": "order of train and val epochs",
     "dist_params": "backend of torch.distributed, and time limits",
+    "parallel": "how processes share the model: ddp or fsdp",
     "fp16": "float16 autocast",
     "amp": "autocast and its type",
     "seed": "seed of everything random",

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lbitcls.utils.errors import ConfigError, DataError, suggest
+from lbitcls.utils.shards import is_shard
 
 if TYPE_CHECKING:
     from lbitcls.utils.liveness import Pulse
@@ -170,6 +171,19 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def concatenate_over_ranks(row: torch.Tensor) -> torch.Tensor:
+    """Return the vectors (n,) of all ranks, which may differ in length, one after the other."""
+    if world_size() == 1:
+        return row
+    lengths = [torch.zeros(1, dtype=torch.int64, device=row.device) for _ in range(world_size())]
+    dist.all_gather(lengths, torch.tensor([len(row)], device=row.device))
+    counts = [int(length) for length in lengths]
+    padded = torch.cat([row, row.new_zeros(max(counts) - len(row))])
+    rows = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(rows, padded)
+    return torch.cat([found[:count] for found, count in zip(rows, counts, strict=True)])
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Return every rank's `value`, in rank order, on rank 0; an empty list on the others."""
     if world_size() == 1:
@@ -190,13 +204,16 @@ def check_equal(name: str, value: int | str) -> None:
         raise DataError(f"{name} differs between the processes: {given}. Each needs the same files, all readable.")
 
 
-def broadcast_module(module: nn.Module, parameters: bool = True) -> None:
-    """Copy rank 0's buffers to every rank, and its parameters too unless `parameters` is False."""
+def broadcast_module(module: nn.Module, parameters: bool = True, group: Any = None) -> None:
+    """Copy rank 0's buffers to every rank, and its parameters too unless `parameters` is False.
+
+    Parameters of which each rank holds a part stay as they are. `group` is another group of all ranks than the default.
+    """
     if world_size() == 1:
         return
     tensors = [*module.buffers(), *(module.parameters() if parameters else ())]
-    for tensor in tensors:
-        dist.broadcast(tensor.data, src=0)
+    for tensor in (tensor for tensor in tensors if not is_shard(tensor)):
+        dist.broadcast(tensor.data, src=0, group=group)
         torch.autograd.graph.increment_version(tensor)  # a collective does not count as a change by itself
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lbitcls.assembly.run_hooks import build_hooks
 from lbitcls.assembly.session import Session, check_data, data_section, load_data, make_model, open_session
@@ -42,7 +41,7 @@ from lbitcls.tracking.run_summary import finish, say_backbone, show_summary, wri
 from lbitcls.tracking.tensorboard import boards_of
 from lbitcls.tracking.terminal import TerminalHook
 from lbitcls.utils.checkpoint import load_weights, read_checkpoint
-from lbitcls.utils.dist import broadcast_module, check_equal, is_main
+from lbitcls.utils.dist import check_equal, is_main
 from lbitcls.utils.env import environment, host, seed_everything, use_deterministic_kernels
 from lbitcls.utils.errors import DependencyError, TrainingError
 from lbitcls.utils.lock import RunLock
@@ -50,6 +49,7 @@ from lbitcls.utils.logging import DETAIL
 from lbitcls.utils.memory import keep_freed_memory
 from lbitcls.utils.temporary import remove_leftovers
 from lbitcls.workflows.distilling import build_distiller
+from lbitcls.workflows.parallel import is_distributed, place_model, prepare_training, shard, wrap_model
 from lbitcls.workflows.run_export import check_export, export_run
 from lbitcls.workflows.run_kernels import Start, choose_kernels
 from lbitcls.workflows.run_start import choose_seed, continues, find_start, run_name, say_where
@@ -236,17 +236,19 @@ def build_runner(
         set_bits(model, settings.progressive.pairs[0])
     if start is None and settings.load_from is not None:
         _start_from(settings.load_from, model, settings, session)
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    model = _synchronize_norms(model, settings, session).to(device).to(memory_format=memory_format)
-    broadcast_module(model)
+    model = place_model(_synchronize_norms(model, settings, session), settings, session)
+    epoch_steps = -(-len(loader) // settings.optimizer_config.cumulative_iters)
+    ema = build_average(settings.ema, model, epochs, epoch_steps)
+    undivided = shard(model, ema, settings, session)
     hooks = build_hooks(settings, model, session, validate, data_root)
     distiller = build_distiller(settings, model, dataset, session, start)
     hooks += [] if distiller is None else [distiller]
     teacher = None if distiller is None else distiller.teacher
-    step = _build_step(settings, model, session, hooks, uneven=getattr(dataset, "on_error", "raise") == "skip")
+    uneven = getattr(dataset, "on_error", "raise") == "skip"
+    step = _build_step(settings, model, session, hooks, uneven=uneven, undivided=undivided)
     trained = model if settings.distill is None else Student(model, settings.distill)
-    epoch_steps = -(-len(loader) // step.cumulative_iters)
-    ema = build_average(settings.ema, model, epochs, epoch_steps)
+    if is_distributed(settings, session):
+        prepare_training(trained, model, step.optimizer)
     if settings.compile:
         _compile([trained, teacher] if teacher is not None and teacher.compiles else [trained], device)
     own = quantizer_policy(settings.optimizer)
@@ -264,8 +266,8 @@ def build_runner(
         seed=seed,
         ema=ema,
         writer=CheckpointWriter(settings.checkpoint_config.background),
-        wrap=lambda module: _parallel(trained, settings, session),
-        memory_format=memory_format,
+        wrap=lambda module: wrap_model(trained, settings, session),
+        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
         features=_build_features(settings, model, dataset, hooks, session, data_root),
         meta=meta,
         logger=session.logger,
@@ -295,7 +297,11 @@ def _synchronize_norms(model: nn.Module, settings: Settings, session: Session) -
 
 
 def _build_step(
-    settings: Settings, model: nn.Module, session: Session, hooks: Sequence[Hook], uneven: bool
+    settings: Settings,
+    model: nn.Module,
+    session: Session,
+    hooks: Sequence[Hook],
+    **given: Any,
 ) -> OptimizerStep:
     precision = read_precision(settings.amp, settings.fp16)
     if session.device.type == "cpu" and precision.dtype is torch.float16:
@@ -310,7 +316,7 @@ def _build_step(
 
     rates = unfreeze_rates(model, hooks)
     optimizer = build_optimizer(model, settings.optimizer, lr_mults=rates, **quantized_parameters(model, settings))
-    given = {**vars(settings.optimizer_config), "precision": precision, "penalty": penalty, "uneven": uneven}
+    given |= {**vars(settings.optimizer_config), "precision": precision, "penalty": penalty}
     arguments = next((hook.arguments for hook in hooks if isinstance(hook, Distiller)), None)
     return OptimizerStep(optimizer, session.device, arguments=arguments, **given)
 
@@ -358,10 +364,3 @@ def _compile(models: Sequence[nn.Module], device: torch.device) -> None:
         raise DependencyError(f"compile=True needs {needed}; install it, or leave compile out.")
     for model in models:
         model.compile()  # in place: the names of the weights stay
-
-
-def _parallel(module: nn.Module, settings: Settings, session: Session) -> nn.Module:
-    if session.place.world_size == 1:
-        return module
-    ids = [session.device.index] if session.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=settings.find_unused_parameters)

@@ -23,6 +23,7 @@ from lbitcls.core.hooks import Hook
 from lbitcls.registry import BACKBONES, HOOKS
 from lbitcls.utils.config import Config
 from lbitcls.utils.dist import sum_over_ranks
+from lbitcls.utils.shards import locals_of, whole
 from lbitcls.workflows.training import train_classifier
 
 torch.set_num_threads(1)
@@ -55,6 +56,7 @@ class Trace(Hook):
         self.images: list[int] = []
         self.seen: list[int] = []  # samples of this rank
         self.states: list[dict[str, Tensor]] = []
+        self.held = 0  # bytes of parameters and optimizer states in this process
 
     def before_iter(self, runner: Any) -> None:
         if not self.states:
@@ -66,6 +68,10 @@ class Trace(Hook):
         self.losses.append(total / number)
         self.rates.append(runner.step.optimizer.param_groups[0]["lr"])
         self.images.append(runner.images)
+        optimizer = runner.step.optimizer
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        parts = locals_of(t for t in [*runner.module.parameters(), *states] if isinstance(t, Tensor))
+        self.held = sum(part.numel() * part.element_size() for part in parts)
         own, _ = runner.loader.share(runner.epoch, runner.inner_iter - 1)
         self.seen += runner.loader.indices(runner.epoch)[runner.inner_iter - 1][:own].tolist()
 
@@ -73,9 +79,9 @@ class Trace(Hook):
         self._keep(runner)
 
     def _keep(self, runner: Any) -> None:
-        state = {name: value.clone() for name, value in runner.module.state_dict().items()}
+        state = {name: whole(value).clone() for name, value in runner.module.state_dict().items()}
         if runner.ema is not None:
-            state |= {f"ema.{name}": value.clone() for name, value in runner.ema.module.state_dict().items()}
+            state |= {f"ema.{name}": whole(value).clone() for name, value in runner.ema.module.state_dict().items()}
         self.states.append(state)
 
 

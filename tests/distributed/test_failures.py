@@ -51,6 +51,14 @@ def test_a_killed_process_is_named(make_run: Any) -> None:
 
 
 @pytest.mark.slow
+def test_an_error_of_the_config_is_not_tried_again(make_run: Any) -> None:
+    cfg = make_run("run", 1, parallel=dict(kind="fsdp", wrap=["Conv3d"]))
+    code, _, errors = finish(launch(cfg, processes=1, MAX_RESTARTS="3"))
+    assert code == 2 and errors.count("nor a class of modules, 'Conv3d'") == 1, errors
+    assert "ended with exit code 2" in errors and "Traceback" not in errors
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [

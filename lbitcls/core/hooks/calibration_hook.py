@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class CalibrationHook(Hook):
     """Hook that trains with quantizers off, then initializes them from training batches and switches them on.
 
-    All ranks use rank 0's values. Quantizers already initialized from a quantized checkpoint keep their values.
+    All ranks use the same values, from the batches of all. Quantizers already initialized from a quantized checkpoint
+    keep their values.
 
     Args:
         epoch: Epoch (from 0) at whose start the quantizers are switched on; 0: before training.
@@ -75,7 +76,7 @@ class CalibrationHook(Hook):
 
 
 def initialize_quantizers(runner: EpochRunner, num_batches: int, method: RangeRule | None) -> tuple[int, int]:
-    """Initialize the quantizers without values from the epoch's first training batches, with rank 0's values.
+    """Initialize the quantizers without values from the epoch's first training batches, those of all ranks together.
 
     Returns:
         Numbers of initialized quantizers and of batches.
@@ -85,8 +86,8 @@ def initialize_quantizers(runner: EpochRunner, num_batches: int, method: RangeRu
     runner.seed_iteration()
     number = min(num_batches, len(runner.loader))
     batches = (runner.to_device(batch)["img"] for batch in runner.loader.iterate(runner.epoch))
-    count = calibrate(runner.module.train(), list(islice(batches, number)), method)
-    broadcast_module(runner.module)
+    count = calibrate(runner.module.train(), list(islice(batches, number)), method, shared=True)
+    broadcast_module(runner.module)  # the same values; ranks with other processors may round differently
     refresh(runner.module)
     if runner.ema is not None:
         runner.ema.take_over(runner.module, quantizer_parameters(runner.module))

@@ -11,6 +11,7 @@ from lbitcls.core.run_files import INTERRUPTED, numbered
 from lbitcls.registry import HOOKS
 from lbitcls.settings.training_sections import CheckpointConfig
 from lbitcls.utils.dist import is_main
+from lbitcls.utils.sharded_checkpoint import SUFFIX, remove_checkpoint
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -25,6 +26,7 @@ class CheckpointHook(Hook):
 
     Checkpoints of `by_iter` and `minutes` are `iter_N.pth`; one that is due with another is not saved twice. All ranks
     save after the same iteration: the clock of `minutes` is that of rank 0, which asks the others (`Guard.ask_save`).
+    Of a distributed model, all but the run's last checkpoint are folders, `epoch_N.sharded`.
 
     Args:
         interval: Epochs (iterations unless `by_epoch`) between two checkpoints; -1: only at the end.
@@ -89,10 +91,11 @@ class CheckpointHook(Hook):
 
     def _tidy(self, folder: Path, kind: str, number: int) -> None:
         """Delete what the new checkpoint replaces: all but the newest up to it (later ones predate a resume)."""
-        (folder / INTERRUPTED).unlink(missing_ok=True)
+        for suffix in (".pth", SUFFIX):
+            remove_checkpoint((folder / INTERRUPTED).with_suffix(suffix))
         extra = kind == "iter" and self.by_epoch
         keep = _EXTRA if extra and self.max_keep < 0 else self.max_keep
         if keep > 0:
             saved = {n: path for n, path in numbered(folder, kind) if n <= number}
             for old in sorted(saved)[:-keep]:
-                saved[old].unlink(missing_ok=True)
+                remove_checkpoint(saved[old])

@@ -18,6 +18,7 @@ from lbitcls.utils.checkpoint import checkpoint_content, read_checkpoint
 from lbitcls.utils.dist import broadcast_module, broadcast_object, is_main, world_size
 from lbitcls.utils.errors import CheckpointError, ConfigError
 from lbitcls.utils.logging import DETAIL
+from lbitcls.utils.shards import gathered, has_shards
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -145,9 +146,11 @@ class EvaluationHook(Hook):
             return
         name = f"best_{key}.pth" if runner.phase == self.final_phase else f"best_{runner.phase}_{key}.pth"
         self.best[runner.phase] = {"key": key, "value": results[key], "epoch": runner.epoch, "file": name}
-        if is_main():
+        if is_main() or has_shards(runner.eval_model):
             meta = {**runner.position(), key: results[key]}
-            runner.writer.save(checkpoint_content(runner.eval_model, meta=meta), runner.work_dir / name)
+            content = gathered(checkpoint_content(runner.eval_model, meta=meta), keep=is_main())
+        if is_main():
+            runner.writer.save(content, runner.work_dir / name)
 
     def after_run(self, runner: EpochRunner) -> None:
         best = self.best.get(runner.phase)
@@ -168,8 +171,12 @@ class EvaluationHook(Hook):
             return False
         path, loaded = runner.work_dir / best["file"], True
         said = "Reloaded the best weights: %s %.4f, epoch %d, %s"
+        sharded = has_shards(model)
         if is_main():
             runner.writer.wait()
+        if sharded:
+            broadcast_object(None)  # each process reads its parts, when the file is there
+        if is_main() or sharded:
             try:
                 model.load_state_dict(read_checkpoint(path)["state_dict"])
             except CheckpointError as error:

@@ -22,6 +22,7 @@ from lbitcls.core.post_mortem import write_post_mortem
 from lbitcls.settings.not_finite import NotFiniteConfig
 from lbitcls.utils.dist import broadcast_object, gather_objects, sum_over_ranks
 from lbitcls.utils.errors import TrainingError
+from lbitcls.utils.shards import has_shards, locals_of
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -94,7 +95,12 @@ class NotFiniteHook(Hook):
         return self._bad is None
 
     def _told(self, runner: EpochRunner) -> str:
-        """Return the sentences of the post-mortem, which the ranks with the earliest bad loss write; all call it."""
+        """Return the sentences of the post-mortem, which the ranks with the earliest bad loss write; all call it.
+
+        There is none of a distributed model, whose forward pass needs all ranks.
+        """
+        if has_shards(runner.module):
+            return ""
         iteration = None if self._bad is None else self._bad[0]
         known = broadcast_object([found for found in gather_objects(iteration) if found is not None])
         text = ""
@@ -109,7 +115,7 @@ class NotFiniteHook(Hook):
         bad = ~loss.isfinite()
         if ends and not runner.step.scaler.is_enabled():  # a loss scale has its own way with infinite gradients
             parameters = [p for group in runner.step.optimizer.param_groups for p in group["params"]]
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = locals_of(p.grad for p in parameters if p.grad is not None)
             bad = bad | ~nn.utils.get_total_norm(gradients).isfinite().to(bad.device)
         agreed = bool(sum_over_ranks(bad.int()))
         if agreed:

@@ -21,11 +21,13 @@ from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import CheckpointError
 from lbitcls.utils.files import write_whole
+from lbitcls.utils.sharded_checkpoint import SUFFIX
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
-_CHECKPOINTS = re.compile(r"((epoch|iter)_\d+|latest|interrupted|best_.+|not_finite(_rank_\d+)?)\.pth")
+_CHECKPOINTS = re.compile(r"((epoch|iter)_\d+|latest|interrupted|best_.+|not_finite(_rank_\d+)?)\.(pth|sharded)")
+_SUFFIXES = (".pth", SUFFIX)
 PICTURES = ("results.png", "train_batch.png", "val_predictions.png", "confusion_matrix.png")
 _OTHERS = ("log.jsonl", "summary.json", "tf_logs", HEARTBEAT, *PICTURES)
 
@@ -93,9 +95,9 @@ def set_aside(folder: Path, run: str, more: Iterable[str] = ()) -> Path | None:
     if target is not None and noted is not None:
         _note(target, noted)
     # Checkpoints move after the note: if this is interrupted, --resume must not resume the other run from an older one.
-    _move((path for path in others if path.suffix != ".pth"), target)
+    _move((path for path in others if path.suffix not in _SUFFIXES), target)
     _note(folder, run)
-    _move((path for path in others if path.suffix == ".pth"), target)
+    _move((path for path in others if path.suffix in _SUFFIXES), target)
     return target
 
 
@@ -124,7 +126,7 @@ def _written(folder: Path, more: Iterable[str]) -> list[Path]:
 
 def _owner(path: Path, noted: str | None) -> str | None:
     """Return the run that wrote `path`: from its metadata if it is a checkpoint, else the folder's run."""
-    if path.suffix != ".pth":
+    if path.suffix not in _SUFFIXES:
         return noted
     try:
         return read_checkpoint(path, mmap=True)["meta"].get("run")
