@@ -13,7 +13,7 @@ from lbitcls.settings.fields import INTEGER, NUMBER, Count, Doc, Factor, Switch
 Positive = Annotated[float, Gt(0), NUMBER]
 Probability = Annotated[float, Ge(0), Le(1), NUMBER]
 Seed = Annotated[int, INTEGER, Ge(0), Le(2**31 - 1)]
-ITERATIONS = {"nearest": 0, "adaround": 1000, "qdrop": 300}
+ITERATIONS = {"nearest": 0, "adaround": 500, "qdrop": 300}
 """Default number of optimizer steps by the kind of rounding."""
 
 
@@ -31,7 +31,7 @@ class ReconstructConfig(Section):
         ),
     ] = "adaround"
     iterations: Annotated[
-        Count | None, Doc("Optimizer steps of each layer or block; None: 1000 for adaround, 300 for qdrop.")
+        Count | None, Doc("Optimizer steps of each layer or block; None: 500 for adaround, 300 for qdrop.")
     ] = None
     learning_rate: Annotated[Positive, Doc("Learning rate of the roundings (Adam).")] = 0.03
     range_learning_rate: Annotated[
@@ -50,7 +50,8 @@ class ReconstructConfig(Section):
         Switch, Doc("First balance the ranges of the channels between layers that a ReLU separates at most.")
     ] = False
     max_mib: Annotated[
-        Positive, Doc("Memory for the cached inputs and outputs of a block, in MiB; fewer images are used if they exceed it.")
+        Positive,
+        Doc("Memory for the cached inputs and outputs of a block, in MiB; fewer images are used if they exceed it."),
     ] = 1024.0
     seed: Annotated[Seed, Doc("Seed of the sampled positions, batches and dropped activations.")] = 0
 

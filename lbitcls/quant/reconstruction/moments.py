@@ -81,7 +81,9 @@ def rows_of(layer: QuantLayer, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def moments_of(layer: QuantLayer, weight: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], number: int, seed: int) -> Moments:
+def moments_of(
+    layer: QuantLayer, weight: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], number: int, seed: int
+) -> Moments:
     """Return the moments over batches of the layer's inputs.
 
     Args:

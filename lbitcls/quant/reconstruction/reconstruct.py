@@ -89,7 +89,9 @@ class Reconstruction:
         """Round the layer by AdaRound if asked, then correct its mean error."""
         layer, settings = self._layer(name), self.settings
         if not isinstance(layer, SUPPORTED):
-            text = "%s: its weights are rounded to nearest; AdaRound and bias correction know Conv1d, Conv2d and Linear."
+            text = (
+                "%s: its weights are rounded to nearest; AdaRound and bias correction know Conv1d, Conv2d and Linear."
+            )
             get_logger().warning(text, name)
             return
         shift = self._shift_of(unit, name) if settings.correct_bias else None

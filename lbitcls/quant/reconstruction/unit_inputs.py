@@ -68,9 +68,7 @@ def cache_unit(model: nn.Module, teacher: nn.Module, name: str, batches: Iterabl
     return Cache(quantized, plain, targets)
 
 
-def _capture(
-    model: nn.Module, name: str, images: Tensor, inputs_only: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def _capture(model: nn.Module, name: str, images: Tensor, inputs_only: bool = False) -> tuple[Tensor, Tensor | None]:
     """Return input and output of a submodule, copied, since layers after it may work in place."""
     found: dict[str, Tensor] = {}
 
