@@ -2,11 +2,11 @@
 
     python benchmarks/ptq.py --data-root FOLDER [--rows mobilenet_v2/float/0 …] [--out docs/results/ptq.md]
 
-`FOLDER` contains `imagenet1000_256.tar.gz` (or the folder), and `weights/` the two networks. Fold f calibrates on every
-fifth image, beginning with the f-th, and tests on the other 800. A row is `NETWORK/KIND/FOLD`: KIND is `float`, or bits and
-rounding such as `4w8f_adaround`; `qdrop` may have a number of steps, as in `4w4f_qdrop_1000`. Each row is one call of
-`lbitcls calibrate` and one of `lbitcls test`. Completed rows (with a line in the `.jsonl` file beside the page) are not
-computed again, and an interrupted calibration continues at its next block.
+`FOLDER` contains `imagenet1000_256.tar.gz` (or the folder), and `weights/` the two networks. Fold f calibrates on
+every fifth image, beginning with the f-th, and tests on the other 800. A row is `NETWORK/KIND/FOLD`: KIND is `float`,
+or bits and rounding such as `4w8f_adaround`; `qdrop` may have a number of steps, as in `4w4f_qdrop_1000`. Each row is
+one call of `lbitcls calibrate` and one of `lbitcls test`. Completed rows (with a line in the `.jsonl` file beside the
+page) are not computed again, and an interrupted calibration continues at its next block.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run_row(row: str, work: Path, data_root: Path) -> dict[str, Any]:
 
 
 def calibrate(config: Path, weights: Path, folder: Path, data_root: Path) -> float:
-    """Write `quantized.pth`, and return the minutes that it took, over all interrupted tries that ended by themselves."""
+    """Write `quantized.pth`, unless it exists, and return the minutes that the command took."""
     out, clock = folder / "quantized.pth", folder / "seconds"
     spent = float(clock.read_text()) if clock.exists() else 0.0
     if not out.exists():
@@ -143,15 +143,20 @@ def table(results: Results) -> list[str]:
 def page(results: Results) -> str:
     """Return the document for completed rows."""
     made = sorted({f"torch {found['torch']} on {found['machine']}" for found in results.values()})
-    about = """`python benchmarks/ptq.py --data-root FOLDER` writes this page; `--rows ROW` computes one row. The data are 1,000
-        ImageNet images, one of each class. In fold f every fifth image, beginning with the f-th, calibrates, and the other
-        800 test: labels are not used for calibration, and no image of a fold does both. The first and the last layer have 8
-        bits, weights one scale per channel, ranges the least squared error. Top-1 in percent, mean over the folds that are
-        complete; ± is the standard error of the paired difference to float over the images, each counted once with its mean
-        over folds."""
-    caution = """**The accuracies are no estimates for new images.** MobileNetV2's weights were converted from a published 8-bit
-        file, SqueezeNet's from a Caffe model; both networks likely saw these images in training. The differences compare
-        roundings with each other and with float on the same images."""
+    about = """
+        `python benchmarks/ptq.py --data-root FOLDER` writes this page; `--rows ROW` computes one row. The
+        data are 1,000 ImageNet images, one of each class. In fold f every fifth image, beginning with the
+        f-th, calibrates, and the other 800 test: labels are not used for calibration, and no image of a
+        fold does both. The first and the last layer have 8 bits, weights one scale per channel, ranges
+        the least squared error. Top-1 in percent, mean over the folds that are complete; ± is the
+        standard error of the paired difference to float over the images, each counted once with its mean
+        over folds.
+    """
+    caution = """
+        **The accuracies are no estimates for new images.** MobileNetV2's weights were converted from a
+        published 8-bit file, SqueezeNet's from a Caffe model; both networks likely saw these images in
+        training. The differences compare roundings with each other and with float on the same images.
+    """
     times = "The rows shared two cores with other work, on one thread each: the minutes do not measure speed."
     lines = [
         "# Quantization without training",

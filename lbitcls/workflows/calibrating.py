@@ -45,8 +45,8 @@ def calibrate_checkpoint(
         test: True: measure float and calibrated accuracy on the test set.
         data_root: Folder to search for relative data paths.
         rounding: Kind of rounding, `nearest`, `adaround` or `qdrop`, in place of `calibration.reconstruct.rounding`.
-            Learned rounding saves each finished block beside `out`, in a file with the suffix `.progress`, and continues
-            from there if it was interrupted.
+            Learned rounding saves each finished block beside `out`, in a file with the suffix `.progress`, and
+            continues from there if it was interrupted.
 
     Returns:
         `{'float': {'top-1': …, …}, 'quantized': {…}}`, percent; empty without `test`.

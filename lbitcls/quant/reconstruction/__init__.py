@@ -1,1 +1,1 @@
-"""Learned rounding without labels: AdaRound by layer, block reconstruction with QDrop, bias correction, equalization."""
+"""Learned rounding without labels: AdaRound, blocks with QDrop, bias correction, equalization."""

@@ -2,8 +2,9 @@
 
     minimize E ||block(x̃; ŵ) - y||² + regularizer over the roundings and the parameters of the input quantizers
 
-y is the float block's output. In every step each activation stays float with probability `drop`, in the block and at its
-input, so that the roundings suit activations with and without rounding errors (QDrop, Wei et al., 2022, arXiv:2203.05740).
+y is the float block's output. In every step each activation stays float with probability `drop`, in the block and at
+its input, so that the roundings suit activations with and without rounding errors (QDrop, Wei et al., 2022,
+arXiv:2203.05740).
 
 Deviations:
 - The squared error is not weighted by the Fisher information, which needs labels and gradients of the whole network.

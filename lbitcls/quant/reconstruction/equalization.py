@@ -5,9 +5,9 @@ first can be divided by s and the inputs of the second multiplied by it: the net
 
     s = sqrt(r1 / r2),   r1, r2: largest magnitudes of the channel's weights in the first and the second layer
 
-both have the ranges sqrt(r1 · r2). This helps layers whose channels share one scale, and moves ranges between the weights
-and the activations. Several layers may read the first one's output; r2 is then the largest of theirs. A BatchNorm between
-must be folded into the first layer (`fold_bn`).
+both have the ranges sqrt(r1 · r2). This helps layers whose channels share one scale, and moves ranges between the
+weights and the activations. Several layers may read the first one's output; r2 is then the largest of theirs. A
+BatchNorm between must be folded into the first layer (`fold_bn`).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Pair:
 def equalize(model: nn.Module, images: Tensor) -> list[Pair]:
     """Balance the ranges of a float model in place, and return the pairs of layers that were balanced.
 
-    A pair whose channels are also read by a function that no module names (an addition) is left unchanged: it would change
-    the logits of `images`.
+    A pair whose channels are also read by a function that no module names (an addition) is left unchanged: it would
+    change the logits of `images`.
 
     Args:
         model: Transformed model in eval, before calibration.

@@ -4,8 +4,9 @@ A layer with quantized inputs x̂ and weight ŵ imitates t = w · x of the float
 
     E (ŵ · x̂ - t)² = ŵᵀ E[x̂ x̂ᵀ] ŵ - 2 ŵᵀ E[x̂ t] + E[t²]
 
-so AdaRound's error (arXiv:2004.10568, equation 21, with the asymmetric inputs of equation 25 and without the activation
-function) needs the images once, not in each of its steps. Groups are separate: G groups, d inputs and R outputs of each.
+so AdaRound's error (arXiv:2004.10568, equation 21, with the asymmetric inputs of equation 25 and without the
+activation function) needs the images once, not in each of its steps. Groups are separate: G groups, d inputs and R
+outputs of each.
 """
 
 from __future__ import annotations
@@ -105,9 +106,9 @@ def moments_of(
             x, y = x[..., chosen], y[..., chosen]
         x, y = (p.permute(1, 2, 0, 3).flatten(2) for p in (x, y))
         target = target_rows @ y
-        parts = (x @ x.mT, target @ x.mT, target.square().sum(-1), x.sum(-1), target.sum(-1))
-        parts = tuple(part.double() for part in parts)
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
+        products = (x @ x.mT, target @ x.mT, target.square().sum(-1), x.sum(-1), target.sum(-1))
+        parts = [product.double() for product in products]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
         count += x.shape[-1]
     return Moments(*(total / count for total in sums))
 

@@ -1,7 +1,7 @@
 """Reconstruction of a quantized model, unit by unit, so that it imitates the float model on a few images.
 
-Each unit learns from what reaches it when all units before it are quantized as they will be, with their errors. Labels are
-not used. After a unit is done, the caller can save the model and later continue with the next one.
+Each unit learns from what reaches it when all units before it are quantized as they will be, with their errors.
+Labels are not used. After a unit is done, the caller can save the model and later continue with the next one.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Reconstruction:
     def __init__(self, model: nn.Module, batches: Sequence[Tensor], settings: ReconstructConfig) -> None:
         if has_computed_weights(model):
             raise ConfigError(
-                "calibration.reconstruct needs weights that are parameters; PyTorch's weight_norm, spectral_norm, prune "
-                "or a parametrization computes some of this model's. Remove it from the layers first."
+                "calibration.reconstruct needs weights that are parameters; PyTorch's weight_norm, spectral_norm, "
+                "prune or a parametrization computes some of this model's. Remove it from the layers first."
             )
         self.model, self.batches, self.settings = model, batches, settings
         self.units = find_units(model, batches[0][:1])

@@ -1,8 +1,8 @@
 """Units of reconstruction: blocks of a network, found by its structure, and single layers elsewhere.
 
 A block is an element of a sequence (`Sequential`, `ModuleList`, `ModuleDict`) that is no such container itself and has
-at most `MOST_LAYERS` quantized layers: a residual block, a fire module, a convolution with its BatchNorm. It must be called
-once, with one tensor, and return one tensor. Units are in the order in which a forward pass calls them.
+at most `MOST_LAYERS` quantized layers: a residual block, a fire module, a convolution with its BatchNorm. It must be
+called once, with one tensor, and return one tensor. Units are in the order in which a forward pass calls them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def find_units(model: nn.Module, images: Tensor) -> list[Unit]:
                 f"calibration.reconstruct needs layers that a forward pass calls once; {name} is called "
                 f"{trace.calls.count(name)} times. Exclude it: quant_transformer.exclude_layers=['{name}']."
             )
-    units, covered = [], set()
+    units: list[Unit] = []
+    covered: set[str] = set()
     for name in trace.calls:
         inner = blocks.get(name, ()) if trace.plain[name] else ()
         inside = tuple(call for call in trace.calls if call in (inner or {name} & layers) and call not in covered)
