@@ -120,7 +120,7 @@ def test_the_checkpoint_is_an_ordinary_one_and_its_export_agrees(cfg: Config, we
     ("options", "message"),
     [
         (["--rounding", "adaruond"], r"calibration.reconstruct.rounding must be .*'adaround'.*got 'adaruond'"),
-        (["--options", "calibration.reconstruct.drop=1.5"], r"calibration.reconstruct.drop must be .*got 1.5"),
+        (["--options", "calibration.reconstruct.iterations=0"], r"calibration.reconstruct.iterations must be .*got 0"),
     ],
 )
 def test_mistakes_are_errors_in_one_line(
