@@ -236,6 +236,17 @@ def test_a_block_learns_roundings_and_ranges_together() -> None:
     assert error() < 0.9 * nearest
 
 
+def test_layers_of_other_kinds_keep_the_nearest_rounding_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    entry = dict(type="LSQConvTranspose2d", num_bit_w=3, num_bit_a=8)
+    net = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU())
+    net = (
+        build_mtransformer(dict(type="ModelTransformer", quan_policy=dict(ConvTranspose2d=entry)))(net).double().eval()
+    )
+    caplog.set_level("WARNING", "lbitcls")
+    reconstructed(net, images())
+    assert "0: its weights are rounded to nearest; AdaRound and bias correction know Conv1d" in caplog.text
+
+
 def test_half_of_the_activations_are_dropped() -> None:
     generator = torch.Generator().manual_seed(0)
     q, x = torch.zeros(100, 1000), torch.ones(100, 1000)

@@ -104,7 +104,7 @@ def _error(unit: nn.Module, cache: Cache, batch_size: int) -> Tensor:
     """Return the block's mean squared error with its current weights."""
     total = cache.targets.new_zeros(())
     for x, y in zip(cache.quantized.split(batch_size), cache.targets.split(batch_size), strict=True):
-        total += (unit(x) - y).square().mean() * len(x)
+        total += (unit(x.clone()) - y).square().mean() * len(x)  # it may work in place
     return (total / len(cache.targets)).clamp(min=torch.finfo(total.dtype).tiny)
 
 

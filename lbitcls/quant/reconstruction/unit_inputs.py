@@ -104,7 +104,7 @@ def input_of(unit: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
 
     hook = layer.register_forward_pre_hook(enter)
     try:
-        unit(x)
+        unit(x.clone())  # its first module may work in place
     except _Reached:
         pass
     finally:
