@@ -58,7 +58,12 @@ def build_hooks(
 
 def _calibration(settings: Settings) -> CalibrationHook | None:
     if settings.quant_transformer:
-        return CalibrationHook(**vars(settings.calibration or CalibrationConfig()))
+        given = dict(vars(settings.calibration or CalibrationConfig()))
+        if given.pop("reconstruct") is not None:
+            raise ConfigError(
+                "calibration.reconstruct learns roundings without training, in lbitcls calibrate; remove it to train."
+            )
+        return CalibrationHook(**given)
     if settings.calibration is not None:
         raise ConfigError("calibration is for quantizers, but the config has no quant_transformer.")
     return None

@@ -20,6 +20,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="rule for ranges: mse (default), percentile, minmax, or own (the quantization method's rule)",
     )
+    add(
+        "--rounding",
+        metavar="NAME",
+        help="rounding of the weights: nearest, adaround or qdrop (default: calibration.reconstruct, else nearest)",
+    )
     add("--split", metavar="NAME", help="part of data to calibrate on (default: calibration, else train)")
     add("--no-test", action="store_true", help="write the checkpoint without measuring accuracy")
     short_forms(parser, "batch-size", "workers")
@@ -34,7 +39,7 @@ def run(args: argparse.Namespace) -> object:
 
     Examples:
         lbitcls calibrate flowers.py work_dirs/flowers/best_top-1.pth --out quantized.pth
-        lbitcls calibrate flowers.py float.pth --out quantized.pth --method percentile --num-images 500
+        lbitcls calibrate flowers.py float.pth --out quantized.pth --rounding adaround --num-images 500
     """
     cfg = read_config(args)
     from lbitcls.workflows.calibrating import calibrate_checkpoint
@@ -48,4 +53,5 @@ def run(args: argparse.Namespace) -> object:
         split=args.split,
         test=not args.no_test,
         data_root=args.data_root,
+        rounding=args.rounding,
     )

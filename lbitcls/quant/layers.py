@@ -100,6 +100,11 @@ class QuantLayer(nn.Module):
         """Return the float tensor that the weight quantizer receives."""
         return self.weight
 
+    @torch.no_grad()
+    def fill_weight(self, value: Tensor) -> None:
+        """Fill the weight in place, so that `weight_to_quantize` returns `value`, of its shape."""
+        self.weight.copy_(value)
+
     def apply_quantized(self, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return `operation(input, weight)` for the quantized input and weight."""
         quantized = [_quantize(self.input_quantizer, x), self._quantized_weight()]
@@ -200,6 +205,12 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         """Return the weight, times γ/σ if a BatchNorm is folded."""
         factor = self.fold_factor()
         return self.weight if factor is None else self.weight * factor.view(-1, 1, 1, 1)
+
+    @torch.no_grad()
+    def fill_weight(self, value: Tensor) -> None:
+        """Fill the weight in place, so that `weight_to_quantize` returns `value` but for a rounding error."""
+        factor = self.fold_factor()
+        super().fill_weight(value if factor is None else value / factor.view(-1, 1, 1, 1))
 
     def forward(self, input: Tensor) -> Tensor:
         """Input (N, C, H, W) to (N, O, H', W')."""

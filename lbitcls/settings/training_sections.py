@@ -25,6 +25,7 @@ from lbitcls.settings.fields import (
     Unset,
 )
 from lbitcls.settings.learning_rate import LrConfig
+from lbitcls.settings.reconstruction import ReconstructConfig
 from lbitcls.utils.errors import suggest
 
 Metric = Literal["accuracy", "precision", "recall", "f1_score", "confusion"]
@@ -227,6 +228,11 @@ class CalibrationConfig(Section):
     reload_best: Annotated[
         Switch, Doc("Continue with the best weights of the float epochs before it, instead of their last ones.")
     ] = False
+    reconstruct: Annotated[
+        ReconstructConfig | None,
+        Shorthand(text="rounding"),
+        Doc("Of `lbitcls calibrate`: learn the rounding of the weights; a kind of rounding, or a dict of options."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ from lbitcls.protocols import BatchLoader
 from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
 from lbitcls.utils.errors import ConfigError
-from lbitcls.utils.files import check_writable
+from lbitcls.utils.files import check_writable, sha256_of
 from lbitcls.utils.logging import print_table, track
+from lbitcls.workflows.reconstructing import reconstruct_model, reconstruction_settings
 
 
 def calibrate_checkpoint(
@@ -29,6 +30,7 @@ def calibrate_checkpoint(
     split: str | None = None,
     test: bool = True,
     data_root: str | None = None,
+    rounding: str | None = None,
 ) -> dict[str, Any]:
     """Quantize the model of `cfg` with the float weights in `checkpoint`, and write a checkpoint that is ready to use.
 
@@ -42,12 +44,16 @@ def calibrate_checkpoint(
             with the pipeline of the test set.
         test: True: measure float and calibrated accuracy on the test set.
         data_root: Folder to search for relative data paths.
+        rounding: Kind of rounding, `nearest`, `adaround` or `qdrop`, in place of `calibration.reconstruct.rounding`.
+            Learned rounding saves each finished block beside `out`, in a file with the suffix `.progress`, and
+            continues from there if it was interrupted.
 
     Returns:
         `{'float': {'top-1': …, …}, 'quantized': {…}}`, percent; empty without `test`.
 
     Raises:
-        ConfigError: the config has no `quant_transformer`, or `out` cannot be written.
+        ConfigError: the config has no `quant_transformer`, `out` cannot be written, or a layer's rounding cannot be
+            learned.
         CheckpointError: the weights do not fit, or are already quantized by other quantizers.
         DataError: the class order of the test set differs from the checkpoint's.
     """
@@ -56,6 +62,8 @@ def calibrate_checkpoint(
     if num_images < 1:
         raise ConfigError(f"--num-images must be an integer ≥ 1; got {num_images}.")
     out = check_writable(out, "--out", checkpoint)
+    progress = Path(f"{out}.progress")
+    reconstruct = reconstruction_settings(settings, rounding)
     from lbitcls.quant import calibrate, named_quantizers, set_quantization
 
     with open_session(settings) as session:
@@ -76,7 +84,13 @@ def calibrate_checkpoint(
             results["float"] = _test(model, tests[1], session)
         set_quantization(model, True)  # the weights may come from a run's float phase
         total = sum(1 for _ in named_quantizers(model))
-        number = calibrate(model, first_images(images, num_images), method)
+        chosen = first_images(images, num_images)
+        if reconstruct is None:
+            number = calibrate(model, chosen, method)
+        else:
+            key = (settings.text, sha256_of(checkpoint), num_images, split)
+            held = [batch.to(session.device) for batch in chosen]
+            number = reconstruct_model(model, held, method, reconstruct, progress, key)
         used = min(num_images, len(images.dataset) - len(images.skipped)) if number else 0
         _say(number, total, used, checkpoint, session)
         if tests is not None:
@@ -86,6 +100,8 @@ def calibrate_checkpoint(
         known = meta.get("calibrated_on")
         about |= {"calibrated_on": used} if number else {} if known is None else {"calibrated_on": known}
         save_checkpoint(model, out, meta=about)
+        if reconstruct is not None:
+            progress.unlink(missing_ok=True)
     _report(results, out)
     return results
 

@@ -64,6 +64,7 @@ PAGES = {
         check=started,
         slow=True,
     ),
+    "docs/reconstruction.md": Page(not_run={"CONFIG=configs/calibration/mobilenet_v2_4w8f_adaround.py": "data"}),
     "docs/migration.md": Page(
         prepare=imagenet,
         words={"total_epochs=1": "total_epochs=1 +log_config.pictures=false +evaluation.save_best=None"},

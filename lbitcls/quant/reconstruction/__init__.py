@@ -1,0 +1,1 @@
+"""Learned rounding without labels: AdaRound, blocks with QDrop, bias correction, equalization."""
