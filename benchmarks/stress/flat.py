@@ -30,7 +30,7 @@ EPOCHS, WARM_UP, ITERATIONS = 50, 10, 40
 """Measured epochs, epochs before these, and iterations of each."""
 MOST_MIB = 8.0
 """Largest drift of resident memory over all measured epochs: of the training's process, and of its readers."""
-MOST_TRACKED = {"objects": 0.5, "tensors": 0.0}
+MOST_TRACKED = {"objects": 1.0, "tensors": 0.0}
 """Largest drift per iteration: of blocks of memory that Python's objects have, and of the number of tensors."""
 HEAD = (
     "| training | iterations | validations | memory, MiB | readers' memory, MiB | objects | tensors | files | "

@@ -184,8 +184,8 @@ def rebuilt(case: Case, model: nn.Module, images: Tensor, folder: Path) -> nn.Mo
 class Networks(Kind):
     """A network of one family per case."""
 
-    most_mib = 1500
-    seconds = 120
+    most_mib = 4000  # attention over a thousand tokens takes 2,000
+    seconds = 600  # a case takes about 7; on a busy machine, many times that
 
     def __init__(self, family: str) -> None:
         self.family, self.name, self.count = family, _NAMES[family], COUNTS[family]

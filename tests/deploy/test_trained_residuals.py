@@ -37,7 +37,7 @@ def images(number: int = 16, seed: int = 1) -> Tensor:
     return torch.randn(number, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def untrained(family: str, bits: int = 8, signed: bool | None = None) -> Any:
+def untrained(family: str, bits: int = 8, signed: bool | None = None, floats: tuple[str, ...] = ()) -> Any:
     torch.manual_seed(0)
     backbone, channels = FAMILIES[family]
     head = dict(type="LinearClsHead", num_classes=5, in_channels=channels)
@@ -49,7 +49,8 @@ def untrained(family: str, bits: int = 8, signed: bool | None = None) -> Any:
         model.train().predict(images(64))  # statistics
     options = dict(num_bit_w=bits, num_bit_a=bits) | ({} if signed is None else dict(signed=signed))
     policy = dict(Conv2d=dict(type="LSQConv", **options), Linear=dict(type="LSQLinear", **options))
-    return build_mtransformer(dict(type="ModelTransformer", quan_policy=policy, residual_bits=8))(model)
+    more: dict[str, Any] = dict(exclude_layers=floats, residual_bits=8)
+    return build_mtransformer(dict(type="ModelTransformer", quan_policy=policy, **more))(model)
 
 
 def trained(family: str, bits: int = 8, **options: Any) -> nn.Module:
@@ -64,6 +65,17 @@ def trained(family: str, bits: int = 8, **options: Any) -> nn.Module:
 
 FAST = [("resnet", 4), ("mobilenet", 8), ("option A", 8)]
 SLOW = [(family, bits) for family in FAMILIES for bits in (4, 8) if (family, bits) not in FAST]
+
+
+def test_a_float_layer_in_a_block_keeps_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the block's 8-bit input; its result is quantized by the next layer, whose integers may have a sign."""
+    monkeypatch.setattr(cpu, "_latencies", lambda models, shape: {"int8": 1.0, "uint8": 2.0})
+    model: Any = trained("option A", floats=("backbone.layer1.0.conv1", "backbone.layer2.0.conv2")).eval()
+    export_model(model, tmp_path / "x.onnx", input_shape=(3, 16, 16))
+    with torch.no_grad():
+        expected = model.predict(images()).numpy()
+    given: Any = load(tmp_path / "x.onnx", "onnxruntime", threads=1).predict(images().numpy())
+    assert np.abs(given - expected).max() < 1e-3 * expected.std()
 
 
 @pytest.mark.parametrize("family, bits", [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])

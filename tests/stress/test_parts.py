@@ -21,7 +21,7 @@ ROW = {"memory": 500.0, "readers": 90.0, "objects": 300_000, "tensors": 400, "fi
         ("memory", 0.3, True),
         ("readers", 0.3, True),
         ("objects", 10, False),
-        ("objects", 40, True),
+        ("objects", 60, True),
         ("tensors", 1, True),
         ("files", 1, True),
         ("threads", 1, True),

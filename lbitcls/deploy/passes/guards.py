@@ -1,4 +1,4 @@
-"""Guard nodes, which change no value but keep OpenVINO's optimizations from changing the result."""
+"""Guard nodes, which change no value but keep optimizations of OpenVINO and ONNX Runtime from changing the result."""
 
 from __future__ import annotations
 
@@ -50,6 +50,21 @@ def guard_scales(graph: Graph) -> None:
         alike = _on_one_grid(graph, node)
         if not alike and any(_from_integers(graph, n) for n in node.input) and not _zero_matters(graph, node.output[0]):
             graph.append_to(node, "Add", graph.add_constant("smallest", np.array(_TINY)), f"{node.name}/Guard")
+
+
+def guard_float_layers(graph: Graph) -> None:
+    """Add the smallest number to the integers that a float layer reads, so that its weights stay float.
+
+    If such a layer's result is quantized as well, ONNX Runtime rounds its weights to 8 bits (seen in 1.31; no option
+    turns it off for the file). A layer left float in a block with 8-bit skip connections is one.
+    """
+    integer = {id(operation_of(graph, weight)) for weight in weights_of(graph)}
+    for node in [node for node in graph.nodes if node.op_type in OPERATIONS and id(node) not in integer]:
+        if node.input[1] in graph.constants and _from_integers(graph, node.input[0]):
+            source, taken = node.input[0], graph.free_name(f"{node.name}_float")
+            name, smallest = f"{node.name}/Guard_float", graph.add_constant("smallest", np.array(_TINY))
+            graph.add_node("Add", [source, smallest], taken, graph.producer(source), name)
+            node.input[0] = taken
 
 
 def _guard_bias(graph: Graph, operation: NodeProto) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from lbitcls.deploy.passes.concatenations import concatenate_integers
 from lbitcls.deploy.passes.containers import signed_inputs, to_uint8
 from lbitcls.deploy.passes.graph import Graph
-from lbitcls.deploy.passes.guards import guard_grids, guard_scales, guard_sums
+from lbitcls.deploy.passes.guards import guard_float_layers, guard_grids, guard_scales, guard_sums
 from lbitcls.deploy.passes.maxima import split_maxima
 from lbitcls.deploy.runtime.engines.openvino import ONE_THREAD, openvino_core
 from lbitcls.deploy.runtime.metadata import require
@@ -25,14 +25,15 @@ _GAIN = 0.95  # int8 is chosen if it takes less than this fraction of uint8's ti
 
 @TARGETS.register_module(name="cpu")
 class CPU(Target):
-    """x86 and Arm CPUs; guards in the graph keep OpenVINO's optimizations correct."""
+    """x86 and Arm CPUs; guards in the graph keep the engines' optimizations correct."""
 
     engines: ClassVar[Sequence[str]] = ("openvino", "onnxruntime")
 
     def shape(self, graph: Graph) -> None:
-        """Arrange concatenations; guard scales, maxima and sums against OpenVINO's fusions."""
+        """Arrange concatenations; guard scales, maxima, sums and float layers against the engines' fusions."""
         concatenate_integers(graph)
         guard_scales(graph)
+        guard_float_layers(graph)
         split_maxima(graph)
         if "openvino" in self.engines:
             guard_sums(graph)
