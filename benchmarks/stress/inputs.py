@@ -16,6 +16,7 @@ from stress.judge import judge
 from stress.lists import Folders, Lists
 from stress.verdicts import Kind, Result
 
+HEAD = "| input | cases | read | refused | losses | slowest, s | most MiB | s |\n|---|--:|--:|--:|--:|--:|--:|--:|"
 KINDS: tuple[type[Kind], ...] = (Images, Lists, Folders, Archives, Checkpoints, Exported, Configs)
 
 

@@ -1,8 +1,8 @@
-"""Stress the package: hostile inputs through every reader, and later parts that kill, fill and disconnect.
+"""Stress the package: hostile inputs through every reader, trainings that are killed, disks that fail.
 
-    python benchmarks/stress [--parts inputs] [--scale 1] [--workers N] [--seed N] [--write]
+    python benchmarks/stress [--parts inputs kills storage] [--scale 1] [--workers N] [--seed N] [--write]
 
-It prints a table, and each kind of loss with the case that shows it; with a loss, the exit code is 1. A case is a
+It prints a table for each part, and each kind of loss with the case that shows it; with a loss, the exit code is 1. A case is a
 function of its number: `--seed` draws others, `--scale` (or `STRESS_SCALE`) draws more. `--write` writes the table into
 `docs/reliability.md`.
 """
@@ -13,17 +13,17 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each process has one core
 
-from stress import inputs
+from stress import inputs, kills, storage
 from stress.verdicts import Result
 
-PARTS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {"inputs": inputs.run}
+PARTS: dict[str, ModuleType] = {"inputs": inputs, "kills": kills, "storage": storage}
+"""Modules with `run(args)`, which returns results, `HEAD`, of their table, and `line(result)`, a row of it."""
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-HEAD = "| input | cases | read | refused | losses | slowest, s | most MiB | s |\n|---|--:|--:|--:|--:|--:|--:|--:|"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,11 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the parts; return 1 if there was a loss."""
     args = parse_args(argv)
     os.nice(10)
-    print(HEAD)
     losses = []
     for name in args.parts:
+        print(PARTS[name].HEAD, flush=True)
         start = time.monotonic()
-        results = PARTS[name](args)
+        results = PARTS[name].run(args)
+        if name != "inputs":  # which shows each row when it is complete
+            print(*map(PARTS[name].line, results), sep="\n", flush=True)
         losses += [text for result in results for text in result.summary()]
         if args.write:
             write(name, results, time.monotonic() - start)
@@ -58,13 +60,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def write(part: str, results: list[Result], seconds: float) -> None:
     """Write the table of a part into the page, between its marks."""
-    rows = "\n".join(inputs.line(result) for result in results)
+    rows = "\n".join(PARTS[part].line(result) for result in results)
     total = (
         f"{sum(result.total for result in results):,} cases in {seconds / 60:.0f} minutes, {time.strftime('%Y-%m-%d')}."
     )
     text, count = re.subn(
         rf"(<!-- {part} -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{total}\n\n{HEAD}\n{rows}\n{found[2]}",
+        lambda found: f"{found[1]}{total}\n\n{PARTS[part].HEAD}\n{rows}\n{found[2]}",
         PAGE.read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from lbitcls.utils.errors import ConfigError, nearest, suggest
+from lbitcls.utils.errors import ConfigError, LbitclsError, nearest, suggest
+from lbitcls.utils.failures import explain
 from lbitcls.utils.temporary import hold, new_temporary, remove_leftovers, temporary_name
 
 EXPORTED = (".onnx", ".tflite", ".pte")
@@ -137,6 +138,7 @@ def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: 
 
     Raises:
         ConfigError: `path` is a folder, a device (without `streams`) or one of `inputs`, or cannot be created.
+        ResourceError: The disk is full, or fails.
     """
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
@@ -153,7 +155,7 @@ def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: 
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         _probe(folder)
     except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose a file elsewhere.") from error
+        raise _unwritable(option, path, error, "a file elsewhere") from error
     return path
 
 
@@ -168,14 +170,21 @@ def check_folder(path: str | Path, option: str) -> Path:
 
     Raises:
         ConfigError: It is not a folder, or nothing can be written there.
+        ResourceError: The disk is full, or fails.
     """
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
     try:
         _probe(next(above for above in (target, *target.parents) if above.exists()))
     except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose another folder.") from error
+        raise _unwritable(option, path, error, "another folder") from error
     return path
+
+
+def _unwritable(option: str, path: Path, error: OSError, remedy: str) -> LbitclsError:
+    """Return the error of a path that cannot be written: the machine's failure, or a mistake of the command."""
+    error.filename = str(path)  # not that of the temporary file
+    return explain(error) or ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose {remedy}.")
 
 
 def _probe(folder: Path) -> None:
@@ -197,11 +206,14 @@ def link_whole(target: Path, link: Path) -> None:
     with open(target, "rb") as file:
         hold(file.fileno(), shared=True)  # holds `temporary` too, which is the same file
         try:
-            os.link(target, temporary)
-        except OSError:
-            write_whole(temporary, lambda copy: shutil.copyfile(target, copy))
-        try:
+            try:
+                os.link(target, temporary)
+            except OSError:
+                write_whole(temporary, lambda copy: shutil.copyfile(target, copy))
             temporary.replace(link)
+        except OSError as error:
+            error.filename = str(link)
+            raise
         finally:
             temporary.unlink(missing_ok=True)
     sync_folder(link.parent)
