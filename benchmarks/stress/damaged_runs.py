@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -160,6 +161,7 @@ def _resume(folder: Path, reference: Path, case: Damage) -> tuple[str, bool]:
         return ("" if told else f"a refusal that does not name the file: {child.errors[-300:]}"), told
     untouched = before.get(case.file) == _lasting(work).get(case.file)  # not read, and not lost either
     found = [text for text in differences(reference, work) if not (untouched and case.file in text)]
+    found = [text for text in found if not re.fullmatch(r"additional: (epoch|iter)_\d+\.pth", text)]  # an older one
     if found and not told:
         return f"without a message: {'; '.join(found)[:600]}", False
     return "", bool(found)

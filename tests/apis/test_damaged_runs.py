@@ -78,3 +78,18 @@ def test_a_full_disk_at_the_start_is_no_mistake_of_the_command(
     assert said.startswith("ResourceError: ") and said.count("\n") == 1 and make_config().work_dir in said
     with pytest.raises(Exception, match=r"out\.json cannot be written or read: the disk is full"):
         files.check_writable("out.json", "--out")
+
+
+def test_tensorboard_that_cannot_be_written_ends_nothing(
+    make_config: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the run, nor TensorBoard's own thread with a traceback."""
+    from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+
+    hooks = [dict(type="TensorboardLoggerHook")]
+    cfg = make_config(total_epochs=1, log_config=dict(interval=5, hooks=hooks, pictures=False))
+    monkeypatch.setattr(LocalFileSystem, "write", lambda self, *given: fail(errno.EIO)())
+    train_classifier(cfg)
+    said = capsys.readouterr()
+    assert said.out.count("tf_logs cannot be written: Input/output error; continuing without it") == 1
+    assert said.err == "" and content(cfg.work_dir)["meta"]["epoch"] == 1
