@@ -20,7 +20,7 @@ from stress.guard import digest
 from stress.nursery import begin
 from stress.trainings import COMMAND, differences
 
-_OWN = ("log", "lock")  # suffixes of files that each start writes anew
+_OWN = (".log", ".lock", ".run.json", ".tmp")  # ends of names of files that each start writes anew, or removes
 
 
 def _cut(path: Path, draw: random.Random) -> None:
@@ -146,20 +146,15 @@ def _resume(folder: Path, reference: Path, case: Damage) -> tuple[str, bool]:
     code = child.code()
     if fault := fault_of_end(code, child.errors, {0, 1, 2}, str(folder)):
         return fault, False
+    after = _lasting(work)
     said = [text for text in child.output.splitlines() if "WARNING" in text] + child.errors.splitlines()
-    names = {case.file, Path(case.file).name}
-    told = any(name in text for name in names for text in said) or any(
-        "cannot resume from any" in text for text in said
-    )
+    told = any(sign in text for sign in (Path(case.file).name, "cannot resume from any") for text in said)
     if code:
-        changed = [
-            name for name, sum_ in _lasting(work).items() if name != case.file and before.get(name, sum_) != sum_
-        ]
-        gone = [name for name in before if not (work / name).exists()]
-        if changed or gone:
-            return f"it refuses, but {', '.join(changed + gone)} has changed", told
+        changed = sorted(name for name in before if before[name] != after.get(name) and name != case.file)
+        if changed:
+            return f"it refuses, but {', '.join(changed)} has changed", told
         return ("" if told else f"a refusal that does not name the file: {child.errors[-300:]}"), told
-    untouched = before.get(case.file) == _lasting(work).get(case.file)  # not read, and not lost either
+    untouched = before.get(case.file) == after.get(case.file)  # not read, and not lost either
     found = [text for text in differences(reference, work) if not (untouched and case.file in text)]
     found = [text for text in found if not re.fullmatch(r"additional: (epoch|iter)_\d+\.pth", text)]  # an older one
     if found and not told:

@@ -9,6 +9,7 @@ counts for the phase that it has hit.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import resource
@@ -42,9 +43,7 @@ _KILLS = {  # SIGKILLs at scale 1: by training, the phase to hit and how often
 }
 _WORKER = "SIGKILL of a process that reads data"
 _FILE_SIZE = "SIGXFSZ, a limit on file sizes"
-_SIGNALS: dict[
-    str, tuple[tuple[signal.Signals, ...], set[int]]
-] = {  # and the exit codes, of a command that finished too
+_SIGNALS: dict[str, tuple[tuple[signal.Signals, ...], set[int]]] = {  # and the exit codes; 0: it had finished
     "SIGTERM": ((signal.SIGTERM,), {0, 143, -15}),
     "SIGINT, twice": ((signal.SIGINT, signal.SIGINT), {0, 130}),
     "SIGHUP": ((signal.SIGHUP,), {0, 129, -1}),
@@ -240,7 +239,7 @@ def _send(folder: Path, draw: random.Random, reference: Reference, way: str) -> 
 def _kill_reader(child: Child) -> None:
     """Kill the first process that a training has started, if it has one now."""
     children = [path.read_text().split() for path in Path(f"/proc/{child.pid}/task").glob("*/children")]
-    for pid in sum(children, [])[:1]:
+    for pid in itertools.islice(itertools.chain(*children), 1):
         os.kill(int(pid), signal.SIGKILL)
 
 

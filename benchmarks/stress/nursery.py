@@ -34,22 +34,12 @@ Found = TypeVar("Found")
 PATIENCE = 120.0
 """Seconds after which a command that has not ended is a hang, on a machine with other work."""
 _USED = (  # what a training imports on its way
-    *(
-        "lbitcls.commands.main",
-        "lbitcls.workflows.training",
-        "lbitcls.workflows.testing",
-        "lbitcls.workflows.exporting",
-    ),
-    *("lbitcls.tracking.tensorboard", "lbitcls.quant", "lbitcls.datasets", "lbitcls.models"),
+    *("lbitcls.commands.main", "lbitcls.workflows.training", "lbitcls.workflows.testing"),
+    *("lbitcls.workflows.exporting", "lbitcls.deploy.export.onnx", "lbitcls.tracking.tensorboard"),
     *("tensorboard.compat.proto.summary_pb2", "tensorboard.plugins.hparams.api_pb2", "torch.utils.tensorboard"),
     *("torch._dynamo", "torch.export", "torch._inductor", "torch.onnx._internal.exporter._core", "networkx"),
-    *(
-        "torchvision.models",
-        "onnxscript.rewriter",
-        "onnxscript._framework_apis.torch_2_5",
-        "lbitcls.deploy.export.onnx",
-    ),
-    *("onnxscript", "onnx", "matplotlib.figure"),  # ONNX Runtime and OpenVINO start threads
+    *("torchvision.models", "onnxscript.rewriter", "onnxscript._framework_apis.torch_2_5"),
+    *("onnx", "matplotlib.figure"),  # not ONNX Runtime and OpenVINO, which start threads
 )
 
 

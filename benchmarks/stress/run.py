@@ -2,9 +2,9 @@
 
     python benchmarks/stress [--parts inputs kills storage] [--scale 1] [--workers N] [--seed N] [--write]
 
-It prints a table for each part, and each kind of loss with the case that shows it; with a loss, the exit code is 1. A case is a
-function of its number: `--seed` draws others, `--scale` (or `STRESS_SCALE`) draws more. `--write` writes the table into
-`docs/reliability.md`.
+It prints a table for each part, and each kind of loss with the case that shows it; with a loss, the exit code is 1. A
+case is a function of its number: `--seed` draws others, `--scale` (or `STRESS_SCALE`) draws more. `--write` writes the
+tables into `docs/reliability.md`.
 """
 
 from __future__ import annotations
