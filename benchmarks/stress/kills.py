@@ -155,7 +155,7 @@ def started_as_usual(folder: Path, reference: Reference) -> Ending:
     )
     loss = fault_of_end(done.returncode, done.stderr, {0}, str(folder))
     loss = loss or "; ".join(differences(reference.work, folder / "work"))
-    return Ending("nothing; a command of its own", -1, "quantized", loss, False, time.monotonic() - start)
+    return Ending("a command of its own", -1, "quantized", loss, False, time.monotonic() - start)
 
 
 def _end_and_resume(above: Path, references: dict[str, Reference], case: Case) -> Ending:

@@ -133,6 +133,7 @@ def _run(arguments: Sequence[str], folder: Path, prepare: Callable[[], object]) 
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             os.dup2(descriptor, number)
             os.close(descriptor)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
         sys.argv = ["lbitcls", *arguments]
         prepare()
         from lbitcls.commands.main import main
@@ -140,13 +141,13 @@ def _run(arguments: Sequence[str], folder: Path, prepare: Callable[[], object]) 
         code = main(arguments)
         threading._shutdown()  # type: ignore[attr-defined]
         multiprocessing.util._exit_function()  # type: ignore[attr-defined]
-        sys.stdout.flush()
     except SystemExit as stop:
         code = stop.code
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
     finally:
+        with contextlib.suppress(OSError):  # a limit on file sizes
+            sys.stdout.flush()
         os._exit(code if isinstance(code, int) else 1)
 
 
