@@ -133,7 +133,7 @@ def _run(arguments: Sequence[str], folder: Path, prepare: Callable[[], object]) 
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             os.dup2(descriptor, number)
             os.close(descriptor)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.argv = ["lbitcls", *arguments]
         prepare()
         from lbitcls.commands.main import main
