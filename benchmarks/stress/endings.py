@@ -36,7 +36,7 @@ class Ending:
     seconds: float
 
 
-def tabulated(endings: Iterable[Ending], rows: Iterable[str], seconds: float) -> list[Result]:
+def tabulated(endings: Collection[Ending], rows: Iterable[str], seconds: float) -> list[Result]:
     """Return a result for each row that has cases, in the order of `rows`; the others follow.
 
     Args:

@@ -86,7 +86,7 @@ def results_of(folder: Path, scale: float, workers: int, seed: int) -> list[Resu
         cases += draw_failures(scale, seed)
     else:
         print("There is no C compiler (cc): no case with a failing disk.", file=sys.stderr)
-    endings = spread(partial(_run, stage), cases, workers)
+    endings = list(spread(partial(_run, stage), cases, workers))
     rows = [f"{state} run, a file {way}" for state in stage.works for way in DAMAGES]
     rows += [f"a checkpoint {way}, lbitcls test" for way in DAMAGES] + [fault.name for fault in disk.FAULTS]
     return tabulated(endings, rows, time.monotonic() - start)

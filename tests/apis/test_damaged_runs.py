@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,13 @@ def test_tensorboard_that_cannot_be_written_ends_nothing(
     said = capsys.readouterr()
     assert said.out.count("tf_logs cannot be written: Input/output error; continuing without it") == 1
     assert said.err == "" and content(cfg.work_dir)["meta"]["epoch"] == 1
+
+
+def test_a_run_killed_after_its_last_checkpoint_does_not_seem_to_hang(make_config: Any) -> None:
+    """Its heartbeat says that it is running, to a watchdog, until the next start finds that nothing is left to do."""
+    cfg = make_config(total_epochs=1)
+    train_classifier(cfg)
+    path = Path(cfg.work_dir) / "heartbeat.json"
+    path.write_text(path.read_text().replace("finished", "running"))
+    train_classifier(cfg, resume=True)
+    assert json.loads(path.read_text())["state"] == "finished"
