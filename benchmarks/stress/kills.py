@@ -41,6 +41,7 @@ _KILLS = {  # SIGKILLs at scale 1: by training, the phase to hit and how often
     "exported": {phases.EXPORT: 4},
     TWO: {phases.TRAINING: 5},
 }
+_USUAL = "nothing: a command that is started as usual"
 _WORKER = "SIGKILL of a process that reads data"
 _FILE_SIZE = "SIGXFSZ, a limit on file sizes"
 _SIGNALS: dict[str, tuple[tuple[signal.Signals, ...], set[int]]] = {  # and the exit codes; 0: it had finished
@@ -99,9 +100,9 @@ def results_of(folder: Path, scale: float, workers: int, seed: int) -> list[Resu
     cases = draw_cases(scale, seed)
     names = sorted({case.training for case in cases})
     references = dict(spread(partial(refer, folder), names, workers))
-    endings = [started_as_usual(folder / "usual", references["quantized"])]
-    endings += spread(partial(_end_and_resume, folder, references), cases, workers)
-    rows = [f"SIGKILL in {phase}" for phase in phases.PHASES]
+    cases.insert(0, Case(-1, "quantized", _USUAL))
+    endings = list(spread(partial(_run, folder, references), cases, workers))
+    rows = [_USUAL, *(f"SIGKILL in {phase}" for phase in phases.PHASES)]
     return tabulated(endings, [*rows, f"SIGKILL of one of {TWO}", *_SIGNALS], time.monotonic() - start)
 
 
@@ -151,11 +152,17 @@ def started_as_usual(folder: Path, reference: Reference) -> Ending:
     paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     command, start = [sys.executable, "-m", "lbitcls.commands.main", *COMMAND], time.monotonic()
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=PATIENCE
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
     )
     loss = fault_of_end(done.returncode, done.stderr, {0}, str(folder))
     loss = loss or "; ".join(differences(reference.work, folder / "work"))
-    return Ending("a command of its own", -1, "quantized", loss, False, time.monotonic() - start)
+    return Ending(_USUAL, -1, "quantized", loss, False, time.monotonic() - start)
+
+
+def _run(above: Path, references: dict[str, Reference], case: Case) -> Ending:
+    if case.way == _USUAL:
+        return started_as_usual(above / "usual", references[case.training])
+    return _end_and_resume(above, references, case)
 
 
 def _end_and_resume(above: Path, references: dict[str, Reference], case: Case) -> Ending:

@@ -31,8 +31,8 @@ from stress.verdicts import Result
 
 Case = TypeVar("Case")
 Found = TypeVar("Found")
-PATIENCE = 120.0
-"""Seconds after which a command that has not ended is a hang, on a machine with other work."""
+PATIENCE = 600.0
+"""Seconds after which a command that has not ended is a hang, also on a machine with much other work."""
 _USED = (  # what a training imports on its way
     *("lbitcls.commands.main", "lbitcls.workflows.training", "lbitcls.workflows.testing"),
     *("lbitcls.workflows.exporting", "lbitcls.deploy.export.onnx", "lbitcls.tracking.tensorboard"),
@@ -97,12 +97,12 @@ class Child:
 
     @property
     def errors(self) -> str:
-        """What it has written to standard error."""
+        """Standard error of the command, as far as it is written."""
         return (self.folder / "stderr.txt").read_text("utf-8", "replace")
 
     @property
     def output(self) -> str:
-        """What it has written to standard output."""
+        """Standard output of the command, as far as it is written."""
         return (self.folder / "stdout.txt").read_text("utf-8", "replace")
 
 

@@ -52,7 +52,7 @@ class Failing:
 
 @dataclass(frozen=True)
 class Stage:
-    """What all cases start from.
+    """Common starting point of all cases.
 
     Attributes:
         folder: Folder for the cases.

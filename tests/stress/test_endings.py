@@ -158,4 +158,4 @@ def test_no_ended_training_is_lost(repo_root: Path) -> None:
     command = [sys.executable, str(repo_root / "benchmarks" / "stress"), "--parts", "kills", "storage"]
     done = subprocess.run([*command, "--scale", "0.05"], capture_output=True, text=True, cwd=repo_root)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "| a command of its own |" in done.stdout and "| a full disk |" in done.stdout
+    assert "| nothing: a command that is started as usual |" in done.stdout and "| a full disk |" in done.stdout
