@@ -98,29 +98,25 @@ def results_of(folder: Path, scale: float, workers: int, seed: int) -> list[Resu
     make_teacher(folder / "teacher.pth")
     start = time.monotonic()
     cases = draw_cases(scale, seed)
+    cases.insert(0, Case(-1, "quantized", _USUAL))
     names = sorted({case.training for case in cases})
     references = dict(spread(partial(refer, folder), names, workers))
-    cases.insert(0, Case(-1, "quantized", _USUAL))
     endings = list(spread(partial(_run, folder, references), cases, workers))
     rows = [_USUAL, *(f"SIGKILL in {phase}" for phase in phases.PHASES)]
     return tabulated(endings, [*rows, f"SIGKILL of one of {TWO}", *_SIGNALS], time.monotonic() - start)
 
 
 def draw_cases(scale: float, seed: int) -> list[Case]:
-    """Return the cases, the ones of each training and phase far apart, so that few cases have some of each."""
-    kinds = [(count, name, "SIGKILL", phase) for name, wanted in _KILLS.items() for phase, count in wanted.items()] + [
-        (_SENT, "", way, "") for way in _SIGNALS
-    ]
-    plan = sorted(
-        ((place + 0.5) / max(1, round(count * scale)), *kind)
-        for count, *kind in kinds
-        for place in range(max(1, round(count * scale)))
-    )
-    draw = random.Random(f"kills {seed}")
-    cases = []
+    """Return the cases; below scale 1 the first ones of a row in which those of each kind are far apart."""
+    kinds = [(count, name, "SIGKILL", phase) for name, wanted in _KILLS.items() for phase, count in wanted.items()]
+    kinds += [(_SENT, "", way, "") for way in _SIGNALS]
+    counts = [round(count * max(scale, 1.0)) for count, *_ in kinds]
+    plan = sorted(((place + 0.5) / count, *kind) for count, (_, *kind) in zip(counts, kinds) for place in range(count))
+    plan = plan[: max(1, round(len(plan) * scale))] if scale < 1 else plan
+    draw, cases = random.Random(f"kills {seed}"), []
+    alone = [name for name in _KILLS if name != TWO]
+    readers = [name for name in alone if TRAININGS[name]["data"]["workers_per_gpu"]]
     for number, (_, name, way, phase) in enumerate(plan, seed * 10**6):
-        readers = [other for other in TRAININGS if TRAININGS[other]["data"]["workers_per_gpu"]]
-        alone = [other for other in TRAININGS if other != TWO]
         cases.append(Case(number, name or draw.choice(readers if way == _WORKER else alone), way, phase))
     return cases
 

@@ -106,10 +106,11 @@ def test_a_phase_is_seen_from_outside() -> None:
 
 
 def test_few_cases_have_some_of_each_kind() -> None:
-    few, all_ = draw_cases(0.1, 0), draw_cases(1.0, 0)
+    few, all_ = draw_cases(0.25, 0), draw_cases(1.0, 0)
     kinds = {(case.way, case.phase) for case in all_}
-    assert {(case.way, case.phase) for case in few} == kinds
+    assert len({(case.way, case.phase) for case in few}) > len(kinds) / 2 and few == all_[: len(few)]
     assert sum(case.way == "SIGKILL" for case in all_) == 60
+    assert len(draw_cases(2.0, 0)) == 2 * len(all_)
 
 
 def test_commands_start_in_forked_processes(tmp_path: Path) -> None:
@@ -156,6 +157,6 @@ def test_a_disk_fails_below_its_folder_alone(
 @pytest.mark.timeout(600)
 def test_no_ended_training_is_lost(repo_root: Path) -> None:
     command = [sys.executable, str(repo_root / "benchmarks" / "stress"), "--parts", "kills", "storage"]
-    done = subprocess.run([*command, "--scale", "0.05"], capture_output=True, text=True, cwd=repo_root)
+    done = subprocess.run([*command, "--scale", "0.07"], capture_output=True, text=True, cwd=repo_root)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "| nothing: a command that is started as usual |" in done.stdout and "| a full disk |" in done.stdout
