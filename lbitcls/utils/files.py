@@ -199,24 +199,28 @@ def link_whole(target: Path, link: Path) -> None:
 
     A symbolic `link` is replaced: it would point to an older checkpoint.
     """
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _link(target, link, temporary_name(link.parent))
+    except OSError as error:
+        error.filename = str(link)  # rather than the temporary name
+        raise
+    sync_folder(link.parent)
+
+
+def _link(target: Path, link: Path, temporary: Path) -> None:
     import shutil
 
-    link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(link.parent)
     with open(target, "rb") as file:
         hold(file.fileno(), shared=True)  # holds `temporary` too, which is the same file
         try:
-            try:
-                os.link(target, temporary)
-            except OSError:
-                write_whole(temporary, lambda copy: shutil.copyfile(target, copy))
+            os.link(target, temporary)
+        except OSError:
+            write_whole(temporary, lambda copy: shutil.copyfile(target, copy))
+        try:
             temporary.replace(link)
-        except OSError as error:
-            error.filename = str(link)
-            raise
         finally:
             temporary.unlink(missing_ok=True)
-    sync_folder(link.parent)
 
 
 def sync_folder(folder: Path) -> None:
