@@ -50,7 +50,7 @@ test-slow: $(TESTS) ## run the long test matrices
 	$(PYTEST) -m slow $(ARGS)
 
 .PHONY: stress
-stress: $(TESTS) ## hostile files, random networks, a long run, large data sets: docs/reliability.md
+stress: $(TESTS) ## damage files, kill trainings, fail disks, random networks, long runs, large data sets: docs/reliability.md
 	$(BIN)/python benchmarks/stress $(ARGS)
 
 .PHONY: engines

@@ -1,6 +1,6 @@
-"""Stress the package: hostile inputs through every reader, random networks, long runs, large data sets.
+"""Stress the package: hostile inputs, killed trainings, failing disks, random networks, long runs.
 
-    python benchmarks/stress [--parts inputs networks flat big] [--scale 1] [--workers N] [--seed N] [--write]
+    python benchmarks/stress [--parts inputs kills storage networks flat big] [--scale 1] [--workers N] [--seed N] [--write]
 
 It prints a table for each part, and each kind of loss with the case that shows it; with a loss, the exit code is 1. A
 case is a function of its number: `--seed` draws others, `--scale` (or `STRESS_SCALE`) draws more, and `--kinds Lists
@@ -19,9 +19,16 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each process has one core
 
-from stress import big, flat, inputs, networks
+from stress import big, flat, inputs, kills, networks, storage
 
-PARTS: dict[str, ModuleType] = {"inputs": inputs, "networks": networks, "flat": flat, "big": big}
+PARTS: dict[str, ModuleType] = {
+    "inputs": inputs,
+    "kills": kills,
+    "storage": storage,
+    "networks": networks,
+    "flat": flat,
+    "big": big,
+}
 """Modules with `run(args)`, which returns results, `HEAD`, of their table, and `line(result)`, a row of it."""
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 
@@ -50,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         print(PARTS[name].HEAD, flush=True)
         start = time.monotonic()
         results = PARTS[name].run(args)
+        if name in ("kills", "storage"):  # the others show each row when it is complete
+            print(*map(PARTS[name].line, results), sep="\n", flush=True)
         losses += [text for result in results for text in result.summary()]
         if args.write:
             write(name, results, time.monotonic() - start)

@@ -82,8 +82,9 @@ def _take(lock: RunLock) -> str | None:
         raise _unwritable(lock.folder, error) from error
 
 
-def _unwritable(folder: Path | None, error: OSError) -> ConfigError:
-    return ConfigError(
+def _unwritable(folder: Path | None, error: OSError) -> LbitclsError:
+    """Return the machine's failure (a full disk), after which a restart may succeed, or a mistake of the command."""
+    return explain(error) or ConfigError(
         f"nothing can be written to the work directory {folder}: {error.strerror}; name another with --work-dir."
     )
 

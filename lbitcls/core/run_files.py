@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 import time
@@ -28,10 +29,22 @@ def name_run() -> str:
 
 
 def numbered(folder: Path, kind: str) -> Iterator[tuple[int, Path]]:
-    """Yield the checkpoints `epoch_N` or `iter_N` (`kind`) in a folder, whole and sharded, as pairs of N and path."""
-    for path in folder.glob(f"{kind}_*"):
-        if found := re.fullmatch(rf"{kind}_(\d+)\.(pth|sharded)", path.name):
-            yield int(found[1]), path
+    """Yield the checkpoints `epoch_N` or `iter_N` (`kind`) in a folder, whole and sharded, as pairs of N and path.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    for name in _names(folder):
+        if found := re.fullmatch(rf"{kind}_(\d+)\.(pth|sharded)", name):
+            yield int(found[1]), folder / name
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names in a folder; none if it is missing, but an error if the disk fails, as `Path.glob` would not."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 def noted_run(folder: Path) -> str | None:
@@ -52,12 +65,24 @@ def claimed_since(folder: Path, moment: float) -> bool:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder` to resume from: `latest.pth`, then the others, newest first."""
+    """Return the checkpoints in `folder` to resume from: `latest.pth`, then the others, newest first.
+
+    Raises:
+        OSError: The folder cannot be read. Without the error, its run would start again from scratch.
+    """
+    there = set(_names(folder))
     saved = [path for kind in ("epoch", "iter") for _, path in numbered(folder, kind)]
-    stopped = folder / INTERRUPTED
-    others = [path for path in (stopped, stopped.with_suffix(SUFFIX), *saved) if path.exists()]
-    latest = [folder / LATEST] if (folder / LATEST).exists() else []
-    return latest + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    stopped = {INTERRUPTED, Path(INTERRUPTED).with_suffix(SUFFIX).name}
+    others = [*(folder / name for name in sorted(stopped & there)), *saved]
+    return [folder / name for name in {LATEST} & there] + sorted(others, key=_time, reverse=True)
+
+
+def _time(path: Path) -> int:
+    """Return when a file was written, in nanoseconds; 0 for a link to nowhere."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def newest_checkpoint(folder: Path, logger: logging.Logger) -> tuple[Path, dict[str, Any]] | None:

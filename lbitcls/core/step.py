@@ -227,13 +227,16 @@ class OptimizerStep:
         self.scaler.update()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a checkpoint's `optimizer` and `scaler`; the config's settings take precedence."""
+        """Restore a checkpoint's `optimizer` and `scaler`; the config's settings take precedence.
+
+        The last step's learning rate stays as saved, for a checkpoint that is saved again before the next step.
+        """
         self._open = False
-        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups]
         load_optimizer(self.optimizer, state["optimizer"])
         changed = set()
         for group, settings in zip(self.optimizer.param_groups, own):
-            changed |= {f"{k} {group[k]} -> {v}" for k, v in settings.items() if k != "lr" and group.get(k) != v}
+            changed |= {f"{k} {group[k]} -> {v}" for k, v in settings.items() if group.get(k) != v}
             group.update(settings)
         if changed:
             names = shown_name(", ".join(sorted(changed)))

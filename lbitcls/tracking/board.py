@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class Board:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
+            _leave_out_repeated_errors()
             self._writer = SummaryWriter(str(self.folder), purge_step=self._start)
         return self._writer
 
@@ -143,6 +145,21 @@ class Board:
         if self._writer is not None:
             self._writer.close()
             self._writer, self._start = None, None
+
+
+def _leave_out_repeated_errors() -> None:
+    """Print no traceback of a failing disk in TensorBoard's thread: the next entry raises the same error."""
+    if getattr(threading.excepthook, "leaves_out", False):
+        return
+    others: Any = threading.excepthook
+
+    def report(found: threading.ExceptHookArgs) -> None:
+        ours = type(found.thread).__module__.startswith("tensorboard.")
+        if not (ours and isinstance(found.exc_value, OSError)):
+            others(found)
+
+    report.leaves_out = True  # type: ignore[attr-defined]
+    threading.excepthook = report
 
 
 def _encoded(image: np.ndarray) -> bytes:

@@ -8,13 +8,15 @@
     HPARAMS                                         a row for each run
 
 Layers and predictions are inspected after an epoch, on rank 0, with the weights that are validated, in eval mode and
-float32, on the same few images each time. The hook does not change a run: it is bit-identical with and without it.
+float32, on the same few images each time. The hook does not change a run: it is bit-identical with and without it, and
+goes on without it if its files cannot be written.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -42,7 +44,7 @@ from lbitcls.tracking.run_pictures import mixed, predictions_figure, read_predic
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
 from lbitcls.utils.files import check_folder
-from lbitcls.utils.logging import DETAIL
+from lbitcls.utils.logging import DETAIL, get_logger
 
 if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
@@ -51,6 +53,24 @@ LOOKS = 20  # maximum number of inspections in a run whose config sets no interv
 MOST_LEVELS = 32  # maximum number of levels that each get their own bin in a histogram
 TEETH = 4  # number of these bins per step
 IN_A_ROW = 4  # images; TensorBoard shows a figure in a narrow card
+
+
+def _dispensable(method: Callable[..., None]) -> Callable[..., None]:
+    """Let a method of the hook end its board, with a warning, if the disk fails: checkpoints decide on the run."""
+
+    @functools.wraps(method)
+    def call(self: TensorboardLoggerHook, *given: Any) -> None:
+        try:
+            method(self, *given)
+        except OSError as error:
+            if self._board is not None:
+                get_logger().warning(
+                    "TensorBoard: %s cannot be written: %s; continuing without it.",
+                    *(self._board.folder, error.strerror or error),
+                )
+            self._board = None
+
+    return call
 
 
 @HOOKS.register_module(name=["TensorboardLoggerHook", "TensorboardLoggerHookV2"])
@@ -130,6 +150,7 @@ class TensorboardLoggerHook(Writer):
             check_folder(folder, "TensorboardLoggerHook: log_dir")
             self._board = Board(folder, runner.iter + 1 if runner.iter else 0)
 
+    @_dispensable
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
         if not self._begun:
             self._begin(runner)
@@ -138,6 +159,7 @@ class TensorboardLoggerHook(Writer):
         results = {name: value for name, value in record.items() if name not in POSITION}
         self._add(runner, {f"{mode}/{k}": v for k, v in results.items() if isinstance(v, (int, float))})
 
+    @_dispensable
     def after_epoch(self, runner: EpochRunner) -> None:
         if self._board is None:
             return
@@ -148,6 +170,7 @@ class TensorboardLoggerHook(Writer):
         if runner.epoch % interval == 0 or runner.epoch == runner.max_epochs:
             self._try_to_look(runner)
 
+    @_dispensable
     def after_run(self, runner: EpochRunner) -> None:
         if self._board is None:
             return
@@ -159,17 +182,20 @@ class TensorboardLoggerHook(Writer):
 
     # Entries after the run, on rank 0.
 
+    @_dispensable
     def add_picture(self, runner: EpochRunner, name: str, image: np.ndarray) -> None:
         """Write one of the figures drawn at the end of the run, uint8 (H, W, 3)."""
         if self._board is not None:
             self._board.add_pictures({f"pictures/{name}": image}, runner.iter)
 
+    @_dispensable
     def add_exported(self, runner: EpochRunner, integer: Mapping[str, Any]) -> None:
         """Write accuracy and size of the exported model, from the result of `export_run`."""
         if self._board is not None:
             found = {"integer/top-1": integer["top1"], "integer/size_kib": integer["size_kib"]}
             self._board.add_scalars(found, runner.iter)
 
+    @_dispensable
     def close(self) -> None:
         """Write pending entries and close the file."""
         if self._board is not None:
@@ -194,6 +220,8 @@ class TensorboardLoggerHook(Writer):
     def _try_to_look(self, runner: EpochRunner) -> None:
         try:
             self._look(runner)
+        except OSError:
+            raise
         except Exception as error:  # whatever it is, it must not end the run
             self._names, self.images = [], 0
             runner.logger.warning(

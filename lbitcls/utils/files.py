@@ -12,7 +12,8 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lbitcls.utils.errors import ConfigError, nearest, suggest
+from lbitcls.utils.errors import ConfigError, LbitclsError, nearest, suggest
+from lbitcls.utils.failures import explain
 from lbitcls.utils.temporary import hold, new_temporary, remove_leftovers, temporary_name
 
 EXPORTED = (".onnx", ".tflite", ".pte")
@@ -160,6 +161,7 @@ def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: 
 
     Raises:
         ConfigError: `path` is a folder, a device (without `streams`) or one of `inputs`, or cannot be created.
+        ResourceError: The disk is full, or fails.
     """
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
@@ -176,7 +178,7 @@ def check_writable(path: str | Path, option: str, *inputs: str | Path, streams: 
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         _probe(folder)
     except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose a file elsewhere.") from error
+        raise _unwritable(option, path, error, "a file elsewhere") from error
     return path
 
 
@@ -191,14 +193,21 @@ def check_folder(path: str | Path, option: str) -> Path:
 
     Raises:
         ConfigError: It is not a folder, or nothing can be written there.
+        ResourceError: The disk is full, or fails.
     """
     path = Path(path).expanduser()
     target = Path(os.path.realpath(path))
     try:
         _probe(next(above for above in (target, *target.parents) if above.exists()))
     except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose another folder.") from error
+        raise _unwritable(option, path, error, "another folder") from error
     return path
+
+
+def _unwritable(option: str, path: Path, error: OSError, remedy: str) -> LbitclsError:
+    """Return the error of a path that cannot be written: the machine's failure, or a mistake of the command."""
+    error.filename = str(path)  # not that of the temporary file
+    return explain(error) or ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose {remedy}.")
 
 
 def _probe(folder: Path) -> None:
@@ -213,10 +222,18 @@ def link_whole(target: Path, link: Path) -> None:
 
     A symbolic `link` is replaced: it would point to an older checkpoint.
     """
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _link(target, link, temporary_name(link.parent))
+    except OSError as error:
+        error.filename = str(link)  # rather than the temporary name
+        raise
+    sync_folder(link.parent)
+
+
+def _link(target: Path, link: Path, temporary: Path) -> None:
     import shutil
 
-    link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(link.parent)
     with open(target, "rb") as file:
         hold(file.fileno(), shared=True)  # holds `temporary` too, which is the same file
         try:
@@ -227,7 +244,6 @@ def link_whole(target: Path, link: Path) -> None:
             temporary.replace(link)
         finally:
             temporary.unlink(missing_ok=True)
-    sync_folder(link.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -166,6 +166,7 @@ def test_ctrl_c(make_config: Any, write_config: Any, capsys: Any, event: str, at
     train_classifier(stopped, resume=True)
     train_classifier(whole)
     same_run(whole, stopped)
+    same(content(whole.work_dir, "epoch_1.pth"), content(stopped.work_dir, "epoch_1.pth"))
 
 
 def test_signal_to_the_process_group(make_config: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import string
 from pathlib import Path
@@ -43,6 +44,20 @@ def test_a_link_to_the_newest_replaces_a_symbolic_one(tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to("old")
     link_whole(tmp_path / "new", tmp_path / "latest")
     assert (tmp_path / "latest").read_text() == "new" and (tmp_path / "old").read_text() == "old"
+
+
+def test_a_link_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not its temporary name, nor the file that it is a name of."""
+
+    def fail(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", *map(str, given))
+
+    (tmp_path / "new").write_text("new")
+    monkeypatch.setattr("os.link", fail)
+    monkeypatch.setattr("shutil.copyfile", fail)
+    with pytest.raises(OSError) as found:
+        link_whole(tmp_path / "new", tmp_path / "latest")
+    assert found.value.filename == str(tmp_path / "latest") and list(tmp_path.iterdir()) == [tmp_path / "new"]
 
 
 @pytest.mark.parametrize("place", ["new.json", "deep/er/new.json", "old.json", "link.json"])

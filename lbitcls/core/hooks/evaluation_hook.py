@@ -210,9 +210,9 @@ def load_best_so_far(runner: EpochRunner) -> None:
 
 
 def _is_there(runner: EpochRunner, best: dict[str, Any]) -> bool:
-    """Return True if the work directory contains the file of the best weights, from this run and epoch."""
+    """Return True if the work directory contains the file of the best weights, undamaged, from this run and epoch."""
     try:
-        meta = read_checkpoint(runner.work_dir / best["file"], mmap=True)["meta"]
+        meta = read_checkpoint(runner.work_dir / best["file"])["meta"]
     except CheckpointError:
         return False
     return (meta.get("run"), meta.get("epoch")) == (runner.meta.get("run"), best["epoch"])

@@ -51,7 +51,8 @@ class HeartbeatHook(Hook):
         self._beat(runner)
 
     def after_run(self, runner: EpochRunner) -> None:
-        if self._written is not None:
+        """Write how the run ended, also if an earlier process trained to the end but was killed before it said so."""
+        if self._written is not None or (runner.completed and is_main()):
             self._write(runner)
 
     def _beat(self, runner: EpochRunner) -> None:

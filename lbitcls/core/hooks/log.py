@@ -21,6 +21,7 @@ import torch
 from lbitcls.core.hooks.clock import Clock
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
 from lbitcls.core.hooks.not_finite_hook import NotFiniteHook
+from lbitcls.core.run_files import noted_run
 from lbitcls.registry import HOOKS
 from lbitcls.settings.training_sections import LogConfig
 from lbitcls.utils.dist import is_main, sum_over_ranks, world_size
@@ -193,14 +194,18 @@ class JsonLoggerHook(Writer):
 
     Values that are not finite (a gradient norm that overflowed in float16) become `null`.
 
-    With its first record, a resumed run drops the records from after its starting point.
+    With its first record, a resumed run drops the records from after its starting point. Checkpoints count the records
+    before it, so that a warning tells of those that a power failure has taken from the file.
     """
 
     def __init__(self) -> None:
         self._start: tuple[int, int, int] | None = None
+        self._records = 0
 
     def before_run(self, runner: EpochRunner) -> None:
         self._start = runner.epoch, runner.inner_iter, runner.images
+        if noted_run(runner.work_dir) != runner.meta.get("run"):
+            self._records = 0  # a run that continues in another folder starts a log there
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
         if self._start is not None:
@@ -213,6 +218,13 @@ class JsonLoggerHook(Writer):
         except OSError as error:
             error.filename = str(path)
             raise
+        self._records += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": self._records}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._records = int(state["records"])
 
     def _go_on(self, runner: EpochRunner, epoch: int, inner_iter: int, images: int) -> None:
         """Keep records from before the start; move other lines to a separate file, except a truncated last line."""
@@ -235,6 +247,9 @@ class JsonLoggerHook(Writer):
                 "%s had lines that are not records of a run: moved %d to %s.",
                 *(path, len(foreign), path.with_name(UNREADABLE)),
             )
+        if (lost := self._records - len(kept)) > 0:
+            runner.logger.warning("%s has lost %d of the %d records before this point.", path, lost, self._records)
+        self._records = len(kept)
         write_whole(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
 
