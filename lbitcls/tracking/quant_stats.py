@@ -6,7 +6,7 @@ results are a record of mode `quantizers`:
 
     {"mode": "quantizers", "epoch": 3, "iter": 100, "layers": {"backbone.conv1": {"weight": {"scale": …}, "input": …}}}
 
-A layer that is ill in two inspections in a row (a broken one in the first) causes a warning, once per layer and illness.
+A layer that is ill in two inspections in a row (a broken one in the first) causes a warning, once for each illness.
 The hook does not change a run: it is bit-identical with and without it, and its own state is in the checkpoints.
 """
 
@@ -43,8 +43,8 @@ class QuantStatsHook(Hook):
     """Hook that logs statistics of the quantizers to `log.jsonl` and TensorBoard, and warns about ill layers.
 
     Of each quantizer: `scale` (the median of several), `clipped` (a share), `levels_used` of `levels`, `sqnr_db`,
-    `gradient_ratio`; of weights also `oscillating` (a share). While the quantizers are off (`calibration.epoch`), nothing
-    is inspected.
+    `gradient_ratio`; of weights also `oscillating` (a share). While the quantizers are off (`calibration.epoch`),
+    nothing is inspected.
 
     Args:
         interval: Iterations between two inspections, at least 1; the last iteration is always followed by one.

@@ -2,13 +2,13 @@
 
     frequency       moving average of the watched steps in which an integer turns back (Nagel et al., 2022,
                     arXiv:2203.11086, section 4.1); a weight with more than 0.005 oscillates
-    gradient ratio  (mean |∇s| / |s|) / (mean ‖∇w‖ / ‖w‖) over the watched steps (Esser et al., 2020, arXiv:1902.08153,
-                    section 2.2): the relative gradient of a quantizer's scale by that of its layer's weight. Near 1 both
-                    learn at one pace. With several scales, |·| is the norm; without a scale it is that of the clip, or of
-                    the first parameter
+    gradient ratio  (mean |∇s| / |s|) / (mean ‖∇w‖ / ‖w‖) over the watched steps (Esser et al., 2020,
+                    arXiv:1902.08153, section 2.2): the relative gradient of a quantizer's scale by that of its layer's
+                    weight. Near 1 both learn at one pace. With several scales, |·| is the norm; without a scale it is
+                    that of the clip, or of the first parameter
 
-Between two watched groups of steps, integers may change any number of times; only the sum of these changes counts as the
-last direction. At most `MOST` weights of a layer are watched, always the same.
+Between two watched groups of steps, integers may change any number of times; only the sum of these changes counts as
+the last direction. At most `MOST` weights of a layer are watched, always the same.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class StepWatch:
             self._count(name, layer, quantizer, 0.0 if starts else MOMENTUM)
         learned = dict(_learned(model))
         if learned:
-            sizes = torch._foreach_norm([p for p in learned.values()])
-            gradients = torch._foreach_norm([p.grad for p in learned.values()])
+            sizes = torch._foreach_norm(list(learned.values()))
+            gradients = torch._foreach_norm([p.grad for p in learned.values() if p.grad is not None])
             for name, size, gradient in zip(learned, sizes, gradients, strict=True):
                 self._sums[name] = self._sums.get(name, 0.0) + gradient / size
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from lbitcls.tracking.probe import probed_dataset, read_probe
 from lbitcls.tracking.quant_stats import scalars
 from lbitcls.tracking.run_pictures import predictions_figure, read_predictions
 from lbitcls.utils.dist import is_main
-from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
+from lbitcls.utils.errors import ConfigError, require_count, require_list, suggest
 from lbitcls.utils.files import check_folder
 from lbitcls.utils.logging import DETAIL
 
