@@ -61,12 +61,17 @@ def diagnose(signs: VitalSigns) -> list[Finding]:
         >>> diagnose(VitalSigns(grids=()))
         []
     """
-    found = [next((f for rule in _OF_GRIDS if (f := rule(grid)) is not None), None) for grid in signs.grids]
+    found = [_of_grid(grid, grid.layer == signs.first) for grid in signs.grids]
     found += [drifted_norm(norm) for norm in signs.norms if signs.grids]
     found += [oscillating(grid, signs.oscillating.get(grid.layer)) for grid in signs.grids if grid.role == "weight"]
-    found += [coarse_first_layer(grid) for grid in signs.grids if grid.layer == signs.first]
     ill = [finding for finding in found if finding is not None]
     return sorted(ill, key=lambda finding: (-finding.severity, NAMES.index(finding.illness), -finding.amount))
+
+
+def _of_grid(grid: GridSigns, first: bool) -> Finding | None:
+    """Return the first illness that applies; `first`: the grid is one of the network's first layer."""
+    rules = (*_OF_GRIDS, coarse_first_layer) if first else _OF_GRIDS
+    return next((finding for rule in rules if (finding := rule(grid)) is not None), None)
 
 
 # Illnesses of a grid, causes before their effects
