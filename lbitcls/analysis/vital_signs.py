@@ -161,7 +161,7 @@ def _recording(model: nn.Module, seen: _Seen) -> Iterator[None]:
 def _take_input(seen: _Seen, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     samples = seen.inputs.setdefault(name, [])
     if input_quantizer(layer) is not None:
-        samples.append(_sample(inputs[0]))
+        samples.append(sample_values(inputs[0]))
 
 
 def _take_norm(seen: _Seen, name: str, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -171,8 +171,8 @@ def _take_norm(seen: _Seen, name: str, norm: nn.Module, inputs: tuple[Tensor, ..
     seen.norms[name] = sums if before is None else (sums[0] + before[0], sums[1] + before[1], sums[2] + before[2])
 
 
-def _sample(x: Tensor) -> Tensor:
-    """Return at most `SAMPLE` values of `x`, and its extremes, which define how far the grid must reach."""
+def sample_values(x: Tensor) -> Tensor:
+    """Return at most `SAMPLE` values of `x` in one row, and its extremes, which define how far a grid must reach."""
     flat = x.flatten()
     if flat.numel() <= SAMPLE:
         return flat.clone()
