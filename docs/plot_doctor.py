@@ -58,6 +58,7 @@ def read_stats(log: Path) -> tuple[np.ndarray, dict[str, list[dict[str, float]]]
 
 
 def draw(log: Path) -> Any:
+    """Return the figure of a log: a panel for each measure, a line for each layer."""
     epochs, layers = read_stats(log)
     with style():
         figure = new_figure(10, 3.4)
@@ -73,6 +74,7 @@ def draw(log: Path) -> Any:
 
 
 def main() -> None:
+    """Train the run unless its log is given, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "doctor.png")
     parser.add_argument("--log", type=Path, help="log.jsonl of a run with QuantStatsHook")
