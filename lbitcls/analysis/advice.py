@@ -4,7 +4,7 @@
                  part of the divergence that goes away
     cost         KiB that the layer's weight takes more at 8 bits
 
-The gain is measured in float, which 8 bits come close to, and on the basis of the scan, before any training.
+The gain is measured in float, which 8 bits come close to, and before any further training.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     analysis = compare_models(quantized, float_model, batches)
 
-Both models run twice over the images, with hooks that count and keep nothing (`passes`); then layers are quantized one
-by one (`scan`). The results depend on the models and the images alone.
+Both models run twice over the images, with hooks that count and keep nothing (`passes`); then the quantizers of one
+layer after the other are switched (`scan`). The results depend on the models and the images alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lbitcls.analysis.findings import Analysis, LayerReport, OutputReport, Totals
+from lbitcls.analysis.illnesses import diagnose
 from lbitcls.analysis.measures import Similarity, output_error, top1
 from lbitcls.analysis.passes import (
     LayerWatch,
@@ -28,8 +29,9 @@ from lbitcls.analysis.passes import (
     watch_layers,
     weight_quantizer,
 )
-from lbitcls.analysis.scan import RELATED, Scan, graft, scan, weight_similarity
+from lbitcls.analysis.scan import Scan, graft, scan, scan_trained, weight_similarity
 from lbitcls.analysis.tensors import Extent, TensorWatch, watch_weight
+from lbitcls.analysis.vital_signs import take_signs
 from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.cost import LayerCost, plan_cost
 from lbitcls.quant.layers import QuantLayer
@@ -110,11 +112,13 @@ def _compare(
     grafted = None if float_model is None else graft(model, float_model)
     similarity = None if float_model is None or not quantized else weight_similarity(model, float_model)
     scanned = None
+    retrained = float_model is not None and _differ(model, float_model)
     if quantized:
-        related = similarity is not None and similarity >= RELATED
         names = [name for name in seen.order if any(q.is_enabled for q in quantizers_of(layers[name]))]
-        chosen, kind = (grafted, "float") if grafted is not None and related else (model, "own")
-        scanned = scan(chosen, kind, names, batches, labels, shown)
+        if base is None or retrained:
+            scanned = scan_trained(model, names, batches, None if base is None else base.logits, labels, shown)
+        else:
+            scanned = scan(model, names, batches, labels, shown)
     reference = base or own
     costs = _costs(model, batches[0][:1])
     return Analysis(
@@ -122,7 +126,7 @@ def _compare(
         image_shape=tuple(batches[0].shape[1:]),
         labelled=labels is not None,
         reference=None if reference is None else "own" if base is None else "float",
-        retrained=float_model is not None and _differ(model, float_model),
+        retrained=retrained,
         float_top1=None if base is None else top1(base.logits, labels),
         top1=top1(seen.logits, labels),
         error=None if reference is None else output_error(reference.logits, seen.logits, labels),
@@ -131,6 +135,7 @@ def _compare(
         totals=_totals(model, costs.values()),
         basis=None if scanned is None else scanned.basis,
         everything=None if scanned is None else scanned.everything,
+        check_up=tuple(diagnose(take_signs(model, batches))) if quantized else None,
         layers=tuple(
             _layer(name, layers[name], costs[name], watches[name], grafted, scanned, reference is not None)
             for name in seen.order

@@ -63,7 +63,8 @@ class Run:
             if "images" not in record:
                 raise ConfigError(f"the log of '{self.name}' does not record the images seen; use epoch or iter.")
             return float(record["images"])
-        done = record["epoch"] if record["mode"] != "train" else record["epoch"] - 1 + record["iter"] / self.epoch_len
+        whole = record["mode"] in ("val", "train_eval")
+        done = record["epoch"] if whole else record["epoch"] - 1 + record["iter"] / self.epoch_len
         return float(done if axis == "epoch" else done * self.epoch_len)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lbitcls.analysis.illnesses import Finding
 from lbitcls.analysis.measures import OutputError
 from lbitcls.analysis.scan import LayerScan
 from lbitcls.analysis.tensors import TensorReport
@@ -109,8 +110,10 @@ class Analysis:
         own_error: Error of its output against its own without quantizers.
         weight_similarity: Cosine similarity of all quantized weights and the float model's.
         totals: Costs.
-        basis: Basis of the scan, `'float'` or `'own'`; None without a scan.
-        everything: Error of the basis with all layers quantized, against itself without any.
+        basis: Basis of the scan, `'float'` or `'quantized'` (`lbitcls.analysis.scan`); None without a scan.
+        everything: Error with all layers quantized, against the float model; on the basis `quantized` without a float
+            model no error, with the top-1 accuracy.
+        check_up: Illnesses of the quantized model, worst first; None for a float model.
         layers: Layers in forward order.
     """
 
@@ -128,6 +131,7 @@ class Analysis:
     basis: str | None
     everything: OutputError | None
     layers: tuple[LayerReport, ...]
+    check_up: tuple[Finding, ...] | None = None
 
     @property
     def ranked(self) -> list[LayerReport]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lbitcls.analysis.advice import advise
 from lbitcls.analysis.findings import Analysis
+from lbitcls.analysis.illnesses import SEVERITIES
 from lbitcls.analysis.summary import describe
 from lbitcls.utils.errors import ConfigError, DependencyError
 from lbitcls.utils.files import check_writable, write_whole
@@ -79,6 +80,7 @@ def render(data: dict[str, Any]) -> str:
     template = _environment().get_template("report.html")
     return template.render(
         data=data,
+        severities=SEVERITIES,
         payload=_for_script(json_text(data, ensure_ascii=False, separators=(",", ":"))),
         plotly=_plotly_js(),
         style=(_PAGE / "report.css").read_text(encoding="utf-8"),

@@ -1,12 +1,19 @@
 """Origin of the error: quantizers are enabled and disabled layer by layer, and the output is compared.
 
-    alone      only this layer is quantized          compared with the model without any quantizer
+Basis `float`, for a float model and its calibrated form, which has the same weights (`scan`):
+
+    alone      only this layer is quantized          compared with the float model
     without    all layers but this one
     up to      this layer and all before it
 
-The scan runs on a *basis*: a model with all quantizers whose output without them is a meaningful reference. For a
-network that was trained after quantization, that is the float model with the trained grids (`graft`): the network's own
-weights have adapted to their grids, and without the grids its predictions may be meaningless.
+Basis `quantized`, for a model trained with its quantizers, or without its float model (`scan_trained`):
+
+    alone      this layer's quantizers are off, all others on       compared with the quantized model
+    without    the same                                             compared with the float model, if there is one
+
+Weights that were trained with quantizers have adapted to their grids. Without all the grids, their predictions may be
+meaningless, and so would be what one grid adds to them; but with one layer's quantizers off, the others still have what
+they were trained with.
 """
 
 from __future__ import annotations
@@ -19,16 +26,14 @@ from torch import Tensor, nn
 
 from lbitcls.analysis.measures import OutputError, Similarity, output_error
 from lbitcls.analysis.passes import predict, quantizers_of, weight_quantizer
-from lbitcls.quant.calibration import quantizing
+from lbitcls.quant.calibration import named_quantizers, quantizing
 from lbitcls.quant.computed_weights import copy_model
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.utils.logging import track
 
 SPLIT = 5
-"""Number of most sensitive layers to quantize also in their weight alone and in their input alone."""
-RELATED = 0.5
-"""Cosine similarity of two models' weights from which one counts as derived from the other."""
+"""Number of most sensitive layers whose weight and input are also switched on their own."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,17 @@ class LayerScan:
 
     Attributes:
         rank: Rank by `alone.kl`; 1 for the largest.
-        alone: Error with only this layer quantized.
+        alone: Error with only this layer switched: quantized, or on the basis `quantized` in float.
         without: Error with all layers but this one quantized.
-        up_to: Error with this layer and those before it quantized.
-        weight_alone: Error with only its weight quantized; None if not measured, or if the weight stays float.
-        input_alone: Error with only its input quantized; None likewise.
+        up_to: Error with this layer and those before it quantized; None on the basis `quantized`.
+        weight_alone: Error with only its weight switched; None if not measured, or if the weight stays float.
+        input_alone: Error with only its input switched; None likewise.
     """
 
     rank: int
     alone: OutputError
     without: OutputError
-    up_to: OutputError
+    up_to: OutputError | None = None
     weight_alone: OutputError | None = None
     input_alone: OutputError | None = None
 
@@ -57,8 +62,8 @@ class Scan:
     """Scan of a model.
 
     Attributes:
-        basis: `'float'`: the float model on the quantized one's grids; `'own'`: the quantized model itself.
-        everything: Error with all layers quantized.
+        basis: `'float'` or `'quantized'`.
+        everything: Error with all layers quantized, against the model that `LayerScan.without` is compared with.
         layers: Scans by layer name, in forward order.
     """
 
@@ -88,7 +93,6 @@ def weight_similarity(quantized: nn.Module, float_model: nn.Module) -> float:
 
 def scan(
     basis: nn.Module,
-    kind: str,
     names: Sequence[str],
     batches: Sequence[Tensor],
     labels: Tensor | None = None,
@@ -97,8 +101,7 @@ def scan(
     """Quantize the layers of `basis` one by one.
 
     Args:
-        basis: Model in eval mode, without gradients.
-        kind: `'float'` or `'own'`.
+        basis: Calibrated model in eval mode, without gradients.
         names: Quantized layers in forward order.
         batches: Images; the model runs 3 · len(names) + 2 · SPLIT + 2 times over them.
         labels: (N,) int64, if known.
@@ -131,13 +134,61 @@ def scan(
         alone, without, up_to = (found[name, what] for what in ("alone", "without", "up_to"))
         weight_alone, input_alone = split.get(name, (None, None))
         layers[name] = LayerScan(ranked.index(name) + 1, alone, without, up_to, weight_alone, input_alone)
-    return Scan(kind, everything, layers)
+    return Scan("float", everything, layers)
+
+
+def scan_trained(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Tensor],
+    reference: Tensor | None = None,
+    labels: Tensor | None = None,
+    shown: bool = False,
+) -> Scan:
+    """Switch the quantizers of a trained model's layers off, one layer at a time.
+
+    Args:
+        model: Quantized model in eval mode, without gradients.
+        names: Quantized layers in forward order.
+        batches: Images; the model runs len(names) + 2 · SPLIT + 1 times over them.
+        reference: Logits (N, K) of the float model; None: without one, `without` is compared like `alone`.
+        labels: (N,) int64, if known.
+        shown: Show a progress bar on a terminal.
+    """
+    on = [quantizer for _, quantizer in named_quantizers(model) if quantizer.is_enabled]
+    quantized = predict(model, batches)
+    target = quantized if reference is None else reference
+
+    def without(off: Collection[Quantizer]) -> Tensor:
+        chosen = {id(quantizer) for quantizer in off}
+        with quantizing(model, [quantizer for quantizer in on if id(quantizer) not in chosen]):
+            return predict(model, batches)
+
+    layers = {name: model.get_submodule(name) for name in names}
+    progress = track(names, len(names), "switching layers off", shown)
+    logits = {name: without(quantizers_of(layers[name])) for name in progress}
+    alone = {name: output_error(quantized, logits[name], labels) for name in names}
+    ranked = sorted(names, key=lambda name: -alone[name].kl)
+    split = {
+        name: _split(layers[name], lambda off: output_error(quantized, without(off), labels)) for name in ranked[:SPLIT]
+    }
+    found = {
+        name: LayerScan(
+            ranked.index(name) + 1,
+            alone[name],
+            output_error(target, logits[name], labels),
+            None,
+            *split.get(name, (None, None)),
+        )
+        for name in names
+    }
+    return Scan("quantized", output_error(target, quantized, labels), found)
 
 
 def _split(
     layer: nn.Module, error: Callable[[Collection[Quantizer]], OutputError]
 ) -> tuple[OutputError | None, OutputError | None]:
-    """Return the errors with only the weight and only the input quantized, if both are quantized."""
+    """Return the errors with only the weight and only the input switched, if both are quantized."""
     weight = weight_quantizer(layer)
     both = [q for q in quantizers_of(layer) if q.is_enabled]
     if weight is None or len(both) < 2:

@@ -17,7 +17,9 @@ def describe(analysis: Analysis) -> list[str]:
     """Return sentences on the quantized model; none for a single float model."""
     if analysis.everything is None or not analysis.ranked:
         return []
-    sentences = [_most_expensive(analysis), _training(analysis), _basis(analysis)]
+    trained = analysis.basis == "quantized"
+    first = _most_dependent(analysis) if trained else _most_expensive(analysis)
+    sentences = [first, *((_training(analysis), _together(analysis)) if trained else ())]
     sentences += [_few_levels(analysis), _clipping(analysis), _in_float(analysis)]
     return [sentence for sentence in sentences if sentence]
 
@@ -65,35 +67,52 @@ def _outliers(tensor: TensorReport, what: str) -> str:
     )
 
 
-def _training(analysis: Analysis) -> str:
-    error, everything = analysis.error, analysis.everything
-    if not (analysis.retrained and analysis.basis == "float" and error and everything and everything.kl):
+def _most_dependent(analysis: Analysis) -> str:
+    """Return a sentence on the layer of a trained model whose quantizers, switched off, change the output most."""
+    first = analysis.ranked[0]
+    scan, alone = _scan(first), _scan(first).alone
+    if not alone.kl:
+        return "Switching the quantizers of any one layer off does not change the output on these images."
+    said = (
+        f"The output depends most on the quantizers of `{first.name}`: with them off, and all other layers as trained, "
+        f"it changes by {_nats(alone.kl)} (KL divergence), with another class for {_percent(alone.changed)} of the "
+        f"images.{_accuracy(analysis.top1, alone.top1)}"
+    )
+    weight, inputs = scan.weight_alone, scan.input_alone
+    if weight is not None and inputs is not None:
+        said += f" Only its weight's off: {_nats(weight.kl)}; only its inputs': {_nats(inputs.kl)}."
+    return said
+
+
+def _accuracy(before: float | None, after: float | None) -> str:
+    """Return a sentence on the top-1 accuracy in float, after a space; empty without labels."""
+    if before is None or after is None:
         return ""
-    left = error.kl / everything.kl
-    much = "most" if left < 0.5 else "some" if left < 0.9 else "little"
+    if before == after:
+        return f" Top-1 stays at {_percent(before)}."
+    why = "more bits may help there" if after > before else "its weights have adapted to their grid"
+    return f" Top-1 {'rises' if after > before else 'falls'} from {_percent(before)} to {_percent(after)}: {why}."
+
+
+def _training(analysis: Analysis) -> str:
+    error = analysis.error
+    if not analysis.retrained or error is None:
+        return ""
     return (
-        f"Training removed {much} of the error: on these grids, the float model's unchanged weights would have a "
-        f"divergence of {_nats(everything.kl)}, with another class for {_percent(everything.changed)} of the images; "
-        f"after training, it is {_nats(error.kl)} and {_percent(error.changed)}."
+        f"After training, the output differs from the float model's by {_nats(error.kl)}, with another class for "
+        f"{_percent(error.changed)} of the images."
     )
 
 
-def _basis(analysis: Analysis) -> str:
+def _together(analysis: Analysis) -> str:
+    """Return a sentence on all quantizers off at once, where that says that the float weights mean nothing."""
     own = analysis.own_error
-    assert own is not None
-    together = (
-        f"without its quantizers, the trained model predicts another class for {_percent(own.changed)} of the images, "
-        "because its weights have adapted to their grids"
+    if own is None or own.changed <= _BROKEN:
+        return ""
+    return (
+        f"With all quantizers off at once, the model predicts another class for {_percent(own.changed)} of the images: "
+        "its weights have adapted to their grids, and mean little without them."
     )
-    if analysis.basis == "float":
-        if not analysis.retrained:
-            return ""
-        said = "The ranking reflects rounding alone: it uses the float model's unchanged weights on the trained grids"
-        return f"{said}; {together}." if own.changed > _BROKEN else f"{said}."
-    said = "The ranking compares the quantized model with its own output without quantizers"
-    if analysis.reference == "float":
-        said += f" (its weights do not derive from the float model's: cosine {analysis.weight_similarity:.2f})"
-    return f"{said}. Read it with care: {together}." if own.changed > _BROKEN else f"{said}."
 
 
 def _few_levels(analysis: Analysis) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from lbitcls.quant.layers import QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.spec import along, compute_dtype
+
+State = TypeVar("State", bound="Reversals")
 
 OSCILLATING = 0.005
 """Frequency above which a weight counts as oscillating in records."""
@@ -83,24 +85,55 @@ def _squared_distance(weight: Tensor, quantizer: Quantizer) -> Tensor:
 
 
 @dataclass
-class Oscillations:
-    """Oscillations of one layer's weights, and the weights frozen so far; all tensors have the weight's shape.
+class Reversals:
+    """Integers that change in the direction opposite to their last change; all tensors have one shape.
 
     Attributes:
-        integers: Integers after the last step; those of frozen weights no longer change. int16.
+        integers: Integers after the last step. int16.
         directions: Last change of each integer: -1, 1, or 0 before the first change. int8.
         frequency: Moving average of oscillations, in [0, 1]. float32.
-        average: Moving average of the integers. float32.
-        frozen: True for frozen weights.
         bits: Number of bits of the integers, which mean nothing with others.
     """
 
     integers: Tensor
     directions: Tensor
     frequency: Tensor
+    bits: int
+
+    def follow(self, integers: Tensor, momentum: float) -> None:
+        """Count the changes to `integers`, without taking them over.
+
+        Args:
+            integers: Integers after a step.
+            momentum: Weight m of the step in the moving average of oscillations, in [0, 1]; 0: only directions follow.
+        """
+        change = torch.sign(integers - self.integers).to(torch.int8)
+        oscillates = change * self.directions < 0
+        self.frequency.lerp_(oscillates.float(), momentum)
+        self.directions = torch.where(change == 0, self.directions, change)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the attributes, tensors on the CPU."""
+        return vars(self.to(torch.device("cpu")))
+
+    def to(self: State, device: torch.device) -> State:
+        """Return the state on `device`."""
+        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass
+class Oscillations(Reversals):
+    """Oscillations of one layer's weights, and the weights frozen so far; all tensors have the weight's shape.
+
+    Attributes:
+        integers: As in `Reversals`; those of frozen weights no longer change.
+        average: Moving average of the integers. float32.
+        frozen: True for frozen weights.
+    """
+
     average: Tensor
     frozen: Tensor
-    bits: int
 
     @classmethod
     def start(cls, layer: QuantLayer) -> Oscillations:
@@ -108,7 +141,7 @@ class Oscillations:
         integers = read_integers(layer)
         zeros = torch.zeros_like(integers, dtype=torch.float32)
         bits = quantizer_of(layer).num_bits
-        return cls(integers.short(), zeros.to(torch.int8), zeros, integers.float(), zeros.bool(), bits)
+        return cls(integers.short(), zeros.to(torch.int8), zeros, bits, integers.float(), zeros.bool())
 
     @torch.no_grad()
     def update(self, layer: QuantLayer, momentum: float, threshold: float) -> None:
@@ -120,10 +153,7 @@ class Oscillations:
             threshold: Frequency above which a weight freezes.
         """
         integers = torch.where(self.frozen, self.integers, read_integers(layer))
-        change = torch.sign(integers - self.integers).to(torch.int8)
-        oscillates = change * self.directions < 0
-        self.frequency.lerp_(oscillates.float(), momentum)
-        self.directions = torch.where(change == 0, self.directions, change)
+        self.follow(integers, momentum)
         freezing = (self.frequency > threshold) & ~self.frozen
         self.integers = torch.where(freezing, self._rounded_average(layer), integers).short()
         self.average.lerp_(integers.float(), momentum)
@@ -167,15 +197,6 @@ class Oscillations:
         if levels is None:
             return torch.round(self.average).int()
         return levels[torch.bucketize(self.average, (levels[1:] + levels[:-1]) / 2)]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the attributes, tensors on the CPU."""
-        return vars(self.to(torch.device("cpu")))
-
-    def to(self, device: torch.device) -> Oscillations:
-        """Return the state on `device`."""
-        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
 
 
 @torch.no_grad()

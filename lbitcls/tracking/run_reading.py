@@ -221,7 +221,7 @@ def _recipe(config: Mapping[str, Any] | None) -> str | None:
 
 
 def _state(log: Run | None, summary: Mapping[str, Any], config: Mapping[str, Any] | None, running: bool) -> str:
-    done = 0 if log is None else max((r["epoch"] for r in log.records if r["mode"] != "train"), default=0)
+    done = 0 if log is None else max((r["epoch"] for r in log.records if r["mode"] in ("val", "train_eval")), default=0)
     begun = done if log is None else max(r["epoch"] for r in log.records)
     covered = _number(summary, "epochs")
     if summary and not running and (covered is None or covered >= begun):

@@ -2,6 +2,7 @@
 
     train/…, val/…, best/…, size/…                  scalars
     weight_sqnr_db/LAYER, input_clipped/LAYER, …    measures of each quantizer, as in the analysis report
+    train_weight_sqnr_db/LAYER, …                   the same between two steps, if the run has a `QuantStatsHook`
     weight/LAYER/float, …/quantized, input/LAYER/…  histograms before and after the quantizer
     predictions/val                                 a few images with the model's predictions
     config                                          config as text
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,19 +31,18 @@ from lbitcls.analysis.passes import layers_of
 from lbitcls.analysis.snapshot import LayerSnapshot, take_snapshot
 from lbitcls.analysis.tensors import GridReport, TensorReport
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
-from lbitcls.core.hooks.log import POSITION, Writer
+from lbitcls.core.hooks.log import POSITION, QUANTIZERS, Writer
 from lbitcls.core.hooks.work_dir import WorkDirHook
-from lbitcls.datasets import build_dataloader
-from lbitcls.datasets.base import BaseDataset
-from lbitcls.datasets.subset import Subset
 from lbitcls.quant.size import model_size
 from lbitcls.registry import HOOKS
 from lbitcls.settings.sections import Settings
 from lbitcls.tracking.board import Board
 from lbitcls.tracking.hparams import COLUMNS, FIRST, config_values, hyperparameters
-from lbitcls.tracking.run_pictures import mixed, predictions_figure, read_predictions
+from lbitcls.tracking.probe import probed_dataset, read_probe
+from lbitcls.tracking.quant_stats import scalars
+from lbitcls.tracking.run_pictures import predictions_figure, read_predictions
 from lbitcls.utils.dist import is_main
-from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
+from lbitcls.utils.errors import ConfigError, require_count, require_list, suggest
 from lbitcls.utils.files import check_folder
 from lbitcls.utils.logging import DETAIL, get_logger
 
@@ -155,6 +155,9 @@ class TensorboardLoggerHook(Writer):
         if not self._begun:
             self._begin(runner)
         mode = record["mode"]
+        if mode == QUANTIZERS:
+            self._add(runner, scalars(record))
+            return
         self._validated |= mode == "val"
         results = {name: value for name, value in record.items() if name not in POSITION}
         self._add(runner, {f"{mode}/{k}": v for k, v in results.items() if isinstance(v, (int, float))})
@@ -232,8 +235,10 @@ class TensorboardLoggerHook(Writer):
         if self._board is None or not (self._names or self.images):
             return
         began = time.monotonic()
-        split, dataset = _dataset(runner)
-        batch = self._read(dataset) if self.images else None
+        split, dataset = probed_dataset(runner)
+        if self.images and self._batch is None:
+            self._batch = read_probe(dataset, self.images)
+        batch = self._batch if self.images else None
         images = None if batch is None else runner.to_device(batch)["img"]
         found, logits = take_snapshot(runner.eval_model, images, self._names)
         for name, layer in found.items():
@@ -250,16 +255,6 @@ class TensorboardLoggerHook(Writer):
                 *(len(found), 0 if batch is None else len(batch["img"]), time.monotonic() - began),
                 extra=DETAIL,
             )
-
-    def _read(self, dataset: BaseDataset) -> dict[str, torch.Tensor]:
-        """Return the batch of images, always the same; `index` is their position in the data set."""
-        if self._batch is None:
-            positions = mixed(dataset, self.images)
-            batch = next(iter(build_dataloader(Subset(dataset, positions), self.images)), None)
-            if batch is None:
-                raise DataError("none of the images can be read.")
-            self._batch = {**batch, "index": torch.tensor(positions)[batch["index"]]}
-        return self._batch
 
     def _write_layer(self, board: Board, name: str, layer: LayerSnapshot, step: int) -> None:
         for role, tensor in (("weight", layer.weight), ("input", layer.input)):
@@ -336,13 +331,6 @@ def chosen_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 def _settings(runner: EpochRunner) -> Settings | None:
     hook = runner.find(WorkDirHook)
     return None if hook is None else hook.settings
-
-
-def _dataset(runner: EpochRunner) -> tuple[str, BaseDataset]:
-    """Return the split of the inspected data set, and the data set."""
-    validation = runner.find(EvaluationHook)
-    loader = runner.loader if validation is None else validation.loader
-    return ("train" if validation is None else "val"), cast(BaseDataset, loader.dataset)
 
 
 def _best(runner: EpochRunner) -> dict[str, float]:

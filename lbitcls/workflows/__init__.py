@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lbitcls.workflows.calibrating import calibrate_checkpoint as calibrate_checkpoint
     from lbitcls.workflows.comparing import compare_checkpoints as compare_checkpoints
     from lbitcls.workflows.converting import convert_checkpoint as convert_checkpoint
+    from lbitcls.workflows.examining import examine_checkpoint as examine_checkpoint
+    from lbitcls.workflows.examining import recommend_bits as recommend_bits
     from lbitcls.workflows.exporting import export_checkpoint as export_checkpoint
     from lbitcls.workflows.planning import show_plan as show_plan
     from lbitcls.workflows.testing import test_classifier as test_classifier

@@ -31,6 +31,7 @@ from lbitcls.quant.kernels.selection import restored_kernels
 from lbitcls.registry import DATASETS, HOOKS
 from lbitcls.settings.sections import SPLITS, ConfigLike, Settings, as_config, read_settings
 from lbitcls.settings.training_sections import CalibrationConfig, EvaluationConfig
+from lbitcls.tracking.quant_stats import QuantStatsHook
 from lbitcls.tracking.run_description import parameters
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.errors import ConfigError, DataError, TrainingError
@@ -306,7 +307,7 @@ def _calibrate(runner: EpochRunner) -> None:
             hook.before_run(runner)
             hook.epoch, hook.num_batches = 0, 1
             hook.before_epoch(runner)
-        elif isinstance(hook, (UnfreezeHook, DampenOscillationsHook, FreezeOscillationsHook)):
+        elif isinstance(hook, (UnfreezeHook, DampenOscillationsHook, FreezeOscillationsHook, QuantStatsHook)):
             hook.before_run(runner)
 
 

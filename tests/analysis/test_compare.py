@@ -60,29 +60,50 @@ def test_the_whole_is_compared_with_the_float_model(pair: Any, analysis: Analysi
     labels = torch.arange(12) % 5
     assert analysis.error == output_error(logits(model), logits(both), labels)
     assert analysis.float_top1 == (logits(model).argmax(1) == labels).double().mean().item()
-    assert analysis.reference == "float" and analysis.basis == "float" and analysis.retrained
+    assert analysis.reference == "float" and analysis.basis == "quantized" and analysis.retrained
     assert analysis.weight_similarity is not None and 0.999 < analysis.weight_similarity < 1
 
 
-def test_the_scan_by_hand(pair: Any, analysis: Analysis) -> None:
-    """Each row is the float model with some layers' quantizers, on the trained grids."""
-    both, model = pair
-    grafted = copy.deepcopy(both)
-    grafted.first.weight.data.copy_(model.first.weight)
-    names = ["first", "second", "fc"]
-    assert torch.equal(_with(grafted, []), logits(model)), "without quantizers it is the float model"
-    assert analysis.everything == _error(model, _with(grafted, names))
+def test_the_scan_of_a_calibrated_model_by_hand() -> None:
+    """Each row is the float model with some layers' quantizers."""
+    model = float_network()
+    both, names = quantized(model), ["first", "second", "fc"]
+    analysis = compare_models(both, model, images(), torch.arange(12) % 5)
+    assert analysis.basis == "float" and analysis.everything == _error(model, _with(both, names))
     for place, layer in enumerate(analysis.layers):
         scan = layer.scan
         assert scan is not None
-        assert scan.alone == _error(model, _with(grafted, [layer.name]))
-        assert scan.without == _error(model, _with(grafted, [n for n in names if n != layer.name]))
-        assert scan.up_to == _error(model, _with(grafted, names[: place + 1]))
-        weight, inputs = quantizers_of(grafted.get_submodule(layer.name))
-        with quantizing(grafted, [weight]):
-            assert scan.weight_alone == _error(model, logits(grafted))
-        with quantizing(grafted, [inputs]):
-            assert scan.input_alone == _error(model, logits(grafted))
+        assert scan.alone == _error(model, _with(both, [layer.name]))
+        assert scan.without == _error(model, _with(both, [n for n in names if n != layer.name]))
+        assert scan.up_to == _error(model, _with(both, names[: place + 1]))
+        weight, inputs = quantizers_of(both.get_submodule(layer.name))
+        with quantizing(both, [weight]):
+            assert scan.weight_alone == _error(model, logits(both))
+        with quantizing(both, [inputs]):
+            assert scan.input_alone == _error(model, logits(both))
+    _check_ranks(analysis)
+
+
+def test_the_scan_of_a_trained_model_by_hand(pair: Any, analysis: Analysis) -> None:
+    """Each row is the quantized model with some layers' quantizers off; the gain is measured against the float one."""
+    both, model = pair
+    names, all_on = ["first", "second", "fc"], [q for _, q in named_quantizers(both)]
+    assert analysis.everything == analysis.error
+    for layer in analysis.layers:
+        scan, off = layer.scan, _with(both, [n for n in names if n != layer.name])
+        assert scan is not None and scan.up_to is None
+        assert scan.alone == _error(both, off) and scan.without == _error(model, off)
+        weight, inputs = quantizers_of(both.get_submodule(layer.name))
+        with quantizing(both, [q for q in all_on if q is not weight]):
+            without_weight = logits(both)
+        assert scan.weight_alone == _error(both, without_weight)
+        with quantizing(both, [q for q in all_on if q is not inputs]):
+            without_inputs = logits(both)
+        assert scan.input_alone == _error(both, without_inputs)
+    _check_ranks(analysis)
+
+
+def _check_ranks(analysis: Analysis) -> None:
     costs = [layer.scan.alone.kl for layer in analysis.ranked]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1] > 0
     assert [layer.scan.rank for layer in analysis.ranked] == [1, 2, 3]
@@ -209,12 +230,14 @@ def test_a_layer_left_float() -> None:
     assert first.method is None and first.scan is None and first.num_bit_w == 32 and first.weight.grid is None
     assert first.output is not None and first.output.own_sqnr_db is None and first.output.own_cosine is None
     assert fc.scan is not None and fc.scan.rank == 1 and fc.scan.without.kl == 0 and fc.scan.without.sqnr_db is None
+    assert analysis.check_up is not None
 
 
 def test_a_float_model_alone() -> None:
     model = float_network()
     analysis = compare_models(model, None, images())
     assert analysis.error is None and analysis.everything is None and analysis.reference is None
+    assert analysis.check_up is None
     assert [layer.name for layer in analysis.layers] == ["first", "second", "fc"]
     assert all(layer.scan is None and layer.output is None for layer in analysis.layers)
     assert analysis.layers[0].weight.maximum == model.first.weight.max().item()
@@ -223,20 +246,21 @@ def test_a_float_model_alone() -> None:
 def test_a_quantized_model_alone(pair: Any) -> None:
     both, _ = pair
     analysis = compare_models(both, None, images())
-    assert analysis.reference == analysis.basis == "own" and not analysis.retrained
-    assert analysis.error == analysis.everything == analysis.own_error
+    assert analysis.reference == "own" and analysis.basis == "quantized" and not analysis.retrained
+    assert analysis.error == analysis.own_error and analysis.everything is not None and analysis.everything.kl == 0
+    assert all(layer.scan.alone == layer.scan.without for layer in analysis.layers)
     assert analysis.layers[0].weight.values.float_model == () and analysis.layers[0].weight_similarity is None
 
 
-def test_weights_that_have_nothing_in_common_are_scanned_by_themselves(pair: Any) -> None:
+def test_weights_that_have_nothing_in_common_are_a_trained_models(pair: Any) -> None:
     both, _ = pair
     other = float_network()
     with torch.no_grad():
         for layer in layers_of(other).values():
             layer.weight.copy_(torch.randn_like(layer.weight))
     analysis = compare_models(both, other, images())
-    assert analysis.basis == "own" and analysis.reference == "float"
-    assert analysis.everything == analysis.own_error != analysis.error
+    assert analysis.basis == "quantized" and analysis.reference == "float"
+    assert analysis.everything == analysis.error != analysis.own_error
 
 
 def test_a_graft_is_the_float_model_on_the_other_grids(pair: Any) -> None:

@@ -121,18 +121,45 @@ def test_the_first_sentence_names_the_layer_that_costs_most(analysis: Analysis) 
     assert f"{100 * top.scan.alone.kl / total:.0f} % of the sum over 3 layers" in first
 
 
-def test_sentences_follow_the_figures(analysis: Analysis) -> None:
-    assert analysis.own_error is not None and analysis.everything is not None
-    trained = replace(analysis, retrained=True, everything=OutputError(1.0, 3.0, 0.4), error=OutputError(0.2, 9.0, 0.1))
-    said = " ".join(describe(trained))
-    assert "Training removed most of the error" in said
-    assert "divergence of 1.00 nats, with another class for 40 %" in said
-    assert "is 0.20 nats and 10 %" in said
-    grown = replace(trained, own_error=OutputError(9.0, 0.0, 0.9))
-    assert "another class for 90 % of the images" in " ".join(describe(grown))
-    alone = replace(grown, basis="own", reference="own", retrained=False)
-    assert "Read it with care" in " ".join(describe(alone))
-    assert "Training" not in " ".join(describe(analysis))
+def test_sentences_on_a_trained_model_follow_the_figures() -> None:
+    model = float_network()
+    both = quantized(model)
+    with torch.no_grad():
+        both.first.weight.mul_(1.02)
+    analysis = compare_models(both, model, images(), torch.arange(12) % 5)
+    top = analysis.ranked[0]
+    scan = replace(top.scan, rank=1, alone=OutputError(0.2, 9.0, 0.25, 0.6))
+    changed = replace(
+        analysis,
+        layers=(replace(top, scan=scan),),
+        top1=0.5,
+        error=OutputError(0.3, 9.0, 0.1),
+        own_error=top.scan.alone,
+    )
+    said = " ".join(describe(changed))
+    assert f"depends most on the quantizers of `{top.name}`: with them off, and all other layers as trained" in said
+    assert "changes by 0.20 nats (KL divergence), with another class for 25 % of the images." in said
+    assert "Top-1 rises from 50 % to 60 %: more bits may help there." in said and "Only its weight's off: " in said
+    assert "After training, the output differs from the float model's by 0.30 nats, with another class for 10 %" in said
+    assert "adapted" not in said and "quantized alone" not in said
+    lower = replace(scan, alone=replace(scan.alone, top1=0.4))
+    changed = replace(changed, layers=(replace(top, scan=lower),), own_error=OutputError(9.0, 0.0, 0.9))
+    said = " ".join(describe(changed))
+    assert "Top-1 falls from 50 % to 40 %: its weights have adapted to their grid." in said
+    assert "With all quantizers off at once, the model predicts another class for 90 % of the images" in said
+
+
+def test_a_check_up_is_a_section_of_the_page(tmp_path: Path) -> None:
+    both = quantized(float_network())
+    with torch.no_grad():
+        both.second.input_quantizer.scale.mul_(1e-3)
+    for model, expected in ((both, True), (float_network(), False)):
+        page, figures = check_target(tmp_path / "ill.html", "--save-path")
+        write_report(compare_models(model, None, images()), page, figures, {"title": "ill"})
+        text, data = page.read_text(encoding="utf-8"), json.loads(figures.read_text(encoding="utf-8"))
+        assert ("<h2>Check-up</h2>" in text) == expected
+        assert ("The scale of the input quantizer of <code>second</code> collapsed" in text) == expected
+    assert data["check_up"] is None
 
 
 def test_gains_are_said_only_where_there_is_one(analysis: Analysis) -> None:
@@ -188,7 +215,7 @@ def test_a_network_of_one_layer_without_error() -> None:
     with torch.no_grad():
         model.fc.weight.zero_()
     analysis = compare_models(quantized(_with_unused(model)), None, images())
-    assert "does not change the output" in describe(analysis)[0]
+    assert "of any one layer off does not change the output" in describe(analysis)[0]
     assert analysis.layers[0].output is not None and analysis.layers[0].output.sqnr_db is None
 
 

@@ -39,11 +39,16 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports of a pair of models, of a quantized model and of a float model."""
+    """Reports of a pair of models, before and after training, of a quantized model and of a float model."""
     folder = tmp_path_factory.mktemp("pages")
     model = float_network()
     both = quantized(model, per_channel=True)
-    found = {"pair": (both, model), "quantized": (quantized(model, bSetQ=False), None), "float": (model, None)}
+    trained = copy.deepcopy(both)
+    with torch.no_grad():
+        trained.second.weight.mul_(1.1)
+        trained.second.input_quantizer.scale.mul_(1e-3)
+    found: dict[str, Any] = {"pair": (both, model), "trained": (trained, model)}
+    found |= {"quantized": (quantized(model, bSetQ=False), None), "float": (model, None)}
     for name, (one, other) in found.items():
         page, figures = check_target(folder / f"{name}.html", "--save-path")
         write_report(compare_models(one, other, images()), page, figures, {"title": f"{name} <model>"})
@@ -277,6 +282,20 @@ def test_the_measure_of_the_error_can_be_chosen(page: Page, pages: Any) -> None:
     assert shown[0] == pytest.approx([layer["scan"]["alone"]["sqnr_db"] for layer in layers])
     assert shown[1] == pytest.approx([layer["scan"]["up_to"]["sqnr_db"] for layer in layers])
     assert page.texts("[data-metric][aria-pressed='true']") == ["SQNR"]
+
+
+def test_a_trained_model_is_told_by_what_its_quantizers_do(page: Page, pages: Any) -> None:
+    page.open(pages["trained"])
+    page.see("costs")
+    data = json.loads(pages["trained"].with_suffix(".json").read_text(encoding="utf-8"))
+    (bars,) = page.run("document.getElementById('costs').data.map((trace) => trace.y)")
+    assert bars == pytest.approx([layer["scan"]["alone"]["kl"] for layer in data["layers"]])
+    assert "scale collapsed" in page.texts("#check-up tbody td:nth-child(2)")[0]
+    page.click(".summary ol button")
+    page.wait("document.querySelector('dialog').open")
+    rows = page.texts("dialog .figures tbody th")
+    assert "this layer off" in rows and "all on, against the float model" in rows and "up to this layer" not in rows
+    assert page.errors() == []
 
 
 def test_dark_and_light(page: Page, pages: Any) -> None:

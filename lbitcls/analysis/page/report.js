@@ -77,8 +77,8 @@ function costs() {
   return [[
     { type: "bar", x, y: shown.map((layer) => of(layer.scan.alone)), customdata: names, hovertemplate: hover("alone"),
       marker: { color: shown.map((layer) => color(layer.scan.rank <= 3 ? "own" : "accent")) } },
-    { type: "scatter", mode: "lines+markers", x, y: shown.map((layer) => of(layer.scan.up_to)), customdata: names,
-      hovertemplate: hover("up to here"), line: { color: color("float"), width: 1.6 }, marker: { size: 4 } },
+    ...(data.basis === "float" ? [{ type: "scatter", mode: "lines+markers", x, y: shown.map((layer) => of(layer.scan.up_to)), customdata: names,
+      hovertemplate: hover("up to here"), line: { color: color("float"), width: 1.6 }, marker: { size: 4 } }] : []),
   ], { xaxis: networkAxis(names), yaxis: axis(title, { rangemode: "tozero" }) }];
 }
 
@@ -144,6 +144,10 @@ function tensorRows(layer) {
 
 function scanRows(scan) {
   const row = (name, e) => e ? `<tr><th scope="row">${name}</th><td>${compact(e.kl)}</td><td>${fixed(e.sqnr_db, 1)}</td><td>${share(e.changed, 1)}</td></tr>` : "";
+  if (data.basis === "quantized") {
+    return row("this layer off", scan.alone) + row("its weight alone off", scan.weight_alone) + row("its inputs alone off", scan.input_alone)
+      + (data.reference === "float" ? row("off, against the float model", scan.without) + row("all on, against the float model", data.everything) : "");
+  }
   return row("only this layer", scan.alone) + row("its weight alone", scan.weight_alone) + row("its inputs alone", scan.input_alone)
     + row("all but this layer", scan.without) + row("up to this layer", scan.up_to) + row("all layers", data.everything);
 }
@@ -196,7 +200,7 @@ function open(at) {
       <h4>Weight and inputs</h4>
       <div class="scroll"><table class="figures"><thead><tr><th></th><th>weight</th><th>inputs</th></tr></thead><tbody>${tensorRows(layer)}</tbody></table></div>
       ${layer.scan ? `<h4>Effect on the output of the network</h4>
-      <div class="scroll"><table class="figures"><thead><tr><th>quantized</th><th>nats</th><th>dB</th><th>changed</th></tr></thead><tbody>${scanRows(layer.scan)}</tbody></table></div>` : ""}
+      <div class="scroll"><table class="figures"><thead><tr><th>${data.basis === "float" ? "quantized" : "quantizers"}</th><th>nats</th><th>dB</th><th>changed</th></tr></thead><tbody>${scanRows(layer.scan)}</tbody></table></div>` : ""}
       <h4>Output and cost</h4>
       ${outputText(layer)}<p class="quiet">${costText(layer)}</p>
     </div>`;

@@ -69,7 +69,7 @@ class Hook:
         """Run before each batch of a validation, between `after_iter` and `after_epoch` of an epoch."""
 
     def on_record(self, runner: EpochRunner, record: dict[str, Any]) -> None:
-        """Receive each record: `mode` ('train' or 'val'), `epoch`, `iter`, and results by name."""
+        """Receive each record: `mode` ('train', 'val', 'quantizers', …), `epoch`, `iter`, and results by name."""
 
     def after_run(self, runner: EpochRunner) -> None:
         """Run at the end, also after an error."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 UNREADABLE = "log_unreadable.txt"  # lines of `log.jsonl` that are not records, in the work directory
 POSITION = ("mode", "epoch", "iter")
+QUANTIZERS = "quantizers"
+"""Mode of records of quantizers (`lbitcls.tracking.quant_stats`), for `log.jsonl` and TensorBoard only."""
 _MOST, _LEAST = 100, 10  # defaults: iterations between two records; records per epoch
 
 
@@ -165,7 +167,8 @@ class TextLoggerHook(Writer):
     """
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
-        runner.logger.info(text_line(record, len(runner.loader)), extra=DETAIL)
+        if record["mode"] != QUANTIZERS:
+            runner.logger.info(text_line(record, len(runner.loader)), extra=DETAIL)
 
 
 def text_line(record: dict[str, Any], epoch_len: int) -> str:
@@ -272,7 +275,7 @@ def _is_before(record: dict[str, Any], epoch: int, inner_iter: int, images: int)
     """Return True if a record is from the first `epoch` epochs and `inner_iter` iterations, `images` in total."""
     if record["epoch"] <= epoch:
         return True
-    if record["mode"] != "train" or record["epoch"] != epoch + 1:
+    if record["mode"] not in ("train", QUANTIZERS) or record["epoch"] != epoch + 1:
         return False
     done = record.get("images")  # iterations are numbered anew when another number of processes resumes
     return done <= images if type(done) is int else record["iter"] <= inner_iter

@@ -32,6 +32,13 @@ def taught(names: dict[str, Any], said: str) -> None:
     assert abs(0.9 * first["loss_distill"] + 0.1 * first["loss_label"] - first["loss"]) < 1e-4
 
 
+def examined(names: dict[str, Any], said: str) -> None:
+    """The hook wrote its records, the check-up its file, and each layer got its bits."""
+    assert '"mode": "quantizers"' in Path("work_dirs/watched/log.jsonl").read_text(encoding="utf-8")
+    assert "findings" in json.loads(Path("check.json").read_text(encoding="utf-8"))
+    assert [layer.name for layer in names["report"].layers][::7] == ["backbone.conv1", "head.fc"]
+
+
 def saved(names: dict[str, Any], said: str) -> None:
     """The run started from scratch, the other left two checkpoints in mid-epoch, and its heartbeat was read."""
     assert "starting from scratch" in said and said.count("work_dirs/often/iter_") == 2
@@ -55,6 +62,11 @@ PAGES = {
             "train averaged.py": f"train averaged.py {STEADY} ema.start=0",
         },
         check=steady,
+        slow=True,
+    ),
+    "docs/doctor.md": Page(
+        words={"train watched.py": f"train watched.py {SHORT} calibration.epoch=1 export="},
+        check=examined,
         slow=True,
     ),
     "docs/preemption.md": Page(
