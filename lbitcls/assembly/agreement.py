@@ -28,6 +28,7 @@ from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
 from lbitcls.utils.published import is_published
+from lbitcls.utils.weights_file import is_weights_file
 
 _SHOWN = 4  # layers that a message lists; the rest are counted
 
@@ -129,7 +130,9 @@ def _content(path: str | Path) -> dict[str, Any] | None:
     if is_published(str(path)):
         return None
     file = Path(path).expanduser()
-    if file.is_file() and not zipfile.is_zipfile(file):  # `read_checkpoint` rejects pipes and devices
+    if file.is_file() and not (
+        is_weights_file(file) or zipfile.is_zipfile(file)
+    ):  # `read_checkpoint` rejects pipes and devices
         return None
     return read_checkpoint(path, mmap=True)
 

@@ -18,7 +18,7 @@ from lbitcls.utils.files import EXPORTED, is_exported, suggest_path
 from lbitcls.utils.library import CONFIG_SUFFIXES
 from lbitcls.utils.logging import get_logger
 
-CHECKPOINTS = (".pth", ".pt", ".ckpt")
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _MACHINE = ("device", "gpu_ids", "cpu_only", "num_threads", "dist_params")  # settings of the machine that trained
 _SHOWN = 5  # names that a message lists
 

@@ -29,15 +29,13 @@ from lbitcls.analysis.snapshot import LayerSnapshot, take_snapshot
 from lbitcls.analysis.tensors import GridReport, TensorReport
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.log import POSITION, Writer
-from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.datasets import build_dataloader
 from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.subset import Subset
 from lbitcls.quant.size import model_size
 from lbitcls.registry import HOOKS
-from lbitcls.settings.sections import Settings
 from lbitcls.tracking.board import Board
-from lbitcls.tracking.hparams import COLUMNS, FIRST, config_values, hyperparameters
+from lbitcls.tracking.hparams import COLUMNS, FIRST, config_values, hyperparameters, settings_of
 from lbitcls.tracking.run_pictures import mixed, predictions_figure, read_predictions
 from lbitcls.utils.dist import is_main
 from lbitcls.utils.errors import ConfigError, DataError, require_count, require_list, suggest
@@ -118,7 +116,7 @@ class TensorboardLoggerHook(Writer):
 
     def before_run(self, runner: EpochRunner) -> None:
         self._names = chosen_layers(runner.module, self.layers)
-        settings = _settings(runner)
+        settings = settings_of(runner)
         self._extra = config_values(None if settings is None else settings.source, self.hparams)
         folder = self.folder(runner)
         if any(hook.folder(runner) == folder for hook in boards_of(runner) if hook is not self):
@@ -180,7 +178,7 @@ class TensorboardLoggerHook(Writer):
     def _begin(self, runner: EpochRunner) -> None:
         """Write the config and the row in the table, before the run's first record."""
         self._begun = True
-        settings = _settings(runner)
+        settings = settings_of(runner)
         if settings is None or self._board is None:
             return
         self._board.add_text("config", f"```python\n{settings.text}\n```", runner.iter)
@@ -303,11 +301,6 @@ def chosen_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             )
         chosen.update(matching)
     return [name for name in names if name in chosen]
-
-
-def _settings(runner: EpochRunner) -> Settings | None:
-    hook = runner.find(WorkDirHook)
-    return None if hook is None else hook.settings
 
 
 def _dataset(runner: EpochRunner) -> tuple[str, BaseDataset]:
