@@ -31,5 +31,6 @@ def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise DependencyError(
-            f"{purpose} needs the package {package}, which cannot be imported ({error}): pip install 'lbitcls[{extra}]'."
+            f"{purpose} needs the package {package}, which cannot be imported ({error}): "
+            f"pip install 'lbitcls[{extra}]'."
         ) from error

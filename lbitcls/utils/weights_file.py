@@ -70,7 +70,8 @@ def read_weights(path: Path, map_location: str | torch.device = "cpu", check_sum
     try:
         with library.safe_open(str(path), framework="pt", device=str(map_location)) as file:
             meta = _meta((file.metadata() or {}).get(_KEY))
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            state = {name: file.get_tensor(name) for name in names}
     except Exception as error:  # safetensors raises its own errors, torch others for types that it lacks
         why = f"{error}" or type(error).__name__
         raise CheckpointError(

@@ -223,9 +223,8 @@ def test_a_missing_package_is_named_before_training(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     cfg = make_config(log_config=log_config(dict(type=name)))
-    with pytest.raises(
-        DependencyError, match=rf"{name} needs the package {package}.*pip install 'lbitcls\[{package}\]'"
-    ):
+    message = rf"{name} needs the package {package}.*pip install 'lbitcls\[{package}\]'"
+    with pytest.raises(DependencyError, match=message):
         train_classifier(cfg)
     assert not (Path(cfg.work_dir) / "log.jsonl").exists()
 

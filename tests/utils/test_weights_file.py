@@ -124,9 +124,8 @@ KINDS = ["cut", "empty", "header of 2^60 bytes", "tensor of 2^60 values", "tenso
 @pytest.mark.parametrize("kind", [*KINDS, "a pickle"])
 def test_damaged_and_hostile_files_are_refused_at_once(weights: Path, kind: str) -> None:
     damaged(weights, kind)
-    with pytest.raises(
-        CheckpointError, match=r"cannot be read as weights \(.*\): it is damaged, or not a .safetensors"
-    ):
+    message = r"cannot be read as weights \(.*\): it is damaged, or not a .safetensors"
+    with pytest.raises(CheckpointError, match=message):
         read_checkpoint(weights)
 
 

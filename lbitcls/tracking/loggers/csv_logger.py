@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class CsvLoggerHook(Writer):
     """Hook that writes `log.csv` to the work directory: a row for each record, a column for each name in `log.jsonl`.
 
-    A value that a record lacks is an empty cell; a list is JSON text. A column whose name first occurs in a later record
-    is added at the end. A resumed run continues the table as it continues `log.jsonl`, from which its rows are written
-    again.
+    A value that a record lacks is an empty cell; a list is JSON text. A column whose name first occurs in a later
+    record is added at the end. A resumed run continues the table as it continues `log.jsonl`, from which its rows are
+    written again.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
 """Base class of hooks that send a run's records to a tracking service.
 
-Every number of a record is sent under its name in `log.jsonl` behind the record's mode, as in TensorBoard: `train/loss`,
-`val/top-1`, `train/epoch`. The step is the run's iteration. The work directory keeps the id that the service gave to the
-run, so that a resumed run continues there. Such a hook does not change a run: one with it is bit-identical to one without.
+Every number of a record is sent under its name in `log.jsonl` behind the record's mode, as in TensorBoard:
+`train/loss`, `val/top-1`, `train/epoch`. The step is the run's iteration. The work directory keeps the id that the
+service gave to the run, so that a resumed run continues there. Such a hook does not change a run: one with it is
+bit-identical to one without.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def given_texts(owner: str, **options: Any) -> None:
 
 
 def given_dict(owner: str, name: str, value: Any) -> dict[str, Any]:
-    """Return a copy of the option `name`, empty for None; raise `ConfigError` unless it is a dict with names as keys."""
+    """Return a copy of an option, empty for None; raise `ConfigError` unless it is a dict with names as keys."""
     found = require_dict(f"{owner}: {name}", value)
     for key in found:
         if not isinstance(key, str):
