@@ -93,12 +93,13 @@ def fetch_model(name: str) -> Path:
     wanted = parse_name(name)
     if wanted.file is not None:
         return fetch_file(wanted.repo, wanted.file, wanted.revision)
-    missing = import_extra("huggingface_hub.errors", "hub", name).EntryNotFoundError
+    errors = import_extra("huggingface_hub.errors", "hub", name)
     for file in FIRST:
         try:
             return fetch_file(wanted.repo, file, wanted.revision)
         except CheckpointError as error:
-            if not isinstance(error.__cause__, missing) or isinstance(error.__cause__, OSError):
+            missing = isinstance(error.__cause__, errors.EntryNotFoundError)
+            if not missing or isinstance(error.__cause__, errors.LocalEntryNotFoundError):  # without a network
                 raise
     raise CheckpointError(
         f"{name} has neither {' nor '.join(FIRST)}; name one of its files, as in {SCHEME}{wanted.repo}/FILE: "
