@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from lbitcls.core.run_files import checkpoints
 from lbitcls.inference.self_described import CHECKPOINTS, describe
+from lbitcls.settings.sections import ConfigLike, as_config
 from lbitcls.tracking.model_card import CardFacts, model_card
 from lbitcls.tracking.run_reading import REPORT, SUMMARY, RunRow, planned, read_row
 from lbitcls.utils.checkpoint import read_checkpoint, write_checkpoint
@@ -106,12 +107,13 @@ def _collect(paths: Sequence[str | Path], stage: Path, repo: str, license: str |
     if config is not None:
         config.dump(stage / CONFIG)
     sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
+    sections = {} if config is None else config.to_dict()
     facts = CardFacts(
         repo=repo,
         files=sizes,
-        config={} if config is None else config.to_dict(),
+        config=sections,
         classes=classes,
-        row=row or _row_of(config),
+        row=row or _row_of(sections),
         certificates=certificates,
         license=license,
     )
@@ -204,16 +206,16 @@ def _sentence(name: str, entry: dict[str, Any]) -> str:
     return f"{name}, {verdict} on {found.date}: {found.sentence}"
 
 
-def _public(config: Config | None) -> Config | None:
+def _public(config: ConfigLike | None) -> Config | None:
     """Return a config without what concerns only the machine that trained."""
     if config is None:
         return None
-    return Config({name: value for name, value in config.to_dict().items() if name not in _OF_MACHINE})
+    return Config({name: value for name, value in as_config(config).to_dict().items() if name not in _OF_MACHINE})
 
 
-def _row_of(config: Config | None) -> RunRow | None:
+def _row_of(config: Mapping[str, Any]) -> RunRow | None:
     """Return method and bits as a config plans them, for files without a run."""
-    if config is None:
+    if not config:
         return None
-    method, bits = planned(config.to_dict())
+    method, bits = planned(config)
     return RunRow(name="", path="", state="", method=method, bits=bits)
