@@ -51,6 +51,7 @@ SHARED_NAMES = {"__init__", "base", "builder"}
 OPTIONAL = {
     "ai_edge_litert",
     "cv2",
+    "datasets",
     "flatbuffers",
     "huggingface_hub",
     "jinja2",

@@ -1,8 +1,8 @@
-"""Images in tar files, "shards", as the WebDataset format has them: `dict(type='WebDataset', data_prefix='train-*.tar')`.
+"""Images in tar files, "shards", in the format of WebDataset: `dict(type='WebDataset', data_prefix='train-*.tar')`.
 
-A sample is the files of one name before the first dot: `0001.jpg`, and its label in `0001.cls` or `0001.json`. The shards
-are indexed once, when the data set is built; then each image is read by its position. So the order is the loader's, seeded
-and shuffled over all shards, and a run resumes as with any other data set; a stream's could not.
+A sample is the files of one name before the first dot: `0001.jpg`, and its label in `0001.cls` or `0001.json`. The
+shards are indexed once, when the data set is built; then each image is read by its position. So the order is the
+loader's, seeded and shuffled over all shards, and a run resumes as with any other data set; a stream's could not.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class WebDataset(BaseDataset):
     """Data set of images in uncompressed tar files.
 
     Args:
-        data_prefix: Shards: a file, a pattern (`train-*.tar`), or a range (`train-{0000..0011}.tar`), or a list of these;
-            searched for below the data roots.
+        data_prefix: Shards: a file, a pattern (`train-*.tar`), or a range (`train-{0000..0011}.tar`), or a list of
+            these; searched for below the data roots.
         pipeline: Steps, as in a config.
         classes: Class names, or a file with one name per line; None: unknown.
         label_key: Key of the label in `.json` files, an integer.

@@ -34,8 +34,8 @@ class TorchvisionDataset(BaseDataset):
         name: Name of the class, such as `'Flowers102'`.
         pipeline: Steps, as in a config.
         options: Its own arguments (`dict(split='train')`, `dict(train=False)`), except `root` and `download`.
-        data_prefix: Folder to give it as `root`, below one of the data roots; None: the first root in which it finds its
-            files.
+        data_prefix: Folder to give it as `root`, below one of the data roots; None: the first root in which it finds
+            its files.
         download: Download the files if they are not found: to `data_prefix`, or to the first root.
         on_error: See `BaseDataset`.
         data_root: See `build_dataset`.
@@ -60,8 +60,8 @@ class TorchvisionDataset(BaseDataset):
         self._data = _open(kind, given, data_prefix, download, data_root)
         classes = getattr(self._data, "classes", None)
         labels = _labels(self._data, name)
-        known = isinstance(classes, (list, tuple)) and len(classes) > max(labels, default=0)
-        super().__init__(labels, pipeline, [str(one) for one in classes] if known else None, on_error)
+        names = [str(one) for one in classes] if isinstance(classes, (list, tuple)) else []
+        super().__init__(labels, pipeline, names if len(names) > max(labels, default=0) else None, on_error)
 
     def describe(self, index: int) -> str:
         return f"{self.name}[{index}]"
@@ -140,7 +140,7 @@ def _labels(data: Any, name: str) -> list[int]:
 
 
 def _kept_labels(data: Any) -> list[Sequence[Any]]:
-    kept = [getattr(data, name, None) for name in _LABELS]
+    kept: list[Any] = [getattr(data, name, None) for name in _LABELS]
     pairs = [getattr(data, name, None) for name in _FILES]
     kept += [[pair[1] for pair in found] for found in pairs if found and isinstance(found[0], tuple)]
     return [values for values in kept if isinstance(values, (list, tuple)) or hasattr(values, "__array__")]
