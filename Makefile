@@ -176,7 +176,7 @@ $(DEPLOY): $(RUNTIME)
 
 $(TESTS): $(DEPLOY)
 	$(INSTALL) -r requirements/tests.txt -r requirements/analysis.txt -r requirements/docs.txt -r requirements/mmcv.txt \
-	  -r requirements/timm.txt
+	  -r requirements/timm.txt -r requirements/hub.txt -r requirements/safetensors.txt
 	@touch $@
 
 # executorch asks for much that neither exporting for XNNPACK nor running needs; ruamel.yaml and tabulate it does.

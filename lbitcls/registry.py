@@ -135,7 +135,10 @@ HEADS = Registry("head", ("lbitcls.models.heads",))
 LOSSES = Registry("loss", ("lbitcls.models.losses",))
 DATASETS = Registry("dataset", ("lbitcls.datasets",))
 PIPELINES = Registry("pipeline step", ("lbitcls.datasets.pipelines",))
-HOOKS = Registry("hook", ("lbitcls.core.hooks", "lbitcls.tracking.tensorboard", "lbitcls.tracking.quant_stats"))
+HOOKS = Registry(
+    "hook",
+    ("lbitcls.core.hooks", "lbitcls.tracking.tensorboard", "lbitcls.tracking.quant_stats", "lbitcls.tracking.loggers"),
+)
 QUANT_LAYERS = Registry("quantized layer", ("lbitcls.quant.quantizers",))
 QUANLAYERS = QUANT_LAYERS
 ENGINES = Registry("engine", ("lbitcls.deploy.runtime.engines",))

@@ -51,21 +51,26 @@ SHARED_NAMES = {"__init__", "base", "builder"}
 OPTIONAL = {
     "ai_edge_litert",
     "cv2",
+    "datasets",
     "flatbuffers",
+    "huggingface_hub",
     "jinja2",
     "matplotlib",
+    "mlflow",
     "mmcv",
     "onnx",
     "onnxruntime",
     "openvino",
     "plotly",
     "qonnx",
+    "safetensors",
     "selenium",
     "sklearn",
     "tensorboard",
     "timm",
     "torchmetrics",
     "tvm",
+    "wandb",
 }
 TEXT = {".py", ".md", ".txt", ".toml", ".in", ".cfg", ".sh", ".yaml", ".yml", ".json", ".ipynb", ""}
 # What is true only where the code was written: paths, package hosts, the numbers of the issues.

@@ -27,7 +27,9 @@ from lbitcls.settings.progressive import Pair
 from lbitcls.utils.checkpoint import read_checkpoint
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
+from lbitcls.utils.hub import is_on_hub
 from lbitcls.utils.published import is_published
+from lbitcls.utils.weights_file import is_weights_file
 
 _SHOWN = 4  # layers that a message lists; the rest are counted
 
@@ -126,10 +128,11 @@ def with_grids(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torc
 
 def _content(path: str | Path) -> dict[str, Any] | None:
     """Return the content of a checkpoint; None if `save_checkpoint` did not write it."""
-    if is_published(str(path)):
+    if is_published(str(path)) and not is_on_hub(str(path)):
         return None
     file = Path(path).expanduser()
-    if file.is_file() and not zipfile.is_zipfile(file):  # `read_checkpoint` rejects pipes and devices
+    # `read_checkpoint` rejects pipes and devices.
+    if file.is_file() and not (is_weights_file(file) or zipfile.is_zipfile(file)):
         return None
     return read_checkpoint(path, mmap=True)
 

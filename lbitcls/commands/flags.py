@@ -12,7 +12,7 @@ from lbitcls.utils.errors import ConfigError, LbitclsError, nearest
 from lbitcls.utils.files import EXPORTED
 from lbitcls.utils.library import CONFIG_SUFFIXES
 
-_FILE_SUFFIXES = (*CONFIG_SUFFIXES, ".pth", ".pt", *EXPORTED)
+_FILE_SUFFIXES = (*CONFIG_SUFFIXES, ".pth", ".pt", ".safetensors", *EXPORTED)
 
 
 def files_first(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.files import is_exported
+from lbitcls.utils.hub import is_on_hub
 from lbitcls.utils.logging import get_logger
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def init_model(
 
     Args:
         config: Config, or its path. None: the one that the exported model or the checkpoint records; it is parsed,
-            not executed.
-        checkpoint: Checkpoint or published weights of the config's model, or a model exported from it; None:
-            the initial weights of the config's model.
+            not executed. A model on the hub, `'hf://owner/name'`, alone stands for its file and the config in it.
+        checkpoint: Checkpoint or published weights of the config's model, or a model exported from it, also by its name
+            on the hub; None: the initial weights of the config's model.
         device: Device for a checkpoint's model: `'cpu'`, `'cuda'`, `'cuda:1'`; None: the config's, or else the first
             GPU, or the CPU. Without a GPU, `'cuda'` runs on the CPU, with a warning. An exported model runs on the CPU.
         engine: Engine for an exported model; None: the first that judges files of its target.
@@ -89,6 +90,12 @@ def init_model(
         >>> model.CLASSES[:3]
         ('0', '1', '2')
     """
+    if is_on_hub(config) and checkpoint is None:
+        config, checkpoint = None, str(config)
+    if is_on_hub(checkpoint):
+        from lbitcls.inference.self_described import local_model
+
+        checkpoint = local_model(str(checkpoint))
     cfg = None if config is None else _config(config)
     if checkpoint is not None and is_exported(checkpoint):
         from lbitcls.inference.onnx_model import open_exported

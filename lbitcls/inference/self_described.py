@@ -15,10 +15,11 @@ from lbitcls.settings.sections import ConfigLike, as_config
 from lbitcls.utils.config import Config
 from lbitcls.utils.errors import CheckpointError, ConfigError, DataError, suggest
 from lbitcls.utils.files import EXPORTED, is_exported, suggest_path
+from lbitcls.utils.hub import fetch_model, is_on_hub
 from lbitcls.utils.library import CONFIG_SUFFIXES
 from lbitcls.utils.logging import get_logger
 
-CHECKPOINTS = (".pth", ".pt", ".ckpt")
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _MACHINE = ("device", "gpu_ids", "cpu_only", "num_threads", "dist_params")  # settings of the machine that trained
 _SHOWN = 5  # names that a message lists
 
@@ -69,7 +70,7 @@ def sort_arguments(given: Sequence[str], usage: str) -> Given:
     Raises:
         ConfigError: The first is neither, or a config stands after the model.
     """
-    first, *others = given
+    first, *others = (str(local_model(word)) if is_on_hub(word) else word for word in given)
     suffix = Path(first).suffix.lower()
     if suffix in CONFIG_SUFFIXES:
         return Given(first, others[0] if others else None, others[1:])
@@ -83,6 +84,15 @@ def sort_arguments(given: Sequence[str], usage: str) -> Given:
     if others and Path(others[0]).suffix.lower() in CONFIG_SUFFIXES:
         raise ConfigError(f"the config {others[0]} stands after the model {first}. The order is: {usage}.")
     return Given(None, first, others)
+
+
+def local_model(path: str | Path) -> Path:
+    """Return a model's file: of a name on the hub (`hf://owner/name`) the downloaded one.
+
+    Raises:
+        CheckpointError: It cannot be downloaded.
+    """
+    return fetch_model(str(path)) if is_on_hub(path) else Path(path).expanduser()
 
 
 def recorded_config(path: str | Path) -> Config:
@@ -107,7 +117,7 @@ def describe(path: str | Path) -> Description:
         CheckpointError: The file is missing or damaged, or its config is not plain values.
         ConfigError: As for `recorded_config`.
     """
-    path = Path(path).expanduser()
+    path = local_model(path)
     return _exported(path) if is_exported(path) else _checkpoint(path)
 
 

@@ -22,6 +22,7 @@ from lbitcls.settings.distill import DistillConfig, TeacherConfig
 from lbitcls.settings.sections import read_settings
 from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
 from lbitcls.utils.files import sha256_of
+from lbitcls.utils.hub import is_on_hub
 from lbitcls.utils.published import fetch_weights, is_published
 
 _TOLERANCE = 1e-2  # of a normalized value: configs give means and deviations in about three digits
@@ -83,7 +84,7 @@ def _open(teacher: TeacherConfig, session: Session) -> tuple[Any, Steps | None]:
     if not teacher.checkpoint:
         exported = open_exported(teacher.file, threads=torch.get_num_threads())
         return ExportedTeacher(exported), describe(teacher.file).steps
-    records = not is_published(teacher.checkpoint)
+    records = is_on_hub(teacher.checkpoint) or not is_published(teacher.checkpoint)
     config = teacher.config or (describe(teacher.checkpoint).config if records else None)
     if config is None:
         raise CheckpointError(

@@ -206,8 +206,8 @@ def _pretrained_file(owner: str, pretrained: Any, init_cfg: dict | None) -> str 
         return None
     if not isinstance(pretrained, str) or ("://" in pretrained and not is_published(pretrained)):
         raise ConfigError(
-            f"{owner}: pretrained={pretrained!r} is neither a local file nor 'torchvision://NAME'; download the file "
-            "and give its path."
+            f"{owner}: pretrained={pretrained!r} is neither a local file nor 'torchvision://NAME' nor "
+            "'hf://OWNER/NAME'; download the file and give its path."
         )
     return pretrained
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.core.runner import EpochRunner
 from lbitcls.settings.sections import Settings
 from lbitcls.settings.training_sections import CalibrationConfig
@@ -43,6 +44,12 @@ def hyperparameters(settings: Settings, runner: EpochRunner) -> dict[str, Value]
         "seed": runner.seed,
     }
     return {name: as_value(value, COLUMNS[name]) for name, value in values.items() if value is not None}
+
+
+def settings_of(runner: EpochRunner) -> Settings | None:
+    """Return the settings of a run; None if its runner was built without a work directory's hook."""
+    hook = runner.find(WorkDirHook)
+    return None if hook is None else hook.settings
 
 
 def _backbone(section: Mapping[str, Any]) -> str:

@@ -272,10 +272,10 @@ def _quantization(summary: Mapping[str, Any], config: Mapping[str, Any] | None) 
         mostly = f"W{told.get('weight_bits')}A{told.get('input_bits')}"
         bits = str(told.get("bits"))
         return str(told.get("method")), mostly if mostly in bits else bits
-    return (None, None) if config is None else _planned(config)
+    return (None, None) if config is None else planned(config)
 
 
-def _planned(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def planned(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Return method and bits of the first kind of layer that a config quantizes."""
     transformer, backbone = config.get("quant_transformer"), (config.get("model") or {}).get("backbone") or {}
     if not transformer:

@@ -32,12 +32,10 @@ from lbitcls.analysis.snapshot import LayerSnapshot, take_snapshot
 from lbitcls.analysis.tensors import GridReport, TensorReport
 from lbitcls.core.hooks.evaluation_hook import EvaluationHook
 from lbitcls.core.hooks.log import POSITION, QUANTIZERS, Writer
-from lbitcls.core.hooks.work_dir import WorkDirHook
 from lbitcls.quant.size import model_size
 from lbitcls.registry import HOOKS
-from lbitcls.settings.sections import Settings
 from lbitcls.tracking.board import Board
-from lbitcls.tracking.hparams import COLUMNS, FIRST, config_values, hyperparameters
+from lbitcls.tracking.hparams import COLUMNS, FIRST, config_values, hyperparameters, settings_of
 from lbitcls.tracking.probe import probed_dataset, read_probe
 from lbitcls.tracking.quant_stats import scalars
 from lbitcls.tracking.run_pictures import predictions_figure, read_predictions
@@ -138,7 +136,7 @@ class TensorboardLoggerHook(Writer):
 
     def before_run(self, runner: EpochRunner) -> None:
         self._names = chosen_layers(runner.module, self.layers)
-        settings = _settings(runner)
+        settings = settings_of(runner)
         self._extra = config_values(None if settings is None else settings.source, self.hparams)
         folder = self.folder(runner)
         if any(hook.folder(runner) == folder for hook in boards_of(runner) if hook is not self):
@@ -209,7 +207,7 @@ class TensorboardLoggerHook(Writer):
     def _begin(self, runner: EpochRunner) -> None:
         """Write the config and the row in the table, before the run's first record."""
         self._begun = True
-        settings = _settings(runner)
+        settings = settings_of(runner)
         if settings is None or self._board is None:
             return
         self._board.add_text("config", f"```python\n{settings.text}\n```", runner.iter)
@@ -326,11 +324,6 @@ def chosen_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             )
         chosen.update(matching)
     return [name for name in names if name in chosen]
-
-
-def _settings(runner: EpochRunner) -> Settings | None:
-    hook = runner.find(WorkDirHook)
-    return None if hook is None else hook.settings
 
 
 def _best(runner: EpochRunner) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Checkpoints: written atomically, read as plain data only, and matched to a model with a report.
 
 A checkpoint is `{'meta': {'lbitcls_version', 'config', 'CLASSES', 'epoch', 'iter', …}, 'state_dict': …}`, plus the
-entries needed to resume a run (`'optimizer'`, …). `state_dict` contains the weights that were validated.
+entries needed to resume a run (`'optimizer'`, …). `state_dict` contains the weights that were validated. In a
+`.safetensors` file it has the weights and what describes them, without the entries needed to resume.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lbitcls.utils.files import is_exported, suggest_path, write_whole
 from lbitcls.utils.logging import get_logger
 from lbitcls.utils.published import fetch_weights, is_published
 from lbitcls.utils.sharded_checkpoint import is_sharded, read_sharded
+from lbitcls.utils.weights_file import is_weights_file, read_weights, weights_bytes
 from lbitcls.version import __version__
 
 _GRID = "_quantizer.grid"  # suffix of the tensor that describes a quantizer's grid; of any length, not in older files
@@ -39,7 +41,8 @@ def save_checkpoint(
 
     Args:
         model: Model whose `state_dict()` is saved; its `CLASSES` and `cfg`, if any, go into the metadata.
-        path: File to write; its folder is created.
+        path: File to write; its folder is created. With the suffix `.safetensors`, it has the weights and their
+            metadata only.
         optimizer: Optimizer whose state is saved as `'optimizer'`.
         meta: Additional metadata: plain values and tensors only.
         states: Additional entries of the checkpoint, by name.
@@ -72,7 +75,11 @@ def checkpoint_content(
 
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
     """Write the result of `checkpoint_content` to a file that is either complete or absent."""
-    write_whole(Path(path), lambda temporary: _write(content, temporary))
+    if is_weights_file(path):
+        data = weights_bytes(content)
+        write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
+    else:
+        write_whole(Path(path), lambda temporary: _write(content, temporary))
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
@@ -111,8 +118,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
     Only plain data is read (`weights_only`), so that an untrusted file cannot run code. With `mmap`, tensors are read
     on use, for callers that need only the metadata.
 
-    `path` may also name published weights, `torchvision://resnet18`, or a sharded checkpoint's folder, of which
-    `mmap` leaves out the distributed tensors.
+    `path` may also be a `.safetensors` file, the folder of a sharded checkpoint, of which `mmap` leaves out the
+    distributed tensors, or the name of published weights, `torchvision://resnet18`.
 
     Raises:
         CheckpointError: The file is missing, damaged, not plain data, an exported model, or contains no weights.
@@ -133,6 +140,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
             f"{path} is an exported model, whose weights cannot be loaded into a model; give the checkpoint (.pth) "
             "that it was exported from. Exported models are for test, benchmark and visualize."
         )
+    if is_weights_file(path):
+        return checked(read_weights(path, map_location, check_sum=not mmap), path)
     check_sums(path, tensors=not mmap)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)

@@ -1,4 +1,4 @@
-"""Weights published by torchvision, by name: `torchvision://mobilenet_v2`.
+"""Published weights by name: torchvision's, `torchvision://mobilenet_v2`, and models on a hub, `hf://owner/name`.
 
 torchvision defines each file's URL and the start of its SHA-256; torch keeps downloaded files in its cache
 (`torch.hub.get_dir()`: `$TORCH_HOME/hub`, `~/.cache/torch/hub`).
@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 from lbitcls.utils.cache import exclusive, remove_partial
 from lbitcls.utils.errors import CheckpointError, ConfigError, suggest
 from lbitcls.utils.files import sha256_of
+from lbitcls.utils.hub import fetch_model, is_on_hub
 from lbitcls.utils.logging import get_logger, interactive
 
 SCHEME = "torchvision://"
@@ -24,7 +25,7 @@ _PATIENCE = 30.0  # timeout in seconds
 
 def is_published(name: object) -> bool:
     """Return True if `name` names published weights rather than a file."""
-    return isinstance(name, str) and name.startswith(SCHEME)
+    return isinstance(name, str) and (name.startswith(SCHEME) or is_on_hub(name))
 
 
 def find_weights(name: str) -> Any:
@@ -59,7 +60,7 @@ def find_weights(name: str) -> Any:
 
 
 def fetch_weights(name: str) -> Path:
-    """Return the file of the published weights `name`, downloaded into torch's cache if necessary.
+    """Return the file of the published weights `name`, downloaded into the cache of torch or of the hub if necessary.
 
     An existing file is used unchanged; if its checksum differs from the published one, a warning is logged.
 
@@ -67,6 +68,8 @@ def fetch_weights(name: str) -> Path:
         ConfigError: There are no such weights.
         CheckpointError: The file is not in the cache and cannot be downloaded.
     """
+    if is_on_hub(name):
+        return fetch_model(name)
     import torch
 
     url = find_weights(name).url

@@ -164,7 +164,7 @@ def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str]
     half = len(given) // 2
     configs, checkpoints = given[:half], given[half:]
     for path in configs:
-        if Path(path).suffix.lower() in (".pth", ".pt", *EXPORTED):
+        if Path(path).suffix.lower() in (".pth", ".pt", ".safetensors", *EXPORTED):
             raise ConfigError(f"{path} is in the place of a config; the order is {ORDER}.")
     return configs, checkpoints
 

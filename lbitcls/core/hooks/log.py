@@ -1,7 +1,8 @@
 """Logging of a run (`log_config`): training records at an interval, and the hooks that write them.
 
 `LogHook` averages the outputs of the iterations since the last record and publishes them; `TextLoggerHook` writes a
-line of the text log, `JsonLoggerHook` a line of `log.jsonl`; `lbitcls.tracking.tensorboard` writes TensorBoard's files.
+line of the text log, `JsonLoggerHook` a line of `log.jsonl`; `lbitcls.tracking.tensorboard` writes TensorBoard's files,
+`lbitcls.tracking.loggers` has the others.
 In a record, `epoch` counts from 1 and `iter` is the iteration within it, from 1. `memory` is in MB: the peak GPU
 memory, or on a CPU the peak resident size of the process.
 """
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from lbitcls.core.runner import EpochRunner
 
 UNREADABLE = "log_unreadable.txt"  # lines of `log.jsonl` that are not records, in the work directory
+LOG_TABLE = "log.csv"  # `log.jsonl` as a table, if the run writes it
+TRACKED = "trackers.json"  # ids that tracking services gave to the run
 POSITION = ("mode", "epoch", "iter")
 QUANTIZERS = "quantizers"
 """Mode of records of quantizers (`lbitcls.tracking.quant_stats`), for `log.jsonl` and TensorBoard only."""
@@ -217,7 +220,7 @@ class JsonLoggerHook(Writer):
         path = _path(runner)
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json_text(with_nulls({**record, "images": runner.images})) + "\n")
+                file.write(json_text(logged(record, runner.images)) + "\n")
         except OSError as error:
             error.filename = str(path)
             raise
@@ -258,6 +261,18 @@ class JsonLoggerHook(Writer):
 
 def _path(runner: EpochRunner) -> Path:
     return runner.work_dir / "log.jsonl"
+
+
+def logged(record: dict[str, Any], images: int) -> dict[str, Any]:
+    """Return a record as `log.jsonl` contains it, with the number of images trained on so far."""
+    return with_nulls({**record, "images": images})
+
+
+def read_records(work_dir: Path) -> list[dict[str, Any]]:
+    """Return the records in a work directory's `log.jsonl`; lines that are not records are left out."""
+    with open_regular(work_dir / "log.jsonl") as file:
+        lines = file.readall().splitlines()
+    return [record for line in lines if (record := read_record(line)) is not None]
 
 
 def read_record(line: bytes) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbitcls.core.hooks.hook import PRIORITIES, Hook
+from lbitcls.core.hooks.log import LOG_TABLE, TRACKED
 from lbitcls.core.run_files import HEARTBEAT, RUN_FILE, checkpoints, noted_run
 from lbitcls.settings.sections import Settings
 from lbitcls.utils.checkpoint import read_checkpoint
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _CHECKPOINTS = re.compile(r"((epoch|iter)_\d+|latest|interrupted|best_.+|not_finite(_rank_\d+)?)\.(pth|sharded)")
 _SUFFIXES = (".pth", SUFFIX)
 PICTURES = ("results.png", "train_batch.png", "val_predictions.png", "confusion_matrix.png")
-_OTHERS = ("log.jsonl", "summary.json", "tf_logs", HEARTBEAT, *PICTURES)
+_OTHERS = ("log.jsonl", LOG_TABLE, TRACKED, "summary.json", "tf_logs", HEARTBEAT, *PICTURES)
 
 
 class WorkDirHook(Hook):

@@ -12,7 +12,7 @@ from lbitcls.datasets.pipelines.geometry import CenterCrop, Resize
 from lbitcls.datasets.pipelines.transform import FixedTransform
 from lbitcls.registry import PIPELINES
 from lbitcls.utils.errors import ConfigError
-from lbitcls.utils.published import find_weights, is_published
+from lbitcls.utils.published import SCHEME, find_weights
 
 
 @PIPELINES.register_module()
@@ -38,7 +38,7 @@ class PretrainedPreprocessing(FixedTransform):
     """
 
     def __init__(self, weights: str, crop: bool = True) -> None:
-        if not is_published(weights):
+        if not (isinstance(weights, str) and weights.startswith(SCHEME)):
             raise ConfigError(
                 f"PretrainedPreprocessing: weights must be published ones, 'torchvision://NAME'; got {weights!r}. For "
                 "others, write Resize, CenterCrop and Normalize."
