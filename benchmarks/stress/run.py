@@ -1,6 +1,6 @@
 """Stress the package: hostile inputs, killed trainings, failing disks, random networks, long runs.
 
-    python benchmarks/stress [--parts inputs kills storage networks flat big] [--scale 1] [--workers N] [--seed N] [--write]
+    python benchmarks/stress [--parts inputs kills storage networks flat big] [--scale 1] [--workers N] [--seed N]
 
 It prints a table for each part, and each kind of loss with the case that shows it; with a loss, the exit code is 1. A
 case is a function of its number: `--seed` draws others, `--scale` (or `STRESS_SCALE`) draws more, and `--kinds Lists
