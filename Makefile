@@ -50,7 +50,7 @@ test-slow: $(TESTS) ## run the long test matrices
 	$(PYTEST) -m slow $(ARGS)
 
 .PHONY: stress
-stress: $(TESTS) ## damage files, kill trainings, fail disks: half an hour (docs/reliability.md)
+stress: $(TESTS) ## damage files, kill trainings, make disks fail (docs/reliability.md)
 	$(BIN)/python benchmarks/stress $(ARGS)
 
 .PHONY: engines
