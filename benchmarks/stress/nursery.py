@@ -165,6 +165,7 @@ def own_process(
     root = Path(__file__).resolve().parents[2]
     paths = [str(root / "benchmarks"), str(root), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment["TMPDIR"] = str(folder)  # for what killed processes leave
     try:
         if library := preload(folder):
             environment["LD_PRELOAD"] = str(library)

@@ -210,7 +210,8 @@ class JsonLoggerHook(Writer):
 
     def before_run(self, runner: EpochRunner) -> None:
         self._start = runner.epoch, runner.inner_iter, runner.images
-        if noted_run(runner.work_dir) != runner.meta.get("run"):
+        noted = noted_run(runner.work_dir)
+        if noted != runner.meta.get("run") and (noted is not None or not _path(runner).exists()):
             self._records = 0  # a run that continues in another folder starts a log there
 
     def write(self, runner: EpochRunner, record: dict[str, Any]) -> None:
