@@ -1,4 +1,4 @@
-"""Section `parallel`: how several processes share the model."""
+"""Section `parallel`: the model on several processes, whole in each or distributed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOOKS = ("UnfreezeHook", "FreezeOscillationsHook", "DampenOscillationsHook")
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig(Section):
-    """How several processes share the model."""
+    """Model on several processes: whole in each, or distributed."""
 
     PLACE: ClassVar[str] = "parallel"
 

@@ -185,7 +185,9 @@ class Settings(Section):
         default_factory=DistParams
     )
     parallel: Annotated[
-        ParallelConfig, Shorthand(true=False, text="kind"), Doc("How several processes share the model: ddp or fsdp.")
+        ParallelConfig,
+        Shorthand(true=False, text="kind"),
+        Doc("Model on several processes: whole in each (ddp) or distributed (fsdp)."),
     ] = field(default_factory=ParallelConfig)
     fp16: Annotated[
         Autocast | None, Shorthand(text="dtype"), Doc("Older spelling of amp, with float16 by default.")

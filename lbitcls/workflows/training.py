@@ -49,7 +49,7 @@ from lbitcls.utils.logging import DETAIL
 from lbitcls.utils.memory import keep_freed_memory
 from lbitcls.utils.temporary import remove_leftovers
 from lbitcls.workflows.distilling import build_distiller
-from lbitcls.workflows.parallel import is_distributed, place_model, prepare_training, shard, wrap_model
+from lbitcls.workflows.distribution import is_distributed, place_model, prepare_training, shard, wrap_model
 from lbitcls.workflows.run_export import check_export, export_run
 from lbitcls.workflows.run_kernels import Start, choose_kernels
 from lbitcls.workflows.run_start import choose_seed, continues, find_start, run_name, say_where

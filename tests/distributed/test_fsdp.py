@@ -70,7 +70,7 @@ def test_all_processes_stop_if_a_loss_is_not_finite(make_run: Any) -> None:
     hooks = [dict(type="Poison", at=3)]
     cfg = make_run("run", 2, parallel="fsdp", custom_hooks=hooks, optimizer_config=dict(grad_clip=dict(max_norm=1.0)))
     with pytest.raises(AssertionError) as failed:
-        play(train, 2, cfg, seconds=60)
+        play(train, 2, cfg)
     assert str(failed.value).count("TrainingError: the loss is not finite in epoch 1, iteration 4") == 2
 
 
