@@ -137,7 +137,7 @@ def table(results: Results) -> list[str]:
             spent = "" if kind == "float" else f"{minutes:.0f}"
             cells = [title, shown, rounding.replace("_", ", steps: "), str(len(folds)), f"{top:.2f}", loss, aim, spent]
             lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return lines if len(lines) > 2 else ["No row is complete yet."]
 
 
 def page(results: Results) -> str:
@@ -157,7 +157,7 @@ def page(results: Results) -> str:
         published 8-bit file, SqueezeNet's from a Caffe model; both networks likely saw these images in
         training. The differences compare roundings with each other and with float on the same images.
     """
-    times = "The rows shared two cores with other work, on one thread each: the minutes do not measure speed."
+    times = "The rows shared the cores with other work: the minutes do not measure speed."
     lines = [
         "# Quantization without training",
         "",

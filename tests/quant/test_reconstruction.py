@@ -45,6 +45,7 @@ def one_layer(name: str = "linear", seed: int = 0) -> tuple[QuantLayer, Tensor]:
     """A calibrated layer in float64 and inputs that depend on each other, all of them positive."""
     torch.manual_seed(seed)
     layer, shape = copy.deepcopy(LAYERS[name])
+    layer.reset_parameters()
     common = torch.randn(shape[0], *[1] * (len(shape) - 1), dtype=torch.float64)
     x = (torch.randn(shape, dtype=torch.float64) + 2 * common).relu()
     net = quantized(nn.Sequential(layer))
@@ -115,19 +116,18 @@ def test_errors_from_moments_are_those_of_the_layer(name: str) -> None:
     torch.testing.assert_close(moments.centered().errors(rows_of(layer, weight)).flatten(), rows.var(1, correction=0))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_adaround_is_better_than_nearest_and_near_the_best_of_all_roundings(seed: int) -> None:
-    layer, x = one_layer(seed=seed)
-    moments, roundings = exact_moments(layer, x).centered(), Roundings(layer)
+def test_adaround_is_better_than_nearest_and_near_the_best_of_all_roundings() -> None:
     ups = torch.tensor(list(itertools.product((0.0, 1.0), repeat=5)), dtype=torch.float64)
-    every = torch.clamp(roundings.floor[:, None] + ups, roundings.low, roundings.high) * roundings.scale[:, None]
-    best = torch.stack([moments.errors(every[:, i][None])[0] for i in range(32)]).amin(0)
-    nearest = moments.errors((roundings.nearest() * roundings.scale)[None])[0]
-    learned = moments.errors((learn_layer(layer, moments, ReconstructConfig(iterations=400)) * roundings.scale)[None])[
-        0
-    ]
-    assert learned.sum() < 0.9 * nearest.sum()
-    assert learned.sum() <= 1.15 * best.sum()
+    nearest, learned, best = torch.zeros(3, dtype=torch.float64)
+    for seed in range(4):
+        layer, x = one_layer(seed=seed)
+        moments, roundings = exact_moments(layer, x).centered(), Roundings(layer)
+        every = torch.clamp(roundings.floor[:, None] + ups, roundings.low, roundings.high) * roundings.scale[:, None]
+        best += torch.stack([moments.errors(every[:, i][None])[0] for i in range(32)]).amin(0).sum()
+        nearest += moments.errors((roundings.nearest() * roundings.scale)[None]).sum()
+        steps = learn_layer(layer, moments, ReconstructConfig(iterations=250))
+        learned += moments.errors((steps * roundings.scale)[None]).sum()
+    assert learned < 0.8 * nearest and learned < 1.1 * best, (nearest, learned, best)
 
 
 @pytest.mark.parametrize("method", ["LSQ", "LSQPlus", "DSQ", "TorchQAT", "EWGS"])

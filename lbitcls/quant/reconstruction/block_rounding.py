@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lbitcls.quant.kernels.selection import restored_kernels, select_kernels
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.reconstruction.rounding import (
@@ -58,7 +59,8 @@ def learn_block(
     groups += [{"params": [p], "lr": settings.range_learning_rate * _size(p)} for p in ranges]
     optimizer = torch.optim.Adam(groups)
     rates = [group["lr"] for group in optimizer.param_groups]
-    with _imitating(layers, found), _dropping(inputs, settings.drop, generator):
+    with restored_kernels(), _imitating(layers, found), _dropping(inputs, settings.drop, generator):
+        select_kernels("plain")  # compiling takes longer than it saves here, and the hooks replace what is compiled
         for step in range(settings.steps):
             loss = _loss(unit, cache, settings, generator) / worst
             beta = exponent_at(step, settings.steps)
