@@ -78,9 +78,15 @@ class Result:
         for loss in self.losses:
             kinds[loss.what.splitlines()[-1][-160:]].append(loss)
         return [
-            f"{self.name}: {len(found)} × {found[0].what}\n    case {found[0].number}: {found[0].said}"
+            f"{self.name}: {len(found)} × {found[0].what}\n    case {found[0].number}: {found[0].said}{_others(found)}"
             for found in kinds.values()
         ]
+
+
+def _others(found: Sequence[Loss]) -> str:
+    """Return the numbers of the losses after the first, up to 20."""
+    numbers = ", ".join(str(loss.number) for loss in found[1:21])
+    return f"\n    also: {numbers}" if numbers else ""
 
 
 @dataclass
