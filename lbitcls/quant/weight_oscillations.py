@@ -29,7 +29,7 @@ from lbitcls.quant.layers import QuantConv2d, QuantLayer
 from lbitcls.quant.quantizer import Quantizer
 from lbitcls.quant.spec import along, compute_dtype
 
-State = TypeVar("State", bound="Reversals")
+Self = TypeVar("Self", bound="Reversals")
 
 OSCILLATING = 0.005
 """Frequency above which a weight counts as oscillating in records."""
@@ -116,7 +116,7 @@ class Reversals:
         """Return the attributes, tensors on the CPU."""
         return vars(self.to(torch.device("cpu")))
 
-    def to(self: State, device: torch.device) -> State:
+    def to(self: Self, device: torch.device) -> Self:
         """Return the state on `device`."""
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
