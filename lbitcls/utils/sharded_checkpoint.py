@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
+import pickle  # nosec B403  # of an unpickler that knows no other classes than `_CLASSES`
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
