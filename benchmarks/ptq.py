@@ -75,9 +75,11 @@ def calibrate(config: Path, weights: Path, folder: Path, data_root: Path) -> flo
     if not out.exists():
         began = time.monotonic()
         paths = [str(config), str(weights), "--out", str(out), "--data-root", str(data_root)]
-        lbitcls("calibrate", *paths, "--no-test", work=folder)
-        spent += time.monotonic() - began
-        clock.write_text(str(spent))
+        try:
+            lbitcls("calibrate", *paths, "--no-test", work=folder)
+        finally:  # an interrupted try counts, unless this process is killed with it
+            spent += time.monotonic() - began
+            clock.write_text(str(spent))
     return spent / 60
 
 
