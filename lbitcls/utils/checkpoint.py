@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -144,7 +145,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu", 
         return checked(read_weights(path, map_location, check_sum=not mmap), path)
     check_sums(path, tensors=not mmap)
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        mapped = mmap and zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are none, many published ones too
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds on damaged files: RuntimeError, EOFError, KeyError, pickle's …
         raise CheckpointError(
             f"checkpoint {path} cannot be read as plain weights ({_reason(error)}). The file is damaged, not a "

@@ -187,3 +187,11 @@ def test_what_differs_where_one_network_is_quantized_otherwise() -> None:
         fit = compare(own, given)
         assert cause in fit.cause() and bool(fit.cause()) == bool(cause)
         assert remedy in fit.remedy() and bool(fit.remedy()) == bool(remedy)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_files_of_older_pytorch_are_read(mmap: bool, tmp_path: Path) -> None:
+    """Published weights are often in the format before PyTorch 1.6, which cannot be mapped into memory."""
+    path = tmp_path / "old.pth"
+    torch.save({"fc.weight": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(path, mmap=mmap)["state_dict"]["fc.weight"].tolist() == [0.0, 1.0, 2.0]
