@@ -29,7 +29,7 @@ from lbitcls.quant.methods import build_quant_layer
 from lbitcls.quant.plan import Plan, PlanRow
 from lbitcls.quant.ranges import mse
 from lbitcls.quant.spec import FLOAT_BITS
-from lbitcls.utils.errors import DataError
+from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.logging import track
 
 BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -120,6 +120,7 @@ def try_bits(
         shown: Show a progress bar on a terminal.
 
     Raises:
+        ConfigError: The plan quantizes no layer that the images pass.
         DataError: There are no images, or the float model's output is not finite.
     """
     if not batches:
@@ -131,6 +132,8 @@ def try_bits(
         if not logits.isfinite().all():
             raise DataError("the float model's output is not finite on these images; there is nothing to compare.")
         rows = [row for row in plan.quantized if row.name in samples]
+        if not rows:
+            raise ConfigError("quant_transformer quantizes no layer that these images pass; there are no bits to try.")
         inputs = {row.name: cat(samples[row.name]) for row in rows}
         asked = [(row, bits) for row in rows for bits in BITS]
         trials: dict[str, list[Trial]] = {}
