@@ -61,7 +61,7 @@ def calibrate_checkpoint(
     settings.require(("model", "data", "quant_transformer"), "calibration")
     if num_images < 1:
         raise ConfigError(f"--num-images must be an integer ≥ 1; got {num_images}.")
-    out = check_writable(out, "--out", checkpoint)
+    out = check_writable(out, "--out", checkpoint, *filter(None, [settings.source.filename]))
     progress = Path(f"{out}.progress")
     reconstruct = reconstruction_settings(settings, rounding)
     from lbitcls.quant import calibrate, named_quantizers, set_quantization
