@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lbitcls.quant.aliases import KEYS
 from lbitcls.quant.cost import LayerCost
 from lbitcls.quant.methods import LayerEntry, find_entry
 from lbitcls.quant.plan import Plan, PlanRow
@@ -201,6 +202,16 @@ def can_be_searched(row: PlanRow) -> bool:
     return row.num_bit_w is not None and isinstance(find_entry(row.cfg)[0], LayerEntry)
 
 
+def entry_with_bits(row: PlanRow, bits: int, weights_only: bool = False) -> dict[str, Any]:
+    """Return a layer's entry with other bits; what it leaves in float stays so, and `weights_only` keeps its inputs."""
+    entry = {KEYS.get(key, key): value for key, value in copy.deepcopy(row.cfg or {}).items()}
+    if row.num_bit_w is not None:
+        entry["num_bit_w"] = bits
+    if row.num_bit_a is not None and not weights_only:
+        entry["num_bit_a"] = bits
+    return entry
+
+
 def with_bits(section: Mapping[str, Any], plan: Plan, bits: Mapping[str, int], weights_only: bool) -> dict[str, Any]:
     """Return a `quant_transformer` section in which these layers have other bits, as `special_layers`.
 
@@ -214,8 +225,5 @@ def with_bits(section: Mapping[str, Any], plan: Plan, bits: Mapping[str, int], w
     named = dict(zip(special.get("layers_name") or (), special.get("convert_type") or ()))
     for row in plan:
         if row.name in bits:
-            entry = {**copy.deepcopy(row.cfg or {}), "num_bit_w": bits[row.name]}
-            if row.num_bit_a is not None and not weights_only:
-                entry["num_bit_a"] = bits[row.name]
-            named[row.name] = entry
+            named[row.name] = entry_with_bits(row, bits[row.name], weights_only)
     return {**section, "special_layers": {"layers_name": list(named), "convert_type": list(named.values())}}

@@ -27,7 +27,10 @@ from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.weights_file import SUFFIX, require_safetensors
 
 CARD, CONFIG = "README.md", "config.json"
-_OF_MACHINE = ("work_dir", "resume_from", "load_from", "data_root", "device", "gpu_ids", "cpu_only", "num_threads")
+_OF_MACHINE = (
+    *("work_dir", "resume_from", "load_from", "data_root", "device", "gpu_ids", "cpu_only", "num_threads"),
+    "log_config",  # addresses of servers, accounts
+)
 _KINDS = (*CHECKPOINTS, *EXPORTED)
 
 

@@ -160,7 +160,8 @@ def _check(config: str | Path, trial: Trial) -> None:
 
 def _claim(folder: Path, config: str | Path, trials: Sequence[Trial]) -> None:
     """Note the sweep's config and options in its folder, after a check that its runs have no others."""
-    path, text, known = folder / SWEEP, Config.fromfile(config).pretty_text, {}
+    path, text = folder / SWEEP, Config.fromfile(config).pretty_text
+    known: dict[str, list[str]] = {}
     if path.exists():
         noted, known = _read_claim(path)
         remedy = "name a new folder with --work-dir, or delete it."

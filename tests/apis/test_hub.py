@@ -72,6 +72,7 @@ def test_nothing_of_the_machine_is_pushed(hub: Hub, delivered: Any, tmp_path: Pa
     assert main(["push", str(delivered.checkpoint), REPO, "--out", str(tmp_path / "card")]) == 0
     assert not hub.asked, "--out needs no network"
     texts = [path.read_bytes() for path in (tmp_path / "card").iterdir()]
+    assert not any(b"log_config" in text for text in texts)
     assert not any(b"work_dir" in text or str(delivered.checkpoint.parent).encode() in text for text in texts)
 
 
