@@ -171,6 +171,12 @@ def test_what_cannot_be_pushed(arguments: list[str], message: str, delivered: An
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_a_public_model_gets_no_private_files(pushed: Hub, delivered: Any, capsys: Any) -> None:
+    before = dict(pushed.repos[REPO])
+    assert main(["push", str(delivered.checkpoint), REPO, "--private"]) == 2
+    assert f"hf://{REPO} is public" in capsys.readouterr().err and pushed.repos[REPO] == before
+
+
 def test_a_run_is_pushed_with_its_results(hub: Hub, make_config: Any, tmp_path: Path) -> None:
     from lbitcls.apis import train_classifier
 
