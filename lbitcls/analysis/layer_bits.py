@@ -22,14 +22,13 @@ from torch import Tensor, cat, nn
 from lbitcls.analysis.measures import OutputError, Similarity, output_error
 from lbitcls.analysis.passes import in_eval, input_quantizer, looking, predict, weight_quantizer
 from lbitcls.analysis.vital_signs import measure_grid, sample_values
-from lbitcls.quant.aliases import KEYS
+from lbitcls.quant.bit_assignment import entry_with_bits
 from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.layers import QuantLayer
 from lbitcls.quant.methods import build_quant_layer
 from lbitcls.quant.plan import Plan, PlanRow
 from lbitcls.quant.ranges import mse
-from lbitcls.quant.spec import FLOAT_BITS
-from lbitcls.utils.errors import DataError
+from lbitcls.utils.errors import ConfigError, DataError
 from lbitcls.utils.logging import track
 
 BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -120,6 +119,7 @@ def try_bits(
         shown: Show a progress bar on a terminal.
 
     Raises:
+        ConfigError: The plan quantizes no layer that the images pass.
         DataError: There are no images, or the float model's output is not finite.
     """
     if not batches:
@@ -131,6 +131,8 @@ def try_bits(
         if not logits.isfinite().all():
             raise DataError("the float model's output is not finite on these images; there is nothing to compare.")
         rows = [row for row in plan.quantized if row.name in samples]
+        if not rows:
+            raise ConfigError("quant_transformer quantizes no layer that these images pass; there are no bits to try.")
         inputs = {row.name: cat(samples[row.name]) for row in rows}
         asked = [(row, bits) for row in rows for bits in BITS]
         trials: dict[str, list[Trial]] = {}
@@ -206,10 +208,7 @@ def _try(
 
 def _quantized(row: PlanRow, bits: int, model: nn.Module, inputs: Tensor) -> QuantLayer:
     """Return the layer at some bits, with the same weight, and ranges of least squared error."""
-    named = {KEYS.get(key, key): value for key, value in (row.cfg or {}).items()}
-    kept = {key for key in ("num_bit_w", "num_bit_a") if named.get(key) == FLOAT_BITS}
-    entry = named | {key: bits for key in ("num_bit_w", "num_bit_a") if key not in kept}
-    layer: Any = build_quant_layer(entry, model.get_submodule(row.name))
+    layer: Any = build_quant_layer(entry_with_bits(row, bits), model.get_submodule(row.name))
     layer.eval()
     for quantizer, values in ((layer.weight_quantizer, layer.weight_to_quantize()), (layer.input_quantizer, inputs)):
         if quantizer is not None:

@@ -16,7 +16,7 @@ from lbitcls.datasets.pipelines.pillow import UnreadableImage
 from lbitcls.datasets.root import Roots, download_root, search_roots
 from lbitcls.registry import DATASETS
 from lbitcls.utils.cache import exclusive
-from lbitcls.utils.errors import ConfigError, DataError, reason_of, require_dict, suggest
+from lbitcls.utils.errors import ConfigError, DataError, DependencyError, reason_of, require_dict, suggest
 
 _LABELS = ("targets", "labels", "_labels", "y")
 """Attributes in which torchvision's data sets keep the label of each image."""
@@ -119,6 +119,13 @@ def _made(kind: Any, options: Mapping[str, Any]) -> Any:
         raise DataError(reason_of(error)) from error
     except (ValueError, TypeError) as error:  # for its arguments
         raise ConfigError(f"TorchvisionDataset: {kind.__name__}: {reason_of(error)}") from error
+    except ImportError as error:
+        raise DependencyError(
+            f"TorchvisionDataset: {kind.__name__} needs a package that cannot be imported ({reason_of(error)}); "
+            "install it with pip."
+        ) from error
+    except Exception as error:  # of damaged files, of many kinds
+        raise DataError(reason_of(error)) from error
 
 
 def _labels(data: Any, name: str) -> list[int]:
@@ -130,13 +137,22 @@ def _labels(data: Any, name: str) -> list[int]:
     found = next((values for values in _kept_labels(data) if len(values) == len(data)), None)
     if found is None:
         logger.info("TorchvisionDataset: %s does not list its labels; reading all %d images once.", name, len(data))
-        found = [data[index][1] for index in range(len(data))]
+        found = [_read_label(data, index, name) for index in range(len(data))]
     labels = [int(label) if isinstance(label, (int, np.integer)) else _number(label) for label in found]
     if any(label is None or label < 0 for label in labels):
         raise ConfigError(
             f"TorchvisionDataset: the targets of {name} are not classes, so it cannot train a classifier."
         )
     return [label for label in labels if label is not None]
+
+
+def _read_label(data: Any, index: int, name: str) -> Any:
+    try:
+        return data[index][1]
+    except Exception as error:  # whatever torchvision raises for a missing or damaged file
+        raise DataError(
+            f"TorchvisionDataset: {name}[{index}] cannot be read for its label: {reason_of(error)}"
+        ) from error
 
 
 def _kept_labels(data: Any) -> list[Sequence[Any]]:

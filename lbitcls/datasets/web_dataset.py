@@ -29,7 +29,7 @@ from lbitcls.utils.files import open_regular
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 LABELS = ("cls", "json")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _MOST_SHARDS = 100_000
 _LONGEST = 2**20  # bytes of a label's file
 _DIGITS = 18  # of a label
@@ -125,6 +125,10 @@ def _matching(name: str, roots: Sequence[Path]) -> list[Path]:
         return [find_data(name, roots, "WebDataset")]
     path = Path(name).expanduser()
     places = [(Path(path.anchor), path.relative_to(path.anchor))] if path.is_absolute() else [(r, path) for r in roots]
+    if any("**" in part and part != "**" for part in path.parts):
+        raise ConfigError(
+            f"WebDataset: data_prefix must have '**' as a whole part of the path, or not at all; got '{name}'."
+        )
     for root, pattern in places:
         if found := sorted(one for one in root.glob(str(pattern)) if one.is_file()):
             return found
@@ -149,8 +153,8 @@ def _samples(shard: Path, label_key: str) -> Iterator[tuple[str, tuple[int, int]
                 if suffix.lower() in IMAGES:
                     images[key] = member.name, (member.offset_data, member.size)
                 elif member.size <= _LONGEST and (data := tar.extractfile(member)) is not None:
-                    labels[key] = _label(data.read(), suffix.lower(), label_key)
-    except (OSError, tarfile.TarError, ValueError, LookupError, TypeError, RecursionError) as error:
+                    labels[key] = _label(data.read(), suffix.lower(), label_key, f"{shard}: {member.name}")
+    except (OSError, tarfile.TarError, ValueError) as error:
         raise DataError(
             f"{shard} cannot be read as a shard, an uncompressed tar file of images and labels "
             f"({type(error).__name__}: {error})."
@@ -161,11 +165,20 @@ def _samples(shard: Path, label_key: str) -> Iterator[tuple[str, tuple[int, int]
         yield name, place, labels[key]
 
 
-def _label(data: bytes, suffix: str, key: str) -> int:
-    text = data.decode("utf-8")
-    value = json.loads(text)[key] if suffix == "json" else text.strip()
+def _label(data: bytes, suffix: str, key: str, name: str) -> int:
+    """Return the label in a file of a shard; `name` is that of the file, for messages.
+
+    Raises:
+        DataError: It contains none.
+    """
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text)[key] if suffix == "json" else text.strip()
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        expected = f"JSON with an integer under '{key}'" if suffix == "json" else "an integer"
+        raise DataError(f"{name} contains no label; expected {expected} ({type(error).__name__}: {error}).") from error
     if type(value) is int and 0 <= value < 10**_DIGITS:
         return value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
         return int(value)
-    raise ValueError(f"a label must be an integer ≥ 0; got {shown(value)}")
+    raise DataError(f"{name}: a label must be an integer ≥ 0; got {shown(value)}.")

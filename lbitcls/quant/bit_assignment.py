@@ -14,11 +14,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from lbitcls.quant.aliases import KEYS
 from lbitcls.quant.cost import LayerCost
 from lbitcls.quant.methods import LayerEntry, find_entry
 from lbitcls.quant.plan import Plan, PlanRow
 from lbitcls.quant.spec import FLOAT_BITS
 from lbitcls.utils.errors import ConfigError
+from lbitcls.utils.extras import import_extra
 
 Bits = dict[str, int]
 """Bits of each layer, by its full name."""
@@ -135,12 +139,21 @@ def assign(errors: Table, costs: Table, limit: float) -> Bits:
         limit: Largest sum of costs.
 
     Raises:
-        ConfigError: Even the smallest costs exceed the limit; or scipy is not installed.
+        ConfigError: Even the smallest costs exceed the limit.
+        DependencyError: scipy is not installed.
 
     Example:
         >>> assign({"a": {2: 1.0, 4: 0.1}, "b": {2: 0.2, 4: 0.1}}, {"a": {2: 2, 4: 4}, "b": {2: 2, 4: 4}}, 6)
         {'a': 4, 'b': 2}
     """
+    require_affordable(costs, limit)
+    pairs = [(name, bits) for name, of_layer in errors.items() for bits in of_layer]
+    chosen = _solve(pairs, list(errors), errors, costs, limit)
+    return dict(pair for pair, taken in zip(pairs, chosen, strict=True) if taken > 0.5)
+
+
+def require_affordable(costs: Table, limit: float) -> None:
+    """Raise `ConfigError` if even the smallest costs, summed over the layers, exceed the limit."""
     least = sum(min(of_layer.values()) for of_layer in costs.values())
     if least > limit * (1 + 1e-12):
         found = f"{least / limit:.3g} times" if limit > 0 else "more than"
@@ -148,29 +161,30 @@ def assign(errors: Table, costs: Table, limit: float) -> Bits:
             f"the budget is too small: with the fewest bits that each layer may have, the cost is {found} what the "
             "budget leaves for these layers."
         )
-    pairs = [(name, bits) for name, of_layer in errors.items() for bits in of_layer]
-    chosen = _solve(pairs, list(errors), errors, costs, limit)
-    return dict(pair for pair, taken in zip(pairs, chosen, strict=True) if taken > 0.5)
+
+
+def require_solver() -> Any:
+    """Return the module `scipy.optimize`; raise `DependencyError` if it is not installed."""
+    return import_extra("scipy.optimize", "search", "lbitcls search")
 
 
 def _solve(
     pairs: Sequence[tuple[str, int]], names: Sequence[str], errors: Table, costs: Table, limit: float
 ) -> Sequence[float]:
     """Return 1 for each pair (layer, bits) that is chosen, else 0."""
-    try:
-        import numpy as np
-        from scipy.optimize import Bounds, LinearConstraint, milp
-    except ImportError:
-        raise ConfigError("lbitcls search needs scipy: pip install 'lbitcls[search]'.") from None
+    solver = require_solver()
     cost = np.array([[costs[name][bits] for name, bits in pairs]])
     one_each = np.array([[float(name == layer) for name, _ in pairs] for layer in names])
     error = np.array([errors[name][bits] for name, bits in pairs])
     scale = max(error.max(), 1e-300)
-    solution = milp(
+    solution = solver.milp(
         error / scale,  # the solver's tolerances are absolute
-        constraints=[LinearConstraint(cost / limit, ub=1.0 + 1e-12), LinearConstraint(one_each, 1.0, 1.0)],
+        constraints=[
+            solver.LinearConstraint(cost / limit, ub=1.0 + 1e-12),
+            solver.LinearConstraint(one_each, 1.0, 1.0),
+        ],
         integrality=np.ones(len(pairs)),
-        bounds=Bounds(0, 1),
+        bounds=solver.Bounds(0, 1),
         options={"mip_rel_gap": 0.0},
     )
     if solution.x is None:
@@ -188,6 +202,16 @@ def can_be_searched(row: PlanRow) -> bool:
     return row.num_bit_w is not None and isinstance(find_entry(row.cfg)[0], LayerEntry)
 
 
+def entry_with_bits(row: PlanRow, bits: int, weights_only: bool = False) -> dict[str, Any]:
+    """Return a layer's entry with other bits; what it leaves in float stays so, and `weights_only` keeps its inputs."""
+    entry = {KEYS.get(key, key): value for key, value in copy.deepcopy(row.cfg or {}).items()}
+    if row.num_bit_w is not None:
+        entry["num_bit_w"] = bits
+    if row.num_bit_a is not None and not weights_only:
+        entry["num_bit_a"] = bits
+    return entry
+
+
 def with_bits(section: Mapping[str, Any], plan: Plan, bits: Mapping[str, int], weights_only: bool) -> dict[str, Any]:
     """Return a `quant_transformer` section in which these layers have other bits, as `special_layers`.
 
@@ -201,8 +225,5 @@ def with_bits(section: Mapping[str, Any], plan: Plan, bits: Mapping[str, int], w
     named = dict(zip(special.get("layers_name") or (), special.get("convert_type") or ()))
     for row in plan:
         if row.name in bits:
-            entry = {**copy.deepcopy(row.cfg or {}), "num_bit_w": bits[row.name]}
-            if row.num_bit_a is not None and not weights_only:
-                entry["num_bit_a"] = bits[row.name]
-            named[row.name] = entry
+            named[row.name] = entry_with_bits(row, bits[row.name], weights_only)
     return {**section, "special_layers": {"layers_name": list(named), "convert_type": list(named.values())}}

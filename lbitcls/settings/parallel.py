@@ -11,7 +11,7 @@ from annotated_types import MinLen
 from lbitcls.settings.base import Section
 from lbitcls.settings.fields import ITEMS, Doc, Says, Text
 
-_HOOKS = ("UnfreezeHook", "FreezeOscillationsHook", "DampenOscillationsHook")
+_HOOKS = ("UnfreezeHook", "FreezeOscillationsHook", "DampenOscillationsHook", "QuantStatsHook")
 
 
 @dataclass(frozen=True, kw_only=True)

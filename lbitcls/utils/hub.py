@@ -65,7 +65,7 @@ def parse_name(name: str) -> HubName:
         raise ConfigError(f"a model on the hub must be {SCHEME}OWNER/NAME[@REVISION][/FILE]; got '{name}'.")
     file = found[3]
     if file is not None and not is_plain(file):
-        raise ConfigError(f"'{name}': {file} is not fetched; its suffix must be one of {', '.join(PLAIN)}.")
+        raise _refused(file, f"'{name}': ")
     return HubName(found[1], found[2], file)
 
 
@@ -80,6 +80,13 @@ def is_plain(file: str) -> bool:
     """Return True for a relative path whose parts are plain names, and whose suffix is in `PLAIN`."""
     parts = file.split("/")
     return all(re.fullmatch(_PART, part) for part in parts) and PurePosixPath(file).suffix.lower() in PLAIN
+
+
+def _refused(file: str, place: str = "") -> ConfigError:
+    """Return the error for a file that may not be fetched."""
+    if PurePosixPath(file).suffix.lower() in PLAIN:
+        return ConfigError(f"{place}{file} is not fetched; it must be a relative path of plain names, without '..'.")
+    return ConfigError(f"{place}{file} is not fetched; its suffix must be one of {', '.join(PLAIN)}.")
 
 
 def fetch_model(name: str) -> Path:
@@ -125,7 +132,7 @@ def fetch_file(repo: str, file: str, revision: str | None = None) -> Path:
         CheckpointError: There is no such file, or it cannot be downloaded.
     """
     if not is_plain(file):
-        raise ConfigError(f"{file} is not fetched; its suffix must be one of {', '.join(PLAIN)}.")
+        raise _refused(file)
     with _told(f"{SCHEME}{repo}/{file}"):
         path = Path(open_hub().hf_hub_download(repo, file, revision=revision))
     get_logger().debug("%s%s/%s is %s", SCHEME, repo, file, path)

@@ -33,7 +33,7 @@ INDEX = ".metadata"
 _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 _CLASSES = {
     *((module, name) for module in _MODULES for name in ("_StorageInfo", "Metadata", "MetadataIndex", "StorageMeta")),
-    *((_MODULES[0], f"{kind}StorageMetadata") for kind in ("Tensor", "Chunk", "Bytes")),
+    *((_MODULES[0], f"{kind}StorageMetadata") for kind in ("Tensor", "Chunk")),
     *((_MODULES[0], name) for name in ("TensorProperties", "_MEM_FORMAT_ENCODING")),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
@@ -42,7 +42,7 @@ _CLASSES = {
     ("pathlib", "PosixPath"),
     ("pathlib._local", "PosixPath"),
 }
-"""What an index consists of."""
+"""What an index of tensors consists of. `BytesStorageMetadata` must not be there: PyTorch unpickles such an entry."""
 
 
 def write_sharded(content: dict[str, Any], path: Path, write: Callable[[dict[str, Any], Path], None]) -> None:

@@ -50,7 +50,7 @@ def weights_bytes(content: Mapping[str, Any]) -> bytes:
         if isinstance(value, torch.Tensor)
     }
     meta = {name: content["meta"][name] for name in KEPT if content["meta"].get(name) is not None}
-    text = json_text({**meta, _SUM: _digest(tensors)})
+    text = json_text({**meta, _SUM: digest_of(tensors)})
     return library.save(tensors, metadata={"format": "pt", _KEY: text})
 
 
@@ -79,7 +79,7 @@ def read_weights(path: Path, map_location: str | torch.device = "cpu", check_sum
             "Copy it again, or use another one."
         ) from error
     known = meta.pop(_SUM, None)
-    if check_sum and known is not None and known != _digest(state):
+    if check_sum and known is not None and known != digest_of(state):
         raise CheckpointError(
             f"{path} is damaged: its weights are not those of its checksum; it was changed after it was written. Copy "
             "it again, or use another one."
@@ -106,7 +106,7 @@ def _meta(text: str | None) -> dict[str, Any]:
     return meta
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of tensors: their names, types, shapes and values, in the order of the names."""
     found = hashlib.sha256()
     for name in sorted(tensors):

@@ -15,8 +15,9 @@ from lbitcls.protocols import BatchLoader
 from lbitcls.settings.sections import ConfigLike, Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
 from lbitcls.utils.errors import ConfigError
-from lbitcls.utils.files import check_writable, sha256_of
+from lbitcls.utils.files import check_writable
 from lbitcls.utils.logging import print_table, track
+from lbitcls.utils.weights_file import digest_of
 from lbitcls.workflows.reconstructing import reconstruct_model, reconstruction_settings
 
 
@@ -61,7 +62,7 @@ def calibrate_checkpoint(
     settings.require(("model", "data", "quant_transformer"), "calibration")
     if num_images < 1:
         raise ConfigError(f"--num-images must be an integer ≥ 1; got {num_images}.")
-    out = check_writable(out, "--out", checkpoint)
+    out = check_writable(out, "--out", checkpoint, *filter(None, [settings.source.filename]))
     progress = Path(f"{out}.progress")
     reconstruct = reconstruction_settings(settings, rounding)
     from lbitcls.quant import calibrate, named_quantizers, set_quantization
@@ -74,7 +75,8 @@ def calibrate_checkpoint(
         model = make_model(
             settings, session, test_set, tested, pretrained=False, data_root=data_root, checkpoint=checkpoint
         )
-        meta = load_checkpoint(model, checkpoint, logger=session.logger)["meta"]
+        content = load_checkpoint(model, checkpoint, logger=session.logger)
+        meta = content["meta"]
         if test_set is not None:
             check_names(meta.get("CLASSES"), f"the checkpoint {checkpoint}", test_set, tested, session.logger)
         model.to(session.device).eval()
@@ -88,7 +90,7 @@ def calibrate_checkpoint(
         if reconstruct is None:
             number = calibrate(model, chosen, method)
         else:
-            key = (settings.text, sha256_of(checkpoint), num_images, split)
+            key = (settings.text, digest_of(content["state_dict"]), num_images, split)
             held = [batch.to(session.device) for batch in chosen]
             number = reconstruct_model(model, held, method, reconstruct, progress, key)
         used = min(num_images, len(images.dataset) - len(images.skipped)) if number else 0

@@ -22,6 +22,7 @@ from lbitcls.datasets import build_dataloader
 from lbitcls.datasets.base import FileDataset
 from lbitcls.datasets.listing import images_of
 from lbitcls.inference.preparation import Steps, fitting_steps, same_steps, test_steps
+from lbitcls.inference.self_described import CHECKPOINTS
 from lbitcls.settings.sections import Settings, read_settings
 from lbitcls.utils.checkpoint import load_checkpoint, read_checkpoint
 from lbitcls.utils.device import device_or_cpu
@@ -164,7 +165,7 @@ def _in_places(files: Sequence[str | Path], float_only: bool) -> tuple[list[str]
     half = len(given) // 2
     configs, checkpoints = given[:half], given[half:]
     for path in configs:
-        if Path(path).suffix.lower() in (".pth", ".pt", ".safetensors", *EXPORTED):
+        if Path(path).suffix.lower() in (*CHECKPOINTS, *EXPORTED):
             raise ConfigError(f"{path} is in the place of a config; the order is {ORDER}.")
     return configs, checkpoints
 

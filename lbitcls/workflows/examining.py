@@ -69,7 +69,7 @@ def examine_checkpoint(
             "the config has no quant_transformer, so there is nothing to examine; give the quantized model's config, "
             "or --bits to learn which bits the float model can take."
         )
-    target = None if out is None else check_writable(out, "--json", checkpoint)
+    target = _target(out, settings, checkpoint)
     if not any(_switches(checkpoint)):
         raise CheckpointError(
             f"{checkpoint} must be a quantized model's checkpoint; it has float weights. lbitcls calibrate quantizes "
@@ -114,7 +114,7 @@ def recommend_bits(
         DataError: There are no images.
     """
     settings = _settings(cfg, num_images)
-    target = None if out is None else check_writable(out, "--json", checkpoint)
+    target = _target(out, settings, checkpoint)
     if any(_switches(checkpoint)):
         raise CheckpointError(
             f"--bits needs a checkpoint with float weights; {checkpoint} is a quantized model's. Give the float one, "
@@ -180,6 +180,12 @@ def _settings(cfg: ConfigLike, num_images: int) -> Settings:
     if num_images < 1:
         raise ConfigError(f"--num-images must be an integer ≥ 1; got {num_images}.")
     return settings
+
+
+def _target(out: str | Path | None, settings: Settings, checkpoint: str | Path) -> Path | None:
+    """Return the JSON file to write, after a check that it replaces nothing that is read; None: there is none."""
+    config = [] if settings.source.filename is None else [settings.source.filename]
+    return None if out is None else check_writable(out, "--json", checkpoint, *config)
 
 
 def _switches(checkpoint: str | Path) -> list[bool]:

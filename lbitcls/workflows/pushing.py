@@ -19,7 +19,7 @@ from lbitcls.tracking.model_card import CardFacts, model_card
 from lbitcls.tracking.run_reading import REPORT, SUMMARY, RunRow, planned, read_row
 from lbitcls.utils.checkpoint import read_checkpoint, write_checkpoint
 from lbitcls.utils.config import Config
-from lbitcls.utils.errors import CheckpointError, ConfigError
+from lbitcls.utils.errors import CheckpointError, ConfigError, LbitclsError
 from lbitcls.utils.files import EXPORTED, MODEL_OF_FOLDER, check_folder, suggest_path, write_whole
 from lbitcls.utils.folders import write_folder
 from lbitcls.utils.hub import check_repo, hub_error, open_hub
@@ -27,7 +27,10 @@ from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.weights_file import SUFFIX, require_safetensors
 
 CARD, CONFIG = "README.md", "config.json"
-_OF_MACHINE = ("work_dir", "resume_from", "load_from", "data_root", "device", "gpu_ids", "cpu_only", "num_threads")
+_OF_MACHINE = (
+    *("work_dir", "resume_from", "load_from", "data_root", "device", "gpu_ids", "cpu_only", "num_threads"),
+    "log_config",  # addresses of servers, accounts
+)
 _KINDS = (*CHECKPOINTS, *EXPORTED)
 
 
@@ -54,7 +57,7 @@ def push_model(
         Address of the commit, or the folder.
 
     Raises:
-        ConfigError: `paths` are neither, or `repo` has another form.
+        ConfigError: `paths` are neither, `repo` has another form, or it is public although `private` was asked for.
         CheckpointError: A file cannot be read, or the hub rejects the files.
         DependencyError: An extra is missing.
     """
@@ -82,7 +85,11 @@ def _listed(folder: Path) -> str:
 def _upload(client: Any, folder: Path, repo: str, private: bool) -> str:
     try:
         client.create_repo(repo, private=private, exist_ok=True)
+        if private and client.model_info(repo).private is False:  # it existed
+            raise ConfigError(f"hf://{repo} is public; make it private on the hub first, or leave out --private.")
         done = client.upload_folder(repo_id=repo, folder_path=folder, commit_message="Model from lbitcls")
+    except LbitclsError:
+        raise
     except Exception as error:  # of the hub's client, or of its connection
         raise hub_error(f"hf://{repo}", error) from error
     return str(done.commit_url)

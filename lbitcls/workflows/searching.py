@@ -19,7 +19,18 @@ from lbitcls.analysis.passes import in_eval, predict
 from lbitcls.analysis.sensitivity import MEASURES, errors_alone
 from lbitcls.assembly.session import Session, make_model, open_session
 from lbitcls.quant import build_mtransformer, calibrate
-from lbitcls.quant.bit_assignment import Bits, Budget, SearchCosts, Table, assign, can_be_searched, total, with_bits
+from lbitcls.quant.bit_assignment import (
+    Bits,
+    Budget,
+    SearchCosts,
+    Table,
+    assign,
+    can_be_searched,
+    require_affordable,
+    require_solver,
+    total,
+    with_bits,
+)
 from lbitcls.quant.calibration import quantizing
 from lbitcls.quant.cost import plan_cost
 from lbitcls.quant.plan import Plan, PlanRow, aligned
@@ -128,17 +139,20 @@ def search_bits(
     Raises:
         ConfigError: An argument or the config does not suit a search, or no assignment fits into the budget.
         CheckpointError: The weights do not fit.
+        DependencyError: scipy is not installed.
     """
+    require_solver()
     settings = read_settings(cfg)
     settings.require(("model", "data", "quant_transformer"), "a search for bits")
     limit = Budget.read(budget)
     _check(settings, bits, measure, num_images)
-    out = check_writable(out, "--out", checkpoint, *filter(None, [settings.source.filename]))
+    out = _check_out(out, checkpoint, *filter(None, [settings.source.filename]))
     with open_session(settings) as session:
         search = _begin(settings, session, checkpoint, split, num_images, weights_only, data_root)
         rows = plan_cost(search.plan, search.model, search.batches[0][:1])
         names = _names([cost.row for cost in rows], search.section, keep)
         costs = SearchCosts(limit, rows, names, weights_only)
+        require_affordable(costs.table(dict.fromkeys(names, bits)), costs.limit())
         errors, uniform = _measure(search, names, sorted(set(bits)), measure, target)
         found = assign(errors, costs.table(errors), costs.limit())
         result = FoundBits(found, errors, uniform, search.error(search.network(found)), costs)
@@ -180,6 +194,16 @@ def _check(settings: Settings, bits: Sequence[int], measure: str, num_images: in
         )
     if num_images < 1:
         raise ConfigError(f"--num-images must be an integer ≥ 1; got {num_images}.")
+
+
+def _check_out(out: str | Path, *inputs: str | Path) -> Path:
+    """Return the config to write, after a check that it and what is written beside it replace no file that is read."""
+    path = check_writable(out, "--out", *inputs)
+    if path.suffix != ".py":
+        raise ConfigError(f"--out must be a config to write, with the suffix .py; got {path}.")
+    for suffix in (".png", ".json"):
+        check_writable(path.with_suffix(suffix), f"--out (its {suffix} file)", *inputs)
+    return path
 
 
 def _names(rows: Sequence[PlanRow], section: Mapping[str, Any], keep: Sequence[str] | None) -> list[str]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import IO
 
@@ -67,7 +68,7 @@ def sweep(
 
     Raises:
         ConfigError: A combination is not a valid config, none of the options has several values, or the folder contains
-            another sweep.
+            a sweep of another config, or a run of the same name with other options.
         TrainingError: Some runs failed; the others are complete, and the table is printed.
     """
     if jobs < 1:
@@ -107,13 +108,20 @@ def plan_trials(options: Sequence[str], folder: Path) -> list[Trial]:
         raise ConfigError("a sweep needs an option with several values, such as --options optimizer.lr=0.01,0.1")
     short = [key.lstrip("+").rpartition(".")[2] for key in keys]
     labels = [key if short.count(name) > 1 else name for key, name in zip(keys, short, strict=True)]
+    if (number := prod(map(len, choices))) > _MOST_RUNS:
+        raise ConfigError(f"the options make {number:,} runs; a sweep has at most {_MOST_RUNS:,}. Give fewer values.")
     trials = []
     for chosen in product(*choices):
         parts = [f"{labels[at]}={_split_option(chosen[at])[1]}" for at in varied]
         name = re.sub(r"[^\w.=+-]+", "-", "_".join(parts)).strip("-.")[:200]
         trials.append(Trial(folder / name, chosen))
-    if len(trials) > _MOST_RUNS or len({trial.folder for trial in trials}) < len(trials):
-        raise ConfigError(f"the options make {len(trials)} runs, some with equal names, or more than {_MOST_RUNS}.")
+    named: dict[Path, Trial] = {}
+    for trial in trials:
+        if (other := named.setdefault(trial.folder, trial)) is not trial:
+            pair = f"{' '.join(other.options)} and {' '.join(trial.options)}"
+            raise ConfigError(
+                f"two runs would have one folder, {trial.folder.name}: {pair}; write the values otherwise."
+            )
     return trials
 
 
@@ -151,20 +159,31 @@ def _check(config: str | Path, trial: Trial) -> None:
 
 
 def _claim(folder: Path, config: str | Path, trials: Sequence[Trial]) -> None:
-    """Note the sweep's config in its folder, after a check that it has no other."""
+    """Note the sweep's config and options in its folder, after a check that its runs have no others."""
     path, text = folder / SWEEP, Config.fromfile(config).pretty_text
+    known: dict[str, list[str]] = {}
     if path.exists():
-        try:
-            noted = json.loads("\n".join(read_lines(path)))["config"]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            noted = None
+        noted, known = _read_claim(path)
+        remedy = "name a new folder with --work-dir, or delete it."
         if noted != text:
             raise ConfigError(
-                f"{folder} contains a sweep of another config, or of an earlier state of {config}; name a "
-                "new folder with --work-dir, or delete it."
+                f"{folder} contains a sweep of another config, or of an earlier state of {config}; {remedy}"
             )
-    record = {"config": text, "runs": {trial.folder.name: list(trial.options) for trial in trials}}
+        for trial in trials:
+            before = known.get(trial.folder.name, trial.options)
+            if sorted(before) != sorted(trial.options):
+                raise ConfigError(f"{trial.folder} has other options, {' '.join(before)}; {remedy}")
+    record = {"config": text, "runs": {**known, **{trial.folder.name: list(trial.options) for trial in trials}}}
     write_whole(path, lambda temporary: temporary.write_text(json_text(record, indent=2) + "\n", encoding="utf-8"))
+
+
+def _read_claim(path: Path) -> tuple[str | None, dict[str, list[str]]]:
+    """Return the config that a sweep noted, and the options of its runs by name; None if the file is damaged."""
+    try:
+        content = json.loads("\n".join(read_lines(path)))
+        return content["config"], {name: list(map(str, options)) for name, options in content["runs"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None, {}
 
 
 def _train(config: str | Path, trials: Sequence[Trial], jobs: int, data_root: str | None) -> list[Trial]:

@@ -96,7 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "models", owner, name, *_] if f"{owner}/{name}" in self.hub.repos:
                 repo = f"{owner}/{name}"
                 files = [dict(rfilename=file, size=len(data)) for file, data in self.hub.repos[repo].items()]
-                self.reply(dict(id=repo, sha=self.hub.commit(repo), siblings=files))
+                self.reply(
+                    dict(id=repo, sha=self.hub.commit(repo), siblings=files, private=self.hub.private.get(repo, False))
+                )
             case [owner, name, "resolve", _, *path] if f"{owner}/{name}" in self.hub.repos:
                 self.file(f"{owner}/{name}", "/".join(path))
             case _:

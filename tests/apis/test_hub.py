@@ -72,6 +72,7 @@ def test_nothing_of_the_machine_is_pushed(hub: Hub, delivered: Any, tmp_path: Pa
     assert main(["push", str(delivered.checkpoint), REPO, "--out", str(tmp_path / "card")]) == 0
     assert not hub.asked, "--out needs no network"
     texts = [path.read_bytes() for path in (tmp_path / "card").iterdir()]
+    assert not any(b"log_config" in text for text in texts)
     assert not any(b"work_dir" in text or str(delivered.checkpoint.parent).encode() in text for text in texts)
 
 
@@ -168,6 +169,12 @@ def test_what_cannot_be_pushed(arguments: list[str], message: str, delivered: An
     places = dict(here=str(tmp_path), config=str(delivered.config), checkpoint=str(delivered.checkpoint))
     assert main(["push", *(word.format(**places) for word in arguments), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_public_model_gets_no_private_files(pushed: Hub, delivered: Any, capsys: Any) -> None:
+    before = dict(pushed.repos[REPO])
+    assert main(["push", str(delivered.checkpoint), REPO, "--private"]) == 2
+    assert f"hf://{REPO} is public" in capsys.readouterr().err and pushed.repos[REPO] == before
 
 
 def test_a_run_is_pushed_with_its_results(hub: Hub, make_config: Any, tmp_path: Path) -> None:

@@ -79,6 +79,18 @@ def test_mistakes_are_answered(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("config", "out", "said"),
+    [("c.py", "mixed.json", "must be a config to write"), ("c.json", "c.py", "c.json would replace a file that")],
+)
+def test_no_input_is_replaced(
+    config: str, out: str, said: str, repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Config.fromfile(repo_root / CONFIG).dump(tmp_path / config)
+    assert searched(tmp_path / config, Path("float.pth"), tmp_path / out, "--budget", "size=4bit") == 2
+    assert said in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == [config]
+
+
 def test_a_quantized_checkpoint_is_refused(
     float_checkpoint: Path, repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -41,6 +41,8 @@ def test_each_combination_is_trained_once(quick: Path, tmp_path: Path, capsys: A
     assert main(command) == 0
     assert "2 runs, 1 of them complete." in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
+    assert main([*command, "total_epochs=2"]) == 2
+    assert "lr=0.1 has other options, optimizer.lr=0.1; name a new folder" in capsys.readouterr().err
     quick.write_text(quick.read_text().replace("total_epochs = 1", "total_epochs = 2"))
     assert main(command) == 2
     assert "contains a sweep of another config" in capsys.readouterr().err
@@ -77,7 +79,8 @@ def test_combinations_are_named_after_what_varies() -> None:
         (["seed=1,1"], "a value is empty, or given twice"),
         (["seed=1,2", "seed=3"], "an option is given twice"),
         (["seed"], "an option must be key=value"),
-        (["seed=1/2,1-2"], "some with equal names"),
+        (["seed=1/2,1-2"], "two runs would have one folder, seed=1-2: seed=1/2 and seed=1-2"),
+        ([f"a{n}=0,1,2,3,4,5,6,7,8,9" for n in range(12)], "make 1,000,000,000,000 runs"),
     ],
 )
 def test_wrong_options(options: list[str], message: str) -> None:

@@ -47,6 +47,7 @@ def test_modules_by_name_and_class(resnet: nn.Module) -> None:
         (dict(fp16=dict(loss_scale=512.0)), "float16, whose loss scale"),
         (dict(not_finite="rewind"), "not_finite='rewind'"),
         (dict(custom_hooks=[dict(type="FreezeOscillationsHook")]), "FreezeOscillationsHook"),
+        (dict(custom_hooks=[dict(type="QuantStatsHook")]), "QuantStatsHook"),
         (dict(log_config=dict(hooks=[dict(type="TensorboardLoggerHook")])), "TensorboardLoggerHook's inspection"),
     ],
 )

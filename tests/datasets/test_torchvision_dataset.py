@@ -72,6 +72,17 @@ def test_a_damaged_image_is_named(photos: Path) -> None:
         dataset[4]
 
 
+def test_damaged_files_are_an_error_of_the_data(tmp_path: Path) -> None:
+    """torchvision parses them with assertions."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(b"junk")
+    with pytest.raises(DataError, match="MNIST finds no files"):
+        build_dataset(dict(type="TorchvisionDataset", name="MNIST"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [

@@ -105,3 +105,12 @@ def test_costs_are_those_of_the_network_that_is_built(weights_only: bool) -> Non
     assert costs.total(bits) * 1e9 == pytest.approx(rows["two"].bit_operations + rows["head"].bit_operations)
     assert weights_of(rows["two"].row) == 4 * 4 * 9
     assert rows["two"].row.cfg["per_channel"] is True and SECTION["special_layers"]["layers_name"] == ["one"]
+
+
+def test_older_names_of_bits_are_replaced() -> None:
+    """`nbits_w` beside `num_bit_w` would be an error."""
+    section = dict(type="ModelTransformer", quan_policy=dict(Conv2d=dict(type="LSQConv2d", nbits_w=4, bit_a=32)))
+    model = Small()
+    found = with_bits(section, build_mtransformer(section).plan(model), {"two": 2}, weights_only=False)
+    rows = {row.name: row for row in build_mtransformer(found).plan(model)}
+    assert (rows["two"].num_bit_w, rows["two"].num_bit_a, rows["one"].num_bit_w) == (2, None, 4)

@@ -68,6 +68,22 @@ def test_an_index_cannot_run_code(content: dict[str, Any], tmp_path: Path, monke
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_entry_that_pytorch_would_unpickle_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    """`torch.distributed.checkpoint` reads entries of bytes without `weights_only`."""
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    path = tmp_path / "epoch_2.sharded"
+    write_sharded(content, path, write_checkpoint)
+    index = pickle.loads((path / INDEX).read_bytes())
+    for name, entry in index.state_dict_metadata.items():
+        disguised = BytesStorageMetadata()
+        vars(disguised).update(size=entry.size, properties=entry.properties)
+        index.state_dict_metadata[name] = disguised
+    (path / INDEX).write_bytes(pickle.dumps(index))
+    with pytest.raises(CheckpointError, match="its index contains .*BytesStorageMetadata"):
+        read_checkpoint(path)
+
+
 def test_a_damaged_one_falls_back_to_the_one_before(content: dict[str, Any], tmp_path: Path) -> None:
     for number in (1, 2):
         write_sharded(content, tmp_path / f"epoch_{number}.sharded", write_checkpoint)
