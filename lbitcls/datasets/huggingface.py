@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from lbitcls.datasets.base import BaseDataset
 from lbitcls.datasets.pipelines.decode import as_image
@@ -58,7 +61,8 @@ class HuggingFaceDataset(BaseDataset):
                     f"HuggingFaceDataset: {self._path} has no column '{column}'{suggest(column, data.column_names)} "
                     f"It has: {', '.join(data.column_names)}."
                 )
-        self._data, self._column = data.select_columns([image]).cast_column(image, library.Image()), image
+        undecoded = library.Image(decode=False)  # decoding would open what a row without bytes names: any path or URL
+        self._data, self._column = data.select_columns([image]).cast_column(image, undecoded), image
         names = getattr(data.features[label], "names", None)
         super().__init__(_labels(data[label], self._path, label), pipeline, names, on_error)
 
@@ -67,7 +71,10 @@ class HuggingFaceDataset(BaseDataset):
 
     def info(self, index: int) -> dict[str, Any]:
         try:
-            image = as_image(self._data[index][self._column])
+            content = self._data[index][self._column]["bytes"]
+            if content is None:
+                raise ValueError("the row names a file instead of containing the image; save_to_disk embeds it")
+            image = as_image(Image.open(io.BytesIO(content)))
         except Exception as error:  # Pillow and Arrow raise many kinds for damaged images
             raise UnreadableImage(f"{self.describe(index)}: cannot read this image: {reason_of(error)}") from error
         return {"img": image, "filename": self.describe(index)}

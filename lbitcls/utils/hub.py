@@ -70,7 +70,8 @@ def parse_name(name: str) -> HubName:
 
 
 def check_repo(name: str) -> str:
-    """Return `name`; raise `ConfigError` unless it has the form `owner/name`."""
+    """Return `name` without `hf://`; raise `ConfigError` unless it has the form `owner/name`."""
+    name = name.removeprefix(SCHEME)
     if not _REPO.fullmatch(name):
         raise ConfigError(f"the model's name on the hub must be {_FORM}; got '{name}'.")
     return name

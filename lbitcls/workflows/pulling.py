@@ -36,7 +36,7 @@ def pull_model(
         CheckpointError: The hub has no such model or file, or a file is damaged.
         DependencyError: An extra is missing.
     """
-    check_repo(repo)
+    repo = check_repo(repo)
     folder = check_folder(out or repo.partition("/")[2], "--out")
     if folder.exists():
         raise ConfigError(f"--out {folder} exists; name a new folder.")

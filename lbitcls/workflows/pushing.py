@@ -61,7 +61,7 @@ def push_model(
         CheckpointError: A file cannot be read, or the hub rejects the files.
         DependencyError: An extra is missing.
     """
-    check_repo(repo)
+    repo = check_repo(repo)
     require_safetensors()
     if out is not None:
         folder = check_folder(out, "--out")

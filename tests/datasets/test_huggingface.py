@@ -47,6 +47,18 @@ def test_splits_and_the_order_of_the_loader(saved: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_a_row_that_names_a_file_opens_nothing(saved: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    Image.fromarray(IMAGES[0]).save(saved / "outside.png")
+    rows = {"image": [{"bytes": None, "path": str(saved / "outside.png")}], "label": [0]}
+    pq.write_table(pa.table(rows), saved / "named.parquet")
+    dataset = build_dataset(dict(type="HuggingFaceDataset", data_prefix="named.parquet"), saved)
+    with pytest.raises(DataError, match=r"named.parquet\[0\]: cannot read .* names a file instead"):
+        dataset.info(0)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
