@@ -63,8 +63,8 @@ def calibrate_checkpoint(
     if num_images < 1:
         raise ConfigError(f"--num-images must be an integer ≥ 1; got {num_images}.")
     out = check_writable(out, "--out", checkpoint, *filter(None, [settings.source.filename]))
-    progress = Path(f"{out}.progress")
     reconstruct = reconstruction_settings(settings, rounding)
+    progress = check_writable(f"{out}.progress", "the progress of --out")
     from lbitcls.quant import calibrate, named_quantizers, set_quantization
 
     with open_session(settings) as session:
@@ -90,8 +90,9 @@ def calibrate_checkpoint(
         if reconstruct is None:
             number = calibrate(model, chosen, method)
         else:
-            key = (settings.text, digest_of(content["state_dict"]), num_images, split)
             held = [batch.to(session.device) for batch in chosen]
+            seen = digest_of({str(i): batch for i, batch in enumerate(held)})
+            key = (settings.text, digest_of(content["state_dict"]), seen)
             number = reconstruct_model(model, held, method, reconstruct, progress, key)
         used = min(num_images, len(images.dataset) - len(images.skipped)) if number else 0
         _say(number, total, used, checkpoint, session)

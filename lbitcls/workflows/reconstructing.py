@@ -46,7 +46,7 @@ def reconstruct_model(
         method: Rule for the ranges; None: the quantization method's own.
         settings: Options of reconstruction.
         progress: File to save the model to after each unit, and to resume from.
-        key: Everything else that the result depends on; a file with another key is not resumed.
+        key: Everything else that the result depends on (config, weights, images); a file with another is not resumed.
 
     Raises:
         ConfigError: There are no images, quantizers have values already, or a layer's rounding cannot be learned.
