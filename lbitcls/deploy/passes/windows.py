@@ -17,11 +17,14 @@ def fit_windows(graph: Graph) -> None:
     OpenVINO refuses the pooling otherwise (2026.4). Its result, of one window, stays the same: padding is neither a
     maximum nor counted in an average.
     """
-    pools = [node for node in graph.nodes if node.op_type in ("MaxPool", "AveragePool")]
-    pools = [node for node in pools if attributes(node).get("ceil_mode", 0)]
-    sizes = _sizes(graph) if pools else {}
-    for pool in pools:
-        _fit(pool, sizes.get(pool.input[0], []))
+    if any(map(_reaches_beyond, graph.nodes)):
+        sizes = _sizes(graph)  # saves the graph, which replaces its nodes
+        for pool in filter(_reaches_beyond, graph.nodes):
+            _fit(pool, sizes.get(pool.input[0], []))
+
+
+def _reaches_beyond(node: NodeProto) -> bool:
+    return node.op_type in ("MaxPool", "AveragePool") and attributes(node).get("ceil_mode", 0) == 1
 
 
 def _fit(pool: NodeProto, sizes: list[int]) -> None:
