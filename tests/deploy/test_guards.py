@@ -68,9 +68,9 @@ def check_needed(build: Callable[[], Graph], guard: Callable[[Graph], None]) -> 
 
 @pytest.mark.parametrize("between", ["MaxPool", "Relu", "Transpose", "Concat", "Reshape", None])
 def test_a_clip_of_integers_keeps_its_bounds(between: str | None) -> None:
-    given = dict(MaxPool=dict(kernel_shape=[2, 2]), Concat=dict(axis=1)).get(str(between), {})
-    inputs = dict(Concat=["a", "a"], Reshape=["a", "shape"]).get(str(between), ["a"])
-    nodes = [make(between, inputs, ["b"], name="between", **given)] if between else []
+    options: dict[str | None, dict[str, Any]] = {"MaxPool": {"kernel_shape": [2, 2]}, "Concat": {"axis": 1}}
+    inputs = {"Concat": ["a", "a"], "Reshape": ["a", "shape"]}.get(str(between), ["a"])
+    nodes = [make(between, inputs, ["b"], name="between", **options.get(between, {}))] if between else []
     nodes.append(make("Clip", ["b" if between else "a", "low", "high"], ["y"], name="clip"))
     check_needed(lambda: graph_of(*INTEGERS, *nodes), guard_integers)
 
