@@ -32,6 +32,7 @@ from lbitcls.utils.checkpoint import load_checkpoint, save_checkpoint
 from lbitcls.utils.errors import LbitclsError
 from stress.drawn_models import FAMILIES, classifier
 from stress.judge import judge
+from stress.ties import explained_by_ties
 from stress.verdicts import Kind, Loss, NotJudged, Result
 
 METHODS = ("LSQ", "LSQPlus", "PACT", "DSQ", "UQ", "DoReFa", "TorchQAT", "EWGS", "N2UQ")
@@ -215,6 +216,8 @@ class Networks(Kind):
         if not found.passed:
             if any(_ROUNDING in reason for reason in found.reasons):
                 raise NotJudged("the model itself depends on rounding")
+            if explained_by_ties(found, exported, images):
+                raise NotJudged("values next to a tie, which engines round to either side")
             raise AssertionError("; ".join(found.reasons))
         if found.cannot_run:
             raise AssertionError(f"engines that cannot run it: {found.cannot_run}")

@@ -131,6 +131,58 @@ def guard_grids(graph: Graph) -> None:
                 node.input[position] = output
 
 
+def guard_integers(graph: Graph) -> None:
+    """Turn integers into floats by LeakyRelu with slope 1, the identity, before they reach a Clip or an AveragePool.
+
+    OpenVINO moves the integers' scale behind the operations that follow (seen in 2026.4). It then cuts off the bounds
+    of a Clip to integers, and rounds the averages if an elementwise operation comes next. Adding the smallest number
+    does not stop it here.
+    """
+    for node in [node for node in graph.nodes if node.op_type == "DequantizeLinear"]:
+        if node.input[0] not in graph.constants:
+            name = node.output[0]
+            _keep_apart(graph, name, [user for user in graph.consumers(name) if _needs_floats(graph, user)])
+
+
+def guard_pointwise(graph: Graph) -> None:
+    """Pass floats between a Transpose and a 1x1 Conv with integer weights through LeakyRelu with slope 1, the identity.
+
+    OpenVINO turns such a Conv into a matrix product, and drops a Transpose directly before it, and one behind it or the
+    constants added to its results, whatever it permutes (seen in 2026.4: the sizes do not fit, or the results are
+    wrong).
+    """
+    for operation in filter(None, (operation_of(graph, weight) for weight in weights_of(graph))):
+        source = graph.producer(operation.input[0])
+        if operation.op_type != "Conv" or (source is not None and source.op_type == "DequantizeLinear"):
+            continue
+        if source is not None and source.op_type == "Transpose":
+            _keep_apart(graph, source.output[0], [operation])
+        last: NodeProto | None = operation
+        while last is not None:
+            users = graph.consumers(last.output[0])
+            _keep_apart(graph, last.output[0], [user for user in users if user.op_type == "Transpose"])
+            last = next((u for u in users if u.op_type in ("Add", "Mul") and set(u.input) & set(graph.constants)), None)
+
+
+def _needs_floats(graph: Graph, node: NodeProto) -> bool:
+    """Return True if a node is a Clip or an AveragePool that OpenVINO computes wrongly of integers, or leads to one."""
+    users = [user for output in node.output for user in graph.consumers(output)]
+    averages = node.op_type == "AveragePool" and any(u.op_type not in ("QuantizeLinear", *OPERATIONS) for u in users)
+    if node.op_type == "Clip" or averages:
+        return True
+    return node.op_type in _FOLLOWED and any(_needs_floats(graph, user) for user in users)
+
+
+def _keep_apart(graph: Graph, name: str, users: list[NodeProto]) -> None:
+    """Let these consumers of a tensor read it through LeakyRelu with slope 1."""
+    if not users:
+        return
+    taken = graph.free_name(f"{name}_apart")
+    graph.add_node("LeakyRelu", [name], taken, graph.producer(name), f"{users[0].name}/Guard", alpha=1.0)
+    for user in users:
+        user.input[:] = [taken if given == name else given for given in user.input]
+
+
 def guard_sums(graph: Graph) -> None:
     """Pass each operand of a sum that is quantized for it alone through LeakyRelu with slope 1, which is the identity.
 

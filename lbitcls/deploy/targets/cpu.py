@@ -12,8 +12,16 @@ import numpy as np
 from lbitcls.deploy.passes.concatenations import concatenate_integers
 from lbitcls.deploy.passes.containers import signed_inputs, to_uint8
 from lbitcls.deploy.passes.graph import Graph
-from lbitcls.deploy.passes.guards import guard_float_layers, guard_grids, guard_scales, guard_sums
+from lbitcls.deploy.passes.guards import (
+    guard_float_layers,
+    guard_grids,
+    guard_integers,
+    guard_pointwise,
+    guard_scales,
+    guard_sums,
+)
 from lbitcls.deploy.passes.maxima import split_maxima
+from lbitcls.deploy.passes.windows import fit_windows
 from lbitcls.deploy.runtime.engines.openvino import ONE_THREAD, openvino_core
 from lbitcls.deploy.runtime.metadata import require
 from lbitcls.deploy.targets.base import Choice, Target
@@ -30,13 +38,16 @@ class CPU(Target):
     engines: ClassVar[Sequence[str]] = ("openvino", "onnxruntime")
 
     def shape(self, graph: Graph) -> None:
-        """Arrange concatenations; guard scales, maxima, sums and float layers against the engines' fusions."""
+        """Arrange concatenations; guard results against the engines' fusions."""
         concatenate_integers(graph)
         guard_scales(graph)
         guard_float_layers(graph)
         split_maxima(graph)
         if "openvino" in self.engines:
             guard_sums(graph)
+            guard_integers(graph)
+            guard_pointwise(graph)
+            fit_windows(graph)
 
     def shape_backbone(self, graph: Graph) -> None:
         """Guard the grids of sums and products against OpenVINO's fusions."""
