@@ -230,7 +230,7 @@ class CalibrationConfig(Section):
     ] = False
     reconstruct: Annotated[
         ReconstructConfig | None,
-        Shorthand(text="rounding"),
+        Shorthand(true=False, text="rounding"),
         Doc("Of `lbitcls calibrate`: learn the rounding of the weights; a kind of rounding, or a dict of options."),
     ] = None
 

@@ -24,6 +24,7 @@ from lbitcls.utils.checkpoint_content import check_sums
 from lbitcls.utils.dist import broadcast_object, is_main
 from lbitcls.utils.errors import CheckpointError
 from lbitcls.utils.files import sync_folder
+from lbitcls.utils.jsontext import json_text
 from lbitcls.utils.shards import is_shard
 from lbitcls.utils.temporary import new_temporary_folder
 
@@ -114,7 +115,7 @@ def _split(content: Any, place: tuple[Any, ...], shards: dict[str, Any]) -> Any:
     kept = {}
     for key, value in content.items():
         if is_shard(value):
-            shards[json.dumps([*place, key])] = value.detach()
+            shards[json_text([*place, key])] = value.detach()
         else:
             kept[key] = _split(value, (*place, key), shards)
     return kept

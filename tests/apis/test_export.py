@@ -247,11 +247,11 @@ def test_the_command_line(cfg: Config, write_config: WriteConfig, tmp_path: Path
 def test_what_cannot_be_expressed_exits_with_2(
     make_config: MakeConfig, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sections = dict(model=MODEL, quant_transformer=transformer("APoT"))
+    sections = dict(model=MODEL, quant_transformer=transformer("APoT", 6))
     checkpoint = calibrated(make_config(**sections), tmp_path)
     out = tmp_path / "model.onnx"
     assert main(["export", str(write_config(**sections)), str(checkpoint), "--out", str(out)]) == 2
-    assert "uneven levels" in capsys.readouterr().err
+    assert "integers beyond 8 bits: backbone." in capsys.readouterr().err
     assert not out.exists() and not (tmp_path / "model.report.json").exists()
 
 

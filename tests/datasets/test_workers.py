@@ -65,3 +65,14 @@ def test_signals_to_the_job_leave_the_workers_to_their_parent(cycle: bool) -> No
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def test_a_lost_main_process_causes_no_traceback() -> None:
+    """What multiprocessing's thread reports in a worker whose main process has ended in the middle of a transfer."""
+    program = (
+        "import sys\nfrom lbitcls.datasets.workers import outlive_signals\noutlive_signals(0)\n"
+        "for error in (ConnectionResetError('peer'), EOFError(), ValueError('shown')):\n"
+        "    sys.excepthook(type(error), error, None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "ValueError: shown\n"

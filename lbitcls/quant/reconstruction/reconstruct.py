@@ -43,8 +43,11 @@ class Reconstruction:
         ConfigError: Weights are computed by hooks, have no even grid, or belong to a layer that is called twice.
 
     Example:
-        >>> work = Reconstruction(model.eval(), batches, ReconstructConfig(rounding="adaround"))
+        >>> from lbitcls.quant import build_mtransformer, calibrate
+        >>> model, batches = build_mtransformer(cfg.quant_transformer)(model).eval(), [torch.rand(8, 1, 8, 8)]
+        >>> work = Reconstruction(model, batches, ReconstructConfig(rounding="adaround", iterations=10))
         >>> calibrate(model, batches)
+        16
         >>> for number in range(len(work.units)):
         ...     work.advance(number)
     """
