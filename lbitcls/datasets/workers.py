@@ -36,7 +36,7 @@ def _end_for(parent: int) -> None:
 def _unless_left_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error with its traceback, unless the main process has ended in the middle of a batch's transfer.
 
-    The thread of multiprocessing that hands over tensors reports that in a worker; the main process has said why it ended.
+    multiprocessing's thread that hands over tensors reports that in a worker; the main process has said why it ended.
     """
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
