@@ -40,6 +40,7 @@ def run_of(tmp_path: Path, **given: Any) -> Any:
         meta={"run": "r"},
         logger=logging.getLogger("test"),
         state="running",
+        completed=False,
         find=lambda kind: None,
         epoch=0,
         inner_iter=0,

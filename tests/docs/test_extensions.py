@@ -106,7 +106,7 @@ def test_every_type_of_every_registry_is_shown() -> None:
     assert "- ``clip_decay`` (input): Factor λ" in text
     assert "   dict(type='Resize', size=..., interpolation='bilinear', backend=None)\n\n- ``size``: " in text
     assert text.index("\nResize the image.\n") < text.index("dict(type='Resize'"), "the meaning comes first"
-    assert not re.search(r"kwargs|Raises:|Example:|lbitcls\.registry", text), "internals"
+    assert not re.search(r"(?<!init_)kwargs|Raises:|Example:|lbitcls\.registry", text), "internals"
 
 
 def test_every_type_can_be_pasted_into_a_config() -> None:

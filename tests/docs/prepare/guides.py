@@ -65,6 +65,7 @@ PAGES = {
         slow=True,
     ),
     "docs/reconstruction.md": Page(not_run={"CONFIG=configs/calibration/mobilenet_v2_4w8f_adaround.py": "data"}),
+    "docs/hub.md": Page(not_run={"from lbitcls.apis import inference_model, init_model": "network"}),
     "docs/migration.md": Page(
         prepare=imagenet,
         words={"total_epochs=1": "total_epochs=1 +log_config.pictures=false +evaluation.save_best=None"},
