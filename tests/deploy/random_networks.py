@@ -76,7 +76,7 @@ def draw_network(seed: int) -> Network:
     if any(isinstance(m, nn.ConvTranspose2d) and m.groups > 1 for m in model.modules()):
         options = dict(per_channel=False)
     if method == "APoT":
-        bits, options["quant_activation"] = (min(bits[0], 6), bits[1]), bits[1] <= 5
+        bits, options["quant_activation"] = (min(bits[0], 6), bits[1]), False
     if target == "tensorrt":
         method = method if method in ("LSQ", "EWGS", "PACT", "UQ") else "LSQ"
         options["signed"] = True

@@ -29,7 +29,7 @@ FAMILIES = {
     "LeNet-5": engines.FAMILIES["LeNet-5"],
     "ResNet-8": Family(dict(type="ResNetCIFAROptionA", depth=8), 64, 16),
     "ResNet-18": Family(dict(type="ResNet", depth=18, base_channels=16, num_stages=2, out_indices=(1,)), 32, 32),
-    "MobileNetV2": Family(dict(type="MobileNetV2", widen_factor=0.5, out_indices=(2,)), 16, 32, every=2),
+    "MobileNetV2": Family(dict(type="MobileNetV2", widen_factor=0.5, out_indices=(2,)), 16, 32, every=5),
 }
 """Families with BatchNorm, or of few layers: SqueezeNet and VGG learn nothing in seconds."""
 FACTORS = (engines.TARGETS, tuple(FAMILIES), engines.METHODS, engines.BITS)
@@ -107,7 +107,7 @@ def refusals(target: str, model: nn.Module) -> set[str]:
 def briefly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small networks, trained in seconds."""
     monkeypatch.setattr(engines, "FAMILIES", FAMILIES)
-    monkeypatch.setattr(engines, "EPOCHS", {"float": 6, 8: 2, 4: 2, 2: 3})
+    monkeypatch.setattr(engines, "EPOCHS", {"float": 6, 8: 2, 4: 2, 2: 4})
     for target, judges in JUDGES.items():
         monkeypatch.setitem(engines.PLACES, target, (target, judges))
     return
