@@ -150,7 +150,7 @@ def search_bits(
     with open_session(settings) as session:
         search = _begin(settings, session, checkpoint, split, num_images, weights_only, data_root)
         rows = plan_cost(search.plan, search.model, search.batches[0][:1])
-        names = _names([cost.row for cost in rows], search.section, keep)
+        names = _names([cost.row for cost in rows], keep)
         costs = SearchCosts(limit, rows, names, weights_only)
         require_affordable(costs.table(dict.fromkeys(names, bits)), costs.limit())
         errors, uniform = _measure(search, names, sorted(set(bits)), measure, target)
@@ -206,7 +206,7 @@ def _check_out(out: str | Path, *inputs: str | Path) -> Path:
     return path
 
 
-def _names(rows: Sequence[PlanRow], section: Mapping[str, Any], keep: Sequence[str] | None) -> list[str]:
+def _names(rows: Sequence[PlanRow], keep: Sequence[str] | None) -> list[str]:
     """Return the names of the layers whose bits are searched."""
     quantized = [row.name for row in rows if row.quantized]
     if unknown := [name for name in keep or () if name not in quantized]:
